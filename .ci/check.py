@@ -1,0 +1,153 @@
+"""Everything that must hold before a change is merged; ``make check`` runs it.
+
+The lint, type and floor checks and the suite with coverage run on the Python of ``.venv``; the
+suite alone runs on every other CPython >= 3.11 that this machine has, each in a virtual
+environment of its own under ``.venvs``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENTS = ROOT / ".venvs"
+OLDEST = (3, 11)
+EXPECTED = ((3, 11), (3, 12), (3, 13), (3, 14))
+GROUPS = ("dev", "cluster", "browser")
+
+_ASK = (
+    "import json, platform, sys;"
+    "print(json.dumps([platform.python_implementation(), *sys.version_info[:3],"
+    " sys.version_info.releaselevel, getattr(sys, '_is_gil_enabled', lambda: True)()]))"
+)
+
+
+def main() -> int:
+    """Run every check, go on after a failure, and return 1 if there was any."""
+    os.chdir(ROOT)
+    binary = Path(sys.executable).parent
+    static: list[tuple[str, Sequence[str | Path]]] = [
+        ("ruff check", [binary / "ruff", "check", "."]),
+        ("ruff format", [binary / "ruff", "format", "--check", "."]),
+        ("mypy", [binary / "mypy"]),
+        ("pyright", [binary / "pyright"]),
+        ("import floors", [binary / "lint-imports"]),
+    ]
+    failed = [name for name, command in static if not run(name, command)]
+
+    here = sys.version_info[:2]
+    suite: list[str | Path] = [sys.executable, "-m", "pytest", "-q", "-n", "auto"]
+    name = f"suite and coverage on Python {dotted(here)}"
+    with tempfile.TemporaryDirectory() as folder:
+        # In a folder of its own: another run in this work tree at the same time would combine,
+        # and delete, the data files of this one's processes.
+        os.environ["COVERAGE_FILE"] = str(Path(folder) / ".coverage")
+        if not run(name, [*suite, "--cov", "--cov-report=term-missing"]):
+            failed.append(name)
+        del os.environ["COVERAGE_FILE"]
+
+    others = found_pythons()
+    others.pop(here, None)
+    for minor, python in sorted(others.items()):
+        name = f"suite on Python {dotted(minor)}"
+        environment = prepared(minor, python)
+        if environment is None or not run(name, [environment, *suite[1:]]):
+            failed.append(name)
+
+    tested = {here, *others}
+    print(f"\nTested on Python {', '.join(map(dotted, sorted(tested)))}.")
+    if missing := [dotted(minor) for minor in EXPECTED if minor not in tested]:
+        print(f"Not found on this machine, so not tested: Python {', '.join(missing)}.")
+    print(f"FAILED: {', '.join(failed)}" if failed else "Every check passed.")
+    return 1 if failed else 0
+
+
+def run(name: str, command: Sequence[str | Path]) -> bool:
+    """Run one check with its output shown; return whether it passed."""
+    print(f"\n== {name}", flush=True)
+    started = time.monotonic()
+    passed = subprocess.run(command, check=False).returncode == 0
+    print(f"-- {name}: {'ok' if passed else 'FAILED'}, {time.monotonic() - started:.1f} s")
+    return passed
+
+
+def found_pythons() -> dict[tuple[int, int], str]:
+    """Return the newest CPython of each minor version on the PATH and in pyenv and uv."""
+    home = Path.home()
+    pyenv = Path(os.environ.get("PYENV_ROOT") or home / ".pyenv")
+    uv = Path(os.environ.get("UV_PYTHON_INSTALL_DIR") or home / ".local/share/uv/python")
+    candidates = [
+        *(str(path) for path in pyenv.glob("versions/3.*/bin/python")),
+        *(str(path) for path in uv.glob("cpython-3.*/bin/python3")),
+        *(path for minor in range(OLDEST[1], 30) if (path := shutil.which(f"python3.{minor}"))),
+    ]
+    found: dict[tuple[int, int], tuple[tuple[int, int, int], str]] = {}
+    for python in candidates:
+        version = cpython_version(python)
+        if version is None or version[:2] < OLDEST:
+            continue
+        minor = version[:2]
+        if minor not in found or version > found[minor][0]:
+            found[minor] = (version, python)
+    return {minor: python for minor, (_, python) in found.items()}
+
+
+def cpython_version(python: str) -> tuple[int, int, int] | None:
+    """Ask an interpreter what it is; ``None`` if it is no released CPython that starts."""
+    try:
+        answer = subprocess.run(
+            [python, "-I", "-c", _ASK], capture_output=True, text=True, check=True, timeout=30
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None  # a pyenv shim of a version that is not selected, for example
+    implementation, major, minor, micro, level, has_gil = json.loads(answer.stdout)
+    if implementation != "CPython" or level != "final" or not has_gil:
+        return None
+    return (major, minor, micro)
+
+
+def prepared(minor: tuple[int, int], python: str) -> str | None:
+    """Return the Python of an up-to-date environment; ``None`` if it cannot be made."""
+    folder = ENVIRONMENTS / dotted(minor)
+    stamp = folder / ".prepared"
+    inside = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    wanted = hashlib.sha256(
+        (ROOT / "pyproject.toml").read_bytes() + os.path.realpath(python).encode()
+    ).hexdigest()
+    if stamp.exists() and stamp.read_text() == wanted:
+        return str(inside)
+    print(f"\n== making {folder.relative_to(ROOT)} with {python}", flush=True)
+    pip: list[str | Path] = [inside, "-m", "pip", "install", "--quiet"]
+    groups = [argument for group in GROUPS for argument in ("--group", group)]
+    steps: list[Sequence[str | Path]] = [
+        [python, "-m", "venv", "--clear", folder],
+        [*pip, "--upgrade", "pip>=25.1"],
+        [*pip, *groups],
+        [*pip, "--no-build-isolation", "--editable", "."],
+    ]
+    for step in steps:
+        if subprocess.run(step, check=False).returncode != 0:
+            return None
+    stamp.write_text(wanted)
+    return str(inside)
+
+
+def dotted(version: tuple[int, ...]) -> str:
+    """Write a version with dots."""
+    return ".".join(map(str, version))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

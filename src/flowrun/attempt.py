@@ -1,0 +1,370 @@
+"""Call one task once, on the event loop or on an executor, and know how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import pickle
+import sys
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from flowrun.context import CURRENT, RunContext
+from flowrun.errors import ExecutorError, RemoteTaskError
+from flowrun.failure import error_line, error_text
+from flowrun.remote import Facts, PackedCall, RemoteCall, Reply, unpacked
+
+if TYPE_CHECKING:
+    import contextvars
+    from collections.abc import Callable
+
+    from flowrun.clock import Clock
+    from flowrun.context import Attempt
+    from flowrun.inbox import Inbox
+    from flowrun.registry import TaskSpec
+
+Arguments: TypeAlias = tuple[tuple[object, ...], dict[str, object]]
+NO_ARGUMENTS: Arguments = ((), {})
+
+
+class Invocation:
+    """One attempt from the scheduler's side.
+
+    It ends exactly once for the scheduler: when the code has ended, or when it is abandoned.
+    ``error`` and ``value`` are what the code left; what it means is the scheduler's to judge.
+
+    Attributes:
+        number: The task's number in its graph.
+        spec: The task.
+        attempt: What the task itself sees.
+        arguments: What it is called with.
+        preserved: What a retry will be called with, when the first call might change it (S4).
+        task: The asyncio task, for code on the event loop.
+        future: The executor's future, for code elsewhere.
+        started: When the code started, on the monotonic clock; ``None`` before.
+        duration_s: How long it ran, as a remote worker has measured it.
+        ok: Whether it returned.
+        value: What it returned.
+        error: What it raised.
+        text: The error's text, if it came from afar.
+        timed_out: Whether its time was up before it ended.
+        stopped: Whether it was told to stop.
+        closed: The scheduler has its outcome; what comes later is late.
+        abandoned: It was given up while its code still ran.
+    """
+
+    # Defaults of the class, not assignments: most attempts never touch most of them.
+    preserve = False
+    preserved: Preserved | None = None
+    task: asyncio.Task[None] | None = None
+    future: Future[Any] | None = None
+    started: float | None = None
+    duration_s: float | None = None
+    ok = False
+    value: object = None
+    error: BaseException | None = None
+    text: str | None = None
+    timed_out = False
+    stopped = False
+    closed = False
+    abandoned = False
+
+    def __init__(  # noqa: PLR0913 - made in one place, once per attempt
+        self,
+        number: int,
+        spec: TaskSpec,
+        attempt: Attempt,
+        arguments: Arguments,
+        context: contextvars.Context,
+        clock: Clock,
+    ) -> None:
+        self.number = number
+        self.spec = spec
+        self.attempt = attempt
+        self.arguments = arguments
+        self._context = context
+        self._clock = clock
+
+    def start_async(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        done: Callable[[Invocation], object],
+        late: Callable[[Invocation], object],
+        body: Callable[[Invocation], Any] | None = None,
+    ) -> bool:
+        """Start the code on the event loop; return whether it has ended already.
+
+        Args:
+            loop: The running loop.
+            done: Called on the loop when it ends, unless this returned ``True``.
+            late: Called instead of ``done`` if it was abandoned before.
+            body: What to run in place of the task's function.
+        """
+        self._done = done
+        self._late = late
+        coroutine = _body(self) if body is None else body(self)
+        if _EAGER and loop.get_task_factory() is None:
+            task = _eager_task(coroutine, loop, self._context)
+            if task.done():
+                return True
+        else:
+            # A task factory that the user has set decides how tasks are made.
+            task = loop.create_task(coroutine, context=self._context)
+        self.task = task
+        task.add_done_callback(self._task_done)
+        return False
+
+    def start_awaiting(
+        self, loop: asyncio.AbstractEventLoop, done: Callable[[Invocation], object]
+    ) -> bool:
+        """Await, on the event loop, the awaitable that a sync callable has returned (I3)."""
+        self.ok = False
+        return self.start_async(loop, done, self._late, _await_value)
+
+    def start_sync(
+        self, pool: Executor, kind: str, inbox: Inbox, late: Callable[[Invocation], object]
+    ) -> None:
+        """Hand the code to an executor; the inbox is told when it has ended.
+
+        Args:
+            pool: The executor.
+            kind: ``"own"`` for threads of flowrun, ``"process"`` for a pool of processes on
+                this machine, ``"other"`` for any other executor.
+            inbox: Where this invocation is put when it has ended.
+            late: Called, in any thread, if it ends after it was abandoned.
+
+        Raises:
+            NotPicklableError: For another process, but it cannot be sent there.
+            RuntimeError: The pool is broken or shut down.
+        """
+        self._done = inbox.put
+        self._late = late
+        if kind == "own":
+            future: Future[Any] = pool.submit(self._context.run, self._call)
+        else:
+            # Nobody tells when a foreign pool starts it: its clock starts at submission.
+            self.started = self._clock.monotonic()
+            if self.spec.timeout_s is not None:
+                self.attempt.arm(self.started + self.spec.timeout_s)
+            if kind == "process":
+                future = pool.submit(PackedCall(self.remote_call()))
+            else:
+                future = pool.submit(_ForeignCall(self))
+        self.future = future
+        future.add_done_callback(self._future_done)
+
+    def remote_call(self) -> RemoteCall:
+        """Return the call in the form in which it can leave this process."""
+        seen = self.attempt
+        facts = Facts(seen.run_id, seen.dag_name, seen.task_name, seen.attempt, self.spec.timeout_s)
+        args, kwargs = self.arguments
+        return RemoteCall(self.spec.function, args, kwargs, facts)
+
+    def run_in(self) -> None:
+        """Run the code in this thread, inside the task's own context."""
+        self._context.run(self._call)
+
+    def stop(self, cause: str) -> bool:
+        """Tell the code to stop; return whether it will, so that it is worth waiting for.
+
+        Code on the event loop gets ``CancelledError``. A queued call is withdrawn; a process
+        that can be killed is. A thread can only be told.
+        """
+        self.stopped = True
+        self.attempt.tell(cause)
+        if self.task is not None:
+            self.task.cancel()
+            return True
+        return self.future is not None and self.future.cancel()
+
+    def abandon(self) -> None:
+        """Go on without it: its thread no longer counts, its end is reported as late."""
+        self.closed = True
+        self.abandoned = True
+        give_up = getattr(self.future, "abandon", None)
+        if give_up is not None:
+            give_up()
+
+    def discard(self, *, unused: bool) -> None:
+        """Let go of what the code left, and of the reference cycles that tracebacks make.
+
+        Args:
+            unused: Nobody has taken the value; a coroutine in it is closed unawaited.
+        """
+        value, self.value = self.value, None
+        self.error = None
+        self.arguments = NO_ARGUMENTS  # the future's callbacks hold this object, and it the future
+        if unused and asyncio.iscoroutine(value):
+            value.close()
+
+    def begin(self) -> None:
+        """Note that the code starts now: its clock starts too (A1)."""
+        CURRENT.set(self.attempt)
+        if self.started is None:
+            self.started = self._clock.monotonic()
+            if self.spec.timeout_s is not None:
+                self.attempt.arm(self.started + self.spec.timeout_s)
+        if self.preserve:
+            self.preserved = Preserved(self.arguments)
+
+    def _call(self) -> None:
+        self.begin()
+        args, kwargs = self.arguments
+        try:
+            self.value = self.spec.function(*args, **kwargs)
+            self.ok = True
+        except BaseException as error:  # noqa: BLE001 - everything is the task's failure (A5)
+            self.error = error
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() and self.error is None:
+            # Cancelled before its first step: the body has never run.
+            self.error = asyncio.CancelledError()
+        if self.closed:
+            self._late(self)
+        else:
+            self._done(self)
+
+    def _future_done(self, future: Future[Any]) -> None:
+        if not self.abandoned:
+            self._collect(future)
+        if self.closed:
+            self._late(self)
+        else:
+            self._done(self)
+
+    def _collect(self, future: Future[Any]) -> None:
+        """Read what came back; here, in the thread that brought it, and not on the loop."""
+        try:
+            reply = future.result()
+        except BrokenExecutor as error:
+            name = f"executor {self.spec.executor!r}" if self.spec.executor else "the executor"
+            self.error = ExecutorError(f"{name} is broken: {error_line(error)}")
+        except CancelledError as error:
+            self.error = error
+        except BaseException as error:  # noqa: BLE001 - whatever a pool may raise
+            self.error = error
+        else:
+            if isinstance(reply, bytes):
+                reply = unpacked(reply)
+            if isinstance(reply, Reply):
+                self.value, self.text = reply.value, reply.text
+                self.duration_s = reply.duration_s
+                self.error = reply.error
+                self.ok = reply.text is None
+
+    @property
+    def failure_text(self) -> str:
+        """The error's text with its traceback."""
+        if self.text is not None:
+            return self.text
+        return error_text(self.error or RemoteTaskError("unknown", "no reply"))
+
+
+class Preserved:
+    """Arguments as they were before the first attempt, for the attempts after it (S4).
+
+    Values that cannot change are shared; others are kept as a pickle, or as a deep copy where
+    they cannot be pickled. What cannot be copied at all (an open connection) is shared.
+    """
+
+    __slots__ = ("_args", "_kwargs")
+
+    def __init__(self, arguments: Arguments) -> None:
+        args, kwargs = arguments
+        self._args = [_frozen(value) for value in args]
+        self._kwargs = {name: _frozen(value) for name, value in kwargs.items()}
+
+    def arguments(self) -> Arguments:
+        """Return the arguments anew; each call gives fresh copies."""
+        return (
+            tuple([thaw() for thaw in self._args]),
+            {name: thaw() for name, thaw in self._kwargs.items()},
+        )
+
+
+_UNCHANGING = (int, float, complex, str, bytes, bool, type(None))
+
+
+def needs_preserving(arguments: Arguments) -> bool:
+    """Return whether a call might change what it is given."""
+    args, kwargs = arguments
+    return not all(map(_is_shared, (*args, *kwargs.values())))
+
+
+def _is_shared(value: object) -> bool:
+    return type(value) in _UNCHANGING or isinstance(value, RunContext)
+
+
+def _frozen(value: object) -> Callable[[], object]:
+    if _is_shared(value):
+        return lambda: value
+    try:
+        data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+        pickle.loads(data)  # noqa: S301 - our own bytes; refuses what would not come back
+    except Exception:  # noqa: BLE001 - a value's own methods may raise anything
+        try:
+            twin = copy.deepcopy(value)
+        except Exception:  # noqa: BLE001 - see above
+            return lambda: value
+        return lambda: copy.deepcopy(twin)
+    return lambda: pickle.loads(data)  # noqa: S301 - our own bytes
+
+
+class _ForeignCall:
+    """A call for an executor that flowrun does not know.
+
+    In this process it runs as any call; one that is pickled leaves as a ``RemoteCall``.
+    """
+
+    __slots__ = ("_invocation",)
+
+    def __init__(self, invocation: Invocation) -> None:
+        self._invocation = invocation
+
+    def __call__(self) -> None:
+        self._invocation.run_in()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return self._invocation.remote_call().__reduce__()
+
+
+async def _body(invocation: Invocation) -> None:
+    invocation.begin()
+    args, kwargs = invocation.arguments
+    try:
+        invocation.value = await invocation.spec.function(*args, **kwargs)
+        invocation.ok = True
+    except BaseException as error:  # noqa: BLE001 - everything is the task's failure (A5)
+        invocation.error = error
+
+
+async def _await_value(invocation: Invocation) -> None:
+    CURRENT.set(invocation.attempt)
+    awaitable: Any = invocation.value
+    try:
+        invocation.value = await awaitable
+        invocation.ok = True
+    except BaseException as error:  # noqa: BLE001 - everything is the task's failure (A5)
+        invocation.error = error
+
+
+_EAGER = sys.version_info >= (3, 12)
+
+if sys.version_info >= (3, 12):
+
+    def _eager_task(
+        coroutine: Any,  # noqa: ANN401 - a coroutine of ours
+        loop: asyncio.AbstractEventLoop,
+        context: contextvars.Context,
+    ) -> asyncio.Task[None]:
+        return asyncio.Task(coroutine, loop=loop, context=context, eager_start=True)
+
+else:
+
+    def _eager_task(
+        coroutine: Any,  # noqa: ANN401 - a coroutine of ours
+        loop: asyncio.AbstractEventLoop,
+        context: contextvars.Context,
+    ) -> asyncio.Task[None]:
+        return loop.create_task(coroutine, context=context)

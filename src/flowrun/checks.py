@@ -1,0 +1,139 @@
+"""What is handed to an engine or a run, checked before anything starts."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import TYPE_CHECKING
+
+from flowrun.context import RunContext
+from flowrun.errors import ContextError, DefinitionError, listed
+from flowrun.hooks import EVENT_METHODS
+from flowrun.workers import WorkerThreads
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from concurrent.futures import Executor
+
+    from flowrun.graph import Graph
+    from flowrun.hooks import RunHook
+    from flowrun.state.protocol import StateStoreProtocol
+
+
+def checked_store(store: StateStoreProtocol) -> StateStoreProtocol:
+    """Return the store if it can be one.
+
+    Raises:
+        TypeError: It lacks methods of the protocol.
+    """
+    missing = [
+        name
+        for name in ("blocking", "create_run", "save", "load_run", "load_results", "list_runs")
+        if not hasattr(store, name)
+    ]
+    if missing:
+        msg = (
+            f"state_store= takes a StateStoreProtocol; {type(store).__name__} lacks"
+            f" {', '.join(missing)}"
+        )
+        raise TypeError(msg)
+    return store
+
+
+def checked_hooks(hooks: Sequence[RunHook]) -> Sequence[RunHook]:
+    """Return the hooks if each can hear something.
+
+    Raises:
+        TypeError: One has no handler, or is a class.
+    """
+    for hook in hooks:
+        if isinstance(hook, type) or not any(
+            callable(getattr(hook, name, None)) for name in EVENT_METHODS.values()
+        ):
+            msg = (
+                f"hooks= takes RunHook objects, not {hook!r}; derive from RunHook, or use"
+                " fn_hook(on_task_failure=...)"
+            )
+            raise TypeError(msg)
+    return tuple(hooks)
+
+
+def with_kind(name: str, pool: Executor | None) -> tuple[Executor, str]:
+    """Return the executor with the way in which calls are handed to it."""
+    if not callable(getattr(pool, "submit", None)) or isinstance(pool, type):
+        msg = f"executor {name!r} must be a concurrent.futures.Executor, not {pool!r}"
+        raise TypeError(msg)
+    assert pool is not None  # noqa: S101 - it has a submit method
+    if isinstance(pool, WorkerThreads):
+        return pool, "own"
+    # Asked by name: importing them here would load multiprocessing for everybody.
+    for module, kind in (
+        ("concurrent.futures.process", "ProcessPoolExecutor"),
+        ("flowrun.processes", "ProcessPerAttemptExecutor"),
+    ):
+        loaded = sys.modules.get(module)
+        if loaded is not None and isinstance(pool, getattr(loaded, kind)):
+            return pool, "process"
+    return pool, "other"
+
+
+def check_context(graph: Graph, context: object) -> None:
+    """Refuse a context that is none, and none where one is needed.
+
+    Raises:
+        ContextError: Names the DAG and the tasks.
+    """
+    if context is None:
+        if graph.context_tasks:
+            msg = (
+                f"DAG {graph.dag_name!r}: task(s) {listed(graph.context_tasks)} ask for a"
+                " RunContext, and none was given; pass context=RunContext(...)"
+            )
+            raise ContextError(msg)
+    elif not isinstance(context, RunContext):
+        msg = (
+            f"DAG {graph.dag_name!r}: context must be a RunContext, not"
+            f" {type(context).__name__}; wrap it: context=RunContext(...)"
+        )
+        raise ContextError(msg)
+
+
+def check_run_timeout(graph: Graph, timeout_s: object) -> None:
+    """Refuse a deadline that cannot be kept.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is not finite, or not above 0.
+    """
+    if timeout_s is None:
+        return
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float):
+        msg = f"DAG {graph.dag_name!r}: timeout_s must be seconds or None, not {timeout_s!r:.80}"
+        raise TypeError(msg)
+    if not math.isfinite(timeout_s) or timeout_s <= 0:
+        msg = (
+            f"DAG {graph.dag_name!r}: timeout_s must be finite and above 0, not {timeout_s!r};"
+            " use None for no limit"
+        )
+        raise ValueError(msg)
+
+
+def checked_metadata(metadata: Mapping[str, object] | None) -> dict[str, object]:
+    """Return the metadata if it survives JSON unchanged.
+
+    Raises:
+        DefinitionError: It does not.
+    """
+    if metadata is None:
+        return {}
+    import json  # noqa: PLC0415 - only for those who use metadata
+
+    try:
+        plain = json.loads(json.dumps(dict(metadata), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        msg = f"metadata must be a mapping of JSON values: {error}"
+        raise DefinitionError(msg) from error
+    if plain != dict(metadata):
+        msg = "metadata must be a mapping of JSON values that come back as they were"
+        raise DefinitionError(msg)
+    return dict(plain)

@@ -1,0 +1,392 @@
+"""The command line: run and look, from a terminal or a script.
+
+Exit codes: 0 success, 1 the run failed (or a check did), 2 wrong use, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import json
+import os
+import signal
+import sys
+import traceback
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowrun.engine import Engine
+from flowrun.errors import FlowrunError, UnknownRunError
+from flowrun.progress import ProgressHook
+from flowrun.render import for_terminal, report_html, report_table
+from flowrun.report import build_report
+from flowrun.state.protocol import RunQuery
+from flowrun.state.records import RunStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from flowrun.report import RunReport
+    from flowrun.state.records import RunSummary
+    from flowrun.state.sqlite import SqliteStateStore
+
+SUCCESS, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+LATEST = "latest"
+
+
+class UsageError(FlowrunError):
+    """The command was not used as it should be."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        arguments: The words after the program's name; those of the process by default.
+    """
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read us has gone (``| head``); nothing more can be said to them.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return SUCCESS
+    except (FlowrunError, OSError, ValueError) as error:
+        if options.traceback:
+            traceback.print_exc()
+        print(f"flowrun: {for_terminal(str(error))}", file=sys.stderr)
+        return USAGE
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="flowrun",
+        description="Run DAGs and look at their runs.",
+        epilog="Exit codes: 0 success, 1 the run failed, 2 wrong use, 130 interrupted.",
+    )
+    parser.add_argument(
+        "--traceback", action="store_true", help="show the whole traceback of an error"
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(
+        name: str, function: Callable[[argparse.Namespace], int], text: str
+    ) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(command=function)
+        return added
+
+    def engine(added: argparse.ArgumentParser) -> None:
+        added.add_argument(
+            "engine", metavar="MODULE:ENGINE", help="where the engine is, like jobs.daily:engine"
+        )
+
+    def as_json(added: argparse.ArgumentParser) -> None:
+        added.add_argument("--json", action="store_true", help="print JSON for a script")
+
+    run = command("run", run_dag, "run a DAG and print its report")
+    engine(run)
+    run.add_argument("dag", metavar="DAG")
+    run.add_argument("--timeout-s", type=float, metavar="SECONDS", help="end the run after it")
+    run.add_argument("--target", action="append", metavar="TASK", help="only what leads to it")
+    _progress(run)
+    as_json(run)
+
+    resume = command("resume", resume_run, "finish what a run left undone")
+    engine(resume)
+    resume.add_argument("run", metavar="RUN", help=f"a run's id, or {LATEST!r}")
+    resume.add_argument(
+        "--from", action="append", dest="from_tasks", metavar="TASK", help="run it again"
+    )
+    resume.add_argument("--dry-run", action="store_true", help="only say what would run, and why")
+    _progress(resume)
+    as_json(resume)
+
+    listing = command("list", list_dags, "list DAGs and their tasks")
+    engine(listing)
+    as_json(listing)
+
+    show = command("show", show_dag, "draw a DAG")
+    engine(show)
+    show.add_argument("dag", metavar="DAG")
+    show.add_argument("--style", choices=["tree", "mermaid", "dot"], default="tree")
+
+    validate = command("validate", validate_dags, "check DAGs without running them")
+    engine(validate)
+    validate.add_argument("dag", metavar="DAG", nargs="*", help="all of them by default")
+
+    runs = command("runs", list_runs, "list the runs in a SQLite file, newest first")
+    runs.add_argument("db", metavar="DB", type=Path)
+    runs.add_argument("--dag", help="only runs of this DAG")
+    runs.add_argument("--status", choices=[status.value for status in RunStatus])
+    runs.add_argument("--limit", type=int, default=20, help="at most so many (20)")
+    as_json(runs)
+
+    report = command("report", show_report, "print the report of a run in a SQLite file")
+    report.add_argument("db", metavar="DB", type=Path)
+    report.add_argument("run", metavar="RUN", help=f"a run's id, or {LATEST!r}")
+    report.add_argument("--html", metavar="FILE", type=Path, help="write a page to this file")
+    as_json(report)
+
+    prune = command("prune", prune_runs, "delete old finished runs from a SQLite file")
+    prune.add_argument("db", metavar="DB", type=Path)
+    prune.add_argument("--keep-last", type=int, metavar="N", help="keep N runs of each DAG")
+    prune.add_argument("--older-than-s", type=float, metavar="SECONDS", help="only older ones")
+
+    completion = command("completion", print_completion, "print a completion script for a shell")
+    completion.add_argument("shell", choices=sorted(_COMPLETIONS))
+    return parser
+
+
+def _progress(added: argparse.ArgumentParser) -> None:
+    added.add_argument(
+        "--progress",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="show what runs on standard error",
+    )
+
+
+# Commands on an engine.
+
+
+def run_dag(options: argparse.Namespace) -> int:
+    """``flowrun run``."""
+    engine = load_engine(options.engine)
+    if options.target:
+        work = engine.run_subgraph(options.dag, options.target, timeout_s=options.timeout_s)
+    else:
+        work = engine.run_once(options.dag, timeout_s=options.timeout_s)
+    return _execute(engine, work, options)
+
+
+def resume_run(options: argparse.Namespace) -> int:
+    """``flowrun resume``."""
+    engine = load_engine(options.engine)
+    run_id = options.run
+    if run_id == LATEST:
+        runs = engine.list_runs(limit=1)
+        if not runs:
+            raise UnknownRunError(LATEST)
+        run_id = runs[0].run_id
+    if not options.dry_run:
+        return _execute(engine, engine.resume(run_id, options.from_tasks), options)
+    plan = engine.plan_resume(run_id, options.from_tasks)
+    if options.json:
+        tasks = {name: task._asdict() for name, task in plan.tasks.items()}
+        _print_json({**plan._asdict(), "tasks": tasks})
+        return SUCCESS
+    width = max(map(len, plan.tasks), default=0)
+    for name, task in plan.tasks.items():
+        print(f"{task.action:4}  {for_terminal(name):{width}}  {for_terminal(task.why)}")
+    for name in plan.dropped:
+        print(f"drop  {for_terminal(name):{width}}  no longer in the DAG")
+    return SUCCESS
+
+
+def list_dags(options: argparse.Namespace) -> int:
+    """``flowrun list``."""
+    engine = load_engine(options.engine)
+    dags = {dag: engine.list_tasks(dag) for dag in engine.list_dags()}
+    if options.json:
+        _print_json(dags)
+    else:
+        for dag, tasks in dags.items():
+            print(f"{for_terminal(dag)}: {for_terminal(', '.join(tasks))}")
+    return SUCCESS
+
+
+def show_dag(options: argparse.Namespace) -> int:
+    """``flowrun show``."""
+    print(load_engine(options.engine).display_dag(options.dag, style=options.style))
+    return SUCCESS
+
+
+def validate_dags(options: argparse.Namespace) -> int:
+    """``flowrun validate``."""
+    engine = load_engine(options.engine)
+    code = SUCCESS
+    for dag in options.dag or engine.list_dags():
+        try:
+            engine.validate(dag)
+        except ValueError as error:
+            code = FAILED
+            print(f"{for_terminal(dag)}: {for_terminal(str(error), multiline=True)}")
+        else:
+            print(f"{for_terminal(dag)}: fine, {len(engine.list_tasks(dag))} task(s)")
+    return code
+
+
+def load_engine(place: str) -> Engine:
+    """Import ``MODULE:ENGINE`` and return the engine.
+
+    Raises:
+        UsageError: There is no such module, or no engine under that name.
+    """
+    module_name, _, attribute = place.partition(":")
+    if not module_name or not attribute:
+        msg = f"{place!r} is not MODULE:ENGINE; write it like jobs.daily:engine"
+        raise UsageError(msg)
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        msg = f"cannot import {module_name!r}: {error}"
+        raise UsageError(msg) from error
+    for name in attribute.split("."):
+        found = getattr(found, name, None)
+    if not isinstance(found, Engine) and callable(found):
+        found = found()
+    if not isinstance(found, Engine):
+        msg = f"{place!r} is no flowrun Engine (or a function that returns one)"
+        raise UsageError(msg)
+    return found
+
+
+def _execute(engine: Engine, work: Awaitable[str], options: argparse.Namespace) -> int:
+    """Await a run with its progress shown and signals obeyed; print its report."""
+    if options.progress:
+        engine.add_hook(ProgressHook())
+    run_id = asyncio.run(_with_signals(engine, work))
+    report = engine.get_run_report(run_id, results=False)
+    if options.json:
+        _print_json(report)
+    else:
+        print(report_table(report))
+    return SUCCESS if report["status"] == "SUCCESS" else FAILED
+
+
+async def _with_signals(engine: Engine, work: Awaitable[str]) -> str:
+    """Cancel on the first SIGINT or SIGTERM, as R2 promises; exit at once on the second."""
+    loop = asyncio.get_running_loop()
+    running = asyncio.ensure_future(work)
+    told: list[int] = []
+
+    def stop(number: int) -> None:
+        if told:
+            os._exit(128 + number)
+        told.append(number)
+        running.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        try:
+            loop.add_signal_handler(number, stop, number)
+        except NotImplementedError:  # Windows: Ctrl-C raises KeyboardInterrupt instead
+            break
+    try:
+        async with engine:
+            return await running
+    except asyncio.CancelledError:
+        if told:
+            raise KeyboardInterrupt from None
+        raise
+
+
+# Commands on a SQLite file.
+
+
+def list_runs(options: argparse.Namespace) -> int:
+    """``flowrun runs``."""
+    status = None if options.status is None else RunStatus(options.status)
+    with closing(open_file(options.db)) as store:
+        runs = store.list_runs(RunQuery(options.dag, status, None, options.limit, None))
+    if options.json:
+        _print_json([run._asdict() for run in runs])
+        return SUCCESS
+    for run in runs:
+        print(_run_line(run))
+    if not runs:
+        print("no runs")
+    return SUCCESS
+
+
+def show_report(options: argparse.Namespace) -> int:
+    """``flowrun report``."""
+    with closing(open_file(options.db)) as store:
+        run_id = options.run
+        if run_id == LATEST:
+            runs = store.list_runs(RunQuery(limit=1))
+            if not runs:
+                raise UnknownRunError(LATEST)
+            run_id = runs[0].run_id
+        report = build_report(store.load_run(run_id, results=False))
+    if options.html is not None:
+        options.html.write_text(report_html(report), encoding="utf-8")
+        print(options.html)
+    elif options.json:
+        _print_json(report)
+    else:
+        print(report_table(report))
+    return _code_of(report)
+
+
+def prune_runs(options: argparse.Namespace) -> int:
+    """``flowrun prune``."""
+    if options.keep_last is None and options.older_than_s is None:
+        msg = "say what to delete: --keep-last N, --older-than-s SECONDS"
+        raise UsageError(msg)
+    before = None
+    if options.older_than_s is not None:
+        before = datetime.now(tz=UTC).timestamp() - options.older_than_s
+    from flowrun.state.sqlite import SqliteStateStore  # noqa: PLC0415 - loads sqlite3
+
+    if not options.db.is_file():
+        msg = f"there is no file {str(options.db)!r}"
+        raise UsageError(msg)
+    with closing(SqliteStateStore(options.db)) as store:
+        deleted = store.prune_runs(keep_last=options.keep_last, created_before=before)
+    print(f"{deleted} run(s) deleted")
+    return SUCCESS
+
+
+def open_file(path: Path) -> SqliteStateStore:
+    """Open a store to read from, while somebody else may write to it.
+
+    Raises:
+        UsageError: There is no such file.
+    """
+    from flowrun.state.sqlite import SqliteStateStore  # noqa: PLC0415 - loads sqlite3
+
+    if not path.is_file():
+        msg = f"there is no file {str(path)!r}"
+        raise UsageError(msg)
+    return SqliteStateStore.open_readonly(path)
+
+
+def print_completion(options: argparse.Namespace) -> int:
+    """``flowrun completion``."""
+    print(_COMPLETIONS[options.shell])
+    return SUCCESS
+
+
+def _code_of(report: RunReport) -> int:
+    return FAILED if report["status"] == "FAILED" else SUCCESS
+
+
+def _run_line(run: RunSummary) -> str:
+    started = datetime.fromtimestamp(run.created_at, tz=UTC).strftime("%Y-%m-%d %H:%M:%S")
+    took = "" if run.finished_at is None else f"{run.finished_at - run.created_at:.1f} s"
+    state = run.status.value if run.finished_at is not None or run.alive else "DEAD"
+    counts = ", ".join(f"{number} {status.lower()}" for status, number in run.task_counts.items())
+    return for_terminal(f"{run.run_id}  {started}  {state:7}  {took:>9}  {run.dag_name}  {counts}")
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, default=str))
+
+
+_COMMANDS = "run resume list show validate runs report prune completion"
+_COMPLETIONS = {
+    "bash": f"complete -o default -W '{_COMMANDS}' flowrun",
+    "zsh": f"compctl -k '({_COMMANDS})' -f flowrun",
+    "fish": f"complete -c flowrun -n __fish_use_subcommand -a '{_COMMANDS}'",
+}

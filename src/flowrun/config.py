@@ -1,0 +1,62 @@
+"""How an engine schedules: its bounds, its patience, and what a test may put in its place."""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from flowrun.clock import Clock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def _new_run_id() -> str:
+    return os.urandom(16).hex()
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """How an engine schedules; durations in seconds.
+
+    Args:
+        max_parallel: Tasks that run at the same time, over all runs of the engine; 1 or more.
+        cancel_grace_s: How long an async task that was told to stop is waited for.
+        thread_grace_s: How long a cancelled run waits for sync tasks that were told to stop.
+        hook_timeout_s: How long one call of a hook may take before it is left behind.
+        clock: Where the time comes from.
+        new_run_id: Makes the id of a run.
+        chance: Gives random numbers from 0 to 1, for the jitter of retries.
+
+    Raises:
+        TypeError: ``max_parallel`` is not an ``int``.
+        ValueError: ``max_parallel`` is below 1, or a duration is negative.
+
+    Example:
+        >>> SchedulerConfig(cancel_grace_s=1.0).max_parallel
+        4
+    """
+
+    max_parallel: int = 4
+    cancel_grace_s: float = 10.0
+    thread_grace_s: float = 0.25
+    hook_timeout_s: float = 10.0
+    clock: Clock = field(default_factory=Clock)
+    new_run_id: Callable[[], str] = _new_run_id
+    chance: Callable[[], float] = random.random
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be scheduled by."""
+        number: object = self.max_parallel
+        if not isinstance(number, int) or isinstance(number, bool):
+            msg = f"max_parallel must be an int, not {number!r}"
+            raise TypeError(msg)
+        if number < 1:
+            msg = f"max_parallel must be 1 or more, not {number}"
+            raise ValueError(msg)
+        for name in ("cancel_grace_s", "thread_grace_s", "hook_timeout_s"):
+            if not getattr(self, name) >= 0:
+                msg = f"{name} must be 0 or more, not {getattr(self, name)!r}"
+                raise ValueError(msg)

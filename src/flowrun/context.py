@@ -1,0 +1,158 @@
+"""What a task can know of its surroundings: the run's context and its own attempt."""
+
+from __future__ import annotations
+
+import contextvars
+import time
+from typing import Any, Generic, TypeVar, cast
+
+from flowrun.errors import AttemptCancelledError, NoCurrentAttemptError
+
+T = TypeVar("T")
+
+
+class RunContext(Generic[T]):
+    """Carry one run's dependencies (settings, clients) to every task that asks for them.
+
+    A task receives it by annotating a parameter with ``RunContext[...]``. Attributes of the
+    wrapped object are read straight through the context.
+
+    Args:
+        deps: The object to hand to the tasks; a frozen dataclass serves well.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Settings:
+        ...     source: str
+        >>> context = RunContext(Settings(source="orders.csv"))
+        >>> context.source
+        'orders.csv'
+        >>> context
+        RunContext[Settings]
+    """
+
+    __slots__ = ("deps",)
+
+    deps: T
+    """The wrapped object itself."""
+
+    def __init__(self, deps: T) -> None:
+        self.deps = deps
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - stands for whatever T has
+        """Read an attribute of the wrapped object."""
+        # Copying and unpickling look attributes up before ``deps`` exists.
+        if name == "deps" or (name.startswith("__") and name.endswith("__")):
+            raise AttributeError(name)
+        return getattr(self.deps, name)
+
+    def __repr__(self) -> str:
+        """Name the type only: what it holds may be secret (promise V2)."""
+        return f"RunContext[{type(self.deps).__name__}]"
+
+    def __eq__(self, other: object) -> bool:
+        """Compare by what is wrapped."""
+        if not isinstance(other, RunContext):
+            return NotImplemented
+        return bool(self.deps == cast("RunContext[object]", other).deps)
+
+    def __hash__(self) -> int:
+        """Hash by what is wrapped."""
+        return hash(self.deps)
+
+
+class Attempt:
+    """One call of one task, as the task itself may see it.
+
+    Attributes:
+        run_id: The run it belongs to.
+        dag_name: The run's DAG.
+        task_name: The task.
+        attempt: 1 for the first call, 2 for its first retry.
+        ended: Whether its outcome is settled; code that it left behind may still see it.
+    """
+
+    # Defaults of the class: most attempts are never told anything.
+    _cancel_cause: str | None = None
+    _deadline: float | None = None
+    ended = False
+
+    def __init__(
+        self,
+        run_id: str,
+        dag_name: str,
+        task_name: str,
+        attempt: int,
+        deadline: float | None = None,
+    ) -> None:
+        self.run_id = run_id
+        self.dag_name = dag_name
+        self.task_name = task_name
+        self.attempt = attempt
+        if deadline is not None:
+            self._deadline = deadline
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it was told to stop, because of its timeout or of its run's end."""
+        return self._cancel_cause is not None
+
+    @property
+    def time_left_s(self) -> float | None:
+        """Seconds until its timeout, never below 0; ``None`` when it has no timeout."""
+        if self._deadline is None:
+            return None
+        return max(0.0, self._deadline - time.monotonic())
+
+    @property
+    def idempotency_key(self) -> str:
+        """A key that no other attempt has, for systems that can refuse a repeated write."""
+        return f"{self.run_id}/{self.task_name}/{self.attempt}"
+
+    def raise_if_cancelled(self) -> None:
+        """Raise if the attempt was told to stop.
+
+        Raises:
+            AttemptCancelledError: It was; the message says why.
+        """
+        if self._cancel_cause is not None:
+            msg = f"task {self.task_name!r}, attempt {self.attempt}: {self._cancel_cause}"
+            raise AttemptCancelledError(msg)
+
+    def tell(self, cause: str) -> None:
+        """Tell the attempt that it should stop; flowrun itself calls this."""
+        self._cancel_cause = cause
+
+    def arm(self, deadline: float | None) -> None:
+        """Set the moment, on ``time.monotonic()``, when its time is up; flowrun calls this."""
+        self._deadline = deadline
+
+    def __repr__(self) -> str:
+        """Show which attempt it is."""
+        return f"<Attempt {self.attempt} of {self.task_name!r} in run {self.run_id!r}>"
+
+
+CURRENT: contextvars.ContextVar[Attempt] = contextvars.ContextVar("flowrun_current_attempt")
+
+
+def current_attempt() -> Attempt:
+    """Return the attempt that is running the calling code, in async and sync tasks alike.
+
+    A sync task cannot be stopped from outside; one that asks here now and then can stop
+    itself in time.
+
+    Raises:
+        NoCurrentAttemptError: The caller is not inside a task.
+
+    Example:
+        >>> current_attempt()
+        Traceback (most recent call last):
+        ...
+        flowrun.errors.NoCurrentAttemptError: current_attempt() works only inside a task that \
+flowrun is running; a thread that the task started itself needs contextvars.copy_context().
+    """
+    attempt = CURRENT.get(None)
+    if attempt is None:
+        raise NoCurrentAttemptError
+    return attempt

@@ -1,0 +1,905 @@
+"""``Engine``, ``DagScope`` and ``build_default_engine``: the parts picked and wired."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import threading
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, cast, overload
+
+from flowrun.checks import (
+    check_context,
+    check_run_timeout,
+    checked_hooks,
+    checked_metadata,
+    checked_store,
+    with_kind,
+)
+from flowrun.config import SchedulerConfig
+from flowrun.context import CURRENT, RunContext
+from flowrun.errors import (
+    AlreadyResumedError,
+    DefinitionError,
+    EngineClosedError,
+    ResumeError,
+    RunAliveError,
+    TaskTypeError,
+    UnknownDagError,
+    UnknownRunError,
+    listed,
+)
+from flowrun.graph import Graph
+from flowrun.hooks import HookDispatcher, RunHook
+from flowrun.journal import Journal
+from flowrun.registry import (
+    TaskFunction,
+    TaskOptions,
+    TaskRegistry,
+    TaskTemplate,
+    TemplateOptions,
+    decorate,
+)
+from flowrun.report import RunReport, build_report
+from flowrun.resume import ResumePlan, inputs_to_load, plan_resume
+from flowrun.scheduler import Run, Services
+from flowrun.signature import validate_name
+from flowrun.slots import Slots
+from flowrun.state.memory import InMemoryStateStore
+from flowrun.state.protocol import RunQuery
+from flowrun.state.records import RunRecord, RunStatus, TaskRecord
+from flowrun.workers import WorkerThreads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from concurrent.futures import Executor
+    from types import TracebackType
+
+    from flowrun.context import Attempt
+    from flowrun.state.protocol import StateStoreProtocol
+    from flowrun.state.records import RunSummary
+
+F = TypeVar("F", bound=TaskFunction)
+GraphStyle = Literal["tree", "mermaid", "dot"]
+
+_HOOK_THREADS = 32
+_DEFAULT_LIST_LIMIT = 100
+
+
+def build_default_engine(  # noqa: PLR0913 - the contract's parameters and their extensions
+    executor: Executor | None = None,
+    max_workers: int = 8,
+    max_parallel: int = 4,
+    logger: logging.Logger | None = None,
+    hooks: Sequence[RunHook] | None = None,
+    state_store: StateStoreProtocol | None = None,
+    *,
+    executors: Mapping[str, Executor] | None = None,
+    registry: TaskRegistry | None = None,
+    redact: Callable[[str], str] | None = None,
+    config: SchedulerConfig | None = None,
+) -> Engine:
+    """Build an engine with sensible parts.
+
+    Args:
+        executor: Where sync tasks run; never shut down by the engine. By default the engine
+            has worker threads of its own.
+        max_workers: How many of those threads there are at most.
+        max_parallel: Tasks that run at the same time, over all runs of the engine; 1 or more.
+        logger: Used by every part in place of the ``flowrun`` loggers.
+        hooks: Handlers of the runs' events.
+        state_store: Where runs are kept; in memory by default.
+        executors: Further executors for sync tasks, by the name that ``@task(executor=...)``
+            asks for; never shut down by the engine.
+        registry: The tasks; a new, empty registry by default.
+        redact: Is given every error text before it is stored, logged or shown to a hook, and
+            returns what may be seen of it.
+        config: Finer settings; its ``max_parallel`` is replaced by the one given here.
+
+    Raises:
+        ValueError: ``max_parallel`` or ``max_workers`` is below 1.
+        TypeError: An executor, hook or store is not one.
+
+    Example:
+        >>> engine = build_default_engine(max_parallel=2)
+        >>> @engine.task(dag="hello")
+        ... def greet() -> str:
+        ...     return "hello"
+        >>> run_id = asyncio.run(engine.run_once("hello"))
+        >>> engine.get_run_report(run_id)["tasks"]["greet"]["result"]
+        'hello'
+        >>> engine.close()
+    """
+    settings = config or SchedulerConfig()
+    return Engine(
+        registry=registry or TaskRegistry(),
+        store=InMemoryStateStore() if state_store is None else state_store,
+        executor=executor,
+        max_workers=max_workers,
+        executors=executors or {},
+        hooks=hooks or (),
+        logger=logger,
+        redact=redact,
+        config=dataclasses.replace(settings, max_parallel=max_parallel),
+    )
+
+
+class Engine:
+    """Declare tasks, run DAGs, read what happened. Made by :func:`build_default_engine`.
+
+    An engine may be used from several event loops in several threads at once.
+    """
+
+    def __init__(  # noqa: PLR0913 - everything it is wired of
+        self,
+        *,
+        registry: TaskRegistry,
+        store: StateStoreProtocol,
+        executor: Executor | None,
+        max_workers: int,
+        executors: Mapping[str, Executor],
+        hooks: Sequence[RunHook],
+        logger: logging.Logger | None,
+        redact: Callable[[str], str] | None,
+        config: SchedulerConfig,
+    ) -> None:
+        log = logger or logging.getLogger("flowrun.scheduler")
+        self.registry = registry
+        self._log = logger or logging.getLogger("flowrun.engine")
+        self._store = checked_store(store)
+        self._config = config
+        self._workers = None if executor is not None else WorkerThreads(max_workers)
+        pools: dict[str | None, tuple[Executor, str]] = {
+            None: with_kind("executor", executor or self._workers)
+        }
+        pools.update({name: with_kind(name, pool) for name, pool in executors.items()})
+        self._hook_threads = WorkerThreads(_HOOK_THREADS)
+        self._services = Services(
+            config=config,
+            journal=Journal(store, logger or logging.getLogger("flowrun.journal")),
+            hooks=HookDispatcher(
+                checked_hooks(hooks),
+                self._hook_threads,
+                config.hook_timeout_s,
+                logger or logging.getLogger("flowrun.hooks"),
+            ),
+            pools=pools,
+            log=log,
+            redact=redact,
+        )
+        self._slots = Slots(config.max_parallel)
+        self._lock = threading.Lock()
+        self._graphs: dict[str, tuple[int, Graph]] = {}
+        self._live: dict[str, tuple[Run, asyncio.AbstractEventLoop]] = {}
+        self._nested: dict[Attempt, tuple[Slots, int]] = {}
+        self._idle = threading.Condition(self._lock)
+        self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self._closed = False
+        self._released = False
+        self._told_unscoped = -1
+
+    # -- declaring ------------------------------------------------------------------------
+
+    @overload
+    def task(self, function: F, /) -> F: ...
+    @overload
+    def task(
+        self, task_name: str | None = None, /, **options: Unpack[TaskOptions]
+    ) -> Callable[[F], F]: ...
+    def task(
+        self, function_or_name: F | str | None = None, /, **options: Unpack[TaskOptions]
+    ) -> F | Callable[[F], F]:
+        """Register a task: ``@engine.task``, ``@engine.task(...)`` or with a name first.
+
+        The decorated function is returned as it was.
+
+        Args:
+            function_or_name: The function (bare form), or the task's name.
+            **options: See :class:`flowrun.registry.TaskOptions`.
+
+        Raises:
+            TaskDefinitionError: An option or the callable cannot be right.
+        """
+        self.require_open("register a task")
+        return decorate(self.registry, function_or_name, options)
+
+    @overload
+    def task_template(
+        self, function: TaskFunction, /, **options: Unpack[TemplateOptions]
+    ) -> TaskTemplate: ...
+    @overload
+    def task_template(
+        self, /, **options: Unpack[TemplateOptions]
+    ) -> Callable[[TaskFunction], TaskTemplate]: ...
+    def task_template(
+        self, function: TaskFunction | None = None, /, **options: Unpack[TemplateOptions]
+    ) -> TaskTemplate | Callable[[TaskFunction], TaskTemplate]:
+        """Make a template; each ``bind(name, **parameters)`` of it registers a task.
+
+        Raises:
+            TaskDefinitionError: An option or the callable cannot be right.
+        """
+        self.require_open("register a template")
+        if function is None:
+            return self.registry.task_template(**options)
+        return self.registry.task_template(function, **options)
+
+    def dag(self, name: str) -> DagScope:
+        """Return the scope of one DAG, so that its name need not be repeated.
+
+        Raises:
+            DefinitionError: The name cannot be a DAG's.
+        """
+        return DagScope(self, name)
+
+    def add_hook(self, hook: RunHook) -> None:
+        """Add a hook; it hears the runs that start from now on.
+
+        Raises:
+            TypeError: It has no handler, or is a class.
+        """
+        for checked in checked_hooks([hook]):
+            self._services.hooks.add(checked)
+
+    # -- running --------------------------------------------------------------------------
+
+    async def run_once(
+        self,
+        dag_name: str,
+        context: RunContext[Any] | None = None,
+        *,
+        timeout_s: float | None = None,
+        metadata: Mapping[str, object] | None = None,
+    ) -> str:
+        """Run a DAG and return the run's id, whether its tasks succeeded or not.
+
+        Args:
+            dag_name: The DAG.
+            context: Handed to every task that asks for a ``RunContext``.
+            timeout_s: Seconds for the whole run. When they are over it is stopped, and its
+                report says so.
+            metadata: JSON values that are kept with the run and shown in its report.
+
+        Raises:
+            ValueError: The DAG is unknown or has mistakes; nothing was started.
+            ContextError: The context is not a ``RunContext``, or one is needed.
+            EngineClosedError: The engine is closed.
+            asyncio.CancelledError: The run was cancelled; it has ended.
+            StoreError: The store failed; the run has ended.
+        """
+        self.require_open("run a DAG")
+        graph = self._graph(dag_name)
+        record = self._new_record(graph, metadata)
+        return await self._execute(graph, record, context, timeout_s)
+
+    async def run_subgraph(
+        self,
+        dag_name: str,
+        targets: Sequence[str],
+        context: RunContext[Any] | None = None,
+        *,
+        timeout_s: float | None = None,
+        metadata: Mapping[str, object] | None = None,
+    ) -> str:
+        """Run these tasks and everything they depend on; return the run's id.
+
+        Args:
+            dag_name: The DAG.
+            targets: Names of tasks, or decorated callables; at least one.
+            context: See :meth:`run_once`, as for the rest.
+            timeout_s: Seconds for the whole run.
+            metadata: JSON values that are kept with the run.
+
+        Raises:
+            UnknownTaskError: A target is no task of the DAG.
+            ValueError: The DAG is unknown or has mistakes, or there is no target.
+        """
+        self.require_open("run a sub-graph")
+        graph = self._graph(dag_name)
+        names = self._task_names(graph, targets, "targets")
+        if not names:
+            msg = (
+                f"DAG {dag_name!r}: targets is empty, so there is nothing to run; name at least"
+                f" one of {listed(graph.names)}, or use run_once() for the whole DAG"
+            )
+            raise DefinitionError(msg)
+        graph = graph.subgraph(names)
+        record = self._new_record(graph, metadata)
+        return await self._execute(graph, record, context, timeout_s)
+
+    async def resume(
+        self,
+        run_id: str,
+        from_tasks: Sequence[str] | None = None,
+        context: RunContext[Any] | None = None,
+        *,
+        timeout_s: float | None = None,
+        metadata: Mapping[str, object] | None = None,
+    ) -> str:
+        """Start a new run that does what an ended one left undone; return the new run's id.
+
+        What succeeded is kept, with its result. See :meth:`plan_resume`.
+
+        Args:
+            run_id: The run to resume. If it was resumed before, the work goes on where the
+                last of those runs ended.
+            from_tasks: Run these again, and everything that depends on them.
+            context: See :meth:`run_once`, as for the rest.
+            timeout_s: Seconds for the whole run.
+            metadata: JSON values that are kept with the new run.
+
+        Raises:
+            UnknownRunError: There is no such run.
+            UnknownTaskError: One of ``from_tasks`` is no task of it.
+            RunAliveError: It, or a run that resumes it, is still alive.
+            AlreadyResumedError: A later run has finished it.
+        """
+        self.require_open("resume a run")
+        journal = self._services.journal
+        journal.pay()
+        graph, old, plan = await self._off_loop(partial(self._plan, run_id, from_tasks))
+        record = self._resumed_record(graph, old, plan, metadata)
+        record.sole_heir = not from_tasks and old.status is not RunStatus.SUCCESS
+        inputs: dict[str, object] = {}
+        wanted = inputs_to_load(graph, plan)
+        if wanted and not journal.live:
+            inputs = await self._off_loop(partial(self._store.load_results, old.run_id, wanted))
+        return await self._execute(graph, record, context, timeout_s, inputs)
+
+    def plan_resume(self, run_id: str, from_tasks: Sequence[str] | None = None) -> ResumePlan:
+        """Say what :meth:`resume` would do, per task: keep or run, and why.
+
+        Raises:
+            UnknownRunError: There is no such run.
+            UnknownTaskError: One of ``from_tasks`` is no task of it.
+            RunAliveError: It, or a run that resumes it, is still alive.
+            AlreadyResumedError: A later run has finished it.
+        """
+        return self._plan(run_id, from_tasks)[2]
+
+    def cancel(self, run_id: str) -> bool:
+        """Cancel a run of this engine, from any thread; return whether it was alive.
+
+        Whoever awaits the run gets a ``RunCancelledError`` once it has ended.
+
+        Raises:
+            UnknownRunError: The engine and its store have no such run.
+        """
+        with self._lock:
+            live = self._live.get(run_id)
+        if live is None:
+            self._store.load_run(run_id, results=False)
+            return False
+        live[0].request_cancel("engine.cancel() was called")
+        return True
+
+    # -- looking --------------------------------------------------------------------------
+
+    def validate(self, dag_name: str) -> None:
+        """Check a DAG without running it.
+
+        Raises:
+            UnknownDagError: There is no such DAG.
+            GraphError: Every mistake in it.
+        """
+        self._graph(dag_name)
+
+    def list_dags(self) -> list[str]:
+        """Return the names of all DAGs, as first declared."""
+        return self.registry.list_dags()
+
+    def list_tasks(self, dag_name: str) -> list[str]:
+        """Return the names of a DAG's tasks, in topological order.
+
+        Raises:
+            UnknownDagError: There is no such DAG.
+            GraphError: The DAG has mistakes.
+        """
+        return list(self._graph(dag_name).names)
+
+    def display_dag(
+        self, dag_name: str, *, style: GraphStyle = "tree", run_id: str | None = None
+    ) -> str:
+        """Return a picture of a DAG in text.
+
+        Args:
+            dag_name: The DAG.
+            style: ``"tree"`` for people, ``"mermaid"`` or ``"dot"`` for programs that draw.
+            run_id: Show this run's statuses and durations on the nodes.
+
+        Raises:
+            UnknownDagError: There is no such DAG.
+            UnknownRunError: There is no such run.
+            ValueError: The style is unknown.
+        """
+        from flowrun import render  # noqa: PLC0415 - drawing is not needed to run
+
+        report = None if run_id is None else self.get_run_report(run_id, results=False)
+        if report is not None and report["targets"] is not None:
+            deps = {name: task["deps"] for name, task in report["tasks"].items()}
+            return render.graph_text(dag_name, deps, style=style, report=report)
+        return render.graph_text(dag_name, self._graph(dag_name).deps(), style=style, report=report)
+
+    def get_run_report(self, run_id: str, *, results: bool = True) -> RunReport:
+        """Return what is known of a run; see :class:`flowrun.report.RunReport`.
+
+        Args:
+            run_id: The run.
+            results: ``False`` leaves the results in the store, so that none is decoded.
+
+        Raises:
+            UnknownRunError: There is no such run.
+        """
+        journal = self._services.journal
+        owed = journal.owed(run_id) if isinstance(run_id, str) else None
+        if owed is not None:
+            return build_report(owed)
+        if not isinstance(run_id, str):
+            raise UnknownRunError(run_id)
+        return build_report(self._store.load_run(run_id, results=results))
+
+    def report_text(self, run_id: str, *, width: int = 80) -> str:
+        """Return the report of a run as a plain table for people, without results.
+
+        Args:
+            run_id: The run.
+            width: Columns that it may take.
+
+        Raises:
+            UnknownRunError: There is no such run.
+        """
+        from flowrun import render  # noqa: PLC0415 - drawing is not needed to run
+
+        return render.report_table(self.get_run_report(run_id, results=False), width=width)
+
+    def report_html(self, run_id: str) -> str:
+        """Return the report of a run as one self-contained HTML page.
+
+        Raises:
+            UnknownRunError: There is no such run.
+        """
+        from flowrun import render  # noqa: PLC0415 - drawing is not needed to run
+
+        return render.report_html(self.get_run_report(run_id))
+
+    def list_runs(
+        self,
+        dag_name: str | None = None,
+        status: str | None = None,
+        limit: int | None = _DEFAULT_LIST_LIMIT,
+        before: str | float | None = None,
+    ) -> list[RunSummary]:
+        """Return runs, newest first, without their tasks and results.
+
+        Args:
+            dag_name: Only runs of this DAG.
+            status: Only runs of this status.
+            limit: At most so many; ``None`` for all.
+            before: Only runs older than this run id, or created before this epoch time.
+
+        Raises:
+            ValueError: The status or the limit cannot be right.
+            UnknownRunError: ``before`` is the id of no run.
+        """
+        if limit is not None and limit < 1:
+            msg = f"limit must be 1 or more, or None for all runs, not {limit}"
+            raise ValueError(msg)
+        wanted = None if status is None else RunStatus(status)
+        self._services.journal.pay()
+        return self._store.list_runs(RunQuery(dag_name, wanted, None, limit, before))
+
+    def prune_runs(self, *, keep_last: int | None = None, older_than_s: float | None = None) -> int:
+        """Delete finished runs and give their space back; return how many were deleted.
+
+        Args:
+            keep_last: Keep this many of the newest finished runs of each DAG.
+            older_than_s: Delete only runs created longer ago than this many seconds.
+
+        Raises:
+            ValueError: Neither is given, or one is negative.
+        """
+        if keep_last is None and older_than_s is None:
+            msg = "say what to delete: prune_runs(keep_last=...), prune_runs(older_than_s=...)"
+            raise ValueError(msg)
+        if (keep_last or 0) < 0 or not (older_than_s or 0) >= 0:
+            msg = "keep_last and older_than_s must be 0 or more"
+            raise ValueError(msg)
+        created_before = None if older_than_s is None else self._config.clock.time() - older_than_s
+        return self._store.prune_runs(keep_last=keep_last, created_before=created_before)
+
+    # -- closing --------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Cancel the runs that are alive, wait for them, and give up what the engine owns.
+
+        Called on the event loop of a run it cannot wait for that run; it then ends as the
+        loop goes on. ``async with engine`` and ``await engine.aclose()`` do wait.
+        Closing twice is fine. Reports can still be read.
+        """
+        here = _running_loop()
+        for run, _ in self._start_closing():
+            run.request_cancel("the engine was closed")
+        with self._idle:
+            self._idle.wait_for(
+                lambda: all(loop is here for _, loop in self._live.values()), self._close_wait_s
+            )
+            if self._live:
+                return
+        self._release()
+
+    async def aclose(self) -> None:
+        """Close the engine, and wait for its runs without blocking the event loop."""
+        for run, _ in self._start_closing():
+            run.request_cancel("the engine was closed")
+        loop = asyncio.get_running_loop()
+        over: asyncio.Future[None] = loop.create_future()
+        with self._lock:
+            if self._live:
+                self._waiting.append((loop, over))
+            else:
+                over.set_result(None)
+        await asyncio.wait([over], timeout=self._close_wait_s)
+        self._release()
+
+    async def __aenter__(self) -> Self:
+        """Return the engine; leaving closes it."""
+        self.require_open("enter it")
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the engine."""
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        """Show its DAGs."""
+        state = "closed" if self._closed else "open"
+        return f"<Engine {state}, DAGs: {listed(self.list_dags())}>"
+
+    # -- inside ---------------------------------------------------------------------------
+
+    @property
+    def _close_wait_s(self) -> float:
+        return self._config.cancel_grace_s + self._config.hook_timeout_s + 10.0
+
+    def _start_closing(self) -> list[tuple[Run, asyncio.AbstractEventLoop]]:
+        with self._lock:
+            self._closed = True
+            return list(self._live.values())
+
+    def _release(self) -> None:
+        with self._lock:
+            if self._released:
+                return
+            self._released = True
+        for invocation in list(self._services.abandoned):
+            self._log.warning(
+                "engine closed while task %r of run %r, abandoned earlier, still runs",
+                invocation.spec.name,
+                invocation.attempt.run_id,
+            )
+        self._services.journal.close()
+        if self._workers is not None:
+            self._workers.shutdown(wait=True)
+        self._hook_threads.shutdown(wait=True)
+        self._log.debug("engine closed")
+
+    def require_open(self, action: str) -> None:
+        """Refuse to do something once the engine is closed.
+
+        Raises:
+            EngineClosedError: It is closed.
+        """
+        if self._closed:
+            raise EngineClosedError(action)
+
+    def _graph(self, dag_name: str) -> Graph:
+        version = self.registry.version
+        cached = self._graphs.get(dag_name) if isinstance(dag_name, str) else None
+        if cached is not None and cached[0] == version:
+            return cached[1]
+        dags = self.registry.list_dags()
+        unscoped = self.registry.list_tasks(None)
+        if dag_name in dags:
+            specs = self.registry.specs(dag_name)
+            if unscoped and self._told_unscoped != version:
+                self._told_unscoped = version
+                self._log.warning(
+                    "these tasks belong to no DAG and are never run: %s; give them dag=...",
+                    listed(unscoped),
+                )
+        elif unscoped and not dags and isinstance(dag_name, str) and dag_name:
+            specs = self.registry.specs(None)
+        else:
+            raise UnknownDagError(dag_name, dags, unscoped)
+        names = [name for name in self._services.pools if name is not None]
+        graph = Graph.build(dag_name, specs, self.registry, names)
+        self._graphs[dag_name] = (version, graph)
+        return graph
+
+    def _task_names(self, graph: Graph, tasks: object, what: str) -> list[str]:
+        if isinstance(tasks, str | bytes | Mapping) or not isinstance(tasks, Iterable):
+            problem = f"{what} must be a list of tasks, not {tasks!r:.80}; write {what}=[...]"
+            raise TaskTypeError(what, graph.dag_name, problem)
+        names: list[str] = []
+        given = cast("Iterable[object]", tasks)
+        for task in given:
+            name = task
+            if not isinstance(task, str) and callable(task):
+                here = [home for _, home in self.registry.homes(task) if home in graph.index]
+                if len(here) == 1:
+                    name = here[0]
+            known = graph.names[graph.number(name)]
+            if known not in names:
+                names.append(known)
+        return names
+
+    def _new_record(self, graph: Graph, metadata: Mapping[str, object] | None) -> RunRecord:
+        tasks = {
+            name: TaskRecord(name, deps)
+            for name, deps in zip(graph.names, graph.dependency_names, strict=True)
+        }
+        return RunRecord(
+            self._config.new_run_id(),
+            graph.dag_name,
+            self._config.clock.time(),
+            tasks,
+            metadata=checked_metadata(metadata),
+            targets=graph.targets,
+        )
+
+    def _resumed_record(
+        self,
+        graph: Graph,
+        old: RunRecord,
+        plan: ResumePlan,
+        metadata: Mapping[str, object] | None,
+    ) -> RunRecord:
+        record = self._new_record(graph, old.metadata if metadata is None else metadata)
+        record.resumed_from = old.run_id
+        for number, name in enumerate(graph.names):
+            if plan.tasks[name].action == "keep":
+                kept = old.tasks[name].copy()
+                kept.deps = graph.dependency_names[number]
+                record.tasks[name] = kept
+        return record
+
+    def _plan(
+        self, run_id: str, from_tasks: Sequence[str] | None
+    ) -> tuple[Graph, RunRecord, ResumePlan]:
+        journal = self._services.journal
+        old = self._resumable(run_id, last=not from_tasks)
+        graph = self._graph(old.dag_name)
+        if old.targets is not None:
+            targets = [name for name in old.targets if name in graph.index]
+            if not targets:
+                problem = f"none of its targets {listed(old.targets)} is in the DAG any more"
+                raise ResumeError(old.run_id, problem)
+            graph = graph.subgraph(targets)
+        names = self._task_names(graph, from_tasks, "from_tasks") if from_tasks else None
+        if journal.live:
+            # The records themselves: their results are carried over as they are.
+            old = self._store.load_run(old.run_id, results=True)
+        return graph, old, plan_resume(graph, old, names)
+
+    def _resumable(self, run_id: str, *, last: bool) -> RunRecord:
+        """Load a run that can be resumed: the last of its plain successors, or itself."""
+        if not isinstance(run_id, str):
+            raise UnknownRunError(run_id)
+        run = self._store.load_run(run_id, results=False)
+        _refuse_alive(run)
+        if not last or run.status is RunStatus.SUCCESS:
+            return run
+        while True:
+            successors = self._store.list_runs(RunQuery(resumed_from=run.run_id, limit=1))
+            if not successors:
+                break
+            run = self._store.load_run(successors[0].run_id, results=False)
+            _refuse_alive(run)
+        if run.run_id != run_id and run.status is RunStatus.SUCCESS:
+            problem = (
+                f"run {run.run_id!r} has already finished it; to run tasks again name them:"
+                " resume(..., from_tasks=[...])"
+            )
+            raise AlreadyResumedError(run_id, problem)
+        return run
+
+    async def _off_loop(self, function: Callable[[], Any]) -> Any:  # noqa: ANN401 - its result
+        if not self._store.blocking:
+            return function()
+        return await asyncio.wrap_future(self._services.journal.call(function))
+
+    async def _execute(
+        self,
+        graph: Graph,
+        record: RunRecord,
+        context: RunContext[Any] | None,
+        timeout_s: float | None,
+        inputs: Mapping[str, object] | None = None,
+    ) -> str:
+        """Create a run and see it through: the one way of run_once, resume and run_subgraph."""
+        check_context(graph, context)
+        check_run_timeout(graph, timeout_s)
+        loop = asyncio.get_running_loop()
+        run_id = record.run_id
+        action = "run a DAG"
+        with contextlib.ExitStack() as stack:
+            slots = self._enter_nested(stack)
+            run = Run(self._services, graph, record, context, slots)
+            with self._lock:
+                if self._closed:
+                    raise EngineClosedError(action)
+                self._live[run_id] = (run, loop)
+            try:
+                if self._store.blocking:
+                    await run.create(partial(self._store.create_run, record))
+                else:
+                    self._store.create_run(record)
+                for name, value in (inputs or {}).items():
+                    record.tasks[name].result = value
+                await run.execute(timeout_s)
+            finally:
+                self._leave(run_id)
+        return run_id
+
+    def _enter_nested(self, stack: contextlib.ExitStack) -> Slots:
+        """Return where the run's slots come from.
+
+        A run started inside a task works in that task's slot (R3), and a worker thread that
+        waits for it does not count as one meanwhile: otherwise nesting could deadlock.
+        """
+        attempt = CURRENT.get(None)
+        if attempt is None or attempt.ended:
+            return self._slots
+        with self._lock:
+            if attempt.run_id not in self._live:
+                return self._slots
+            slots, count = self._nested.get(attempt) or (Slots(1), 0)
+            self._nested[attempt] = (slots, count + 1)
+        if not count and self._workers is not None:
+            self._workers.lend()
+        stack.callback(self._leave_nested, attempt)
+        return slots
+
+    def _leave_nested(self, attempt: Attempt) -> None:
+        with self._lock:
+            slots, count = self._nested[attempt]
+            if count > 1:
+                self._nested[attempt] = (slots, count - 1)
+                return
+            del self._nested[attempt]
+        if self._workers is not None:
+            self._workers.give_back()
+
+    def _leave(self, run_id: str) -> None:
+        with self._idle:
+            del self._live[run_id]
+            self._idle.notify_all()
+            if not self._closed or self._live:
+                return
+            waiting, self._waiting = self._waiting, []
+        for loop, over in waiting:
+            with contextlib.suppress(RuntimeError):  # that loop is closed: nobody waits there
+                loop.call_soon_threadsafe(_resolve, over)
+        self._release()
+
+
+class DagScope:
+    """One DAG of an engine; made by :meth:`Engine.dag`.
+
+    Attributes:
+        name: The DAG's name.
+    """
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        validate_name(name, what="DAG")
+        self._engine = engine
+        self.name = name
+
+    @overload
+    def task(self, function: F, /) -> F: ...
+    @overload
+    def task(
+        self, task_name: str | None = None, /, **options: Unpack[TaskOptions]
+    ) -> Callable[[F], F]: ...
+    def task(
+        self, function_or_name: F | str | None = None, /, **options: Unpack[TaskOptions]
+    ) -> F | Callable[[F], F]:
+        """Register a task of this DAG: ``@etl.task``, ``@etl.task(...)`` or with a name first.
+
+        Raises:
+            TaskDefinitionError: An option or the callable cannot be right.
+        """
+        self._engine.require_open("register a task")
+        self._check_dag(options.get("dag"))
+        return decorate(self._engine.registry, function_or_name, {**options, "dag": self.name})
+
+    @overload
+    def task_template(
+        self, function: TaskFunction, /, **options: Unpack[TemplateOptions]
+    ) -> TaskTemplate: ...
+    @overload
+    def task_template(
+        self, /, **options: Unpack[TemplateOptions]
+    ) -> Callable[[TaskFunction], TaskTemplate]: ...
+    def task_template(
+        self, function: TaskFunction | None = None, /, **options: Unpack[TemplateOptions]
+    ) -> TaskTemplate | Callable[[TaskFunction], TaskTemplate]:
+        """Make a template whose tasks belong to this DAG; see :meth:`Engine.task_template`."""
+        self._check_dag(options.get("dag"))
+        scoped: TemplateOptions = {**options, "dag": self.name}
+        if function is None:
+            return self._engine.task_template(**scoped)
+        return self._engine.task_template(function, **scoped)
+
+    async def run_once(
+        self,
+        context: RunContext[Any] | None = None,
+        *,
+        timeout_s: float | None = None,
+        metadata: Mapping[str, object] | None = None,
+    ) -> str:
+        """Run the DAG; see :meth:`Engine.run_once`."""
+        return await self._engine.run_once(
+            self.name, context, timeout_s=timeout_s, metadata=metadata
+        )
+
+    async def run_subgraph(
+        self,
+        targets: Sequence[str],
+        context: RunContext[Any] | None = None,
+        *,
+        timeout_s: float | None = None,
+        metadata: Mapping[str, object] | None = None,
+    ) -> str:
+        """Run these tasks and what they depend on; see :meth:`Engine.run_subgraph`."""
+        return await self._engine.run_subgraph(
+            self.name, targets, context, timeout_s=timeout_s, metadata=metadata
+        )
+
+    def validate(self) -> None:
+        """Check the DAG without running it; see :meth:`Engine.validate`."""
+        self._engine.validate(self.name)
+
+    def display(self, *, style: GraphStyle = "tree", run_id: str | None = None) -> str:
+        """Return a picture of the DAG in text; see :meth:`Engine.display_dag`."""
+        return self._engine.display_dag(self.name, style=style, run_id=run_id)
+
+    def list_tasks(self) -> list[str]:
+        """Return the names of the DAG's tasks; see :meth:`Engine.list_tasks`."""
+        return self._engine.list_tasks(self.name)
+
+    def __repr__(self) -> str:
+        """Show its name."""
+        return f"<DagScope {self.name!r}>"
+
+    def _check_dag(self, dag: object) -> None:
+        if dag is not None and dag != self.name:
+            problem = f"this scope registers in {self.name!r}; leave dag= out, or use engine.task"
+            msg = f"dag={dag!r}: {problem}"
+            raise DefinitionError(msg)
+
+
+def _refuse_alive(run: RunRecord) -> None:
+    if run.alive:
+        problem = "it is still running; wait for it, or cancel it first"
+        raise RunAliveError(run.run_id, problem)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

@@ -1,0 +1,76 @@
+"""An exception -> the text that is kept, logged and shown (A6, V2)."""
+
+from __future__ import annotations
+
+import traceback
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+MAX_ERROR_BYTES = 64 * 1024
+_MAX_MESSAGE = 500
+_OWN_MODULES = frozenset(
+    ("flowrun.attempt", "flowrun.remote", "flowrun.workers", "flowrun.processes")
+)
+
+
+def error_text(error: BaseException) -> str:
+    """Return the error with its traceback, without locals and without flowrun's own frames.
+
+    Up to 64 KB are kept whole; of a longer text the end is. The text can always be encoded.
+    """
+    try:
+        lines = traceback.format_exception(type(error), error, _own_frames_off(error))
+        text = "".join(lines).rstrip("\n")
+    except Exception:  # noqa: BLE001 - a hostile exception must not hide that it happened
+        text = f"{type(error).__qualname__}: <its text cannot be formatted>"
+    return bounded(text)
+
+
+def error_line(error: BaseException) -> str:
+    """Return the exception's own line, ``ValueError: no rows``, at most 500 characters."""
+    name = type(error).__qualname__
+    try:
+        first = str(error).strip().split("\n", 1)[0]
+    except Exception:  # noqa: BLE001 - see error_text
+        first = "<its text cannot be formatted>"
+    line = f"{name}: {first}" if first else name
+    return encodable(line if len(line) <= _MAX_MESSAGE else line[: _MAX_MESSAGE - 3] + "...")
+
+
+def bounded(text: str) -> str:
+    """Return a text of at most 64 KB in UTF-8: the end of it when it is longer."""
+    data = text[-MAX_ERROR_BYTES:].encode("utf-8", "backslashreplace")
+    if len(data) > MAX_ERROR_BYTES or len(text) > MAX_ERROR_BYTES:
+        data = data[-MAX_ERROR_BYTES:]
+    return data.decode("utf-8", "ignore")
+
+
+def encodable(text: str) -> str:
+    """Return the text with lone surrogates written out, so that it can be encoded."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def redacted(text: str, redact: Callable[[str], str] | None) -> str:
+    """Return the text as the user's ``redact`` leaves it; hidden whole when that fails."""
+    if redact is None:
+        return text
+    try:
+        return bounded(str(redact(text)))
+    except Exception as error:  # noqa: BLE001 - a broken redact must not show the secret
+        return f"<hidden: redact failed with {type(error).__qualname__}>"
+
+
+def _own_frames_off(error: BaseException) -> TracebackType | None:
+    """Return the traceback from the first frame that is not flowrun's; ``None`` if all are."""
+    trace = error.__traceback__
+    while trace is not None and _is_own(trace):
+        trace = trace.tb_next
+    return trace
+
+
+def _is_own(trace: TracebackType) -> bool:
+    module = trace.tb_frame.f_globals.get("__name__", "")
+    return isinstance(module, str) and module in _OWN_MODULES

@@ -1,0 +1,343 @@
+"""Events of a run, the hooks that receive them, and their delivery off the event loop."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from flowrun.errors import close_match
+
+if TYPE_CHECKING:
+    import contextvars
+    import logging
+    from collections.abc import Callable, Sequence
+    from concurrent.futures import Executor, Future
+
+
+class DagStartEvent(NamedTuple):
+    """A run has begun. ``timestamp`` is epoch seconds, here and in every event."""
+
+    run_id: str
+    dag_name: str
+    timestamp: float
+    task_names: tuple[str, ...]
+    resumed_from: str | None
+
+
+class DagEndEvent(NamedTuple):
+    """A run has ended; ``error`` says what ended it from outside its tasks, if anything."""
+
+    run_id: str
+    dag_name: str
+    timestamp: float
+    status: str
+    duration_s: float
+    error: str | None
+
+
+class TaskStartEvent(NamedTuple):
+    """An attempt begins."""
+
+    run_id: str
+    dag_name: str
+    task_name: str
+    timestamp: float
+    attempt: int
+
+
+class TaskSuccessEvent(NamedTuple):
+    """A task has succeeded, and the store has acknowledged it."""
+
+    run_id: str
+    dag_name: str
+    task_name: str
+    timestamp: float
+    attempt: int
+    duration_s: float
+
+
+class TaskFailureEvent(NamedTuple):
+    """A task has failed for good.
+
+    ``error`` is the text that the report keeps, with the traceback; ``message`` its own line.
+    """
+
+    run_id: str
+    dag_name: str
+    task_name: str
+    timestamp: float
+    attempt: int
+    duration_s: float
+    error: str
+    message: str
+    reason: str
+
+
+class TaskRetryEvent(NamedTuple):
+    """Attempt number ``attempt`` has failed; another one follows after ``delay_s``."""
+
+    run_id: str
+    dag_name: str
+    task_name: str
+    timestamp: float
+    attempt: int
+    delay_s: float
+    error: str
+    message: str
+
+
+class TaskSkipEvent(NamedTuple):
+    """A task will not run; ``error`` says why in words."""
+
+    run_id: str
+    dag_name: str
+    task_name: str
+    timestamp: float
+    reason: str
+    error: str
+
+
+Event: TypeAlias = (
+    DagStartEvent
+    | DagEndEvent
+    | TaskStartEvent
+    | TaskSuccessEvent
+    | TaskFailureEvent
+    | TaskRetryEvent
+    | TaskSkipEvent
+)
+
+EVENT_METHODS: dict[type[Any], str] = {
+    DagStartEvent: "on_dag_start",
+    DagEndEvent: "on_dag_end",
+    TaskStartEvent: "on_task_start",
+    TaskSuccessEvent: "on_task_success",
+    TaskFailureEvent: "on_task_failure",
+    TaskRetryEvent: "on_task_retry",
+    TaskSkipEvent: "on_task_skip",
+}
+
+
+class RunHook:
+    """Derive from it and override the events you want; the others cost nothing.
+
+    Hooks are called one event after the other, in the order of the run, on a thread of their
+    own: a slow one delays neither tasks nor timers, and one that raises is logged. A run ends
+    only when its events are delivered. A call that takes longer than the engine's
+    ``hook_timeout_s`` is left behind, and that hook hears no more of the run.
+
+    Example:
+        >>> class Alerts(RunHook):
+        ...     def on_task_failure(self, event: TaskFailureEvent) -> None:
+        ...         print(f"{event.task_name}: {event.message}")
+    """
+
+    def on_dag_start(self, event: DagStartEvent) -> None:
+        """Handle the start of a run."""
+
+    def on_dag_end(self, event: DagEndEvent) -> None:
+        """Handle the end of a run."""
+
+    def on_task_start(self, event: TaskStartEvent) -> None:
+        """Handle the start of an attempt."""
+
+    def on_task_success(self, event: TaskSuccessEvent) -> None:
+        """Handle a task's success."""
+
+    def on_task_failure(self, event: TaskFailureEvent) -> None:
+        """Handle a task's final failure."""
+
+    def on_task_retry(self, event: TaskRetryEvent) -> None:
+        """Handle a failed attempt that will be tried again."""
+
+    def on_task_skip(self, event: TaskSkipEvent) -> None:
+        """Handle a task that will not run."""
+
+
+def fn_hook(**handlers: Callable[[Any], object]) -> RunHook:
+    """Make a hook of functions.
+
+    Args:
+        **handlers: A function for each event wanted: ``on_dag_start``, ``on_dag_end``,
+            ``on_task_start``, ``on_task_success``, ``on_task_failure``, ``on_task_retry``,
+            ``on_task_skip``.
+
+    Raises:
+        TypeError: A name is not an event, or a handler cannot be called.
+
+    Example:
+        >>> hook = fn_hook(on_dag_end=lambda event: print(event.status))
+    """
+    known = EVENT_METHODS.values()
+    for name, handler in handlers.items():
+        if name not in known:
+            msg = f"unknown event {name!r}; known: {', '.join(known)}.{close_match(name, known)}"
+            raise TypeError(msg)
+        if not callable(handler):
+            msg = f"the handler for {name!r} must be callable, not {type(handler).__name__}"
+            raise TypeError(msg)
+    return _FunctionHook(handlers)
+
+
+class _FunctionHook(RunHook):
+    def __init__(self, handlers: dict[str, Callable[[Any], object]]) -> None:
+        vars(self).update(handlers)
+
+
+class HookDispatcher:
+    """Deliver the events of all runs of one engine; each run has a channel of its own.
+
+    Args:
+        hooks: The handlers, in the order in which they are called.
+        executor: Where they are called.
+        timeout_s: The longest that one call may take before it is left behind.
+        log: Where errors of hooks go.
+    """
+
+    def __init__(
+        self,
+        hooks: Sequence[RunHook],
+        executor: Executor,
+        timeout_s: float,
+        log: logging.Logger,
+    ) -> None:
+        self.executor = executor
+        self.timeout_s = timeout_s
+        self.log = log
+        self.handlers: dict[type[Any], tuple[Callable[[Any], object], ...]] = {
+            event: _overridden(hooks, method) for event, method in EVENT_METHODS.items()
+        }
+
+    def add(self, hook: RunHook) -> None:
+        """Let one more hook hear the runs that start from now on."""
+        for event, method in EVENT_METHODS.items():
+            self.handlers[event] += _overridden([hook], method)
+
+    def channel(self, context: contextvars.Context, wake: Callable[[], object]) -> HookChannel:
+        """Open the channel of one run.
+
+        Args:
+            context: The context variables that hooks see: those of the run's caller.
+            wake: Called from the delivering thread after a round of calls, so that the run's
+                loop notices at once what a hook did to it (an ``asyncio.Event`` it set).
+        """
+        return HookChannel(self, context, wake)
+
+
+def _overridden(hooks: Sequence[RunHook], method: str) -> tuple[Callable[[Any], object], ...]:
+    default = getattr(RunHook, method)
+    found: list[Callable[[Any], object]] = []
+    for hook in hooks:
+        handler = getattr(hook, method, None)
+        if handler is not None and getattr(handler, "__func__", None) is not default:
+            found.append(handler)
+    return tuple(found)
+
+
+class HookChannel:
+    """The events of one run, delivered in order by at most one thread at a time."""
+
+    def __init__(
+        self,
+        dispatcher: HookDispatcher,
+        context: contextvars.Context,
+        wake: Callable[[], object],
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._context = context
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._queue: deque[tuple[Callable[[Any], object], Event]] = deque()
+        self._stuck: set[int] = set()  # ids: a handler need not be hashable
+        # Who is delivering: a number that grows, so that a thread which was given up can tell.
+        self._turn = 0
+        self._delivering = False
+        self._call: tuple[Callable[[Any], object], Event, float] | None = None
+        self._thread: Future[None] | None = None
+        self._when_idle: Callable[[], object] | None = None
+
+    def wants(self, kind: type[Any]) -> bool:
+        """Return whether any hook listens to this kind of event."""
+        return bool(self._dispatcher.handlers[kind])
+
+    def emit(self, event: Event) -> None:
+        """Queue an event for every hook that listens to it; never blocks."""
+        handlers = self._dispatcher.handlers[type(event)]
+        if not handlers:
+            return
+        with self._lock:
+            self._queue.extend((handler, event) for handler in handlers)
+            if not self._delivering:
+                self._start()
+        self.give_up_if_stuck()
+
+    def notify_when_idle(self, callback: Callable[[], object]) -> bool:
+        """Return whether nothing is left to deliver; if not, call back when that is so."""
+        with self._lock:
+            if not self._delivering:
+                return True
+            self._when_idle = callback
+            return False
+
+    def give_up_if_stuck(self) -> None:
+        """Leave a call behind that has taken too long, and deliver the rest without its hook."""
+        call = self._call
+        if call is None or time.monotonic() - call[2] < self._dispatcher.timeout_s:
+            return
+        with self._lock:
+            if self._call is not call:
+                return
+            handler, event, _ = call
+            self._stuck.add(id(handler))
+            abandon = getattr(self._thread, "abandon", None)
+            if abandon is not None:
+                abandon()
+            self._start()
+        self._dispatcher.log.error(
+            "hook %r is still busy with %s after %g s; it hears no more of this run",
+            handler,
+            type(event).__name__,
+            self._dispatcher.timeout_s,
+            extra={"run_id": event.run_id, "dag": event.dag_name},
+        )
+
+    def _start(self) -> None:
+        """Hand the queue to a thread; the lock is held."""
+        self._delivering = True
+        self._call = None
+        self._turn += 1
+        self._thread = self._dispatcher.executor.submit(
+            self._context.copy().run, self._deliver, self._turn
+        )
+
+    def _deliver(self, turn: int) -> None:
+        while True:
+            with self._lock:
+                if turn != self._turn:
+                    return
+                if not self._queue:
+                    self._delivering = False
+                    self._call = None
+                    callback, self._when_idle = self._when_idle, None
+                    break
+                handler, event = self._queue.popleft()
+                if id(handler) in self._stuck:
+                    continue
+                self._call = (handler, event, time.monotonic())
+            self._call_hook(handler, event)
+        self._wake()
+        if callback is not None:
+            callback()
+
+    def _call_hook(self, handler: Callable[[Any], object], event: Event) -> None:
+        try:
+            handler(event)
+        except BaseException:  # whatever a hook raises, the run goes on (R4)
+            self._dispatcher.log.exception(
+                "hook %r failed on %s",
+                handler,
+                type(event).__name__,
+                extra={"run_id": event.run_id, "dag": event.dag_name},
+            )

@@ -1,0 +1,131 @@
+"""How far a run has come: unmet parents, waiting consumers, what is settled.
+
+Counts only; nothing here launches, saves or tells. Each task is touched when it becomes ready
+and when it settles, each edge once.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import TYPE_CHECKING
+
+from flowrun.state.records import NoResult, TaskStatus
+
+if TYPE_CHECKING:
+    from flowrun.graph import Graph
+    from flowrun.state.records import RunRecord
+
+
+class Ledger:
+    """The books of one run.
+
+    Attributes:
+        tasks: The task records, by the graph's numbers.
+        ready: A heap of tasks that could be launched: the first in topological order first.
+        open: Number of tasks that have not settled.
+    """
+
+    __slots__ = ("_consumers", "_graph", "_live", "_settled", "_unmet", "open", "ready", "tasks")
+
+    def __init__(self, graph: Graph, record: RunRecord, *, live: bool) -> None:
+        self._graph = graph
+        self._live = live
+        self.tasks = list(record.tasks.values())
+        self.ready: list[int] = []
+        self.open = len(graph)
+        self._unmet = [len(parents) for parents in graph.parents]
+        self._consumers = [len(children) for children in graph.children]
+        self._settled = bytearray(len(graph))
+
+    def begin(self, now: float) -> None:
+        """Settle what was carried over from an earlier run, and find what is ready."""
+        kept = [
+            number for number, task in enumerate(self.tasks) if task.status is TaskStatus.SUCCESS
+        ]
+        self.open -= len(kept)
+        for number in kept:
+            self._settled[number] = True
+            for child in self._graph.children[number]:
+                self._unmet[child] -= 1
+            # It will not ask for its own inputs any more.
+            for parent in self._graph.parents[number]:
+                self._consumers[parent] -= 1
+        for number, unmet in enumerate(self._unmet):
+            if not unmet and not self._settled[number]:
+                self.tasks[number].ready_at = now
+                self.ready.append(number)
+
+    def is_settled(self, number: int) -> bool:
+        """Return whether a task has ended for good, or is about to be saved as such."""
+        return bool(self._settled[number])
+
+    def make_ready(self, number: int, now: float) -> None:
+        """A task can be launched (again)."""
+        self.tasks[number].ready_at = now
+        heapq.heappush(self.ready, number)
+
+    def open_children(self, number: int, now: float) -> None:
+        """A task has succeeded: its children have one unmet parent less."""
+        unmet = self._unmet
+        for child in self._graph.children[number]:
+            unmet[child] -= 1
+            if not unmet[child] and not self._settled[child]:
+                self.tasks[child].ready_at = now
+                heapq.heappush(self.ready, child)
+
+    def settle(self, number: int) -> None:
+        """A task has ended for good; results that nobody waits for any more are let go (I2)."""
+        self._settled[number] = True
+        self.open -= 1
+        consumers = self._consumers
+        for parent in self._graph.parents[number]:
+            consumers[parent] -= 1
+            if not consumers[parent]:
+                self._let_go(parent)
+        if not consumers[number]:
+            self._let_go(number)
+
+    def descendants_to_skip(self, number: int) -> list[int]:
+        """Claim every unsettled task that needs this one, in topological order.
+
+        They count as settled from now on, so that another failure does not claim them again;
+        :meth:`settle` follows for each.
+        """
+        found: list[int] = []
+        stack = [number]
+        while stack:
+            for child in self._graph.children[stack.pop()]:
+                if not self._settled[child]:
+                    self._settled[child] = True
+                    found.append(child)
+                    stack.append(child)
+        found.sort()
+        return found
+
+    def never_started(self) -> list[int]:
+        """Claim every unsettled task that is not running, in topological order."""
+        found = [
+            number
+            for number, task in enumerate(self.tasks)
+            if not self._settled[number] and task.status is TaskStatus.PENDING
+        ]
+        for number in found:
+            self._settled[number] = True
+        return found
+
+    def halfway(self) -> list[int]:
+        """Return unsettled tasks that are RUNNING: only when settling them went wrong."""
+        return [
+            number
+            for number, task in enumerate(self.tasks)
+            if not self._settled[number] and task.status is TaskStatus.RUNNING
+        ]
+
+    def _let_go(self, number: int) -> None:
+        task = self.tasks[number]
+        if task.status is not TaskStatus.SUCCESS or isinstance(task.result, NoResult):
+            return
+        if not self._graph.specs[number].retain_result:
+            task.release()
+        elif not self._live:
+            task.result = NoResult.STORED  # the store has it, and this run is done with it

@@ -1,0 +1,131 @@
+"""How often, how soon and on which errors a failed attempt is tried again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeAlias, cast
+
+from flowrun.errors import NonRetryableError, ResultNotStorableError
+
+ErrorMatcher: TypeAlias = (
+    type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
+)
+"""Exception type(s), or a predicate that is given the exception."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Say how a task is retried; an ``int`` in its place means retries without delay.
+
+    The wait before retry *n* (the first is 1) is ``delay_s * backoff ** (n - 1)``, at most
+    ``max_delay_s``, spread evenly by ``jitter`` to both sides. Waiting holds no slot.
+
+    Args:
+        retries: Further attempts after the first, 0 or more.
+        delay_s: Seconds before the first retry.
+        backoff: Factor from one wait to the next, 1 or more.
+        max_delay_s: No wait is longer than this many seconds.
+        jitter: Share of the wait, 0 to 1, by which it is varied at random.
+        retry_on: Only these errors are retried: exception types or a predicate.
+        no_retry_on: These errors never are; it wins over ``retry_on``.
+
+    Raises:
+        ValueError: A number is out of its range.
+        TypeError: A value is of the wrong type.
+
+    Example:
+        >>> policy = RetryPolicy(3, delay_s=1, retry_on=ConnectionError)
+        >>> [policy.delay_before(retry, 0.5) for retry in (1, 2, 3)]
+        [1.0, 2.0, 4.0]
+        >>> policy.allows(ConnectionResetError(), failures=3)
+        True
+        >>> policy.allows(KeyError("id"), failures=1)
+        False
+    """
+
+    retries: int
+    delay_s: float = 0
+    backoff: float = 2
+    max_delay_s: float = 60
+    jitter: float = 0
+    retry_on: ErrorMatcher = BaseException
+    no_retry_on: ErrorMatcher = ()
+
+    def __post_init__(self) -> None:
+        """Refuse a policy that cannot be followed."""
+        if not isinstance(self.retries, int) or isinstance(self.retries, bool):
+            msg = f"retries must be an int, not {type(self.retries).__name__}"
+            raise TypeError(msg)
+        if self.retries < 0:
+            msg = f"retries must be 0 or more, not {self.retries}"
+            raise ValueError(msg)
+        _check_number("delay_s", self.delay_s, low=0)
+        _check_number("backoff", self.backoff, low=1)
+        _check_number("max_delay_s", self.max_delay_s, low=0)
+        _check_number("jitter", self.jitter, low=0, high=1)
+        _check_matcher("retry_on", self.retry_on)
+        _check_matcher("no_retry_on", self.no_retry_on)
+
+    def allows(self, error: BaseException, failures: int) -> bool:
+        """Return whether another attempt follows after ``failures`` failed ones.
+
+        A predicate that raises counts as "do not retry"; the error it was asked about is
+        what the task then fails with.
+        """
+        if failures > self.retries or isinstance(error, NonRetryableError | ResultNotStorableError):
+            return False
+        return _matches(self.retry_on, error) and not _matches(self.no_retry_on, error, broken=True)
+
+    def delay_before(self, retry: int, chance: float) -> float:
+        """Return the seconds to wait before the ``retry``-th retry.
+
+        Args:
+            retry: 1 for the first retry.
+            chance: A random number from 0 to 1 that places the wait within its jitter.
+        """
+        if not self.delay_s:
+            return 0.0
+        try:
+            wait = min(self.delay_s * self.backoff ** (retry - 1), self.max_delay_s)
+        except OverflowError:
+            wait = self.max_delay_s
+        return min(wait * (1 + self.jitter * (2 * chance - 1)), self.max_delay_s)
+
+
+def _check_number(name: str, value: object, *, low: float, high: float = math.inf) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        msg = f"{name} must be a number, not {type(value).__name__}"
+        raise TypeError(msg)
+    if not math.isfinite(value) or not low <= value <= high:
+        bounds = f"from {low} to {high}" if high != math.inf else f"{low} or more, and finite"
+        msg = f"{name} must be {bounds}, not {value}"
+        raise ValueError(msg)
+
+
+def _check_matcher(name: str, matcher: object) -> None:
+    if isinstance(matcher, type):
+        types: Iterable[object] = (matcher,)
+    elif isinstance(matcher, tuple):
+        types = cast("tuple[object, ...]", matcher)
+    elif callable(matcher):
+        return
+    else:
+        types = (matcher,)
+    for kind in types:
+        if not isinstance(kind, type) or not issubclass(kind, BaseException):
+            msg = f"{name} takes exception types or a predicate, not {kind!r}"
+            raise TypeError(msg)
+
+
+def _matches(matcher: ErrorMatcher, error: BaseException, *, broken: bool = False) -> bool:
+    if isinstance(matcher, type | tuple):
+        return isinstance(error, matcher)
+    try:
+        return bool(matcher(error))
+    except Exception:  # noqa: BLE001 - a user's predicate must not end the run
+        return broken
+
+
+NO_RETRIES = RetryPolicy(0)

@@ -1,0 +1,267 @@
+"""A run report -> one HTML page that needs nothing beside it.
+
+What a task could have chosen reaches the page as escaped text or as inert JSON, which the
+script puts on screen by ``textContent`` only. The page's Content-Security-Policy allows the
+style sheet and the script by their hashes, and nothing else: no request can leave it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from datetime import UTC, datetime
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from flowrun.render.escape import for_html
+from flowrun.render.page import as_json, critical_path, page_data, preview
+from flowrun.render.svg import draw, graph_css, symbols
+from flowrun.render.wording import (
+    SIGNS,
+    counted,
+    duration_text,
+    is_kept,
+    outcome,
+    own_line,
+    status_counts,
+    time_text,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from flowrun.render.svg import Picture
+    from flowrun.report import RunReport, TaskReport, TaskStatusName
+
+_MOST_FAILURES = 20
+_MOST_TRACEBACK = 8_000
+_MOST_LINE = 600
+_MOST_FACT = 300
+_VERDICTS: dict[str, TaskStatusName] = {"Succeeded": "SUCCESS", "Running": "RUNNING"}
+
+
+def report_html(
+    report: RunReport, *, result_preview: Callable[[object], str] | None = preview
+) -> str:
+    """Return the report as a page: outcome, failures, graph, timeline and every task.
+
+    Args:
+        report: The run.
+        result_preview: Makes the text that is shown of a kept result; its outcome is escaped
+            and cut. ``None`` shows no result.
+    """
+    style = graph_css() + _resource("report.css")
+    script = _resource("report.js")
+    policy = (
+        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)};"
+        " base-uri 'none'; form-action 'none'"
+    )
+    title = f"{for_html(report['dag_name'])} · {outcome(report)}"
+    critical = critical_path(report)
+    deps = {name: task["deps"] for name, task in report["tasks"].items()}
+    picture = draw(report["dag_name"], deps, report, critical=critical)
+    data = page_data(report, critical=critical, marks=picture.marks, result_preview=result_preview)
+    body = "\n".join(
+        (
+            _header(report),
+            _failures(report),
+            _graph(picture) if deps else "",
+            _timeline(report, critical),
+            _tasks(report),
+        )
+    )
+    return (
+        '<!doctype html>\n<html lang="en" class="flowrun"><head><meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">'
+        '<meta name="referrer" content="no-referrer">\n'
+        f"<title>{title}</title>\n<style>{style}</style></head>\n<body>\n"
+        f'<svg class="defs" aria-hidden="true"><defs>{symbols()}</defs></svg>\n'
+        f"<main>\n{body}\n</main>\n"
+        '<aside id="detail" class="detail" aria-label="Task" tabindex="-1" hidden></aside>\n'
+        f'<script type="application/json" id="data">{as_json(data)}</script>\n'
+        f"<script>{script}</script>\n</body></html>\n"
+    )
+
+
+def _resource(name: str) -> str:
+    return files("flowrun.render").joinpath(name).read_text("utf-8")
+
+
+def _hash(text: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return f"'sha256-{digest}'"
+
+
+def _sign(status: TaskStatusName) -> str:
+    return f'<svg class="sign" aria-hidden="true"><use href="#flowrun-{status}"/></svg>'
+
+
+def _header(report: RunReport) -> str:
+    verdict = outcome(report)
+    status = _VERDICTS.get(verdict, "FAILED")
+    took = ""
+    if report["finished_at"] is not None:
+        took = duration_text(report["finished_at"] - report["created_at"])
+        took = f'<p class="took">{took}</p>'
+    counts = status_counts(report)
+    chips = "".join(
+        f'<li class="chip {status}">{_sign(status)}<b>{count:,}</b> {SIGNS[status].word}</li>'
+        for status, count in counts.items()
+    )
+    error = "" if report["error"] is None else f'<p class="callout">{_short(report["error"])}</p>'
+    return (
+        f'<header class="top {status}"><div class="headline"><div>'
+        f'<p class="kicker">Run of a DAG</p><h1>{_short(report["dag_name"])}</h1></div>'
+        f'<div class="verdict">{_sign(status)}<div><p class="word">{verdict}</p>{took}</div></div>'
+        f'</div>{_bar(counts)}<ul class="chips">{chips}</ul>{error}'
+        f'<dl class="facts">{_facts(report)}</dl></header>'
+    )
+
+
+def _bar(counts: Mapping[TaskStatusName, int]) -> str:
+    """Return the share of each status as one bar; it repeats the chips, so it is not read."""
+    left, parts = 0.0, ""
+    for status, count in counts.items():
+        share = 100 * count / sum(counts.values())
+        parts += f'<rect class="{status}" x="{left:.2f}%" width="{share:.2f}%" height="6"/>'
+        left += share
+    return f'<svg class="bar" aria-hidden="true">{parts}</svg>'
+
+
+def _facts(report: RunReport) -> str:
+    started = datetime.fromtimestamp(report["created_at"], UTC).isoformat(timespec="seconds")
+    rows = [
+        ("Run", f"<code>{_short(report['run_id'])}</code>"),
+        ("Started", f'<time datetime="{started}">{time_text(report["created_at"])}</time>'),
+    ]
+    if report["resumed_from"] is not None:
+        rows.append(("Resumed from", f"<code>{_short(report['resumed_from'])}</code>"))
+    if report["targets"] is not None:
+        rows.append(("Targets", _short(", ".join(report["targets"]))))
+    for key, value in report["metadata"].items():
+        rows.append((_short(key), _short(value if isinstance(value, str) else repr(value))))
+    return "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in rows)
+
+
+def _short(text: str) -> str:
+    return for_html(text if len(text) <= _MOST_FACT else f"{text[:_MOST_FACT]}…")
+
+
+def _failures(report: RunReport) -> str:
+    numbered = enumerate(report["tasks"].items())
+    failed = [(place, *item) for place, item in numbered if item[1]["status"] == "FAILED"]
+    if not failed:
+        return ""
+    cards = "".join(
+        _failure(report, place, name, task) for place, name, task in failed[:_MOST_FAILURES]
+    )
+    more = len(failed) - _MOST_FAILURES
+    rest = f'<p class="more">{counted(more, "more failure")} in the table below.</p>'
+    return (
+        f'<section id="failures" aria-labelledby="h-failures"><h2 id="h-failures">'
+        f"{counted(len(failed), 'failure')}</h2>{cards}{rest if more > 0 else ''}</section>"
+    )
+
+
+def _failure(report: RunReport, place: int, name: str, task: TaskReport) -> str:
+    error = task["error"] or "no error was recorded"
+    line = own_line(error)
+    shown = line if len(line) <= _MOST_LINE else f"{line[:_MOST_LINE]}…"
+    notes = [for_html((task["reason"] or "").lower().replace("_", " "))]
+    notes.append(counted(task["attempt"], "attempt"))
+    held = _held_back(report, name)
+    if held:
+        notes.append(f"{counted(held, 'task')} skipped after it")
+    trace = ""
+    if error.strip() != line:
+        text = error if len(error) <= _MOST_TRACEBACK else f"…{error[-_MOST_TRACEBACK:]}"
+        trace = (
+            "<details><summary>Traceback</summary>"
+            f'<pre tabindex="0">{for_html(text, multiline=True)}</pre></details>'
+        )
+    return (
+        f'<article class="failure">{_sign("FAILED")}<div>'
+        f'<h3><button type="button" data-open="{place}">{for_html(name)}</button></h3>'
+        f'<p class="notes">{" · ".join(note for note in notes if note)}</p>'
+        f'<p class="line">{for_html(shown)}</p>{trace}</div></article>'
+    )
+
+
+def _held_back(report: RunReport, name: str) -> int:
+    """Count the skipped tasks below a failed one; tasks are in topological order."""
+    below = {name}
+    for other, task in report["tasks"].items():
+        if task["status"] == "SKIPPED" and not below.isdisjoint(task["deps"]):
+            below.add(other)
+    return len(below) - 1
+
+
+def _graph(picture: Picture) -> str:
+    # Marks are too many for a keyboard to walk through: there, the table is the way in.
+    ways = (
+        "With the keyboard: arrow keys, then Enter."
+        if picture.marks is None
+        else "Point at a mark to see its name, or zoom in to see them all."
+    )
+    return (
+        '<section id="graph" aria-labelledby="h-graph"><div class="heading">'
+        '<h2 id="h-graph">Graph</h2><div class="tools">'
+        '<button type="button" data-zoom="out" aria-label="Zoom out">&minus;</button>'
+        '<button type="button" data-zoom="in" aria-label="Zoom in">+</button>'
+        '<button type="button" data-zoom="fit">Fit</button></div></div>'
+        f'<div class="canvas">{picture.svg}</div>'
+        '<p class="hint">Drag to move, hold Ctrl and scroll to zoom; choose a task to see more.'
+        f" {ways}</p></section>"
+    )
+
+
+def _timeline(report: RunReport, critical: list[str]) -> str:
+    tasks = report["tasks"].values()
+    if all(task["started_at"] is None or is_kept(report, task) for task in tasks):
+        return ""
+    kinds = [("wait", "waiting for a slot"), ("SUCCESS", "succeeded")]
+    if any(attempt["error"] is not None for task in tasks for attempt in task["attempts"]):
+        kinds.append(("FAILED", "failed"))
+    if any(task["status"] == "RUNNING" for task in tasks):
+        kinds.append(("RUNNING", "running"))
+    if critical:
+        kinds.append(("SUCCESS critical", "critical path"))
+    legend = "".join(
+        f'<li><svg class="key" aria-hidden="true"><rect class="{kind}" y="2" width="22"'
+        f' height="10" rx="2"/></svg>{word}</li>'
+        for kind, word in kinds
+    )
+    path = f'<p class="hint">{_critical_text(report, critical)}</p>' if critical else ""
+    return (
+        '<section id="timeline" aria-labelledby="h-timeline"><div class="heading">'
+        f'<h2 id="h-timeline">Timeline</h2><ul class="legend">{legend}</ul></div>'
+        f'{path}<div class="lanes"></div></section>'
+    )
+
+
+def _critical_text(report: RunReport, critical: list[str]) -> str:
+    attempts = [attempt for name in critical for attempt in report["tasks"][name]["attempts"]]
+    busy = sum((one["finished_at"] or 0) - (one["started_at"] or 0) for one in attempts)
+    return (
+        f"The critical path is {counted(len(critical), 'task')} long and ran for"
+        f" {duration_text(busy)}."
+    )
+
+
+def _tasks(report: RunReport) -> str:
+    filters = "".join(
+        f'<button type="button" class="chip {status}" data-filter="{status}"'
+        f' aria-pressed="false">{_sign(status)}{SIGNS[status].word} <b>{count:,}</b></button>'
+        for status, count in status_counts(report).items()
+    )
+    return (
+        '<section id="tasks" aria-labelledby="h-tasks"><div class="heading">'
+        '<h2 id="h-tasks">Tasks</h2><p id="shown" class="hint" role="status"></p></div>'
+        '<div class="filters"><label><span>Filter</span><input type="search" id="search"'
+        ' placeholder="name or error" autocomplete="off" spellcheck="false"></label>'
+        f'{filters}</div><div class="rows"></div>'
+        "<noscript><p>The timeline, the table and the details need JavaScript.</p></noscript>"
+        "</section>"
+    )

@@ -1,0 +1,237 @@
+"""A run report -> the data that its HTML page carries: bounded, escaped, inert."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from itertools import islice
+from typing import TYPE_CHECKING, TypedDict
+
+from flowrun.render.escape import for_terminal
+from flowrun.render.wording import is_kept, own_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from flowrun.report import RunReport, TaskReport
+
+_MOST_ERROR_BYTES = 2_000_000
+_MOST_PREVIEW_BYTES = 1_000_000
+_SHORT = 300
+_PREVIEW = 2_000
+
+
+class _Task(TypedDict, total=False):
+    """One task; a key is left out where it would say nothing.
+
+    Times are seconds since the run was created. ``attempts`` holds lists of number, ready,
+    started, finished, place of the error among the texts, reason, abandoned.
+    """
+
+    name: str
+    status: str
+    deps: list[int]
+    tries: int
+    ready: float
+    started: float
+    finished: float
+    error: int
+    why: str
+    reason: str
+    result: str
+    state: str
+    critical: int
+    kept: int
+    attempts: list[list[float | int | str | None]]
+
+
+class PageData(TypedDict):
+    """All that the page's script needs."""
+
+    finished: float | None
+    tasks: list[_Task]
+    texts: list[str]
+    marks: list[tuple[int, int]] | None
+
+
+def preview(value: object) -> str:
+    """Return a short ``repr`` of a result, whatever it is.
+
+    Example:
+        >>> preview([1, 2, 3])
+        '[1, 2, 3]'
+    """
+    try:
+        text = _SHORTENER.repr(value)
+    except Exception as error:  # noqa: BLE001 - a value's own repr may raise anything
+        return f"<{type(value).__qualname__}: its repr failed with {type(error).__qualname__}>"
+    return text if len(text) <= _PREVIEW else f"{text[:_PREVIEW]}…"
+
+
+class _Shortener(reprlib.Repr):
+    """Bounded in depth and width; leaves a table's ``repr`` its lines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 4
+        self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdeque = 12
+        self.maxarray = self.maxdict = 12
+        self.maxstring = self.maxlong = 300
+
+    def repr_dict(self, x: dict[object, object], level: int) -> str:
+        # reprlib's own sorts the keys; a dictionary's order is part of what it shows.
+        if x and level <= 0:
+            return "{...}"
+        pairs = [
+            f"{self.repr1(key, level - 1)}: {self.repr1(value, level - 1)}"
+            for key, value in islice(x.items(), self.maxdict)
+        ]
+        if len(x) > self.maxdict:
+            pairs.append("...")
+        return f"{{{', '.join(pairs)}}}"
+
+    def repr_instance(self, x: object, level: int) -> str:  # noqa: ARG002 - reprlib's names
+        text = repr(x)
+        return text if len(text) <= _PREVIEW else f"{text[:_PREVIEW]}…"
+
+
+_SHORTENER = _Shortener()
+
+
+def critical_path(report: RunReport) -> list[str]:
+    """Return the chain of tasks that decided when the run ended, from first to last.
+
+    Backwards from the task that ended last, each time to the dependency that ended last.
+    Empty while the run has not ended, and for a single task: it is no path.
+    """
+    if report["finished_at"] is None:
+        return []
+    ended = {
+        name: task["attempts"][-1]["finished_at"] or 0.0
+        for name, task in report["tasks"].items()
+        if task["attempts"] and not is_kept(report, task)
+    }
+    path: list[str] = []
+    step = max(ended, key=ended.__getitem__, default=None)
+    while step is not None:
+        path.append(step)
+        before = [name for name in report["tasks"][step]["deps"] if name in ended]
+        step = max(before, key=ended.__getitem__, default=None)
+    return path[::-1] if len(path) > 1 else []
+
+
+def page_data(
+    report: RunReport,
+    *,
+    critical: list[str],
+    marks: list[tuple[int, int]] | None,
+    result_preview: Callable[[object], str] | None,
+) -> PageData:
+    """Return the data of a report's page.
+
+    Args:
+        report: The run.
+        critical: The tasks on the critical path.
+        marks: Where the graph's marks are, if it has no boxes.
+        result_preview: Makes a result's text; ``None`` shows no result.
+    """
+    builder = _Builder(report, set(critical), result_preview)
+    tasks = [builder.task(name, task) for name, task in report["tasks"].items()]
+    return {
+        "finished": builder.offset(report["finished_at"]),
+        "tasks": tasks,
+        "texts": builder.texts,
+        "marks": marks,
+    }
+
+
+def as_json(data: Mapping[str, object] | PageData) -> str:
+    """Return JSON that nothing in it can make an HTML parser leave the script element."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+class _Builder:
+    def __init__(
+        self,
+        report: RunReport,
+        critical: set[str],
+        result_preview: Callable[[object], str] | None,
+    ) -> None:
+        self.texts: list[str] = []
+        self._report = report
+        self._critical = critical
+        self._preview = result_preview
+        self._number = {name: number for number, name in enumerate(report["tasks"])}
+        self._known: dict[str, int] = {}
+        self._error_room = _MOST_ERROR_BYTES
+        self._preview_room = _MOST_PREVIEW_BYTES
+
+    def task(self, name: str, task: TaskReport) -> _Task:
+        made: _Task = {"name": for_terminal(name), "status": str(task["status"])}
+        deps = [self._number[parent] for parent in task["deps"] if parent in self._number]
+        if deps:
+            made["deps"] = deps
+        if task["attempt"]:
+            made["tries"] = task["attempt"]
+        if task["reason"] is not None:
+            made["reason"] = for_terminal(task["reason"])
+        if task["error"] is not None and task["status"] != "SUCCESS":
+            made["error"] = self._text(task["error"])
+            made["why"] = for_terminal(own_line(task["error"]))[:_SHORT]
+        if name in self._critical:
+            made["critical"] = 1
+        if is_kept(self._report, task):
+            made["kept"] = 1
+        self._add_times(made, task)
+        self._add_result(made, task)
+        return made
+
+    def _add_times(self, made: _Task, task: TaskReport) -> None:
+        if task["status"] == "RUNNING":
+            made["ready"] = self.offset(task["ready_at"]) or 0.0
+            made["started"] = self.offset(task["started_at"]) or 0.0
+        attempts: list[list[float | int | str | None]] = []
+        for attempt in task["attempts"]:
+            row: list[float | int | str | None] = [
+                attempt["attempt"],
+                self.offset(attempt["ready_at"]),
+                self.offset(attempt["started_at"]),
+                self.offset(attempt["finished_at"]),
+            ]
+            if attempt["error"] is not None:
+                row += [self._text(attempt["error"]), for_terminal(attempt["reason"] or "")]
+                row += [1] if attempt["abandoned"] else []
+            attempts.append(row)
+        if attempts:
+            made["attempts"] = attempts
+
+    def _add_result(self, made: _Task, task: TaskReport) -> None:
+        if task["status"] != "SUCCESS":
+            return
+        if task["result_state"] != "kept":
+            made["state"] = str(task["result_state"])
+        elif self._preview is None:
+            made["state"] = "hidden"
+        else:
+            text = for_terminal(self._preview(task["result"]), multiline=True)
+            most = _PREVIEW if self._preview_room > 0 else _SHORT
+            made["result"] = text if len(text) <= most else f"{text[:most]}…"
+            self._preview_room -= len(made["result"])
+
+    def offset(self, moment: float | None) -> float | None:
+        """Return a point in time as seconds since the run was created, to the millisecond."""
+        return None if moment is None else round(moment - self._report["created_at"], 3)
+
+    def _text(self, error: str) -> int:
+        """Return the place of an error among the texts; the same one is kept once."""
+        place = self._known.get(error)
+        if place is None:
+            text = for_terminal(error, multiline=True)
+            if len(text) > self._error_room:
+                # The end of a traceback says what happened; the beginning only where.
+                text = f"(cut for this page; the run's report has it whole)\n…{text[-_SHORT:]}"
+            self._error_room -= len(text)
+            place = self._known[error] = len(self.texts)
+            self.texts.append(text)
+        return place

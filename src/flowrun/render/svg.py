@@ -1,0 +1,304 @@
+"""A graph, or a run of it -> a picture in SVG."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+from flowrun.render.escape import for_html, for_terminal
+from flowrun.render.layout import Layout, Spacing, lay_out
+from flowrun.render.wording import SIGNS, counted, duration_text, ran_s
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from flowrun.render.layout import Route, Span
+    from flowrun.report import RunReport, TaskReport, TaskStatusName
+
+MOST_LABELLED = 300
+"""Tasks up to which each is a box with its name; beyond, a mark that is named on demand."""
+
+_BOXES = Spacing(height=46, row_gap=18, layer_gap=60, most_rows=10_000)
+_PLAIN_BOXES = _BOXES._replace(height=34)
+_MARKS = Spacing(height=12, row_gap=4, layer_gap=28, most_rows=100)
+_MARK_WIDTH = 44.0
+_MARK = 5.0
+_PADDING = 14
+_MOST_EMS = 17.0
+_NARROW = frozenset("iljtfrI.,:;'|!()[]- ")
+_BROAD = frozenset("mwMW@%")
+_FIRST_WIDE = "\u1100"
+_TEXT = 'stroke="none" fill="currentColor"'
+
+# Each status has its own outline, not only its own colour.
+_SHAPES: dict[TaskStatusName, str] = {
+    "SUCCESS": (
+        '<circle cx="8" cy="8" r="7.2" class="f"/><path class="m" d="M4.6 8.3l2.4 2.4 4.5-5"/>'
+    ),
+    "FAILED": (
+        '<path class="f" d="M8 .2 15.8 8 8 15.8.2 8z"/>'
+        '<path class="m" d="M5.6 5.6l4.8 4.8m0-4.8-4.8 4.8"/>'
+    ),
+    "SKIPPED": '<circle cx="8" cy="8" r="6.4" class="o"/><path class="o" d="M3.5 12.5l9-9"/>',
+    "RUNNING": '<path class="f" d="M3 1.2 14.6 8 3 14.8z"/>',
+    "PENDING": '<circle cx="8" cy="8" r="6.4" class="o" stroke-dasharray="2.6 2.4"/>',
+}
+_MARK_PATHS: dict[TaskStatusName, str] = {
+    "SUCCESS": "m-4 -4h8v8h-8z",
+    "FAILED": "m0 -9l9 9-9 9-9-9z",
+    "SKIPPED": "m-4 4l8-8m-8 0h8v8h-8z",
+    "RUNNING": "m-4 -5l9 5-9 5z",
+    "PENDING": "m-4 -4h8v8h-8z",
+}
+
+
+class Picture(NamedTuple):
+    """An SVG element, and where the marks are when they have no names in it.
+
+    Attributes:
+        svg: The element.
+        marks: The middle of each task's mark; ``None`` when each is a box of its own.
+    """
+
+    svg: str
+    marks: list[tuple[int, int]] | None
+
+
+def graph_css() -> str:
+    """Return the style sheet that the pictures' classes refer to."""
+    return files("flowrun.render").joinpath("graph.css").read_text("utf-8")
+
+
+def symbols() -> str:
+    """Return the statuses' signs and the arrows, to be used from anywhere in the document."""
+    signs = "".join(
+        f'<symbol id="flowrun-{status}" viewBox="0 0 16 16">'
+        f'<g class="{status}">{shape}</g></symbol>'
+        for status, shape in _SHAPES.items()
+    )
+    return signs + _arrow("arrow") + _arrow("arrow-critical")
+
+
+def dag_svg(
+    dag_name: str, deps: Mapping[str, Sequence[str]], report: RunReport | None = None
+) -> str:
+    """Return the DAG as an SVG picture that needs nothing beside it.
+
+    Args:
+        dag_name: The title.
+        deps: The dependencies of each task, in topological order.
+        report: Shows the status and duration of each task of this run.
+    """
+    picture = draw(dag_name, deps, report, interactive=False)
+    head, _, rest = picture.svg.partition(">")
+    return (
+        f'{head} xmlns="http://www.w3.org/2000/svg"><style>{graph_css()}</style>'
+        f'<rect class="ground" width="100%" height="100%" rx="8"/><defs>{symbols()}</defs>{rest}'
+    )
+
+
+def draw(
+    dag_name: str,
+    deps: Mapping[str, Sequence[str]],
+    report: RunReport | None = None,
+    *,
+    critical: Sequence[str] = (),
+    interactive: bool = True,
+) -> Picture:
+    """Return the picture for a page that has the style sheet and the symbols already.
+
+    Args:
+        dag_name: What a screen reader calls it.
+        deps: The dependencies of each task, in topological order.
+        report: Shows the status and duration of each task of this run.
+        critical: The tasks on the critical path, from its start to its end.
+        interactive: Whether a script will make the nodes buttons.
+    """
+    number = {name: position for position, name in enumerate(deps)}
+    parents = [
+        [number[parent] for parent in dict.fromkeys(needed) if parent in number]
+        for needed in deps.values()
+    ]
+    tasks = {} if report is None else report["tasks"]
+    drawing = _Drawing(list(deps), tasks, critical, interactive=interactive)
+    boxes = len(deps) <= MOST_LABELLED
+    if boxes:
+        widths = [drawing.box_width(name) for name in deps]
+        layout = lay_out(parents, widths, _BOXES if report else _PLAIN_BOXES)
+        content = "".join(drawing.boxes(layout))
+    else:
+        layout = lay_out(parents, [_MARK_WIDTH] * len(deps), _MARKS)
+        content = "".join(drawing.marks(layout))
+    width, height = (round(side) + 2 * _PADDING for side in (layout.width, layout.height))
+    role = "group" if interactive else "img"
+    label = f"{for_html(dag_name)}: {counted(len(deps), 'task')}"
+    svg = (
+        f'<svg class="flowrun-dag" viewBox="0 0 {width} {height}" width="{width}"'
+        f' height="{height}" role="{role}" aria-label="{label}" fill="none"'
+        f' stroke="currentColor">{content}</svg>'
+    )
+    return Picture(svg, None if boxes else [drawing.middle(span) for span in layout.nodes])
+
+
+class _Drawing:
+    def __init__(
+        self,
+        names: Sequence[str],
+        tasks: Mapping[str, TaskReport],
+        critical: Sequence[str],
+        *,
+        interactive: bool,
+    ) -> None:
+        self._names = names
+        self._tasks = tasks
+        self._interactive = interactive
+        number = {name: place for place, name in enumerate(names)}
+        path = [number[name] for name in critical]
+        self._critical = set(path)
+        self._critical_edges = set(pairwise(path))
+
+    def box_width(self, name: str) -> float:
+        """Return how wide a box must be for its name; fonts are not known here."""
+        text = max(_ems(_cut(for_terminal(name))) * 13, _ems(self._facts(name)) * 10.5)
+        return round(text) + (52 if name in self._tasks else 28)
+
+    def boxes(self, layout: Layout) -> Iterator[str]:
+        yield '<g class="edges">'
+        for route in sorted(layout.routes, key=self._is_critical):
+            kind = ' class="critical"' if self._is_critical(route) else ""
+            path = _path(layout, route, 0.0)
+            yield f'<path{kind} data-from="{route.source}" data-to="{route.target}" d="{path}"/>'
+        yield "</g>"
+        for place, name in enumerate(self._names):
+            yield self._box(place, name, layout.nodes[place])
+
+    def marks(self, layout: Layout) -> Iterator[str]:
+        path = "".join(_path(layout, route, _MARK) for route in layout.routes)
+        yield f'<path class="edges" d="{path}"/>'
+        critical = "".join(
+            _path(layout, route, _MARK) for route in layout.routes if self._is_critical(route)
+        )
+        yield f'<path class="edges critical" d="{critical}"/>'
+        paths: dict[TaskStatusName, list[str]] = {}
+        for name, span in zip(self._names, layout.nodes, strict=True):
+            status: TaskStatusName = (
+                self._tasks[name]["status"] if name in self._tasks else "PENDING"
+            )
+            x, y = self.middle(span)
+            paths.setdefault(status, []).append(f"M{x} {y}{_MARK_PATHS[status]}")
+        # Failures come last, so that nothing covers them.
+        for status, found in sorted(paths.items(), key=lambda item: item[0] == "FAILED"):
+            kind = "f" if status in {"SUCCESS", "FAILED", "RUNNING"} else "o"
+            yield f'<g class="{status}"><path class="{kind}" d="{"".join(found)}"/></g>'
+
+    def middle(self, span: Span) -> tuple[int, int]:
+        """Return where the mark of a node is."""
+        return round(span.left + _PADDING + _MARK), round(span.y + _PADDING)
+
+    def _box(self, place: int, name: str, span: Span) -> str:
+        task = self._tasks.get(name)
+        status = "PLAIN" if task is None else task["status"]
+        height = (_PLAIN_BOXES if task is None else _BOXES).height
+        width = span.right - span.left
+        facts = self._facts(name)
+        spoken = [for_html(name), *([SIGNS[task["status"]].word] if task else []), facts]
+        if place in self._critical:
+            spoken.append("on the critical path")
+        # A task that never ran has its status for a fact, too: it is said once.
+        label = ", ".join(part for part in dict.fromkeys(spoken) if part)
+        kind = f"node {status}" + (" critical" if place in self._critical else "")
+        text_x = 14 if task is None else 36
+        text_y = 21.5 if task is None else 19.5
+        corner = f"{round(span.left) + _PADDING} {round(span.y - height / 2) + _PADDING}"
+        button = ""
+        if self._interactive:
+            # One stop for the Tab key; from there the script moves by arrow keys.
+            button = f' data-task="{place}" role="button" tabindex="{-1 if place else 0}"'
+        parts = [
+            f'<g class="{kind}" transform="translate({corner})"{button}><title>{label}</title>',
+            f'<rect width="{width:.0f}" height="{height:.0f}" rx="8"/>',
+        ]
+        if task is not None:
+            parts.append(f'<use href="#flowrun-{status}" x="12" y="15" width="16" height="16"/>')
+            parts.append(f'<text class="facts" x="36" y="35.5" {_TEXT}>{facts}</text>')
+        parts.append(
+            f'<text class="name" x="{text_x}" y="{text_y}" {_TEXT}>'
+            f"{for_html(_cut(for_terminal(name)))}</text></g>"
+        )
+        return "".join(parts)
+
+    def _facts(self, name: str) -> str:
+        task = self._tasks.get(name)
+        if task is None:
+            return ""
+        duration_s = ran_s(task)
+        parts = [SIGNS[task["status"]].word if duration_s is None else duration_text(duration_s)]
+        if task["attempt"] > 1:
+            parts.append(f"{task['attempt']} attempts")
+        return " · ".join(parts)
+
+    def _is_critical(self, route: Route) -> bool:
+        return (route.source, route.target) in self._critical_edges
+
+
+def _arrow(name: str) -> str:
+    return (
+        f'<marker id="flowrun-{name}" class="{name}" viewBox="0 0 8 8" refX="1" refY="4"'
+        ' markerWidth="8" markerHeight="8" markerUnits="userSpaceOnUse" orient="auto">'
+        '<path d="M0 .5 7.5 4 0 7.5z"/></marker>'
+    )
+
+
+def _path(layout: Layout, route: Route, mark: float) -> str:
+    """Return an edge as curves through the gaps between layers, level where it passes one.
+
+    Args:
+        layout: Where everything is.
+        route: The edge.
+        mark: Half the width of the nodes' marks; 0 when the nodes are boxes.
+    """
+    source, target = layout.nodes[route.source], layout.nodes[route.target]
+    x = (source.left + 2 * mark if mark else source.right) + _PADDING
+    y = source.y + _PADDING
+    parts = [f"M{x:.0f} {y:.0f}"]
+    for span in (*route.through, target):
+        left, middle = span.left + _PADDING, span.y + _PADDING
+        end = left - (0 if mark or span is not target else 7)
+        bend = (x + end) / 2
+        straight = abs(middle - y) < 0.5  # noqa: PLR2004 - less than the rounding below
+        parts.append(
+            f"H{end:.0f}"
+            if straight
+            else f"C{bend:.0f} {y:.0f} {bend:.0f} {middle:.0f} {end:.0f} {middle:.0f}"
+        )
+        x, y = end, middle
+        if span is not target and span.right > span.left:
+            x = span.right + _PADDING
+            parts.append(f"H{x:.0f}")
+    return "".join(parts)
+
+
+def _cut(text: str) -> str:
+    """Return as much of a name as a box has room for."""
+    total = 0.0
+    for position, character in enumerate(text):
+        total += _em(character)
+        if total > _MOST_EMS:
+            return text[:position] + "…"
+    return text
+
+
+def _ems(text: str) -> float:
+    return sum(map(_em, text))
+
+
+def _em(character: str) -> float:
+    """Return about how wide a character is in a sans-serif font."""
+    if character >= _FIRST_WIDE:
+        return 1.05
+    if character in _NARROW:
+        return 0.42
+    if character in _BROAD:
+        return 1.02
+    return 0.78 if character.isupper() else 0.69

@@ -1,0 +1,163 @@
+"""A run report -> plain text that fits a terminal."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, NamedTuple
+
+from flowrun.render.escape import columns, for_terminal, padded, shortened
+from flowrun.render.wording import (
+    counted,
+    duration_text,
+    is_kept,
+    outcome,
+    own_line,
+    ran_s,
+    sign_of,
+    tally,
+    time_text,
+    waited_s,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flowrun.report import RunReport, TaskReport
+
+_LEAST_WIDTH = 40
+_LEAST_TASK = 8
+_LEAST_NOTE = 14
+_ERROR_LINES = 6
+_HEADINGS = ("Task", "Tries", "Waited", "Ran")
+_GAP = "  "
+_FACT = 14
+
+
+class _Row(NamedTuple):
+    sign: str
+    task: str
+    tries: str
+    waited: str
+    ran: str
+    note: str
+
+
+def report_table(report: RunReport, width: int = 80, *, ascii_only: bool = False) -> str:
+    """Return the report for people: how the run ended, its failures, then every task.
+
+    Args:
+        report: The run.
+        width: Columns that no line exceeds; at least 40 are taken.
+        ascii_only: For screens that can show nothing else.
+
+    Returns:
+        Lines joined by line feeds, without one at the end.
+    """
+    page = _Page(report, max(width, _LEAST_WIDTH), ascii_only=ascii_only)
+    return "\n".join([*page.header(), *page.failures(), *page.tasks()])
+
+
+class _Page:
+    """One report for one screen."""
+
+    def __init__(self, report: RunReport, width: int, *, ascii_only: bool) -> None:
+        self._report = report
+        self._width = width
+        self._ascii_only = ascii_only
+        self._mark = "..." if ascii_only else "…"
+
+    def header(self) -> list[str]:
+        report = self._report
+        verdict = outcome(report)
+        if report["finished_at"] is not None:
+            verdict += f" in {duration_text(report['finished_at'] - report['created_at'])}"
+        room = self._width - columns(verdict) - 2
+        lines = [f"{shortened(self._text(report['dag_name']), room, self._mark)}: {verdict}"]
+        facts = [("run", report["run_id"]), ("started", time_text(report["created_at"]))]
+        if report["resumed_from"] is not None:
+            facts.append(("resumed from", report["resumed_from"]))
+        if report["targets"] is not None:
+            facts.append(("targets", ", ".join(report["targets"])))
+        for key, value in report["metadata"].items():
+            facts.append((key, value if isinstance(value, str) else repr(value)))
+        facts.append(("tasks", tally(report)))
+        if report["error"] is not None:
+            facts.append(("ended by", report["error"]))
+        for name, value in facts:
+            label = padded(shortened(self._text(name), _FACT, self._mark), _FACT)
+            lines.append(self._cut(f"{_GAP}{label}{_GAP}{self._text(value)}"))
+        return lines
+
+    def failures(self) -> list[str]:
+        tasks = self._report["tasks"].items()
+        failed = {name: task for name, task in tasks if task["status"] == "FAILED"}
+        if not failed:
+            return []
+        lines = ["", f"{counted(len(failed), 'failure')}:"]
+        for name, task in failed.items():
+            tries = f", {task['attempt']} attempts" if task["attempt"] > 1 else ""
+            reason = f" ({task['reason']}{tries})" if task["reason"] else ""
+            sign = sign_of("FAILED", ascii_only=self._ascii_only)
+            lines.append(self._cut(f"{_GAP}{sign} {self._text(name)}{reason}"))
+            lines += self._wrapped(own_line(task["error"] or "no error was recorded"))
+        return lines
+
+    def tasks(self) -> list[str]:
+        rows = [self._row(name, task) for name, task in self._report["tasks"].items()]
+        if not rows:
+            return []
+        signs = max(columns(row.sign) for row in rows)
+        tries, waited, ran = (
+            max(len(heading), *(len(row[place]) for row in rows))
+            for place, heading in zip((2, 3, 4), _HEADINGS[1:], strict=True)
+        )
+        note = len(_GAP) + _LEAST_NOTE if any(row.note for row in rows) else 0
+        room = self._width - signs - 1 - len(_GAP) * 3 - tries - waited - ran - note
+        longest = max(len(_HEADINGS[0]), *(columns(row.task) for row in rows))
+        widths = (signs, max(min(longest, room), _LEAST_TASK), tries, waited, ran)
+        heading = self._line(_Row("", *_HEADINGS, "Why" if note else ""), widths)
+        lines = [self._line(row, widths) for row in rows]
+        rule = ("-" if self._ascii_only else "─") * max(columns(line) for line in lines)
+        return ["", heading, rule, *lines]
+
+    def _row(self, name: str, task: TaskReport) -> _Row:
+        waiting, running = waited_s(task), ran_s(task)
+        note = "" if task["status"] == "SUCCESS" else own_line(task["error"] or "")
+        if is_kept(self._report, task):
+            note = "kept from the earlier run"
+        return _Row(
+            sign_of(task["status"], ascii_only=self._ascii_only),
+            self._text(name),
+            str(task["attempt"]) if task["attempt"] else "",
+            "" if waiting is None else duration_text(waiting),
+            "" if running is None else duration_text(running),
+            self._text(note),
+        )
+
+    def _line(self, row: _Row, widths: Sequence[int]) -> str:
+        signs, task, tries, waited, ran = widths
+        cells = (
+            f"{padded(row.sign, signs)} {padded(shortened(row.task, task, self._mark), task)}",
+            padded(row.tries, tries, right=True),
+            padded(row.waited, waited, right=True),
+            padded(row.ran, ran, right=True),
+            row.note,
+        )
+        return self._cut(_GAP.join(cells).rstrip())
+
+    def _wrapped(self, text: str) -> list[str]:
+        indent = _GAP * 3
+        safe = self._text(text)
+        room = self._width - len(indent)
+        # Wide characters take two columns: wrapped at half the room, they fit.
+        room = room if columns(safe) <= len(safe) else room // 2
+        found = textwrap.wrap(safe, room)
+        if len(found) > _ERROR_LINES:
+            found = [*found[: _ERROR_LINES - 1], "..."]
+        return [indent + line for line in found]
+
+    def _text(self, text: str) -> str:
+        return for_terminal(text, ascii_only=self._ascii_only)
+
+    def _cut(self, line: str) -> str:
+        return shortened(line, self._width, self._mark)

@@ -1,0 +1,147 @@
+"""A graph -> a tree of text that a person reads in a terminal."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+from flowrun.render.escape import for_terminal, shortened
+from flowrun.render.wording import duration_text, ran_s, sign_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from flowrun.report import RunReport
+
+_MAX_DEPTH = 20
+"""Levels of indentation before a branch goes on in a section of its own: without that, the
+output of a chain would grow with the square of its length."""
+
+
+class _Glyphs(NamedTuple):
+    fork: str
+    corner: str
+    line: str
+    blank: str
+    cut: str
+
+
+_UNICODE = _Glyphs("├─ ", "└─ ", "│  ", "   ", "…")
+_ASCII = _Glyphs("|- ", "`- ", "|  ", "   ", "...")
+
+
+def tree(
+    dag_name: str,
+    deps: Mapping[str, Sequence[str]],
+    *,
+    report: RunReport | None = None,
+    ascii_only: bool = False,
+    width: int | None = None,
+) -> str:
+    """Return the DAG as a tree: its name, then the tasks that wait for nothing, then theirs.
+
+    A task with several dependencies stands in full below the first of them and is marked
+    ``(see above)`` below the others, so the tree has one line for each edge at most.
+
+    Args:
+        dag_name: The title.
+        deps: The dependencies of each task, in topological order.
+        report: Adds status, duration and number of attempts to each task.
+        ascii_only: For screens that can show nothing else.
+        width: Columns after which a line is cut; ``None`` never cuts.
+
+    Returns:
+        Lines joined by line feeds, without one at the end.
+
+    Example:
+        >>> print(tree("etl", {"extract": [], "clean": ["extract"], "load": ["clean"]}))
+        etl
+        └─ extract
+           └─ clean
+              └─ load
+    """
+    lines = _Tree(deps, report, _ASCII if ascii_only else _UNICODE).lines(dag_name)
+    if width is not None:
+        cut = _ASCII.cut if ascii_only else _UNICODE.cut
+        lines = (shortened(line, width, cut) for line in lines)
+    return "\n".join(lines)
+
+
+class _Tree:
+    """One drawing: what has been printed, and what must go on in a later section."""
+
+    def __init__(
+        self,
+        deps: Mapping[str, Sequence[str]],
+        report: RunReport | None,
+        glyphs: _Glyphs,
+    ) -> None:
+        self._children: dict[str, list[str]] = {name: [] for name in deps}
+        self._roots: list[str] = []
+        for name, needed in deps.items():
+            parents = [parent for parent in dict.fromkeys(needed) if parent in deps]
+            for parent in parents:
+                self._children[parent].append(name)
+            if not parents:
+                self._roots.append(name)
+        self._report = report
+        self._glyphs = glyphs
+        self._printed: set[str] = set()
+        self._postponed: deque[str] = deque()
+
+    def lines(self, dag_name: str) -> Iterator[str]:
+        yield self._text(dag_name)
+        if not self._roots:
+            yield self._glyphs.corner + "(no tasks)"
+        yield from self._branch(self._roots)
+        while self._postponed:
+            name = self._postponed.popleft()
+            yield ""
+            yield f"{self._text(name)} (continued)"
+            yield from self._branch(self._children[name])
+
+    def _branch(self, first: Sequence[str]) -> Iterator[str]:
+        glyphs = self._glyphs
+        # A stack of (children still to print, indentation of their lines): recursion would
+        # end at Python's limit.
+        stack = [(deque(first), "")]
+        while stack:
+            siblings, indent = stack[-1]
+            if not siblings:
+                stack.pop()
+                continue
+            name = siblings.popleft()
+            lead = indent + (glyphs.fork if siblings else glyphs.corner)
+            children = self._children[name]
+            if name in self._printed:
+                yield lead + self._label(name, short=True) + " (see above)"
+                continue
+            self._printed.add(name)
+            if children and len(stack) >= _MAX_DEPTH:
+                self._postponed.append(name)
+                yield lead + self._label(name) + " (continued below)"
+                continue
+            yield lead + self._label(name)
+            if children:
+                stack.append(
+                    (deque(children), indent + (glyphs.line if siblings else glyphs.blank))
+                )
+
+    def _label(self, name: str, *, short: bool = False) -> str:
+        label = self._text(name)
+        task = None if self._report is None else self._report["tasks"].get(name)
+        if task is None:
+            return label
+        label = f"{sign_of(task['status'], ascii_only=self._glyphs is _ASCII)} {label}"
+        if short:
+            return label
+        facts: list[str] = []
+        duration_s = ran_s(task)
+        if duration_s is not None:
+            facts.append(duration_text(duration_s))
+        if task["attempt"] > 1:
+            facts.append(f"{task['attempt']} attempts")
+        return f"{label}  {', '.join(facts)}" if facts else label
+
+    def _text(self, name: str) -> str:
+        return for_terminal(name, ascii_only=self._glyphs is _ASCII)

@@ -1,0 +1,118 @@
+"""Records -> the run report: plain dictionaries that a person or a test can read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+from flowrun.state.records import NoResult
+
+if TYPE_CHECKING:
+    from flowrun.state.records import AttemptRecord, RunRecord, TaskRecord
+
+TaskStatusName = Literal["PENDING", "RUNNING", "SUCCESS", "FAILED", "SKIPPED"]
+RunStatusName = Literal["SUCCESS", "FAILED", "RUNNING"]
+
+
+class AttemptReport(TypedDict):
+    """One attempt that has ended; times are epoch seconds."""
+
+    attempt: int
+    ready_at: float | None
+    started_at: float | None
+    finished_at: float | None
+    error: str | None
+    reason: str | None
+    abandoned: bool
+
+
+class TaskReport(TypedDict):
+    """One task of a run.
+
+    ``result`` is ``None`` unless ``result_state`` is ``"kept"``: ``"absent"`` means that
+    there is none yet, ``"released"`` that it was let go (``retain_result=False``), and
+    ``"stored"`` that it is in the store and was not asked for.
+    """
+
+    status: TaskStatusName
+    attempt: int
+    started_at: float | None
+    finished_at: float | None
+    error: str | None
+    result: object
+    result_state: Literal["absent", "kept", "released", "stored"]
+    reason: str | None
+    ready_at: float | None
+    abandoned: bool
+    deps: list[str]
+    attempts: list[AttemptReport]
+
+
+class RunReport(TypedDict):
+    """One run; ``tasks`` is in topological order."""
+
+    run_id: str
+    dag_name: str
+    created_at: float
+    finished_at: float | None
+    status: RunStatusName
+    tasks: dict[str, TaskReport]
+    error: str | None
+    metadata: dict[str, object]
+    resumed_from: str | None
+    targets: list[str] | None
+    alive: bool
+
+
+def build_report(run: RunRecord) -> RunReport:
+    """Return the report of a run as its record now stands; later changes do not touch it."""
+    return {
+        "run_id": run.run_id,
+        "dag_name": run.dag_name,
+        "created_at": run.created_at,
+        "finished_at": run.finished_at,
+        "status": run.status.value,
+        "tasks": {name: _task_report(task) for name, task in run.tasks.items()},
+        "error": run.error,
+        "metadata": dict(run.metadata),
+        "resumed_from": run.resumed_from,
+        "targets": None if run.targets is None else list(run.targets),
+        "alive": run.alive,
+    }
+
+
+def _task_report(task: TaskRecord) -> TaskReport:
+    result = task.result
+    absent = isinstance(result, NoResult)
+    return {
+        "status": task.status.value,
+        "attempt": task.attempt,
+        "started_at": task.started_at,
+        "finished_at": task.finished_at,
+        "error": task.error,
+        "result": None if absent else result,
+        "result_state": _RESULT_STATES[result] if isinstance(result, NoResult) else "kept",
+        "reason": None if task.reason is None else task.reason.value,
+        "ready_at": task.ready_at,
+        "abandoned": task.abandoned,
+        "deps": list(task.deps),
+        "attempts": [_attempt_report(attempt) for attempt in task.attempts],
+    }
+
+
+_RESULT_STATES: dict[NoResult, Literal["absent", "released", "stored"]] = {
+    NoResult.ABSENT: "absent",
+    NoResult.RELEASED: "released",
+    NoResult.STORED: "stored",
+}
+
+
+def _attempt_report(attempt: AttemptRecord) -> AttemptReport:
+    return {
+        "attempt": attempt.number,
+        "ready_at": attempt.ready_at,
+        "started_at": attempt.started_at,
+        "finished_at": attempt.finished_at,
+        "error": attempt.error,
+        "reason": None if attempt.reason is None else attempt.reason.value,
+        "abandoned": attempt.abandoned,
+    }

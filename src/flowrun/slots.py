@@ -1,0 +1,80 @@
+"""``max_parallel``: one number of slots for all runs of an engine, shared fairly (R3)."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Slots:
+    """A number of slots; safe to use from several event loops in several threads."""
+
+    __slots__ = ("capacity", "free", "lock", "queue")
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.free = capacity
+        self.lock = threading.Lock()
+        self.queue: deque[Lane] = deque()
+
+
+class Lane:
+    """One run's way to the slots.
+
+    Args:
+        slots: What it shares with other lanes.
+        grant: Called, from any thread, when a slot that was asked for has been given.
+    """
+
+    __slots__ = ("_grant", "_queued", "_slots")
+
+    def __init__(self, slots: Slots, grant: Callable[[], object]) -> None:
+        self._slots = slots
+        self._grant = grant
+        self._queued = False
+
+    def take(self) -> bool:
+        """Take a free slot, or stand in line for one and return ``False``."""
+        slots = self._slots
+        with slots.lock:
+            if slots.free and not slots.queue:
+                slots.free -= 1
+                return True
+            if not self._queued:
+                self._queued = True
+                slots.queue.append(self)
+            return False
+
+    def give_back(self) -> None:
+        """Give one slot to whoever has waited longest."""
+        slots = self._slots
+        with slots.lock:
+            if not slots.queue:
+                slots.free += 1
+                return
+            lane = slots.queue.popleft()
+            lane._queued = False  # noqa: SLF001 - of the same class
+        lane._grant()  # noqa: SLF001
+
+    def renew(self) -> bool:
+        """Keep a slot for the lane's next task, unless another lane waits: then line up again.
+
+        Looks at the queue without its lock: at worst a newcomer waits for one task more.
+        """
+        queue = self._slots.queue
+        if not queue or (self._queued and len(queue) == 1):
+            return True
+        self.give_back()
+        return self.take()
+
+    def leave(self) -> None:
+        """Stand in line no more."""
+        slots = self._slots
+        with slots.lock:
+            if self._queued:
+                self._queued = False
+                slots.queue.remove(self)

@@ -1,0 +1,149 @@
+"""Which runs belong to a living process: known by a lock that the kernel drops with its holder.
+
+Every open store holds one byte of a lock file beside the database. A clock or a process id would
+be a guess; a lock is not: it is gone at once when its process is, ``kill -9`` included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+from flowrun.errors import ForkedStoreError, StoreFileError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+if sys.platform == "win32":  # pragma: no cover - runs on Windows only
+    import msvcrt
+else:
+    import fcntl
+
+_MOST_OWNERS = 2**40
+
+
+class _LockFile:
+    """The lock file of one database, opened once per process.
+
+    A POSIX lock is lost when its process closes *any* descriptor of the file, so all stores of
+    a process share this one, and it is closed with the last of them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.users = 0
+        self.held: set[int] = set()
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        self.descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0), 0o600)
+
+    def lock(self, owner: int) -> bool:
+        """Hold one byte; return ``False`` if another process does."""
+        if not self._locked(owner, shared=False):
+            return False
+        self.held.add(owner)
+        return True
+
+    def unlock(self, owner: int) -> None:
+        """Hold it no more."""
+        self.held.discard(owner)
+        self._unlocked(owner)
+
+    def is_held(self, owner: int) -> bool:
+        """Return whether a living process holds that byte."""
+        if owner in self.held:
+            return True
+        # A shared lock, so that two who look at the same time do not see each other.
+        if not self._locked(owner, shared=True):
+            return True
+        self._unlocked(owner)
+        return False
+
+    def _locked(self, owner: int, *, shared: bool) -> bool:
+        try:
+            if sys.platform == "win32":  # pragma: no cover - runs on Windows only
+                os.lseek(self.descriptor, owner, os.SEEK_SET)
+                msvcrt.locking(self.descriptor, msvcrt.LK_NBLCK, 1)
+            else:
+                kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+                fcntl.lockf(self.descriptor, kind | fcntl.LOCK_NB, 1, owner)
+        except OSError:
+            return False
+        return True
+
+    def _unlocked(self, owner: int) -> None:
+        if sys.platform == "win32":  # pragma: no cover - runs on Windows only
+            os.lseek(self.descriptor, owner, os.SEEK_SET)
+            with contextlib.suppress(OSError):
+                msvcrt.locking(self.descriptor, msvcrt.LK_UNLCK, 1)
+        else:
+            fcntl.lockf(self.descriptor, fcntl.LOCK_UN, 1, owner)
+
+
+_FILES: dict[str, _LockFile] = {}
+_LOCK = threading.Lock()
+
+
+class Ownership:
+    """This store's claim to its runs.
+
+    Args:
+        path: The database; the lock file is beside it, with ``-owners`` added to its name.
+
+    Attributes:
+        owner: The number under which this store owns runs.
+
+    Raises:
+        StoreFileError: The lock file cannot be used.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._process = os.getpid()
+        self._key = os.path.realpath(path)
+        self._open = True
+        lock_path = path.with_name(f"{path.name}-owners")
+        with _LOCK:
+            file = _FILES.get(self._key)
+            if file is None:
+                try:
+                    file = _FILES[self._key] = _LockFile(lock_path)
+                except OSError as error:
+                    msg = f"the lock file {str(lock_path)!r} cannot be used: {error}"
+                    raise StoreFileError(msg) from error
+            file.users += 1
+            self._file = file
+            self.owner = secrets.randbelow(_MOST_OWNERS) + 1
+            while not file.lock(self.owner):  # pragma: no cover - one in a million million
+                self.owner = secrets.randbelow(_MOST_OWNERS) + 1
+
+    def is_alive(self, owner: int | None) -> bool:
+        """Return whether that owner still lives, in this process or in another."""
+        return owner is not None and self._file.is_held(owner)
+
+    def check_process(self) -> None:
+        """Refuse to work in a forked child, which has none of its parent's locks.
+
+        Raises:
+            ForkedStoreError: This is not the process that opened the store.
+        """
+        if os.getpid() != self._process:
+            msg = (
+                f"the store on {self._key!r} was opened in process {self._process} and cannot be"
+                " used in a forked child; open a new SqliteStateStore there"
+            )
+            raise ForkedStoreError(msg)
+
+    def close(self) -> None:
+        """Give the claim up."""
+        with _LOCK:
+            if not self._open or os.getpid() != self._process:
+                return
+            self._open = False
+            self._file.unlock(self.owner)
+            self._file.users -= 1
+            if not self._file.users:
+                del _FILES[self._key]
+                os.close(self._file.descriptor)

@@ -1,0 +1,152 @@
+"""Records <-> rows of the SQLite store, each row with a checksum (D7)."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from typing import TypeAlias
+
+from flowrun.errors import DamagedRecordError
+from flowrun.state.records import (
+    AttemptRecord,
+    NoResult,
+    Reason,
+    RunRecord,
+    RunStatus,
+    RunSummary,
+    TaskRecord,
+    TaskStatus,
+)
+
+Row: TypeAlias = tuple[object, ...]
+
+RUN_COLUMNS = (
+    "run_id, dag_name, created_at, finished_at, status, error, metadata, resumed_from, targets,"
+    " owner, task_counts"
+)
+TASK_COLUMNS = (
+    "name, deps, status, attempt, ready_at, started_at, finished_at, error, reason, abandoned,"
+    " earlier, result_state"
+)
+
+
+def checksum(row: Row) -> int:
+    """Return the CRC-32 of a row's values."""
+    return zlib.crc32(repr(row).encode("utf-8", "surrogatepass"))
+
+
+def run_row(run: RunRecord, owner: int | None) -> Row:
+    """Return a run's values, in the order of ``RUN_COLUMNS``."""
+    summary = run.summary()
+    return (
+        run.run_id,
+        run.dag_name,
+        float(run.created_at),
+        _real(run.finished_at),
+        str(summary.status),
+        run.error,
+        json.dumps(run.metadata),
+        run.resumed_from,
+        None if run.targets is None else json.dumps(run.targets),
+        owner,
+        json.dumps(summary.task_counts),
+    )
+
+
+def task_row(task: TaskRecord) -> Row:
+    """Return a task's values, in the order of ``TASK_COLUMNS``."""
+    result = task.result
+    return (
+        task.name,
+        json.dumps(task.deps) if task.deps else "[]",
+        task.status.value,
+        task.attempt,
+        _real(task.ready_at),
+        _real(task.started_at),
+        _real(task.finished_at),
+        task.error,
+        None if task.reason is None else task.reason.value,
+        int(task.abandoned),
+        json.dumps(task.earlier) if task.earlier else "[]",
+        (result if isinstance(result, NoResult) else NoResult.STORED).value,
+    )
+
+
+def check_row(row: Row, stored: object, run_id: str, task_name: str | None) -> None:
+    """Compare a row with the checksum that was stored with it.
+
+    Raises:
+        DamagedRecordError: They differ.
+    """
+    if checksum(row) != stored:
+        problem = (
+            "it does not match its checksum; the file was damaged after it was written. The"
+            " other records can still be read; restore this one from a backup"
+        )
+        raise DamagedRecordError(run_id, task_name, problem)
+
+
+def run_of_row(row: Row, tasks: dict[str, TaskRecord], *, alive: bool) -> RunRecord:
+    """Return the run that a checked row holds."""
+    run_id, dag_name, created_at, finished_at, _, error, metadata, resumed_from, targets, *_ = row
+    run = RunRecord(
+        str(run_id),
+        str(dag_name),
+        float(str(created_at)),
+        tasks,
+        metadata=json.loads(str(metadata)),
+        resumed_from=None if resumed_from is None else str(resumed_from),
+        targets=None if targets is None else tuple(json.loads(str(targets))),
+    )
+    run.finished_at = None if finished_at is None else float(str(finished_at))
+    run.error = None if error is None else str(error)
+    run.alive = alive
+    return run
+
+
+def summary_of_row(row: Row, counts: dict[str, int], *, alive: bool) -> RunSummary:
+    """Return the line that a list of runs shows of a checked row."""
+    run = run_of_row(row, {}, alive=alive)
+    return RunSummary(
+        run.run_id,
+        run.dag_name,
+        RunStatus(str(row[4])),
+        run.created_at,
+        run.finished_at,
+        run.error,
+        run.metadata,
+        run.resumed_from,
+        run.targets,
+        alive,
+        counts,
+    )
+
+
+def task_of_row(row: Row) -> TaskRecord:
+    """Return the task that a checked row holds, its result not yet read."""
+    name, deps, status, attempt, ready_at, started_at, finished_at, error, reason, *rest = row
+    abandoned, earlier, result_state = rest
+    task = TaskRecord(str(name), tuple(json.loads(str(deps))))
+    task.status = TaskStatus(str(status))
+    task.attempt = int(str(attempt))
+    task.ready_at = _number(ready_at)
+    task.started_at = _number(started_at)
+    task.finished_at = _number(finished_at)
+    task.error = None if error is None else str(error)
+    task.reason = None if reason is None else Reason(str(reason))
+    task.abandoned = bool(abandoned)
+    task.earlier = tuple(
+        AttemptRecord(*fields[:5], None if fields[5] is None else Reason(fields[5]), fields[6])
+        for fields in json.loads(str(earlier))
+    )
+    task.result = NoResult(str(result_state))
+    return task
+
+
+def _real(value: float | None) -> float | None:
+    """Return what a REAL column gives back: the checksum is made of that."""
+    return None if value is None else float(value)
+
+
+def _number(value: object) -> float | None:
+    return None if value is None else float(str(value))

@@ -1,0 +1,410 @@
+"""The HTML report in a real Chromium."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from flowrun import Engine
+from flowrun.render import dag_svg, report_html
+from flowrun.report import RunReport
+
+from . import reports
+from .conftest import AXE, Opened, cannot
+
+Show = Callable[..., Opened]
+
+PAGES: dict[str, Callable[[], RunReport]] = {
+    "success": reports.success,
+    "failure": reports.failure,
+    "cancelled": reports.cancelled,
+    "running": reports.running,
+    "resumed": reports.resumed,
+    "single": reports.single,
+    "hostile": reports.hostile,
+    "big": reports.big,
+    "empty": lambda: reports.run("empty", {}, 0.0),
+}
+
+
+@functools.cache
+def page_of(name: str) -> str:
+    """Return one of the pages; the big one is made once."""
+    return report_html(PAGES[name]())
+
+
+def rows(opened: Opened) -> list[str]:
+    """Return the names in the table that are built, from top to bottom."""
+    return opened.texts("tr.item td.c-task")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_opens_in_silence_and_asks_the_network_for_nothing(show: Show, name: str) -> None:
+    opened = show(page_of(name))
+    for button in opened.page.locator("tr.item button").all()[:3]:
+        button.click()
+    opened.page.keyboard.press("Escape")
+    assert opened.noise == []
+    assert opened.requests == [opened.page.url]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", PAGES)
+def test_axe_finds_no_violation(show: Show, name: str, scheme: str) -> None:
+    if not AXE.exists():
+        cannot("axe-core")
+    # The page's own policy would refuse axe's script, as it refuses every other.
+    opened = show(page_of(name), color_scheme=scheme, bypass_csp=True)
+    opened.page.evaluate(AXE.read_text("utf-8"))
+    assert _violations(opened) == []
+    if name != "empty":
+        opened.page.locator("tr.item button").first.click()
+        assert _violations(opened) == []
+
+
+def _violations(opened: Opened) -> list[Any]:
+    found = opened.page.evaluate("axe.run()")["violations"]
+    return [(each["id"], [node["html"][:200] for node in each["nodes"][:3]]) for each in found]
+
+
+def test_page_of_a_real_run(show: Show, make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(max_parallel=1)
+    shop = engine.dag("shop")
+
+    @shop.task
+    def orders() -> list[str]:
+        return ["tea", "coffee"]
+
+    @shop.task
+    def prices() -> dict[str, float]:
+        return {"tea": 2.5}
+
+    @shop.task(deps=[orders, prices], retries=1)
+    def revenue(orders: list[str], prices: dict[str, float]) -> float:
+        return sum(prices[item] for item in orders)
+
+    @shop.task(deps=[revenue])
+    def publish(revenue: float) -> None: ...
+
+    with ThreadPoolExecutor(1) as pool:  # Playwright's loop is at work in this thread
+        run_id = pool.submit(asyncio.run, engine.run_once("shop")).result(30)
+    opened = show(engine.report_html(run_id))
+    assert rows(opened) == ["revenue", "orders", "prices", "publish"]
+    opened.page.click(".node.FAILED")
+    assert opened.texts("#detail .attempt b") == ["Attempt 1", "Attempt 2"]
+    assert "KeyError: 'coffee'" in opened.page.inner_text("#detail")
+    opened.page.locator(".lane", has_text="prices").click()
+    assert "{'tea': 2.5}" in opened.page.inner_text("#detail")
+    assert opened.noise == []
+
+
+def test_clicking_a_node_shows_its_attempts_errors_and_waiting(show: Show) -> None:
+    opened = show(report_html(reports.failure()))
+    opened.page.click(".node.FAILED")
+    detail = opened.page.locator("#detail")
+    assert detail.get_by_role("heading", level=2).inner_text() == "convert_currency"
+    assert opened.texts("#detail .attempt b") == ["Attempt 1", "Attempt 2", "Attempt 3"]
+    assert "KeyError: 'CHF'" in detail.inner_text()
+    assert "Waited for a slot\n250 ms" in detail.inner_text()
+    assert opened.texts("#detail .links >> nth=0 >> .to") == ["clean_orders", "fetch_rates"]
+    detail.get_by_role("button", name="fetch_rates").click()
+    assert "'USD': 0.92" in detail.inner_text()
+    assert opened.page.locator(".edges path.lit").count() == 1
+
+
+def test_released_and_stored_results_are_said_to_be_so(show: Show) -> None:
+    opened = show(report_html(reports.failure()))
+    for name, words in (("clean_orders", "Released"), ("clean_customers", "In the store")):
+        opened.page.get_by_role("row").get_by_role("button", name=name).click()
+        assert words in opened.page.locator("#detail").inner_text()
+
+
+def test_keyboard_walks_the_graph_opens_a_node_and_comes_back(show: Show) -> None:
+    opened = show(report_html(reports.failure()))
+    opened.page.locator(".node[tabindex='0']").focus()
+    opened.page.keyboard.press("ArrowRight")
+    focused = "document.activeElement.querySelector('title').textContent"
+    assert opened.page.evaluate(focused).startswith("clean_orders, succeeded")
+    opened.page.keyboard.press("Enter")
+    assert opened.page.locator("#detail h2").inner_text() == "clean_orders"
+    assert opened.page.evaluate("document.activeElement.id") == "detail"
+    opened.page.keyboard.press("Escape")
+    assert opened.page.locator("#detail").is_hidden()
+    assert opened.page.evaluate(focused).startswith("clean_orders, succeeded")
+    assert opened.page.locator(".node[tabindex='0']").count() == 1
+
+
+def test_zoom_and_drag_move_the_graph(show: Show) -> None:
+    opened = show(report_html(reports.failure()))
+    svg = opened.page.locator(".canvas svg")
+
+    def view() -> list[float]:
+        return [float(part) for part in svg.get_attribute("viewBox").split()]
+
+    whole = view()
+    opened.page.click("[data-zoom=in]")
+    zoomed = view()
+    assert zoomed[2] == pytest.approx(whole[2] / 1.4)
+    box = svg.bounding_box()
+    opened.page.mouse.move(box["x"] + 300, box["y"] + 5)
+    opened.page.mouse.down()
+    opened.page.mouse.move(box["x"] + 200, box["y"] + 5, steps=4)
+    opened.page.mouse.up()
+    assert view()[0] > zoomed[0] + 50
+    opened.page.click("[data-zoom=fit]")
+    assert view() == whole
+
+
+def test_filters_by_text_and_by_status(show: Show) -> None:
+    opened = show(report_html(reports.failure()))
+    assert rows(opened)[0] == "convert_currency"
+    assert len(rows(opened)) == 14
+    opened.page.fill("#search", "KEYERROR")
+    assert rows(opened) == ["convert_currency"]
+    assert opened.page.inner_text("#shown") == "1 of 14 shown"
+    opened.page.fill("#search", "revenue")
+    assert rows(opened) == ["revenue_by_day", "revenue_by_segment"]
+    opened.page.fill("#search", "")
+    opened.page.click("[data-filter=FAILED]")
+    assert rows(opened) == ["convert_currency"]
+    opened.page.click("[data-filter=SKIPPED]")
+    assert len(rows(opened)) == 5
+    assert opened.page.get_attribute("[data-filter=FAILED]", "aria-pressed") == "true"
+    opened.page.fill("#search", "no such task")
+    assert rows(opened) == []
+    assert opened.page.is_visible("text=No task matches the filter.")
+
+
+def test_sorts_up_down_and_back_with_blanks_last(show: Show) -> None:
+    opened = show(report_html(reports.failure()))
+    first = rows(opened)
+    ran = opened.page.get_by_role("columnheader", name="Ran").get_by_role("button")
+    ran.click()
+    assert rows(opened)[:2] == ["clean_orders", "extract_customers"]
+    assert rows(opened)[-1] == "notify_team"
+    assert (
+        opened.page.get_by_role("columnheader", name="Ran").get_attribute("aria-sort")
+        == "ascending"
+    )
+    ran.click()
+    assert rows(opened)[0] == "convert_currency"
+    assert rows(opened)[-1] == "notify_team"
+    ran.click()
+    assert rows(opened) == first
+    assert opened.page.locator("th[aria-sort]").count() == 0
+
+
+def test_timeline_shows_waiting_running_retries_and_the_critical_path(show: Show) -> None:
+    opened = show(report_html(reports.success()))
+    lane = opened.page.locator(".lane", has_text="fetch_rates")
+    assert lane.locator("rect.wait").count() == 3
+    assert lane.locator("rect.FAILED").count() == 2
+    assert lane.locator("rect.SUCCESS").count() == 1
+    assert lane.locator(".gap").count() == 2
+    critical = ["extract_inventory", "stock_levels", "reorder_report", "publish_dashboard"]
+    assert opened.texts(".lane.critical .label") == [*critical, "notify_team"]
+    assert opened.page.locator(".node.critical").count() == 5
+    assert opened.page.locator(".edges path.critical").count() == 4
+    lane.click()
+    assert opened.page.locator("#detail h2").inner_text() == "fetch_rates"
+
+
+def test_running_task_reaches_the_end_of_the_timeline(show: Show) -> None:
+    opened = show(report_html(reports.running()))
+    bar = opened.page.locator(".lane rect.RUNNING").bounding_box()
+    lane = opened.page.locator(".lane svg.bars").first.bounding_box()
+    assert bar["x"] + bar["width"] == pytest.approx(lane["x"] + lane["width"], abs=2)
+
+
+def test_kept_tasks_are_marked_and_stay_out_of_the_timeline(show: Show) -> None:
+    opened = show(report_html(reports.resumed()))
+    assert opened.texts(".lane .label") == ["load"]
+    assert "kept from the earlier run" in opened.texts("td.why")
+    opened.page.get_by_role("row").get_by_role("button", name="extract").click()
+    assert "kept from the run that this one resumes" in opened.page.inner_text("#detail")
+
+
+def test_five_thousand_tasks_stay_usable(show: Show) -> None:
+    html = page_of("big")
+    started = time.perf_counter()
+    opened = show(html)
+    assert time.perf_counter() - started < 10
+    assert len(html.encode()) < 3_000_000
+    assert opened.page.locator("tr.item").count() < 120
+    assert opened.page.locator(".lane").count() < 120
+    assert opened.page.evaluate("document.querySelectorAll('*').length") < 3_000
+
+    opened.page.evaluate("document.querySelector('.rows').scrollTop = 1e9")
+    last = list(reports.big()["tasks"])[-1]
+    opened.page.wait_for_selector(f"tr.item >> text={last}")
+    opened.page.fill("#search", "_49_99")
+    assert rows(opened) == [last]
+    opened.page.get_by_role("row").get_by_role("button", name=last).click()
+    assert opened.page.locator("#detail h2").inner_text() == last
+    assert opened.texts(".tag.near") == [last]
+    assert opened.noise == []
+
+
+def test_a_mark_of_a_big_graph_can_be_pointed_at_and_clicked(show: Show) -> None:
+    report = reports.big(400)
+    opened = show(report_html(report))
+    place, name = 123, list(report["tasks"])[123]
+    x, y = json.loads(opened.page.inner_text("#data"))["marks"][place]
+    corner = opened.page.locator(".canvas svg").bounding_box()
+    left, top, across, _ = map(float, opened.page.get_attribute(".canvas svg", "viewBox").split())
+    scale = corner["width"] / across
+    point = (corner["x"] + (x - left) * scale, corner["y"] + (y - top) * scale)
+    opened.page.mouse.move(*point)
+    opened.page.wait_for_selector(f".tag.near >> text={name}")
+    opened.page.mouse.click(*point)
+    assert opened.page.locator("#detail h2").inner_text() == name
+    for _ in range(8):
+        opened.page.click("[data-zoom=in]")
+    opened.page.wait_for_selector(".tag:not(.near)")
+
+
+def test_hostile_text_is_shown_and_never_acts(show: Show) -> None:  # V1
+    report = reports.hostile()
+    opened = show(report_html(report))
+    page = opened.page
+    assert rows(opened)[-1] == "toString"
+    assert "<script>hacked=1</script>" in rows(opened)
+    for name in opened.texts("tr.item td.c-task"):
+        page.locator("tr.item", has_text=name).first.locator("button").click()
+        assert page.locator("#detail h2").inner_text() == name
+    assert page.evaluate("typeof hacked") == "undefined"
+    assert page.locator("img, iframe, object, embed, form, b[onload], u, s, q, i.x").count() == 0
+    assert page.locator("script").count() == 2
+    written = page.evaluate("document.documentElement.outerHTML")
+    assert not set(written) & set("\x1b\x07\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+    assert "\\u202egnp.exe\\u202c" in rows(opened)
+    assert page.inner_text("h1") == '<b onload="hacked=5">\\u202edag</b> 🚀'
+    assert opened.noise == []
+    assert opened.requests == [page.url]
+
+
+@pytest.fixture
+def listener() -> Iterator[tuple[str, list[str]]]:
+    """Listen on this machine, and note the path of whatever is asked for."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.send_header("Access-Control-Allow-Origin", "*")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/", asked
+        server.shutdown()
+        thread.join(10)
+
+
+def test_policy_of_the_page_refuses_whatever_is_added_to_it(  # V1
+    show: Show, listener: tuple[str, list[str]]
+) -> None:
+    address, asked = listener
+    opened = show(report_html(reports.single()))
+    refused = opened.page.evaluate(
+        """async address => {
+            const refused = [];
+            document.addEventListener("securitypolicyviolation", event => refused.push(event.effectiveDirective));
+            const script = document.createElement("script");
+            script.textContent = "window.hacked = 1";
+            const image = document.createElement("img");
+            image.src = `${address}image`;
+            document.body.append(script, image);
+            document.body.setAttribute("onclick", "window.hacked = 2");
+            document.body.click();
+            document.body.setAttribute("style", "color: red");
+            try { await fetch(`${address}fetch`); } catch { /* refused, as it should be */ }
+            await new Promise(resolve => setTimeout(resolve));
+            return refused;
+        }""",
+        address,
+    )
+    assert {
+        "script-src-elem",
+        "img-src",
+        "script-src-attr",
+        "style-src-attr",
+        "connect-src",
+    } <= set(refused)
+    assert opened.page.evaluate("typeof hacked") == "undefined"
+    assert asked == []
+    # The listener does hear what a page without the policy asks for.
+    free = show(report_html(reports.single()), bypass_csp=True)
+    free.page.evaluate("address => fetch(`${address}fetch`)", address)
+    assert asked == ["/fetch"]
+
+
+@pytest.mark.parametrize("name", ["failure", "hostile", "big"])
+def test_page_fits_a_phone(show: Show, name: str) -> None:
+    opened = show(page_of(name), viewport={"width": 360, "height": 740})
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= 360
+    opened.page.locator("tr.item button").first.click()
+    box = opened.page.locator("#detail").bounding_box()
+    assert (box["x"], box["width"]) == (0, 360)
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_dark_scheme_is_dark(show: Show) -> None:
+    grounds = {}
+    for scheme in ("light", "dark"):
+        opened = show(report_html(reports.single()), color_scheme=scheme)
+        colour = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
+        grounds[scheme] = sum(int(part) for part in colour[4:-1].split(","))
+    assert grounds["light"] > 600 > 200 > grounds["dark"]
+
+
+def test_paper_shows_every_row_and_unfolded_failures(show: Show) -> None:
+    opened = show(report_html(reports.big(600)))
+    page = opened.page
+    assert page.locator("tr.item").count() < 600
+    assert page.pdf(format="A4").startswith(b"%PDF")
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("tr.item").count() == 600
+    assert page.locator("#search").is_hidden()
+    page.emulate_media(media="screen")
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator("tr.item").count() < 600
+
+    failed = show(report_html(reports.failure())).page
+    failed.emulate_media(media="print")
+    failed.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert failed.locator("#failures pre").is_visible()
+    failed.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert failed.locator("#failures pre").is_hidden()
+
+
+@pytest.mark.parametrize("report", [None, reports.failure(), reports.hostile()])
+def test_picture_of_a_graph_stands_alone_as_an_image(show: Show, report: RunReport | None) -> None:
+    # As an <img> nothing outside the file is read, and a broken one has no size.
+    deps = reports.deps_of(report or reports.success())
+    page = show(report_html(reports.single()), bypass_csp=True).page
+    size = page.evaluate(
+        """svg => new Promise((resolve, reject) => {
+            const image = new Image();
+            image.onload = () => resolve([image.naturalWidth, image.naturalHeight]);
+            image.onerror = () => reject(new Error("not an image"));
+            image.src = URL.createObjectURL(new Blob([svg], {type: "image/svg+xml"}));
+        })""",
+        dag_svg("daily_etl", deps, report),
+    )
+    assert min(size) > 30

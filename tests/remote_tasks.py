@@ -1,0 +1,143 @@
+"""Tasks that run in other processes: a worker imports them from here."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from flowrun import RunContext, current_attempt
+
+
+def process_id() -> int:
+    return os.getpid()
+
+
+def attempt_name(context: RunContext[str]) -> tuple[str, int, str]:
+    attempt = current_attempt()
+    left = attempt.time_left_s
+    assert left is not None
+    assert 0 < left <= 30
+    return attempt.task_name, attempt.attempt, context.deps
+
+
+def second_time_lucky() -> int:
+    attempt = current_attempt().attempt
+    if attempt == 1:
+        msg = "first time"
+        raise ValueError(msg)
+    return attempt
+
+
+class Unpleasant(Exception):
+    """Pickles, but does not unpickle: its constructor wants more than it keeps."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(first)
+        self.second = second
+
+
+class PicklesOnly:
+    """A result that pickles, but does not unpickle."""
+
+    def __reduce__(self) -> Any:
+        return refuse, ()
+
+
+def refuse() -> None:
+    msg = "cannot be rebuilt"
+    raise RuntimeError(msg)
+
+
+def raise_named(rows: None = None, *, name: str = "") -> None:
+    errors: dict[str, BaseException] = {
+        "ValueError": ValueError("plain"),
+        "SystemExit": SystemExit(3),
+        "StopIteration": StopIteration(1),
+        "GeneratorExit": GeneratorExit(),
+        "CancelledError": asyncio.CancelledError("nobody asked"),
+        "ExceptionGroup": ExceptionGroup("many", [ValueError("one"), KeyError("two")]),
+        "Unpleasant": Unpleasant("first", "second"),
+        "TimeoutError": TimeoutError("own"),
+    }
+    raise errors[name]
+
+
+def return_lock() -> object:
+    return threading.Lock()
+
+
+def return_pickles_only() -> object:
+    return PicklesOnly()
+
+
+def kill_own_process() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def exit_own_process() -> None:
+    os._exit(7)
+
+
+def hang(path: str) -> None:
+    """Note the process, then never return."""
+    Path(path).write_text(str(os.getpid()), encoding="utf-8")
+    while True:
+        time.sleep(60)
+
+
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+def one() -> int:
+    return 1
+
+
+def two() -> int:
+    return 2
+
+
+def segfault() -> None:
+    import ctypes
+
+    ctypes.string_at(0)
+
+
+def with_grandchild(path: str) -> None:
+    """Start a process of its own that would live on, note both, then hang."""
+    import subprocess
+    import sys
+
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    Path(path).write_text(f"{os.getpid()} {child.pid}", encoding="utf-8")
+    while True:
+        time.sleep(60)
+
+
+def stubborn(path: str) -> None:
+    """Refuse the polite signal, note the process, then hang."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    hang(path)
+
+
+def big() -> bytes:
+    return b"x" * 50_000_000
+
+
+def leave_thread_behind() -> str:
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    return "answered"
+
+
+def raise_unpleasant() -> None:
+    raise Unpleasant("first", "second")
+
+
+def raise_value_error() -> None:
+    msg = "plain"
+    raise ValueError(msg)

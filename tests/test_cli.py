@@ -1,0 +1,192 @@
+"""The command line, in this process and as a real child process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from flowrun.cli import main
+
+from .conftest import WAIT_S
+
+JOBS = """
+    import asyncio, os
+    from flowrun import SqliteStateStore, build_default_engine
+
+    engine = build_default_engine(state_store=SqliteStateStore("runs.db"))
+    daily = engine.dag("daily")
+
+    @daily.task
+    def extract():
+        return [1, 2]
+
+    @daily.task
+    def load(extract):
+        if not os.path.exists("fixed"):
+            raise ValueError("not \\x1b[31m yet")
+        return sum(extract)
+
+    slow = engine.dag("slow")
+
+    @slow.task(timeout_s=None)
+    async def wait():
+        print("begun", flush=True)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            print("cleaned up", flush=True)
+
+    engine.task(name="a", dag="bad", deps=["missing"])(lambda: None)
+
+    def make():
+        return engine
+
+    number = 7
+"""
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "jobs.py").write_text(textwrap.dedent(JOBS), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def flowrun(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "flowrun", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def test_run_fails_resume_finishes_and_reports_tell(jobs: Path) -> None:
+    failed = flowrun(jobs, "run", "jobs:engine", "daily", code=1)
+    assert "not \\x1b[31m yet" in failed.stdout
+    assert "x load: ValueError" in failed.stderr
+    plan = flowrun(jobs, "resume", "jobs:engine", "latest", "--dry-run")
+    assert plan.stdout.splitlines() == ["keep  extract  succeeded before", "run   load     was FAILED"]
+    told = json.loads(
+        flowrun(jobs, "resume", "jobs:make", "latest", "--dry-run", "--json").stdout
+    )
+    assert told["tasks"]["load"] == {"action": "run", "why": "was FAILED"}
+    (jobs / "fixed").touch()
+    finished = flowrun(jobs, "resume", "jobs:engine", "latest", "--no-progress", "--json")
+    report = json.loads(finished.stdout)
+    assert report["status"] == "SUCCESS"
+    assert report["tasks"]["load"]["result_state"] == "stored"  # nothing was decoded
+    listed = flowrun(jobs, "runs", "runs.db").stdout.splitlines()
+    assert [line.split()[3] for line in listed] == ["SUCCESS", "FAILED"]
+    rows = json.loads(flowrun(jobs, "runs", "runs.db", "--status", "FAILED", "--json").stdout)
+    assert [row["run_id"] for row in rows] == [report["resumed_from"]]
+    text = flowrun(jobs, "report", "runs.db", "latest").stdout
+    assert "load" in text
+    assert max(map(len, text.splitlines())) <= 80
+    old = json.loads(flowrun(jobs, "report", "runs.db", report["resumed_from"], "--json", code=1).stdout)
+    assert old["tasks"]["load"]["status"] == "FAILED"
+    page = flowrun(jobs, "report", "runs.db", "latest", "--html", "page.html")
+    assert page.stdout == "page.html\n"
+    assert (jobs / "page.html").read_text(encoding="utf-8").lower().startswith("<!doctype html>")
+    assert flowrun(jobs, "prune", "runs.db", "--keep-last", "1").stdout == "1 run(s) deleted\n"
+    assert flowrun(jobs, "prune", "runs.db", "--older-than-s", "0").stdout == "1 run(s) deleted\n"
+    assert flowrun(jobs, "runs", "runs.db").stdout == "no runs\n"
+    assert "no run 'latest'" in flowrun(jobs, "report", "runs.db", "latest", code=2).stderr
+    assert "no run 'latest'" in flowrun(jobs, "resume", "jobs:engine", "latest", code=2).stderr
+
+
+def test_list_show_and_validate(jobs: Path) -> None:
+    bad = flowrun(jobs, "list", "jobs:engine", code=2)
+    assert "missing dependency" in bad.stderr
+    assert "extract" in flowrun(jobs, "show", "jobs:engine", "daily").stdout
+    assert flowrun(jobs, "show", "jobs:engine", "daily", "--style", "dot").stdout.startswith("digraph")
+    checked = flowrun(jobs, "validate", "jobs:engine", code=1).stdout.splitlines()
+    assert checked[0] == "daily: fine, 2 task(s)"
+    assert checked[2].startswith("bad: DAG 'bad': task 'a' has a missing dependency")
+    assert flowrun(jobs, "validate", "jobs:engine", "slow").stdout == "slow: fine, 1 task(s)\n"
+    only = flowrun(jobs, "run", "jobs:engine", "daily", "--target", "extract", "--json")
+    assert list(json.loads(only.stdout)["tasks"]) == ["extract"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_cancels_the_run(jobs: Path, number: signal.Signals) -> None:  # R2
+    child = subprocess.Popen(
+        [sys.executable, "-m", "flowrun", "run", "jobs:engine", "slow"],
+        cwd=jobs,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "begun\n"
+    child.send_signal(number)
+    out, err = child.communicate(timeout=WAIT_S)
+    assert (out, child.returncode) == ("cleaned up\n", 130)
+    assert err.endswith("interrupted\n")
+    report = json.loads(flowrun(jobs, "report", "runs.db", "latest", "--json", code=1).stdout)
+    assert report["tasks"]["wait"]["reason"] == "RUN_CANCELLED"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "jobs", "daily"], "'jobs' is not MODULE:ENGINE"),
+        (["run", "no_such_module:engine", "daily"], "cannot import 'no_such_module'"),
+        (["run", "jobs:number", "daily"], "'jobs:number' is no flowrun Engine"),
+        (["run", "jobs:nothing.at.all", "daily"], "is no flowrun Engine"),
+        (["show", "jobs:engine", "dayly"], "Did you mean 'daily'?"),
+        (["runs", "nowhere.db"], "there is no file 'nowhere.db'"),
+        (["prune", "nowhere.db", "--keep-last", "1"], "there is no file 'nowhere.db'"),
+        (["prune", "nowhere.db"], "say what to delete"),
+        (["report", "nowhere.db", "latest"], "there is no file 'nowhere.db'"),
+    ],
+)
+def test_wrong_use_is_one_readable_line(
+    jobs: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(arguments) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert len(shown.splitlines()) == 1
+    assert main(["--traceback", *arguments]) == 2
+    assert "Traceback" in capsys.readouterr().err
+    sys.modules.pop("jobs", None)
+
+
+def test_completion_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for shell in ("bash", "zsh", "fish"):
+        assert main(["completion", shell]) == 0
+        assert "prune" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == 2
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "130 interrupted" in capsys.readouterr().out
+
+
+def test_reader_that_goes_away_is_no_error(jobs: Path) -> None:
+    flowrun(jobs, "run", "jobs:engine", "daily", "--no-progress", code=1)
+    done = subprocess.run(
+        f'"{sys.executable}" -m flowrun report runs.db latest --json | head -n 1',
+        shell=True,
+        cwd=jobs,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == "{\n"
+    assert "Traceback" not in done.stderr

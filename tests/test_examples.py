@@ -1,0 +1,156 @@
+"""Every example runs as its reader would run it: in a process of its own."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples"
+
+# Other tests run these, on a cluster that they set up themselves.
+ELSEWHERE = {"on_a_cluster.py"}
+
+OUTPUTS = {
+    "minimal.py": "SUCCESS 16.0\n",
+    "templates.py": (
+        "sales_north       200\n"
+        "sales_south        45\n"
+        "sales_harbour     375\n"
+        "total             620\n"
+    ),
+    "subgraph.py": (
+        "weekly\n"
+        "└─ visits\n"
+        "   ├─ busiest_day\n"
+        "   │  └─ letter\n"
+        "   └─ average\n"
+        "      └─ letter (see above)\n"
+        "\n"
+        "asked for ['average'], so these ran:\n"
+        "  visits: SUCCESS\n"
+        "  average: SUCCESS\n"
+    ),
+}
+
+
+def run_example(name: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-X", "utf8", EXAMPLES / name, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=100,
+        check=False,
+    )
+
+
+def test_every_example_has_a_test() -> None:
+    tested = {*OUTPUTS, "resume.py", "flight_delays.py", *ELSEWHERE}
+    assert {path.name for path in EXAMPLES.glob("*.py")} <= tested
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_example_prints_what_it_should(name: str, tmp_path: Path) -> None:
+    done = run_example(name, folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == OUTPUTS[name]
+
+
+def test_resume_example_does_what_was_left_and_no_more(tmp_path: Path) -> None:
+    done = run_example("resume.py", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    night, morning = done.stdout.split("in the morning\n")
+    assert [line for line in night.splitlines() if line.endswith(" runs")] == [
+        "  extract runs",
+        "  transform runs",
+        "  load runs",
+    ]
+    assert [line for line in morning.splitlines() if line.endswith(" runs")] == ["  load runs"]
+    assert night.endswith("  FAILED\n")
+    assert morning.endswith("  SUCCESS, 3 rows loaded\n")
+
+
+class TestFlightDelays:
+    """The main example, on its week of real data."""
+
+    def run(self, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return run_example("flight_delays.py", *arguments, folder=folder)
+
+    def succeeded(self, done: subprocess.CompletedProcess[str]) -> set[str]:
+        """Return the tasks that the example's own hook has seen succeed."""
+        return set(re.findall(r"^  \+ (\w+)  ", done.stdout, re.MULTILINE))
+
+    def results(self, folder: Path) -> Path:
+        return folder / "build" / "flight_delays"
+
+    def test_whole_pipeline_runs_and_its_figures_are_those_of_the_data(
+        self, tmp_path: Path
+    ) -> None:
+        done = self.run(tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.startswith("flight_delays\n")
+        assert "~ announce: ConnectionError: the warehouse is busy" in done.stdout
+        assert "extract_flights" in self.succeeded(done)
+        assert "Departure delay by weather" in done.stdout
+        assert max(map(len, done.stdout.splitlines())) <= 80
+
+        with (EXAMPLES / "data" / "flights.csv").open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        flown = [row for row in rows if "NA" not in (row["tailnum"], row["arr_delay"])]
+        out = self.results(tmp_path)
+        with closing(sqlite3.connect(out / "delays.sqlite")) as database:
+            for name in ("carrier", "hour", "weather"):
+                query = f"SELECT sum(flights), sum(flights * mean_delay) FROM delays_by_{name}"
+                flights, delay = database.execute(query).fetchone()
+                assert flights == len(flown)
+                # Each group's mean is rounded to a tenth of a minute.
+                assert delay == pytest.approx(
+                    sum(int(row["dep_delay"]) for row in flown), abs=0.05 * len(flown)
+                )
+        with (out / "quarantine.csv").open(newline="", encoding="utf-8") as file:
+            rejected = list(csv.DictReader(file))
+        assert len(rejected) == len(rows) - len(flown) > 0
+        summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+        assert sum(summary["rejected"].values()) == len(rejected)
+
+    def test_after_a_failed_load_resume_runs_the_load_and_what_follows(
+        self, tmp_path: Path
+    ) -> None:
+        broken = self.run(tmp_path, "--fail-at", "load")
+        assert broken.returncode == 1, broken.stdout + broken.stderr
+        assert "x load: RuntimeError: broken on purpose" in broken.stdout
+        assert "- summarise skipped" in broken.stdout
+        assert "by_weather" in self.succeeded(broken)
+
+        mended = self.run(tmp_path, "--resume")
+        assert mended.returncode == 0, mended.stdout + mended.stderr
+        assert self.succeeded(mended) == {"load", "summarise"}
+        assert (self.results(tmp_path) / "summary.json").exists()
+
+    def test_resume_makes_released_inputs_again(self, tmp_path: Path) -> None:  # S2
+        assert self.run(tmp_path, "--fail-at", "by_hour").returncode == 1
+        mended = self.run(tmp_path, "--resume")
+        assert mended.returncode == 0, mended.stdout + mended.stderr
+        again = self.succeeded(mended)
+        assert {"extract_flights", "validate", "join", "by_hour", "load"} <= again
+        # These have succeeded, and their results were kept.
+        assert not again & {"by_carrier", "by_weather", "quarantine", "announce"}
+
+    def test_wrong_uses_are_told(self, tmp_path: Path) -> None:
+        unknown = self.run(tmp_path, "--fail-at", "lod")
+        assert unknown.returncode == 2
+        assert "'lod'" in unknown.stdout
+        nothing = self.run(tmp_path, "--resume")
+        assert nothing.returncode == 2
+        assert "no run to resume" in nothing.stdout

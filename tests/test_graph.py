@@ -1,0 +1,184 @@
+"""Specs -> graph: what is resolved, in which order, and every mistake at once (G1-G4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from flowrun import TaskRegistry
+from flowrun.errors import (
+    AmbiguousDependencyError,
+    CrossDagDependencyError,
+    CycleError,
+    GraphError,
+    MissingDependencyError,
+    UnfilledParameterError,
+    UnknownTaskError,
+)
+from flowrun.graph import Graph
+
+
+def build(registry: TaskRegistry, dag: str = "d") -> Graph:
+    return Graph.build(dag, registry.specs(dag), registry)
+
+
+def declared(shape: dict[str, list[Any]], dag: str = "d") -> TaskRegistry:
+    registry = TaskRegistry()
+    for name, deps in shape.items():
+        registry.register(lambda: None, name=name, dag=dag, deps=deps)
+    return registry
+
+
+def test_order_is_by_depth_then_as_declared() -> None:  # R6
+    shape = {"join": ["x", "y"], "b": [], "y": ["a"], "x": ["b"], "a": []}
+    graph = build(declared(shape))
+    assert graph.names == ("b", "a", "y", "x", "join")
+    assert graph.deps() == {"b": [], "a": [], "y": ["a"], "x": ["b"], "join": ["x", "y"]}
+    assert graph.children == ((3,), (2,), (4,), (4,), ())
+    assert len(graph) == 5
+
+
+def test_every_mistake_is_in_one_error() -> None:  # G1
+    registry = declared({"a": ["missing"], "b": ["gone"]})
+    registry.register(lambda nothing: None, name="c", dag="d")
+    with pytest.raises(GraphError) as caught:
+        build(registry)
+    text = str(caught.value)
+    assert "DAG 'd' has 3 mistakes" in text
+    for part in ("'a'", "'missing'", "'b'", "'gone'", "'c'", "'nothing'"):
+        assert part in text
+    assert len(caught.value.problems) == 3
+
+
+def test_many_mistakes_are_cut_short() -> None:
+    with pytest.raises(MissingDependencyError) as caught:
+        build(declared({f"t{number}": ["nowhere"] for number in range(50)}))
+    assert len(caught.value.problems) == 21
+    assert caught.value.problems[-1] == "and 30 more"
+
+
+def test_missing_dependency_suggests() -> None:
+    with pytest.raises(MissingDependencyError, match="Did you mean 'extract'"):
+        build(declared({"extract": [], "load": ["extrcat"]}))
+
+
+def test_missing_dependency_that_belongs_to_no_dag() -> None:
+    registry = declared({"load": ["extract"]})
+    registry.register(lambda: None, name="extract")
+    with pytest.raises(MissingDependencyError, match="belongs to no DAG: give it dag='d'"):
+        build(registry)
+
+
+def test_cross_dag_dependency_by_name_and_by_callable() -> None:
+    def elsewhere() -> None:
+        return None
+
+    registry = declared({"a": ["other"], "b": [elsewhere]})
+    registry.register(lambda: None, name="other", dag="e")
+    registry.register(elsewhere, name="far", dag="e")
+    with pytest.raises(CrossDagDependencyError) as caught:
+        build(registry)
+    assert "'a' depends on 'other', a cross-DAG dependency" in caught.value.problems[0]
+    assert "'b' depends on 'far', a cross-DAG dependency" in caught.value.problems[1]
+    homeless = declared({"b": [elsewhere]})
+    homeless.register(elsewhere, name="far")
+    with pytest.raises(CrossDagDependencyError, match="belongs to no DAG"):
+        build(homeless)
+
+
+def test_callables_as_dependencies() -> None:
+    def once() -> None:
+        return None
+
+    def twice() -> None:
+        return None
+
+    registry = declared({"x": [once]})
+    registry.register(once, name="y", dag="d")
+    assert build(registry).deps() == {"y": [], "x": ["y"]}
+    registry = declared({"x": [twice]})
+    registry.register(twice, name="p", dag="d")
+    registry.register(twice, name="q", dag="d")
+    with pytest.raises(AmbiguousDependencyError, match="registered as 'p', 'q'; name the one"):
+        build(registry)
+    with pytest.raises(MissingDependencyError, match="which is not registered as a task"):
+        build(declared({"x": [once]}))
+    registry = declared({"x": [once, "y"]})
+    registry.register(once, name="y", dag="d")
+    with pytest.raises(GraphError, match="lists dependency 'y' twice"):
+        build(registry)
+
+
+def test_required_parameters_are_dependencies_whatever_the_order() -> None:  # G4
+    registry = TaskRegistry()
+    registry.register(lambda b, a: None, name="c", dag="d", deps=["a"])
+    registry.register(lambda: None, name="a", dag="d")
+    registry.register(lambda a=1: None, name="b", dag="d")
+    assert build(registry).deps() == {"a": [], "b": [], "c": ["a", "b"]}
+
+
+def test_parameter_that_nothing_fills() -> None:  # G4
+    registry = declared({"extract": []})
+    registry.register(lambda extrct: None, name="load", dag="d")
+    with pytest.raises(UnfilledParameterError, match="'extrct', which nothing fills.*'extract'"):
+        build(registry)
+    registry = declared({"extract": []})
+    registry.register(lambda upstream, extract: None, name="load", dag="d", deps=["extract"])
+    with pytest.raises(UnfilledParameterError, match=r"read upstream\['extract'\]"):
+        build(registry)
+
+
+def test_cycle_is_printed_whole() -> None:  # G1
+    shape: dict[str, list[Any]] = {
+        "transform": ["extract"],
+        "extract": ["load"],
+        "load": ["transform"],
+        "after": ["load"],
+        "root": [],
+    }
+    with pytest.raises(CycleError) as caught:
+        build(declared(shape))
+    (problem,) = caught.value.problems
+    path = problem.split(": ")[1].split(";")[0].split(" -> ")
+    assert path[0] == path[-1]
+    assert sorted(path[1:]) == ["extract", "load", "transform"]
+    for child, parent in zip(path[1:], path, strict=False):
+        assert parent in shape[child]  # data flows along the arrows
+    registry = TaskRegistry()
+    registry.register(lambda me: None, name="me", dag="d")
+    with pytest.raises(CycleError, match="me -> me"):
+        build(registry)
+
+
+def test_long_cycle_needs_no_recursion() -> None:  # G2
+    number = 20_000
+    shape: dict[str, list[Any]] = {f"t{i}": [f"t{(i + 1) % number}"] for i in range(number)}
+    with pytest.raises(CycleError):
+        build(declared(shape))
+
+
+@pytest.mark.parametrize("shape", ["fan-in", "fan-out"])
+def test_wide_graphs(shape: str) -> None:  # G2
+    number = 100_000
+    names = [f"t{i}" for i in range(number)]
+    deps: dict[str, list[Any]] = {name: [] for name in names}
+    if shape == "fan-in":
+        deps["last"] = names
+    else:
+        deps = {"first": [], **{name: ["first"] for name in names}}
+    graph = build(declared(deps))
+    assert len(graph) == number + 1
+    assert len(graph.descendants([0])) == (2 if shape == "fan-in" else number + 1)
+
+
+def test_subgraph_and_numbers() -> None:
+    graph = build(declared({"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"], "e": []}))
+    part = graph.subgraph(["c", "b"])
+    assert part.names == ("a", "b", "c")
+    assert part.targets == ("c", "b")
+    assert part.deps() == {"a": [], "b": ["a"], "c": ["a"]}
+    with pytest.raises(UnknownTaskError, match="has no task 'x'"):
+        graph.subgraph(["x"])
+    with pytest.raises(UnknownTaskError):
+        graph.number(7)

@@ -1,0 +1,792 @@
+"""The SQLite store's own business: the file, its owners, what it survives (D1-D8)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowrun import (
+    Change,
+    Engine,
+    JsonSerializer,
+    PickleSerializer,
+    RunQuery,
+    RunRecord,
+    SqliteStateStore,
+    TaskRecord,
+)
+from flowrun.errors import (
+    DamagedRecordError,
+    ForkedStoreError,
+    ResultNotReadableError,
+    RunAliveError,
+    RunLostError,
+    StoreBusyError,
+    StoreError,
+    StoreFileError,
+    UnknownRunError,
+)
+from flowrun.state.records import NoResult, Reason
+
+from .conftest import WAIT_S, statuses
+
+MakeEngine = Callable[..., Engine]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "runs.db"
+
+
+@pytest.fixture
+def open_store(path: Path) -> Iterator[Callable[..., SqliteStateStore]]:
+    stores: list[SqliteStateStore] = []
+
+    def make(where: Path = path, **options: Any) -> SqliteStateStore:
+        stores.append(SqliteStateStore(where, **options))
+        return stores[-1]
+
+    yield make
+    for store in stores:
+        store.close()
+
+
+def make_run(run_id: str = "r1", **more: Any) -> RunRecord:
+    return RunRecord(run_id, "d", 1.0, {"a": TaskRecord("a"), "b": TaskRecord("b", ("a",))}, **more)
+
+
+def child(code: str, *arguments: object, hold: bool = False) -> subprocess.Popen[str]:
+    """Start Python with a piece of code; it says "ready" and may wait to be killed."""
+    tail = "\nprint('ready', flush=True)\nsys.stdin.read()" if hold else ""
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import sys\n" + textwrap.dedent(code) + tail, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if hold:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line == "ready\n", process.communicate()[1]
+    return process
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate(timeout=WAIT_S)
+
+
+# -- the file ---------------------------------------------------------------------------------
+
+
+def test_file_is_readable_by_its_owner_only(path: Path, open_store: Any) -> None:  # D6
+    previous = os.umask(0)
+    try:
+        store = open_store()
+        store.create_run(make_run())
+        files = sorted(path.parent.iterdir())
+        assert {file.name for file in files} == {
+            "runs.db",
+            "runs.db-owners",
+            "runs.db-shm",
+            "runs.db-wal",
+        }
+        for file in files:
+            assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+    finally:
+        os.umask(previous)
+
+
+def test_settings_reach_sqlite(path: Path, open_store: Any) -> None:
+    store = open_store(synchronous="NORMAL")
+    store.create_run(make_run())
+    database = sqlite3.connect(path)
+    assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert database.execute("PRAGMA user_version").fetchone() == (1,)
+    database.close()
+    store.close()
+    rollback = open_store(journal_mode="DELETE")
+    rollback.create_run(make_run("r2"))
+    assert rollback.load_run("r2", results=True).run_id == "r2"
+    assert not path.with_name("runs.db-wal").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"synchronous": "OFF"}, "synchronous must be one of FULL, NORMAL"),
+        ({"journal_mode": "MEMORY"}, "journal_mode must be one of"),
+        ({"busy_timeout_s": -1.0}, "busy_timeout_s must be"),
+        ({"cache_ttl_s": -1.0}, "cache_ttl_s must be"),
+    ],
+)
+def test_wrong_settings_are_refused(path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SqliteStateStore(path, **options)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("", "give the path of a file"),
+        ("a\0b", "give the path of a file"),
+        (":memory:", "use InMemoryStateStore"),
+        ("file:x?mode=memory", "use InMemoryStateStore"),
+        (".", "it is a directory"),
+        ("nowhere/runs.db", "does not exist; make it first"),
+    ],
+)
+def test_path_that_is_no_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreFileError, match=message):
+        SqliteStateStore(wrong)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sidecar_that_is_a_link_is_refused(path: Path, tmp_path: Path) -> None:
+    target = tmp_path / "precious"
+    target.write_text("precious")
+    for sidecar in ("-wal", "-shm", "-journal", "-owners"):
+        link = path.with_name(path.name + sidecar)
+        link.symlink_to(target)
+        with pytest.raises(StoreFileError, match="is a link; remove it"):
+            SqliteStateStore(path)
+        link.unlink()
+    assert target.read_text() == "precious"
+
+
+def made_by_sqlite(path: Path, *statements: str) -> None:
+    database = sqlite3.connect(path)
+    for statement in statements:
+        database.execute(statement)
+    database.commit()
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("statements", "message"),
+    [
+        (["CREATE TABLE mine (x)"], "of some other program"),
+        (["PRAGMA application_id = 77"], "of some other program"),
+        (["PRAGMA application_id = 1718382455", "PRAGMA user_version = 99"], "newer flowrun"),
+    ],
+)
+def test_foreign_or_newer_file_is_refused_and_left_alone(  # D4
+    path: Path, statements: list[str], message: str
+) -> None:
+    made_by_sqlite(path, *statements)
+    before = path.read_bytes()
+    for open_it in (SqliteStateStore, SqliteStateStore.open_readonly):
+        with pytest.raises(StoreFileError, match=message):
+            open_it(path)
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == ["runs.db"]
+
+
+def test_file_that_is_no_database_is_refused_and_left_alone(path: Path) -> None:  # D4
+    path.write_text("this is no database, but quite a long text that nobody should lose" * 30)
+    before = path.read_bytes()
+    with pytest.raises(StoreFileError, match="damaged, or no SQLite database"):
+        SqliteStateStore(path)
+    assert path.read_bytes() == before
+
+
+def test_strange_triggers_and_views_are_refused(path: Path, open_store: Any) -> None:
+    open_store().close()
+    made_by_sqlite(path, "CREATE VIEW mine AS SELECT 1")
+    with pytest.raises(StoreFileError, match="triggers or views"):
+        SqliteStateStore(path)
+
+
+def test_truncated_file_is_an_error_and_never_wrong_data(path: Path, open_store: Any) -> None:  # D7
+    store = open_store()
+    for number in range(50):
+        store.create_run(make_run(f"r{number}", metadata={"text": "x" * 500}))
+    store.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(StoreError):
+        for summary in SqliteStateStore(path).list_runs(RunQuery()):
+            assert summary.metadata == {"text": "x" * 500}
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="drops root's rights in a child")
+def test_read_only_file_and_folder_are_clear_errors(path: Path, open_store: Any) -> None:  # D4
+    open_store().close()
+    os.chmod(path.parent.parent, 0o755)
+    code = """
+        import os
+        from flowrun import SqliteStateStore
+        from flowrun.errors import StoreFileError
+        os.setuid(65534)
+        try:
+            SqliteStateStore(sys.argv[1])
+        except StoreFileError as error:
+            print(error)
+    """
+    folder = Path("/tmp") / f"flowrun-test-{os.getpid()}-{random.random()}"
+    folder.mkdir(mode=0o755)
+    try:
+        copy = folder / "runs.db"
+        shutil.copy(path, copy)
+        copy.chmod(0o444)
+        out, err = child(code, copy).communicate(timeout=WAIT_S)
+        assert "cannot be used as a state store" in out, err
+        out, err = child(code, folder / "new.db").communicate(timeout=WAIT_S)
+        assert "Permission denied" in out, err
+        assert not (folder / "new.db").exists()
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_closed_store_says_so(open_store: Any) -> None:
+    store = open_store()
+    store.close()
+    for use in (lambda: store.load_run("x", results=True), lambda: store.create_run(make_run())):
+        with pytest.raises(StoreFileError, match="is closed; open a new one"):
+            use()
+
+
+# -- results ----------------------------------------------------------------------------------
+
+
+def test_serializer_that_wrote_a_result_is_remembered(open_store: Any) -> None:
+    store = open_store(serializer=PickleSerializer())
+    run = make_run()
+    store.create_run(run)
+    run.tasks["a"].start(2.0, 2.0)
+    run.tasks["a"].succeed(3.0, {1, 2})
+    store.save([Change(run, run.tasks["a"])])
+    assert store.load_results("r1", ["a"]) == {"a": {1, 2}}
+    name, size, head = store.stored_result("r1", "a", 5)
+    assert (name, len(head)) == ("pickle", 5)
+    assert size > 5
+    with pytest.raises(UnknownRunError):
+        store.stored_result("r1", "b")
+    reader = open_store(serializer=JsonSerializer())
+    with pytest.raises(ResultNotReadableError, match="written by the 'pickle' serializer"):
+        reader.load_run("r1", results=True)
+    assert reader.load_run("r1", results=False).tasks["a"].result is NoResult.STORED
+
+
+async def test_result_that_cannot_be_kept_names_the_place(  # D1
+    make_engine: MakeEngine, open_store: Any
+) -> None:
+    engine = make_engine(state_store=open_store())
+    engine.task(name="bad", dag="d", retries=2)(lambda: {"rows": [1, {"lock": threading.Lock()}]})
+    engine.task(name="good", dag="d")(lambda: (1, {"a", "b"}))
+    run_id = await engine.run_once("d")
+    tasks = engine.get_run_report(run_id)["tasks"]
+    assert tasks["bad"]["attempt"] == 1
+    assert "result['rows'][1].lock" in (tasks["bad"]["error"] or "") or "lock" in (
+        tasks["bad"]["error"] or ""
+    )
+    assert "'json' serializer" in (tasks["bad"]["error"] or "")
+    assert tasks["good"]["result"] == (1, {"a", "b"})
+
+
+async def test_unretained_result_needs_no_serializer_and_is_made_again(  # S2
+    make_engine: MakeEngine, open_store: Any
+) -> None:
+    engine = make_engine(state_store=open_store())
+    fail = [True]
+    ran: list[str] = []
+
+    @engine.task(dag="d", retain_result=False)
+    def frame() -> object:
+        ran.append("frame")
+        return threading.Event()
+
+    @engine.task(dag="d")
+    def use(frame: object) -> bool:
+        ran.append("use")
+        if fail:
+            fail.clear()
+            raise ValueError
+        return isinstance(frame, threading.Event)
+
+    old = await engine.run_once("d")
+    assert engine.get_run_report(old)["tasks"]["frame"]["result_state"] == "released"
+    new = await engine.resume(old)
+    assert ran == ["frame", "use", "frame", "use"]
+    assert engine.get_run_report(new)["tasks"]["use"]["result"] is True
+
+
+def test_released_result_is_deleted(open_store: Any) -> None:
+    store = open_store()
+    run = make_run()
+    store.create_run(run)
+    run.tasks["a"].start(2.0, 2.0)
+    run.tasks["a"].succeed(3.0, [1])
+    store.save([Change(run, run.tasks["a"].copy())])
+    run.tasks["a"].release()
+    store.save([Change(run, run.tasks["a"])])
+    with pytest.raises(UnknownRunError):
+        store.stored_result("r1", "a")
+
+
+def test_cache_is_for_finished_runs_and_for_a_while(open_store: Any, path: Path) -> None:
+    store = open_store(cache_ttl_s=60.0)
+    brief = open_store(cache_ttl_s=0.0)
+    run = make_run()
+    store.create_run(run)
+    assert store.load_run("r1", results=True).finished_at is None
+    for name in "ab":
+        run.tasks[name].start(2.0, 2.0)
+        run.tasks[name].succeed(3.0, [1])
+    run.finish(4.0)
+    store.save([*(Change(run, task) for task in run.tasks.values()), Change(run, None)])
+    for _ in range(2):
+        first = store.load_run("r1", results=True)
+        brief.load_run("r1", results=True)
+    made_by_sqlite(path, "DELETE FROM runs")
+    first.tasks["a"].error = "changed by a reader"
+    again = store.load_run("r1", results=True)
+    assert (again.finished_at, again.tasks["a"].error) == (4.0, None)
+    with pytest.raises(UnknownRunError):
+        brief.load_run("r1", results=True)
+    for number in range(70):
+        other = make_run(f"x{number}")
+        store.create_run(other)
+        for task in other.tasks.values():
+            task.start(2.0, 2.0)
+            task.succeed(3.0, 1)
+        other.finish(4.0)
+        store.save([*(Change(other, task) for task in other.tasks.values()), Change(other, None)])
+        store.load_run(f"x{number}", results=True)
+    with pytest.raises(UnknownRunError):
+        store.load_run("r1", results=True)
+
+
+# -- ownership --------------------------------------------------------------------------------
+
+HOLD = """
+    from flowrun import RunRecord, SqliteStateStore, TaskRecord, Change
+    store = SqliteStateStore(sys.argv[1])
+    run = RunRecord("r1", "d", 1.0, {n: TaskRecord(n) for n in ("a", "b", "c")})
+    store.create_run(run)
+    run.tasks["a"].start(2.0, 2.0)
+    run.tasks["a"].succeed(3.0, [1, 2])
+    run.tasks["b"].start(3.0, 3.0)
+    store.save([Change(run, task) for task in run.tasks.values()])
+"""
+
+
+def test_run_of_a_living_process_is_never_touched_a_dead_ones_is_ended_at_once(  # D3
+    path: Path, open_store: Any
+) -> None:
+    holder = child(HOLD, path, hold=True)
+    store = open_store(recover=True)
+    assert store.load_run("r1", results=False).alive
+    with pytest.raises(RunAliveError):
+        store.create_run(make_run("r2", resumed_from="r1"))
+    kill(holder)
+    left = store.load_run("r1", results=False)
+    assert (left.alive, left.finished_at) == (False, None)
+    assert [run.alive for run in store.list_runs(RunQuery())] == [False]
+    recovered = open_store(recover=True).load_run("r1", results=True)
+    assert [(task.status, task.reason) for task in recovered.tasks.values()] == [
+        ("SUCCESS", None),
+        ("FAILED", Reason.OWNER_DIED),
+        ("SKIPPED", Reason.OWNER_DIED),
+    ]
+    assert recovered.finished_at is not None
+    assert "OWNER_DIED" in (recovered.error or "")
+    assert recovered.tasks["a"].result == [1, 2]
+
+
+def test_dead_run_is_ended_by_whoever_resumes_it(path: Path, open_store: Any) -> None:  # S5
+    kill(child(HOLD, path, hold=True))
+    store = open_store()
+    heir = make_run("r2", resumed_from="r1")
+    heir.sole_heir = True
+    store.create_run(heir)
+    assert store.load_run("r1", results=False).finished_at is not None
+    with pytest.raises(RunAliveError):
+        store.create_run(make_run("r3", resumed_from="r1"))
+
+
+def test_store_that_was_closed_with_unfinished_runs_owns_them_no_more(open_store: Any) -> None:
+    first, second = open_store(), open_store()
+    first.create_run(make_run())
+    assert second.load_run("r1", results=False).alive
+    first.close()
+    assert not second.load_run("r1", results=False).alive
+
+
+def test_write_of_a_lost_run_is_refused(path: Path, open_store: Any) -> None:  # D3
+    store = open_store()
+    run = make_run()
+    with pytest.raises(RunLostError):
+        store.save([Change(run, None)])
+    store.create_run(run)
+    made_by_sqlite(path, "UPDATE runs SET owner = 5")
+    run.tasks["a"].start(2.0, 2.0)
+    with pytest.raises(RunLostError):
+        store.save([Change(run, run.tasks["a"])])
+    with pytest.raises(RunLostError):
+        store.save([Change(run, run.tasks["a"])])
+
+
+def test_of_eight_processes_that_resume_one_dead_run_exactly_one_wins(  # S5
+    path: Path,
+) -> None:
+    kill(child(HOLD, path, hold=True))
+    code = """
+        import asyncio
+        from flowrun import SqliteStateStore, build_default_engine
+        from flowrun.errors import ResumeError
+        store = SqliteStateStore(sys.argv[1])
+        engine = build_default_engine(state_store=store)
+        for name in "abc":
+            engine.task(name=name, dag="d")(lambda: print("ran", flush=True))
+        sys.stdin.readline()
+        try:
+            asyncio.run(engine.resume("r1"))
+            print("won")
+        except ResumeError as error:
+            print("refused")
+        engine.close()
+        store.close()
+    """
+    racers = [child(code, path) for _ in range(8)]
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    outputs = [racer.communicate(timeout=60) for racer in racers]
+    lines = [line for out, _ in outputs for line in out.splitlines()]
+    assert lines.count("won") == 1, outputs
+    assert lines.count("refused") == 7, outputs
+    assert "".join(lines).count("ran") == 2  # b and c, once
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_forked_child_is_refused(open_store: Any) -> None:
+    store = open_store()
+    store.create_run(make_run())
+    reader, writer = os.pipe()
+    process = os.fork()
+    if process == 0:
+        try:
+            store.list_runs(RunQuery())
+        except ForkedStoreError:
+            os.write(writer, b"refused")
+        try:
+            store.create_run(make_run("r2"))
+        except ForkedStoreError:
+            os.write(writer, b" twice")
+        os._exit(0)
+    os.close(writer)
+    os.waitpid(process, 0)
+    assert os.read(reader, 100) == b"refused twice"
+    os.close(reader)
+    assert store.load_run("r1", results=False).alive  # the child's end took no lock along
+
+
+# -- locks, readers, faults -------------------------------------------------------------------
+
+
+def test_lock_of_somebody_else_is_waited_for_a_bounded_time(path: Path, open_store: Any) -> None:
+    store = open_store(busy_timeout_s=0.05)
+    patient = open_store(busy_timeout_s=WAIT_S)
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreBusyError, match="locked by somebody else for more than 0.05 s"):
+        store.create_run(make_run())
+    waiting = threading.Thread(target=patient.create_run, args=(make_run("r2"),))
+    waiting.start()
+    assert store.list_runs(RunQuery()) == []  # reading never waits for a writer
+    other.execute("COMMIT")
+    waiting.join(WAIT_S)
+    assert [run.run_id for run in store.list_runs(RunQuery())] == ["r2"]
+    other.close()
+
+
+def test_reader_sees_a_live_file_and_changes_nothing(path: Path, open_store: Any) -> None:
+    with pytest.raises(StoreFileError, match="there is no such file"):
+        SqliteStateStore.open_readonly(path)
+    path.touch()
+    with pytest.raises(StoreFileError, match="holds no runs yet"):
+        SqliteStateStore.open_readonly(path)
+    store = open_store()
+    store.create_run(make_run())
+    reader = SqliteStateStore.open_readonly(path)
+    assert [run.run_id for run in reader.list_runs(RunQuery())] == ["r1"]
+    assert reader.load_run("r1", results=False).alive
+    with pytest.raises(StoreFileError, match="opened to read only"):
+        reader.create_run(make_run("r2"))
+    reader.close()
+    reader.close()
+
+
+def test_flipped_bytes_are_noticed_and_never_give_wrong_data(path: Path, open_store: Any) -> None:  # D7
+    store = open_store()
+    for number in range(20):
+        run = make_run(f"r{number}", metadata={"n": number})
+        store.create_run(run)
+        for task in run.tasks.values():
+            task.start(2.0, 2.0)
+            task.succeed(3.0, f"result {task.name} {number}")
+        run.finish(4.0)
+        store.save([*(Change(run, task) for task in run.tasks.values()), Change(run, None)])
+    store.close()
+    good = path.read_bytes()
+    damaged = path.with_name("damaged.db")
+    dice = random.Random(7)
+    noticed = 0
+    for _ in range(300):
+        data = bytearray(good)
+        for _ in range(3):
+            data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
+        damaged.write_bytes(bytes(data))
+        try:
+            copy = SqliteStateStore(damaged)
+        except StoreError:
+            noticed += 1
+            continue
+        try:
+            for number in range(20):
+                try:
+                    run = copy.load_run(f"r{number}", results=True)
+                except (StoreError, UnknownRunError, ResultNotReadableError):
+                    noticed += 1
+                    continue
+                assert run.metadata == {"n": number}
+                for name, task in run.tasks.items():
+                    assert task.result == f"result {name} {number}"
+        finally:
+            copy.close()
+    assert noticed > 100
+
+
+def test_damaged_row_names_run_and_task_and_the_others_stay_readable(  # D7
+    path: Path, open_store: Any
+) -> None:
+    store = open_store()
+    for name in ("r1", "r2", "r3"):
+        run = make_run(name)
+        store.create_run(run)
+        run.tasks["a"].start(2.0, 2.0)
+        run.tasks["a"].succeed(3.0, [1])
+        store.save([Change(run, run.tasks["a"])])
+    made_by_sqlite(
+        path,
+        "UPDATE tasks SET attempt = 9 WHERE run = 1 AND place = 1",
+        "UPDATE results SET data = x'5b325d' WHERE run = 2",
+    )
+    with pytest.raises(DamagedRecordError, match="run 'r1', task 'b'") as caught:
+        store.load_run("r1", results=False)
+    assert (caught.value.run_id, caught.value.task_name) == ("r1", "b")
+    with pytest.raises(DamagedRecordError, match="run 'r2', task 'a'"):
+        store.load_run("r2", results=True)
+    assert store.load_run("r2", results=False).tasks["a"].result is NoResult.STORED
+    assert store.load_run("r3", results=True).tasks["a"].result == [1]
+    made_by_sqlite(path, "UPDATE runs SET dag_name = 'other' WHERE seq = 3")
+    with pytest.raises(DamagedRecordError, match="run 'r3'"):
+        store.list_runs(RunQuery())
+
+
+FULL_DISK = """
+    import asyncio, resource, signal
+    from flowrun import SqliteStateStore, build_default_engine
+    from flowrun.errors import StoreError
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    store = SqliteStateStore(sys.argv[1])
+    engine = build_default_engine(state_store=store, max_parallel=1)
+    for number in range(30):
+        deps = [f"t{number - 1}"] if number else []
+        engine.task(name=f"t{number}", dag="d", deps=deps)(lambda: "x" * 20_000)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+    async def main():
+        try:
+            await asyncio.wait_for(engine.run_once("d"), 30)
+            print("no error")
+        except StoreError as error:
+            print(type(error).__name__)
+        done = sum(t["status"] == "SUCCESS" for run in engine.list_runs()
+                   for t in engine.get_run_report(run.run_id, results=False)["tasks"].values())
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        for run in engine.list_runs():
+            print(run.finished_at is not None)
+    asyncio.run(main())
+    engine.close()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits the size of files by a POSIX call")
+@pytest.mark.parametrize("limit", [120_000, 200_000, 400_000])
+def test_full_disk_ends_the_run_and_keeps_what_was_acknowledged(  # D4
+    path: Path, open_store: Any, limit: int
+) -> None:
+    out, err = child(FULL_DISK, path, limit).communicate(timeout=60)
+    lines = out.splitlines()
+    assert lines[0] in ("StoreFullError", "StoreError"), (out, err)
+    database = sqlite3.connect(path)
+    assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    database.close()
+    store = open_store(recover=True)
+    for summary in store.list_runs(RunQuery()):
+        run = store.load_run(summary.run_id, results=True)
+        assert run.finished_at is not None
+        for task in run.tasks.values():
+            assert task.status != "SUCCESS" or task.result == "x" * 20_000
+
+
+# -- kill -9 ----------------------------------------------------------------------------------
+
+NIGHTLY = """
+    import asyncio, os
+    from flowrun import SqliteStateStore, build_default_engine, fn_hook
+    db, log, dies_after = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    written = 0
+    def note(text):
+        global written
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.write(descriptor, (text + "\\n").encode())
+        os.close(descriptor)
+        written += 1
+        if written == dies_after:
+            os.kill(os.getpid(), 9)
+    store = SqliteStateStore(db, recover=True, synchronous="NORMAL")
+    hook = fn_hook(on_task_success=lambda e: note(f"ack {e.task_name}"))
+    engine = build_default_engine(state_store=store, hooks=[hook], max_parallel=3)
+    shape = {"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"], "e": ["d"], "f": ["a"], "g": ["e", "f"]}
+    for name, deps in shape.items():
+        def work(upstream, name=name):
+            note(f"run {name} {sorted(upstream.items())}")
+            return f"result of {name}"
+        async def work_async(upstream, name=name):
+            note(f"run {name} {sorted(upstream.items())}")
+            await asyncio.sleep(0)
+            return f"result of {name}"
+        engine.task(name=name, dag="d", deps=deps)(work if name in "ace" else work_async)
+    async def main():
+        runs = engine.list_runs(limit=1)
+        run_id = await (engine.resume(runs[0].run_id) if runs else engine.run_once("d"))
+        print(engine.get_run_report(run_id)["status"])
+    asyncio.run(main())
+    engine.close()
+    store.close()
+"""
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_kill_at_any_point_loses_and_repeats_nothing_acknowledged(  # S1 D2 D3
+    tmp_path: Path, seed: int
+) -> None:
+    dice = random.Random(seed)
+    for turn in range(5):
+        db, log = tmp_path / f"{turn}.db", tmp_path / f"{turn}.log"
+        for _ in range(20):
+            process = child(NIGHTLY, db, log, dice.randrange(1, 9))
+            out, err = process.communicate(timeout=WAIT_S)
+            if process.returncode == 0:
+                assert out == "SUCCESS\n"
+                break
+            assert process.returncode == -signal.SIGKILL, err
+            if db.exists():
+                check = sqlite3.connect(db)
+                assert check.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+                check.close()
+        else:
+            pytest.fail("the job was never finished")
+        acknowledged: set[str] = set()
+        ran: dict[str, list[str]] = {}
+        for line in log.read_text().splitlines():
+            kind, name, *rest = line.split(" ", 2)
+            if kind == "ack":
+                acknowledged.add(name)
+            else:
+                assert name not in acknowledged, log.read_text()
+                ran.setdefault(name, []).append(rest[0])
+        assert set(ran) == set("abcdefg")
+        for inputs in ran.values():
+            assert len(set(inputs)) == 1  # S4: every attempt was given the same
+
+
+async def test_resume_by_another_engine_on_the_same_file(  # S1 S4
+    make_engine: MakeEngine, open_store: Any
+) -> None:
+    fail = [True]
+
+    def declare(engine: Engine) -> list[str]:
+        ran: list[str] = []
+
+        @engine.task(dag="d")
+        def rows() -> tuple[int, ...]:
+            ran.append("rows")
+            return (1, 2)
+
+        @engine.task(dag="d")
+        def load(rows: tuple[int, ...]) -> int:
+            ran.append("load")
+            if fail:
+                fail.clear()
+                raise ValueError
+            assert isinstance(rows, tuple)
+            return sum(rows)
+
+        return ran
+
+    first = make_engine(state_store=open_store())
+    declare(first)
+    old = await first.run_once("d", metadata={"night": 1})
+    second = make_engine(state_store=open_store())
+    ran = declare(second)
+    new = await second.resume(old)
+    report = second.get_run_report(new)
+    assert ran == ["load"]
+    assert statuses(report) == {"rows": "SUCCESS", "load": "SUCCESS"}
+    assert report["tasks"]["rows"]["result"] == (1, 2)
+    assert (report["resumed_from"], report["metadata"]) == (old, {"night": 1})
+
+
+async def test_large_results_do_not_block_the_loop(make_engine: MakeEngine, open_store: Any) -> None:
+    engine = make_engine(state_store=open_store())
+    engine.task(name="big", dag="d")(lambda: ["x" * 1000] * 20_000)
+    engine.task(name="size", dag="d")(lambda big: len(big))
+    run_id = await asyncio.wait_for(engine.run_once("d"), 60)
+    assert engine.get_run_report(run_id)["tasks"]["size"]["result"] == 20_000
+
+
+def test_lists_stay_fast_with_many_runs(open_store: Any, path: Path) -> None:
+    store = open_store(synchronous="NORMAL")
+    run = make_run()
+    store.create_run(run)
+    for task in run.tasks.values():
+        task.start(2.0, 2.0)
+        task.succeed(3.0, 1)
+    run.finish(4.0)
+    store.save([*(Change(run, task) for task in run.tasks.values()), Change(run, None)])
+    database = sqlite3.connect(path)
+    plans = [
+        row[3]
+        for condition in ("TRUE", "dag_name = 'd'", "seq < 5", "resumed_from = 'x'")
+        for row in database.execute(
+            f"EXPLAIN QUERY PLAN SELECT * FROM runs WHERE {condition} ORDER BY seq DESC LIMIT 20"
+        )
+    ]
+    database.close()
+    assert not [plan for plan in plans if "TEMP B-TREE" in plan], plans
+
+

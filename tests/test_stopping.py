@@ -1,0 +1,727 @@
+"""Timeouts, abandonment, cancellation, deadlines and closing: A1-A4, R1, R2, R4."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from flowrun import (
+    Engine,
+    RetryPolicy,
+    RunCancelledError,
+    SchedulerConfig,
+    build_default_engine,
+    current_attempt,
+    fn_hook,
+)
+from flowrun.errors import AttemptCancelledError, EngineClosedError, UnknownRunError
+
+from .conftest import WAIT_S, flowrun_threads, statuses
+
+MakeEngine = Callable[..., Engine]
+
+
+async def started(engine: Engine, event: asyncio.Event, dag: str = "d") -> asyncio.Task[str]:
+    """Start a run and wait until one of its tasks has set the event."""
+    run = asyncio.create_task(engine.run_once(dag))
+    await asyncio.wait_for(event.wait(), WAIT_S)
+    return run
+
+
+# -- timeouts ---------------------------------------------------------------------------------
+
+
+async def test_async_timeout_fails_the_attempt_and_says_how_to_change_it(engine: Engine) -> None:
+    cleaned: list[bool] = []
+
+    @engine.task(dag="d", timeout_s=0.02)
+    async def slow() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaned.append(current_attempt().cancelled)
+
+    run_id = await engine.run_once("d")
+    task = engine.get_run_report(run_id)["tasks"]["slow"]
+    error = task["error"] or ""
+    assert cleaned == [True]
+    assert (task["status"], task["reason"], task["abandoned"]) == ("FAILED", "TIMEOUT", False)
+    assert "task 'slow' of DAG 'd' timed out: attempt 1" in error
+    assert "timeout_s=0.02" in error
+    assert "timeout_s=None" in error
+    assert "asyncio.Event().wait()" in error  # where it was
+
+
+async def test_default_timeout_is_thirty_seconds(engine: Engine) -> None:
+    engine.task(name="a", dag="d")(lambda: current_attempt().time_left_s)
+    run_id = await engine.run_once("d")
+    left = engine.get_run_report(run_id)["tasks"]["a"]["result"]
+    assert isinstance(left, float)
+    assert 29 < left <= 30
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_timeout_error_of_the_task_itself_is_no_timeout(  # A4
+    engine: Engine, is_async: bool
+) -> None:
+    def work() -> None:
+        msg = "the database's own"
+        raise TimeoutError(msg)
+
+    async def work_async() -> None:
+        async with asyncio.timeout(0.001):
+            await asyncio.Event().wait()
+
+    engine.task(name="a", dag="d", timeout_s=20.0)(work_async if is_async else work)
+    run_id = await engine.run_once("d")
+    task = engine.get_run_report(run_id)["tasks"]["a"]
+    assert task["reason"] == "ERROR"
+    assert "timed out: attempt" not in (task["error"] or "")
+
+
+async def test_timed_out_async_task_is_retried_only_after_it_has_ended(
+    engine: Engine,
+) -> None:  # A2
+    log: list[str] = []
+
+    @engine.task(dag="d", timeout_s=0.02, retries=1)
+    async def slow() -> str:
+        attempt = current_attempt().attempt
+        log.append(f"start {attempt}")
+        if attempt == 2:
+            return "second"
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(5):
+                await asyncio.sleep(0)
+            log.append("end 1")
+        return "unreachable"
+
+    run_id = await engine.run_once("d")
+    assert log == ["start 1", "end 1", "start 2"]
+    task = engine.get_run_report(run_id)["tasks"]["slow"]
+    assert (task["status"], task["result"]) == ("SUCCESS", "second")
+    assert task["attempts"][0]["reason"] == "TIMEOUT"
+
+
+async def test_async_task_that_swallows_its_timeout_is_abandoned(make_engine: MakeEngine) -> None:
+    engine = make_engine(config=SchedulerConfig(cancel_grace_s=0.02))
+    release = asyncio.Event()
+
+    async def stubborn() -> str:
+        while not release.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await release.wait()
+        return "late"
+
+    engine.task(name="stubborn", dag="d", timeout_s=0.02)(stubborn)
+    run_id = await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+    task = engine.get_run_report(run_id)["tasks"]["stubborn"]
+    assert (task["status"], task["abandoned"], task["result"]) == ("FAILED", True, None)
+    assert "was abandoned and may still run" in (task["error"] or "")
+    release.set()
+    await asyncio.sleep(0)
+    assert engine.get_run_report(run_id)["tasks"]["stubborn"]["result"] is None  # A3
+
+
+async def test_async_task_that_returns_after_its_timeout_has_timed_out(engine: Engine) -> None:
+    @engine.task(dag="d", timeout_s=0.02)
+    async def swallow() -> str:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return "too late"
+        return "unreachable"
+
+    run_id = await engine.run_once("d")
+    task = engine.get_run_report(run_id)["tasks"]["swallow"]
+    assert (task["status"], task["reason"], task["result"]) == ("FAILED", "TIMEOUT", None)
+
+
+async def test_timed_out_sync_task_is_told_abandoned_and_its_late_result_dropped(  # A2 A3
+    make_engine: MakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = make_engine(max_workers=1)
+    release, ended = threading.Event(), threading.Event()
+    told: list[bool] = []
+
+    @engine.task(dag="d", timeout_s=0.03)
+    def hung() -> str:
+        release.wait(WAIT_S)
+        told.append(current_attempt().cancelled)
+        ended.set()
+        return "late"
+
+    @engine.task(dag="d")
+    def other() -> str:
+        return "needs a thread"
+
+    run_id = await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+    task = engine.get_run_report(run_id)["tasks"]["hung"]
+    assert (task["status"], task["reason"], task["abandoned"]) == ("FAILED", "TIMEOUT", True)
+    assert engine.get_run_report(run_id)["tasks"]["other"]["status"] == "SUCCESS"
+    with caplog.at_level(logging.WARNING):
+        release.set()
+        assert ended.wait(WAIT_S)
+        for thread in flowrun_threads():
+            if thread.name.startswith("flowrun-worker"):
+                thread.join(0.01)
+    engine.close()
+    assert told == [True]
+    assert engine.get_run_report(run_id)["tasks"]["hung"]["result"] is None
+    assert "task 'hung' attempt 1 does not end; it is abandoned" in caplog.text
+
+
+async def test_closing_warns_of_what_is_still_running(
+    make_engine: MakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = make_engine()
+    release = threading.Event()
+    engine.task(name="hung", dag="d", timeout_s=0.02)(lambda: release.wait(WAIT_S))
+    run_id = await engine.run_once("d")
+    engine.close()  # A3: does not wait for it
+    assert f"engine closed while task 'hung' of run '{run_id}', abandoned earlier" in caplog.text
+    release.set()
+
+
+async def test_clock_of_a_sync_attempt_starts_with_its_code(make_engine: MakeEngine) -> None:  # A1
+    engine = make_engine(max_workers=1, max_parallel=4)
+    gates = [threading.Event() for _ in range(4)]
+
+    def work() -> float | None:
+        # Each waits for its own gate; the next one is opened by the one before.
+        number = int(current_attempt().task_name[1:])
+        gates[number].wait(0.03)
+        return current_attempt().time_left_s
+
+    for number in range(4):
+        engine.task(name=f"t{number}", dag="d", timeout_s=0.5)(work)
+    run_id = await engine.run_once("d")
+    report = engine.get_run_report(run_id)
+    assert report["status"] == "SUCCESS"
+    for number, task in enumerate(report["tasks"].values()):
+        left = task["result"]
+        assert isinstance(left, float)
+        assert left > 0.35, number
+    starts = [task["started_at"] or 0 for task in report["tasks"].values()]
+    assert starts[3] - starts[0] >= 0.08
+
+
+async def test_waiting_for_a_thread_longer_than_the_timeout_is_no_timeout(  # A1
+    make_engine: MakeEngine,
+) -> None:
+    engine = make_engine(max_workers=1, max_parallel=2)
+    hold = threading.Event()
+    looked = asyncio.Event()
+
+    @engine.task(dag="d", timeout_s=None)
+    def first() -> None:
+        hold.wait(WAIT_S)
+
+    engine.task(name="second", dag="d", timeout_s=0.02)(lambda: "ran")
+
+    @engine.task(dag="other")
+    async def wait_longer() -> None:
+        await asyncio.sleep(0.06)
+        looked.set()
+        hold.set()
+
+    big = make_engine()
+    del big
+    other = build_default_engine(registry=engine.registry)
+    run, _ = await asyncio.gather(engine.run_once("d"), other.run_once("other"))
+    other.close()
+    assert engine.get_run_report(run)["tasks"]["second"]["result"] == "ran"
+
+
+async def test_retry_waits_for_its_predecessor_and_runs_when_it_ends(
+    make_engine: MakeEngine,
+) -> None:  # A2
+    engine = make_engine(max_workers=2)
+    inside: list[int] = []
+    most: list[int] = []
+
+    @engine.task(dag="d", timeout_s=0.2, retries=1)
+    def slow() -> str:
+        attempt = current_attempt()
+        inside.append(attempt.attempt)
+        most.append(len(inside))
+        try:
+            if attempt.attempt == 1:
+                while not attempt.cancelled:  # polls, and so stops soon after its timeout
+                    pass
+                return "late"
+            return "second"
+        finally:
+            inside.remove(attempt.attempt)
+
+    run_id = await engine.run_once("d")
+    task = engine.get_run_report(run_id)["tasks"]["slow"]
+    assert (task["status"], task["result"], task["attempt"]) == ("SUCCESS", "second", 2)
+    assert task["attempts"][0]["abandoned"] is True
+    assert most == [1, 1]
+
+
+async def test_no_retry_beside_a_predecessor_that_does_not_end(engine: Engine) -> None:  # A2
+    release = threading.Event()
+    calls: list[int] = []
+
+    @engine.task(dag="d", timeout_s=0.03, retries=5)
+    def hung() -> None:
+        calls.append(1)
+        release.wait(WAIT_S)
+
+    engine.task(name="after", dag="d", deps=["hung"])(lambda: None)
+    run_id = await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+    release.set()
+    report = engine.get_run_report(run_id)
+    assert calls == [1]
+    assert statuses(report) == {"hung": "FAILED", "after": "SKIPPED"}
+    assert report["tasks"]["hung"]["attempt"] == 1
+    assert "Not retried: the timed-out attempt was still running" in (
+        report["tasks"]["hung"]["error"] or ""
+    )
+
+
+async def test_sync_task_that_polls_stops_in_time(engine: Engine) -> None:
+    stopped = threading.Event()
+
+    @engine.task(dag="d", timeout_s=0.03)
+    def polite() -> None:
+        try:
+            while True:
+                current_attempt().raise_if_cancelled()
+        except AttemptCancelledError as error:
+            assert "timed out after 0.03 s" in str(error)
+            stopped.set()
+            raise
+
+    run_id = await engine.run_once("d")
+    assert stopped.wait(WAIT_S)
+    assert engine.get_run_report(run_id)["tasks"]["polite"]["reason"] == "TIMEOUT"
+
+
+async def test_hundred_hung_tasks_end_within_their_timeouts(make_engine: MakeEngine) -> None:  # A3
+    engine = make_engine(max_workers=4, max_parallel=4)
+    release = threading.Event()
+    for number in range(100):
+        engine.task(name=f"t{number}", dag="d", timeout_s=0.02)(lambda: release.wait(WAIT_S))
+    run_id = await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+    report = engine.get_run_report(run_id)
+    assert set(statuses(report).values()) == {"FAILED"}
+    assert all(task["abandoned"] for task in report["tasks"].values())
+    engine.close()
+    release.set()
+
+
+async def test_awaitable_of_a_sync_task_counts_against_the_same_timeout(engine: Engine) -> None:
+    async def forever() -> None:
+        await asyncio.Event().wait()
+
+    engine.task(name="a", dag="d", timeout_s=0.05)(lambda: forever())
+    run_id = await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+    assert engine.get_run_report(run_id)["tasks"]["a"]["reason"] == "TIMEOUT"
+
+
+# -- cancelling -------------------------------------------------------------------------------
+
+
+def declare_waiting(engine: Engine, begun: asyncio.Event, ended: list[str]) -> None:
+    @engine.task(dag="d")
+    def first() -> int:
+        return 1
+
+    @engine.task(dag="d", deps=[first])
+    async def waits() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            ended.append("cleaned up")
+
+    @engine.task(dag="d", deps=[waits])
+    def never() -> None:
+        ended.append("must not run")
+
+
+def assert_cancelled(engine: Engine, run_id: str) -> None:
+    report = engine.get_run_report(run_id)
+    assert statuses(report) == {"first": "SUCCESS", "waits": "FAILED", "never": "SKIPPED"}
+    assert report["status"] == "FAILED"
+    assert report["finished_at"] is not None
+    assert report["tasks"]["waits"]["reason"] == "RUN_CANCELLED"
+    assert report["tasks"]["never"]["reason"] == "RUN_CANCELLED"
+    assert "RUN_CANCELLED" in (report["error"] or "")
+
+
+async def test_cancelling_the_awaiting_task(make_engine: MakeEngine) -> None:  # R1 R2
+    events: list[str] = []
+    hook = fn_hook(
+        on_task_failure=lambda e: events.append(f"failure {e.task_name} {e.reason}"),
+        on_task_skip=lambda e: events.append(f"skip {e.task_name} {e.reason}"),
+        on_dag_end=lambda e: events.append(f"end {e.status}"),
+    )
+    engine = make_engine(hooks=[hook])
+    begun, ended = asyncio.Event(), list[str]()
+    declare_waiting(engine, begun, ended)
+    tasks_before = asyncio.all_tasks()
+    run = await started(engine, begun)
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert ended == ["cleaned up"]
+    assert events == ["failure waits RUN_CANCELLED", "skip never RUN_CANCELLED", "end FAILED"]
+    assert asyncio.all_tasks() == tasks_before
+    assert_cancelled(engine, engine.list_runs()[0].run_id)
+
+
+async def test_cancelling_twice_still_ends_the_run(engine: Engine) -> None:  # R2
+    begun, ended = asyncio.Event(), list[str]()
+    declare_waiting(engine, begun, ended)
+    run = await started(engine, begun)
+    run.cancel()
+    await asyncio.sleep(0)
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert ended == ["cleaned up"]
+    assert_cancelled(engine, engine.list_runs()[0].run_id)
+
+
+@pytest.mark.parametrize("from_thread", [True, False])
+async def test_engine_cancel_from_anywhere(engine: Engine, from_thread: bool) -> None:  # R2
+    begun, ended = asyncio.Event(), list[str]()
+    declare_waiting(engine, begun, ended)
+    run = await started(engine, begun)
+    (summary,) = engine.list_runs()
+    assert summary.alive
+    if from_thread:
+        assert await asyncio.to_thread(engine.cancel, summary.run_id)
+    else:
+        assert engine.cancel(summary.run_id)
+    with pytest.raises(asyncio.CancelledError) as caught:
+        await run
+    assert isinstance(caught.value, RunCancelledError)
+    assert caught.value.run_id == summary.run_id
+    assert_cancelled(engine, summary.run_id)
+    assert engine.cancel(summary.run_id) is False
+    with pytest.raises(UnknownRunError):
+        engine.cancel("nope")
+
+
+async def test_cancelling_before_the_first_task(engine: Engine) -> None:  # R2
+    ran: list[str] = []
+
+    @engine.task(dag="d")
+    async def a() -> None:
+        await asyncio.sleep(0)
+        ran.append("a")
+
+    run = asyncio.create_task(engine.run_once("d"))
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert ran == []
+    assert engine.list_runs() == []
+
+
+async def test_hook_that_cancels_the_run_at_its_start(make_engine: MakeEngine) -> None:  # R2
+    engines: list[Engine] = []
+    hook = fn_hook(on_dag_start=lambda event: engines[0].cancel(event.run_id))
+    engine = make_engine(hooks=[hook])
+    engines.append(engine)
+
+    @engine.task(dag="d")
+    async def a() -> None:
+        await asyncio.Event().wait()
+
+    engine.task(name="b", dag="d", deps=[a])(lambda: None)
+    with pytest.raises(RunCancelledError):
+        await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+    run_id = engine.list_runs()[0].run_id
+    assert set(statuses(engine.get_run_report(run_id)).values()) <= {"FAILED", "SKIPPED"}
+
+
+async def test_cancelling_while_a_hook_is_busy(make_engine: MakeEngine) -> None:  # R1 R2
+    inside, release = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+    called: list[str] = []
+
+    def busy(event: Any) -> None:
+        loop.call_soon_threadsafe(inside.set)
+        release.wait(WAIT_S)
+        called.append(event.task_name)
+
+    engine = make_engine(hooks=[fn_hook(on_task_success=busy)])
+    engine.task(name="a", dag="d")(lambda: 1)
+    run = asyncio.create_task(engine.run_once("d"))
+    await asyncio.wait_for(inside.wait(), WAIT_S)
+    run.cancel()
+    await asyncio.sleep(0)
+    assert not run.done()  # R1: not before every hook has been called
+    release.set()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert called == ["a"]
+    assert engine.list_runs()[0].status == "SUCCESS"
+
+
+async def test_cancelling_during_the_wait_for_a_retry(make_engine: MakeEngine) -> None:  # R2
+    retrying = asyncio.Event()
+    engine = make_engine(hooks=[fn_hook(on_task_retry=lambda event: retrying.set())])
+
+    @engine.task(dag="d", retries=RetryPolicy(1, delay_s=WAIT_S * 10, max_delay_s=WAIT_S * 10))
+    def flaky() -> None:
+        raise ValueError
+
+    run = await started(engine, retrying)
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    task = engine.get_run_report(engine.list_runs()[0].run_id)["tasks"]["flaky"]
+    assert (task["status"], task["reason"]) == ("SKIPPED", "RUN_CANCELLED")
+    assert "ValueError" in (task["attempts"][0]["error"] or "")
+
+
+async def test_cancelling_while_a_retry_waits_for_its_predecessor(make_engine: MakeEngine) -> None:
+    engine = make_engine(config=SchedulerConfig(thread_grace_s=0.01))
+    release = threading.Event()
+
+    @engine.task(dag="d", timeout_s=1.0, retries=1)
+    def hung() -> None:
+        release.wait(WAIT_S)
+
+    abandoned = asyncio.Event()
+
+    class Watch(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "abandoned" in record.getMessage():
+                abandoned.set()
+
+    watch = Watch()
+    logging.getLogger("flowrun.scheduler").addHandler(watch)
+    try:
+        run = await started(engine, abandoned)
+    finally:
+        logging.getLogger("flowrun.scheduler").removeHandler(watch)
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    release.set()
+    task = engine.get_run_report(engine.list_runs()[0].run_id)["tasks"]["hung"]
+    assert (task["status"], task["reason"]) == ("FAILED", "TIMEOUT")
+
+
+async def test_cancelled_run_tells_sync_tasks_and_does_not_wait_for_deaf_ones(  # R2
+    make_engine: MakeEngine,
+) -> None:
+    engine = make_engine(config=SchedulerConfig(thread_grace_s=0.02), max_workers=3)
+    begun, release = threading.Barrier(4), threading.Event()
+    polite_ended: list[bool] = []
+
+    @engine.task(dag="d", timeout_s=None)
+    def deaf() -> None:
+        begun.wait(WAIT_S)
+        release.wait(WAIT_S)
+
+    @engine.task(dag="d", timeout_s=None)
+    def polite() -> None:
+        begun.wait(WAIT_S)
+        while not current_attempt().cancelled:
+            pass
+        polite_ended.append(True)
+
+    @engine.task(dag="d", timeout_s=None)
+    def also_deaf() -> None:
+        begun.wait(WAIT_S)
+        release.wait(WAIT_S)
+
+    engine.task(name="queued", dag="d", timeout_s=None)(lambda: None)
+    run = asyncio.create_task(engine.run_once("d"))
+    await asyncio.to_thread(begun.wait, WAIT_S)
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(run, WAIT_S)
+    tasks = engine.get_run_report(engine.list_runs()[0].run_id)["tasks"]
+    release.set()
+    assert {name: (task["status"], task["abandoned"]) for name, task in tasks.items()} == {
+        "deaf": ("FAILED", True),
+        "polite": ("FAILED", False),
+        "also_deaf": ("FAILED", True),
+        "queued": ("FAILED", False),
+    }
+    assert polite_ended == [True]
+
+
+async def test_task_that_swallows_cancellation_is_waited_for_and_reported(  # R2
+    make_engine: MakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = make_engine(config=SchedulerConfig(cancel_grace_s=0.02))
+    begun, release = asyncio.Event(), asyncio.Event()
+
+    @engine.task(dag="d")
+    async def stubborn() -> None:
+        begun.set()
+        while not release.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await release.wait()
+
+    run = await started(engine, begun)
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    task = engine.get_run_report(engine.list_runs()[0].run_id)["tasks"]["stubborn"]
+    assert (task["status"], task["reason"], task["abandoned"]) == ("FAILED", "RUN_CANCELLED", True)
+    release.set()
+    while "ended after it was abandoned" not in caplog.text:
+        await asyncio.sleep(0)
+
+
+async def test_cancel_between_timeout_and_cleanup(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    cleaning, go_on = asyncio.Event(), asyncio.Event()
+
+    @engine.task(dag="d", timeout_s=0.02)
+    async def slow() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaning.set()
+            await go_on.wait()
+
+    run = await started(engine, cleaning)
+    run.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    task = engine.get_run_report(engine.list_runs()[0].run_id)["tasks"]["slow"]
+    assert (task["status"], task["reason"]) == ("FAILED", "TIMEOUT")
+
+
+async def test_cancelling_works_with_asyncio_timeout_around_it(engine: Engine) -> None:
+    @engine.task(dag="d")
+    async def forever() -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.02):
+            await engine.run_once("d")
+    assert engine.list_runs()[0].status == "FAILED"
+
+
+# -- a run's own deadline ---------------------------------------------------------------------
+
+
+async def test_run_that_takes_too_long_is_stopped_and_says_so(engine: Engine) -> None:
+    begun, ended = asyncio.Event(), list[str]()
+    declare_waiting(engine, begun, ended)
+    run_id = await engine.run_once("d", timeout_s=0.05)
+    report = engine.get_run_report(run_id)
+    assert statuses(report) == {"first": "SUCCESS", "waits": "FAILED", "never": "SKIPPED"}
+    assert report["tasks"]["waits"]["reason"] == "RUN_TIMED_OUT"
+    assert report["tasks"]["never"]["reason"] == "RUN_TIMED_OUT"
+    assert "timeout_s=0.05" in (report["error"] or "")
+    assert ended == ["cleaned up"]
+    again = await engine.resume(run_id, timeout_s=0.05)
+    assert engine.get_run_report(again)["status"] == "FAILED"
+    part = await engine.run_subgraph("d", ["waits"], timeout_s=0.05)
+    assert engine.get_run_report(part)["tasks"]["waits"]["reason"] == "RUN_TIMED_OUT"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        (0, ValueError),
+        (-1.0, ValueError),
+        (float("nan"), ValueError),
+        ("1", TypeError),
+        (True, TypeError),
+    ],
+)
+async def test_wrong_deadline_is_refused(
+    engine: Engine, wrong: Any, error: type[Exception]
+) -> None:
+    engine.task(name="a", dag="d")(lambda: 1)
+    with pytest.raises(error, match="DAG 'd': timeout_s must be"):
+        await engine.run_once("d", timeout_s=wrong)
+
+
+# -- closing while runs are alive -------------------------------------------------------------
+
+
+async def test_leaving_async_with_cancels_runs_and_waits(caplog: pytest.LogCaptureFixture) -> None:
+    begun, ended = asyncio.Event(), list[str]()
+    async with build_default_engine() as engine:
+        declare_waiting(engine, begun, ended)
+        run = await started(engine, begun)
+    assert ended == ["cleaned up"]
+    assert_cancelled(engine, engine.list_runs()[0].run_id)
+    with pytest.raises(RunCancelledError, match="the engine was closed"):
+        await run
+
+
+def test_close_from_another_thread_waits_for_the_runs(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    begun = threading.Event()
+    raised: list[BaseException] = []
+
+    @engine.task(dag="d")
+    async def forever() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    def run() -> None:
+        try:
+            asyncio.run(engine.run_once("d"))
+        except asyncio.CancelledError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert begun.wait(WAIT_S)
+    engine.close()
+    assert engine.list_runs()[0].finished_at is not None
+    thread.join(WAIT_S)
+    assert len(raised) == 1
+
+
+async def test_close_on_the_runs_own_loop_ends_it_as_the_loop_goes_on(engine: Engine) -> None:
+    begun, ended = asyncio.Event(), list[str]()
+    declare_waiting(engine, begun, ended)
+    run = await started(engine, begun)
+    engine.close()
+    with pytest.raises(EngineClosedError):
+        await engine.run_once("d")
+    with pytest.raises(RunCancelledError):
+        await asyncio.wait_for(run, WAIT_S)
+    assert_cancelled(engine, engine.list_runs()[0].run_id)
+
+
+async def test_nothing_is_left_after_all_this() -> None:
+    threads = flowrun_threads()
+    tasks = asyncio.all_tasks()
+    engine = build_default_engine(
+        hooks=[fn_hook(on_dag_end=lambda event: None)],
+        config=SchedulerConfig(thread_grace_s=0.01, cancel_grace_s=0.01),
+    )
+    begun, ended = asyncio.Event(), list[str]()
+    declare_waiting(engine, begun, ended)
+    engine.task(name="slow", dag="d", timeout_s=0.01)(asyncio.Event().wait)
+    run = await started(engine, begun)
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    await engine.aclose()
+    gc.collect()
+    assert flowrun_threads() == threads
+    assert asyncio.all_tasks() == tasks

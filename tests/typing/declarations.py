@@ -1,0 +1,65 @@
+"""What the type checkers must make of flowrun's public names; checked, never run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import assert_type
+
+from flowrun import (
+    Engine,
+    RunContext,
+    RunReport,
+    TaskTemplate,
+    build_default_engine,
+    fn_hook,
+)
+
+engine = build_default_engine(max_workers=2, max_parallel=2, hooks=[fn_hook()])
+assert_type(engine, Engine)
+etl = engine.dag("etl")
+
+
+@dataclass(frozen=True)
+class Settings:
+    path: str
+
+
+@engine.task
+def bare() -> list[int]:
+    return [1]
+
+
+@engine.task(dag="etl", timeout_s=None)
+def configured(context: RunContext[Settings]) -> str:
+    return assert_type(context.deps, Settings).path
+
+
+@etl.task("named", deps=[configured])
+async def named(configured: str) -> int:
+    return len(configured)
+
+
+@etl.task
+def scoped() -> None:
+    return None
+
+
+def fetch(*, table: str) -> str:
+    return table
+
+
+# A decorated function keeps its own type.
+assert_type(bare(), list[int])
+assert_type(scoped(), None)
+assert_type(etl.task_template(fetch), TaskTemplate)
+
+
+async def read() -> None:
+    assert_type(await named("a"), int)
+    run_id = await engine.run_once("etl", context=RunContext(Settings("a")))
+    assert_type(run_id, str)
+    report = engine.get_run_report(run_id)
+    assert_type(report, RunReport)
+    assert_type(report["tasks"]["named"]["attempt"], int)
+    assert_type(await etl.run_subgraph(["named"]), str)
+    assert_type(await engine.resume(run_id, from_tasks=["named"]), str)
