@@ -521,6 +521,7 @@ def test_a_zone_that_no_key_leads_back_to_is_refused() -> None:
         ({"k": {(1, object()): 1}}, "<a key of result['k']>[1]"),
         ([{Colour.RED}], "<an element of result[0]>"),
         ({"a" * 500: object()}, "result['" + "a" * 76 + "...]"),
+        ({(10**BIG_DIGITS,): object()}, "result[<tuple>]"),
         ({"\x1b[31m\u202e": object()}, "result['\\x1b[31m\\u202e']"),
     ],
 )

@@ -103,13 +103,9 @@ class Invocation:
         self._done = done
         self._late = late
         coroutine = _body(self) if body is None else body(self)
-        if _EAGER and loop.get_task_factory() is None:
-            task = _eager_task(coroutine, loop, self._context)
-            if task.done():
-                return True
-        else:
-            # A task factory that the user has set decides how tasks are made.
-            task = loop.create_task(coroutine, context=self._context)
+        task = _new_task(coroutine, loop, self._context)
+        if task.done():  # pragma: no cover - only where tasks start eagerly, from 3.12 on
+            return True
         self.task = task
         task.add_done_callback(self._task_done)
         return False
@@ -349,22 +345,15 @@ async def _await_value(invocation: Invocation) -> None:
         invocation.error = error
 
 
-_EAGER = sys.version_info >= (3, 12)
-
-if sys.version_info >= (3, 12):
-
-    def _eager_task(
-        coroutine: Any,  # noqa: ANN401 - a coroutine of ours
-        loop: asyncio.AbstractEventLoop,
-        context: contextvars.Context,
-    ) -> asyncio.Task[None]:
+def _new_task(
+    coroutine: Any,  # noqa: ANN401 - a coroutine of ours
+    loop: asyncio.AbstractEventLoop,
+    context: contextvars.Context,
+) -> asyncio.Task[None]:
+    """Make the task; where asyncio can, it runs to its first suspension at once."""
+    # A task factory that the user has set decides how tasks are made.
+    if (  # pragma: no cover - whether it is so depends on the interpreter
+        sys.version_info >= (3, 12) and loop.get_task_factory() is None
+    ):
         return asyncio.Task(coroutine, loop=loop, context=context, eager_start=True)
-
-else:
-
-    def _eager_task(
-        coroutine: Any,  # noqa: ANN401 - a coroutine of ours
-        loop: asyncio.AbstractEventLoop,
-        context: contextvars.Context,
-    ) -> asyncio.Task[None]:
-        return loop.create_task(coroutine, context=context)
+    return loop.create_task(coroutine, context=context)

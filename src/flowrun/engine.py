@@ -176,7 +176,7 @@ class Engine:
         self._live: dict[str, tuple[Run, asyncio.AbstractEventLoop]] = {}
         self._nested: dict[Attempt, tuple[Slots, int]] = {}
         self._idle = threading.Condition(self._lock)
-        self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
         self._closed = False
         self._released = False
         self._told_unscoped = -1
@@ -524,9 +524,9 @@ class Engine:
             run.request_cancel("the engine was closed")
         with self._idle:
             self._idle.wait_for(
-                lambda: all(loop is here for _, loop in self._live.values()), self._close_wait_s
+                lambda: all(loop is here for loop in self._ending()), self._close_wait_s
             )
-            if self._live:
+            if self._ending():
                 return
         self._release()
 
@@ -534,14 +534,14 @@ class Engine:
         """Close the engine, and wait for its runs without blocking the event loop."""
         for run, _ in self._start_closing():
             run.request_cancel("the engine was closed")
-        loop = asyncio.get_running_loop()
-        over: asyncio.Future[None] = loop.create_future()
+        over = asyncio.Event()
         with self._lock:
-            if self._live:
-                self._waiting.append((loop, over))
-            else:
-                over.set_result(None)
-        await asyncio.wait([over], timeout=self._close_wait_s)
+            self._waiting.append((asyncio.get_running_loop(), over))
+            if not self._ending():
+                over.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._close_wait_s):
+                await over.wait()
         self._release()
 
     async def __aenter__(self) -> Self:
@@ -568,6 +568,13 @@ class Engine:
     @property
     def _close_wait_s(self) -> float:
         return self._config.cancel_grace_s + self._config.hook_timeout_s + 10.0
+
+    def _ending(self) -> list[asyncio.AbstractEventLoop]:
+        """Return the loops of the runs that are still coming to their end.
+
+        A run whose loop was closed under it will never come to it.
+        """
+        return [loop for _, loop in self._live.values() if not loop.is_closed()]
 
     def _start_closing(self) -> list[tuple[Run, asyncio.AbstractEventLoop]]:
         with self._lock:
@@ -729,13 +736,11 @@ class Engine:
         check_run_timeout(graph, timeout_s)
         loop = asyncio.get_running_loop()
         run_id = record.run_id
-        action = "run a DAG"
         with contextlib.ExitStack() as stack:
             slots = self._enter_nested(stack)
             run = Run(self._services, graph, record, context, slots)
             with self._lock:
-                if self._closed:
-                    raise EngineClosedError(action)
+                self.require_open("run a DAG")
                 self._live[run_id] = (run, loop)
             try:
                 if self._store.blocking:
@@ -782,12 +787,12 @@ class Engine:
         with self._idle:
             del self._live[run_id]
             self._idle.notify_all()
-            if not self._closed or self._live:
+            if not self._closed or self._ending():
                 return
             waiting, self._waiting = self._waiting, []
         for loop, over in waiting:
             with contextlib.suppress(RuntimeError):  # that loop is closed: nobody waits there
-                loop.call_soon_threadsafe(_resolve, over)
+                loop.call_soon_threadsafe(over.set)
         self._release()
 
 
@@ -891,11 +896,6 @@ def _refuse_alive(run: RunRecord) -> None:
     if run.alive:
         problem = "it is still running; wait for it, or cancel it first"
         raise RunAliveError(run.run_id, problem)
-
-
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -55,10 +55,6 @@ class Ledger:
                 self.tasks[number].ready_at = now
                 self.ready.append(number)
 
-    def is_settled(self, number: int) -> bool:
-        """Return whether a task has ended for good, or is about to be saved as such."""
-        return bool(self._settled[number])
-
     def make_ready(self, number: int, now: float) -> None:
         """A task can be launched (again)."""
         self.tasks[number].ready_at = now

@@ -158,8 +158,7 @@ class Run:
             try:
                 await asyncio.shield(future)
             except asyncio.CancelledError as error:
-                if not future.cancelled():
-                    self._cancelled(error)
+                self._cancelled(error)
             except Exception:  # noqa: BLE001 - the caller asks the future itself
                 return
 
@@ -287,7 +286,9 @@ class Run:
         if spec.retry.retries and task.attempt == 1:
             invocation.preserve = needs_preserving(invocation.arguments)
         if spec.signature.is_async:
-            if invocation.start_async(self._loop, self._ended_here, self._ended_late):
+            if invocation.start_async(  # pragma: no cover - only where tasks start eagerly
+                self._loop, self._ended_here, self._ended_late
+            ):
                 self._ended_attempt(invocation)
                 return
         else:
@@ -325,7 +326,9 @@ class Run:
         if invocation.ok and hasattr(type(invocation.value), "__await__"):
             if invocation.stopped:
                 invocation.ok = False
-            elif not invocation.start_awaiting(self._loop, self._ended_here):
+            elif not invocation.start_awaiting(  # pragma: no branch - only where eager
+                self._loop, self._ended_here
+            ):
                 return
         self._ended_attempt(invocation)
 
@@ -738,8 +741,7 @@ class Run:
 
     def _post_failed(self, error: Exception | None) -> None:
         self._pending += 1  # its receipt was counted off, but it had never been counted
-        if error is not None:
-            self._break(error)
+        self._break(error or _UNKNOWN)
 
     def _redacted(self, text: str) -> str:
         return redacted(text, self._services.redact)

@@ -150,7 +150,10 @@ class _Plain:
 
 def short(key: object) -> str:
     """Return a bounded ``repr`` that is safe to print, for a place in a message."""
-    text = ascii(key)
+    try:
+        text = ascii(key)
+    except Exception:  # noqa: BLE001 - an int of too many digits, or a class's own ``__repr__``
+        text = f"<{type_name(kind_of(key))}>"
     return text if len(text) <= _PLACE else f"{text[: _PLACE - 3]}..."
 
 
