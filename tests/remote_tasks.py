@@ -141,3 +141,28 @@ def raise_unpleasant() -> None:
 def raise_value_error() -> None:
     msg = "plain"
     raise ValueError(msg)
+
+
+class Changeling(Exception):
+    """Comes back from pickle as something else."""
+
+    def __reduce__(self) -> Any:
+        return ValueError, ("changed",)
+
+
+def raise_changeling() -> None:
+    raise Changeling
+
+
+class Moody:
+    """Refuses to be pickled, but only the first time."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __reduce__(self) -> Any:
+        if not self.asked:
+            self.asked = True
+            msg = "moody"
+            raise ValueError(msg)
+        return Moody, ()

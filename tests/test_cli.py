@@ -43,7 +43,16 @@ JOBS = """
         finally:
             print("cleaned up", flush=True)
 
-    engine.task(name="a", dag="bad", deps=["missing"])(lambda: None)
+    if os.path.exists("bad"):
+        engine.task(name="a", dag="bad", deps=["missing"])(lambda: None)
+
+    @engine.task(dag="suicide")
+    def cancels():
+        from flowrun import current_attempt
+        engine.cancel(current_attempt().run_id)
+
+    if os.path.exists("more"):
+        daily.task(name="more")(lambda: None)
 
     def make():
         return engine
@@ -77,10 +86,17 @@ def test_run_fails_resume_finishes_and_reports_tell(jobs: Path) -> None:
     assert "not \\x1b[31m yet" in failed.stdout
     assert "x load: ValueError" in failed.stderr
     plan = flowrun(jobs, "resume", "jobs:engine", "latest", "--dry-run")
-    assert plan.stdout.splitlines() == ["keep  extract  succeeded before", "run   load     was FAILED"]
-    told = json.loads(
-        flowrun(jobs, "resume", "jobs:make", "latest", "--dry-run", "--json").stdout
-    )
+    assert plan.stdout.splitlines() == [
+        "keep  extract  succeeded before",
+        "run   load     was FAILED",
+    ]
+    (jobs / "more").touch()
+    flowrun(jobs, "run", "jobs:engine", "daily", "--no-progress", code=1)
+    (jobs / "more").unlink()
+    dropped = flowrun(jobs, "resume", "jobs:engine", "latest", "--dry-run").stdout.splitlines()
+    assert dropped[-1].split() == ["drop", "more", "no", "longer", "in", "the", "DAG"]
+    flowrun(jobs, "run", "jobs:engine", "daily", "--no-progress", code=1)
+    told = json.loads(flowrun(jobs, "resume", "jobs:make", "latest", "--dry-run", "--json").stdout)
     assert told["tasks"]["load"] == {"action": "run", "why": "was FAILED"}
     (jobs / "fixed").touch()
     finished = flowrun(jobs, "resume", "jobs:engine", "latest", "--no-progress", "--json")
@@ -88,18 +104,22 @@ def test_run_fails_resume_finishes_and_reports_tell(jobs: Path) -> None:
     assert report["status"] == "SUCCESS"
     assert report["tasks"]["load"]["result_state"] == "stored"  # nothing was decoded
     listed = flowrun(jobs, "runs", "runs.db").stdout.splitlines()
-    assert [line.split()[3] for line in listed] == ["SUCCESS", "FAILED"]
+    assert [line.split()[3] for line in listed] == ["SUCCESS", "FAILED", "FAILED", "FAILED"]
     rows = json.loads(flowrun(jobs, "runs", "runs.db", "--status", "FAILED", "--json").stdout)
-    assert [row["run_id"] for row in rows] == [report["resumed_from"]]
+    assert rows[0]["run_id"] == report["resumed_from"]
+    explicit = flowrun(jobs, "resume", "jobs:engine", rows[2]["run_id"], "--dry-run")
+    assert explicit.stdout.splitlines()[1].startswith("run   load")
     text = flowrun(jobs, "report", "runs.db", "latest").stdout
     assert "load" in text
     assert max(map(len, text.splitlines())) <= 80
-    old = json.loads(flowrun(jobs, "report", "runs.db", report["resumed_from"], "--json", code=1).stdout)
+    old = json.loads(
+        flowrun(jobs, "report", "runs.db", report["resumed_from"], "--json", code=1).stdout
+    )
     assert old["tasks"]["load"]["status"] == "FAILED"
     page = flowrun(jobs, "report", "runs.db", "latest", "--html", "page.html")
     assert page.stdout == "page.html\n"
     assert (jobs / "page.html").read_text(encoding="utf-8").lower().startswith("<!doctype html>")
-    assert flowrun(jobs, "prune", "runs.db", "--keep-last", "1").stdout == "1 run(s) deleted\n"
+    assert flowrun(jobs, "prune", "runs.db", "--keep-last", "1").stdout == "3 run(s) deleted\n"
     assert flowrun(jobs, "prune", "runs.db", "--older-than-s", "0").stdout == "1 run(s) deleted\n"
     assert flowrun(jobs, "runs", "runs.db").stdout == "no runs\n"
     assert "no run 'latest'" in flowrun(jobs, "report", "runs.db", "latest", code=2).stderr
@@ -107,10 +127,15 @@ def test_run_fails_resume_finishes_and_reports_tell(jobs: Path) -> None:
 
 
 def test_list_show_and_validate(jobs: Path) -> None:
+    assert flowrun(jobs, "list", "jobs:engine").stdout.startswith("daily: extract, load\n")
+    assert json.loads(flowrun(jobs, "list", "jobs:engine", "--json").stdout)["slow"] == ["wait"]
+    (jobs / "bad").touch()
     bad = flowrun(jobs, "list", "jobs:engine", code=2)
     assert "missing dependency" in bad.stderr
     assert "extract" in flowrun(jobs, "show", "jobs:engine", "daily").stdout
-    assert flowrun(jobs, "show", "jobs:engine", "daily", "--style", "dot").stdout.startswith("digraph")
+    assert flowrun(jobs, "show", "jobs:engine", "daily", "--style", "dot").stdout.startswith(
+        "digraph"
+    )
     checked = flowrun(jobs, "validate", "jobs:engine", code=1).stdout.splitlines()
     assert checked[0] == "daily: fine, 2 task(s)"
     assert checked[2].startswith("bad: DAG 'bad': task 'a' has a missing dependency")
@@ -137,6 +162,41 @@ def test_signal_cancels_the_run(jobs: Path, number: signal.Signals) -> None:  # 
     assert err.endswith("interrupted\n")
     report = json.loads(flowrun(jobs, "report", "runs.db", "latest", "--json", code=1).stdout)
     assert report["tasks"]["wait"]["reason"] == "RUN_CANCELLED"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
+def test_second_signal_exits_at_once(jobs: Path) -> None:
+    stubborn = """
+        import asyncio, contextlib, jobs
+        engine = jobs.engine
+
+        @engine.task(dag="stubborn", timeout_s=None)
+        async def wait():
+            print("begun", flush=True)
+            while True:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.Event().wait()
+                print("told", flush=True)
+    """
+    (jobs / "stubborn.py").write_text(textwrap.dedent(stubborn), encoding="utf-8")
+    child = subprocess.Popen(
+        [sys.executable, "-m", "flowrun", "run", "stubborn:engine", "stubborn"],
+        cwd=jobs,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    for line in ("begun\n", "told\n"):
+        assert child.stdout.readline() == line
+        child.send_signal(signal.SIGINT)
+    child.communicate(timeout=WAIT_S)
+    assert child.returncode == 130
+
+
+def test_run_that_is_cancelled_from_inside_has_failed(jobs: Path) -> None:
+    done = flowrun(jobs, "run", "jobs:engine", "suicide", "--no-progress", code=1)
+    assert "engine.cancel() was called" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -190,3 +250,20 @@ def test_reader_that_goes_away_is_no_error(jobs: Path) -> None:
     )
     assert done.stdout == "{\n"
     assert "Traceback" not in done.stderr
+
+
+def test_broken_pipe_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "out").open("w") as file:
+
+        class Gone:
+            def write(self, text: str) -> int:
+                raise BrokenPipeError
+
+            def flush(self) -> None:
+                return None
+
+            def fileno(self) -> int:
+                return file.fileno()
+
+        monkeypatch.setattr(sys, "stdout", Gone())
+        assert main(["completion", "bash"]) == 0

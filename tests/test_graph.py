@@ -178,6 +178,7 @@ def test_subgraph_and_numbers() -> None:
     assert part.names == ("a", "b", "c")
     assert part.targets == ("c", "b")
     assert part.deps() == {"a": [], "b": ["a"], "c": ["a"]}
+    assert sorted(graph.descendants([graph.number("a")])) == [0, 2, 3, 4]
     with pytest.raises(UnknownTaskError, match="has no task 'x'"):
         graph.subgraph(["x"])
     with pytest.raises(UnknownTaskError):

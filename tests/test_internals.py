@@ -23,26 +23,28 @@ MakeEngine = Callable[..., Engine]
 class BreakingClock(Clock):
     """A clock that fails once, at its n-th reading."""
 
-    def __init__(self, nth: int) -> None:
+    def __init__(self, nth: int, times: int = 1) -> None:
         self.left = nth
+        self.times = times
         self.broke = False
 
     def monotonic(self) -> float:  # type: ignore[override]
         self.left -= 1
-        if self.left == 0:
+        if -self.times < self.left <= 0:
             self.broke = True
             msg = "the clock broke"
             raise ZeroDivisionError(msg)
         return Clock.monotonic()
 
 
+@pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("durable", [False, True])
 async def test_error_at_any_point_inside_flowrun_ends_the_run_and_never_hangs(  # R4
-    make_engine: MakeEngine, durable: bool
+    make_engine: MakeEngine, durable: bool, times: int
 ) -> None:
     clean = 0
     for nth in range(1, 200):
-        clock = BreakingClock(nth)
+        clock = BreakingClock(nth, times)
         store: dict[str, Any] = {"state_store": ThirdPartyStore()} if durable else {}
         engine = make_engine(config=SchedulerConfig(clock=clock), **store)
         calls: list[int] = []
@@ -75,7 +77,7 @@ async def test_error_at_any_point_inside_flowrun_ends_the_run_and_never_hangs(  
                     "SKIPPED",
                 }
         # No slot is lost: the engine still works.
-        clock.left = -1
+        clock.left = -times
         assert engine.get_run_report(await engine.run_once("d"))["status"] == "SUCCESS"
     pytest.fail("the run never got through")
 
@@ -110,13 +112,16 @@ async def test_input_that_cannot_be_restored_for_a_retry_ends_the_run(  # R4
     assert statuses(engine.get_run_report(engine.list_runs()[0].run_id))["use"] == "FAILED"
 
 
-async def test_many_launches_in_one_go_let_the_loop_breathe(make_engine: MakeEngine) -> None:
+@pytest.mark.parametrize("tick", [1e-3, 1e-9])
+async def test_many_launches_in_one_go_let_the_loop_breathe(
+    make_engine: MakeEngine, tick: float
+) -> None:
     class Ticking(Clock):
         def __init__(self) -> None:
             self.now = 0.0
 
         def monotonic(self) -> float:  # type: ignore[override]
-            self.now += 0.001
+            self.now += tick
             return self.now
 
     engine = make_engine(config=SchedulerConfig(clock=Ticking()), max_parallel=500)
@@ -343,3 +348,98 @@ def test_engine_that_is_dropped_without_closing_frees_its_graphs() -> None:
     del engine
     gc.collect()
     assert reference() is None
+
+
+# -- hooks on another executor, the journal, calls to other processes ------------------------------
+
+
+def test_stuck_hook_on_a_plain_executor() -> None:  # R4
+    import contextvars
+    import logging
+
+    from flowrun.hooks import DagEndEvent, HookDispatcher
+
+    release, heard = threading.Event(), threading.Event()
+    hooks = [
+        fn_hook(on_dag_end=lambda event: release.wait(WAIT_S)),
+        fn_hook(on_dag_end=lambda event: heard.set()),
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        dispatcher = HookDispatcher(hooks, pool, 0.0, logging.getLogger("test"))
+        channel = dispatcher.channel(contextvars.copy_context(), lambda: None)
+        channel.emit(DagEndEvent("r", "d", 1.0, "SUCCESS", 1.0, None))
+        while not heard.is_set():
+            channel.give_up_if_stuck()
+        release.set()
+
+
+def test_journal_writes_before_it_calls_and_in_bounded_batches() -> None:
+    import logging
+
+    from flowrun import Change, RunRecord
+    from flowrun.journal import Journal
+
+    class Slow:
+        blocking = True
+
+        def __init__(self) -> None:
+            self.inside, self.go_on = threading.Event(), threading.Event()
+            self.batches: list[int] = []
+
+        def save(self, changes: Any) -> None:
+            self.inside.set()
+            assert self.go_on.wait(WAIT_S)
+            self.batches.append(len(changes))
+
+    store = Slow()
+    journal = Journal(store, logging.getLogger("test"))  # type: ignore[arg-type]
+    run = RunRecord("r", "d", 1.0, {})
+
+    class Inbox:
+        def put(self, message: Any) -> None:
+            raise AssertionError
+
+    def submit() -> None:
+        journal.submit([Change(run, None)], Inbox(), lambda error: None, silent=True)  # type: ignore[arg-type]
+
+    submit()
+    assert store.inside.wait(WAIT_S)
+    for _ in range(10_500):
+        submit()
+    batches_before_call = journal.call(lambda: list(store.batches))
+    withdrawn = journal.call(lambda: store.batches.append(-1))
+    assert withdrawn.cancel()
+    submit()
+    store.go_on.set()
+    assert batches_before_call.result(WAIT_S) == [1, 10_000, 500]
+    journal.close()
+    assert store.batches == [1, 10_000, 500, 1]
+
+
+def test_calls_to_other_processes_say_what_went_wrong() -> None:
+    from flowrun.errors import NotPicklableError, RemoteTaskError
+    from flowrun.remote import Facts, PackedCall, RemoteCall, unpacked
+
+    from . import remote_tasks
+
+    facts = Facts("r", "d", "t", 1, None)
+
+    def packed(function: Any, *args: Any) -> Any:
+        return unpacked(PackedCall(RemoteCall(function, args, {}, facts))())
+
+    assert packed(remote_tasks.add, 1, 2).value == 3
+    reply = packed(remote_tasks.add, remote_tasks.PicklesOnly(), 1)
+    assert isinstance(reply.error, NotPicklableError)
+    assert "could not be unpickled in the worker process" in reply.text
+    assert isinstance(packed(remote_tasks.raise_changeling).error, RemoteTaskError)
+    assert "lock" in packed(remote_tasks.return_lock).text
+    with pytest.raises(NotPicklableError, match="task 't' cannot be pickled: ValueError: moody"):
+        packed(remote_tasks.add, remote_tasks.Moody())
+
+
+def test_door_lists_what_is_behind_it() -> None:
+    import flowrun
+
+    assert {"SqliteStateStore", "__version__", "build_default_engine"} <= set(dir(flowrun))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        flowrun.nothing  # noqa: B018

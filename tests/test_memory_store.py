@@ -52,3 +52,22 @@ async def test_unbounded_and_zero(make_engine: Callable[..., Engine]) -> None:
 def test_negative_bound_is_refused() -> None:
     with pytest.raises(ValueError, match="max_finished_runs must be 0 or more"):
         InMemoryStateStore(max_finished_runs=-1)
+
+
+async def test_pruned_heirs_are_forgotten(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    fail = [True]
+
+    @engine.task(dag="d")
+    def a() -> None:
+        if fail:
+            fail.clear()
+            raise ValueError
+
+    old = await engine.run_once("d")
+    new = await engine.resume(old)
+    assert engine.prune_runs(older_than_s=3600) == 0
+    kept = [run.run_id for run in engine.list_runs()]
+    assert kept == [new, old]
+    assert engine.prune_runs(keep_last=0) == 2
+    assert engine.list_runs() == []

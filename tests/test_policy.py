@@ -39,6 +39,7 @@ def test_delays_grow_and_are_bounded() -> None:
     policy = RetryPolicy(10, delay_s=1, backoff=3, max_delay_s=20)
     assert [policy.delay_before(retry, 0.5) for retry in range(1, 6)] == [1, 3, 9, 20, 20]
     assert policy.delay_before(100_000, 0.5) == 20
+    assert RetryPolicy(3, delay_s=1, backoff=2.5).delay_before(100_000, 0.5) == 60
     assert RetryPolicy(3).delay_before(1, 0.5) == 0
 
 

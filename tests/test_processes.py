@@ -95,15 +95,17 @@ def test_values_and_errors_come_back(pool: ProcessPerAttemptExecutor) -> None:
 
 
 def test_what_does_not_cross_is_named(pool: ProcessPerAttemptExecutor) -> None:
-    with pytest.raises(NotPicklableError, match="the function .* cannot be pickled"):
+    with pytest.raises(
+        NotPicklableError, match="the function .* cannot be sent to another process"
+    ):
         pool.submit(lambda: 1)
-    with pytest.raises(NotPicklableError, match="argument 1 .lock. cannot be pickled"):
+    with pytest.raises(NotPicklableError, match="argument 1 .*lock.* cannot be sent"):
         pool.submit(remote_tasks.add, 1, threading.Lock())  # type: ignore[arg-type]
-    with pytest.raises(NotPicklableError, match="argument 'b' .lock. cannot be pickled"):
+    with pytest.raises(NotPicklableError, match="argument 'b' .*lock.* cannot be sent"):
         pool.submit(remote_tasks.add, 1, b=threading.Lock())  # type: ignore[arg-type]
-    with pytest.raises(NotPicklableError, match="the result .lock. cannot be pickled"):
+    with pytest.raises(NotPicklableError, match="result .*lock"):
         pool.submit(remote_tasks.return_lock).result(WAIT_S)
-    with pytest.raises(NotPicklableError, match="could not be unpickled: RuntimeError"):
+    with pytest.raises(NotPicklableError, match="RuntimeError"):
         pool.submit(remote_tasks.return_pickles_only).result(WAIT_S)
 
 
@@ -114,7 +116,7 @@ def test_crash_says_how_it_died_and_disturbs_nothing_else(
     crashes = [
         (remote_tasks.kill_own_process, r"killed by signal SIGKILL \(9\)"),
         (remote_tasks.segfault, r"killed by signal SIGSEGV \(11\)"),
-        (remote_tasks.exit_own_process, "exited with code 7 and without a result"),
+        (remote_tasks.exit_own_process, "exited with code 7"),
     ]
     for crash, message in crashes:
         other = pool.submit(remote_tasks.one)
@@ -162,7 +164,8 @@ def test_queued_calls_wait_their_turn_and_can_be_withdrawn(tmp_path: Path) -> No
     assert all(future.cancelled() for future in queued)
     pool.kill()
     pool.shutdown()
-    assert isinstance(running.exception(WAIT_S), CancelledError)
+    with pytest.raises(CancelledError):
+        running.result(WAIT_S)
 
 
 def test_call_that_is_cancelled_while_its_process_starts(pool: ProcessPerAttemptExecutor) -> None:
@@ -216,7 +219,7 @@ def test_processes_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     [
         ({"max_workers": 0}, "max_workers must be"),
         ({"max_workers": True}, "max_workers must be"),
-        ({"start_method": "fork"}, "start_method must be one of"),
+        ({"start_method": "fork"}, "start_method 'fork' is refused"),
         ({"grace_s": -1.0}, "grace_s must be"),
     ],
 )

@@ -369,9 +369,11 @@ async def test_retry_is_given_what_the_first_attempt_was_given(engine: Engine) -
     engine.task(name="rows", dag="d")(lambda: [1, 2])
     engine.task(name="copied", dag="d")(OnlyCopied)
     engine.task(name="connection", dag="d")(lambda: shared)
+    engine.task(name="number", dag="d")(lambda: 7)
 
     @engine.task(dag="d", retries=2)
-    def consume(rows: list[int], copied: OnlyCopied, connection: Unpicklable) -> bool:
+    def consume(rows: list[int], copied: OnlyCopied, connection: Unpicklable, number: int) -> bool:
+        assert number == 7
         seen.append((list(rows), list(copied.values), id(connection)))
         rows.append(3)
         copied.values.append(2)
@@ -625,8 +627,10 @@ async def test_what_a_hook_does_to_the_loop_is_noticed(make_engine: MakeEngine) 
     async def wait() -> None:
         await gate.wait()
 
+    waiting = asyncio.create_task(started.wait())
+    await asyncio.sleep(0)  # it waits now: an asyncio.Event is not made for threads
     run = asyncio.create_task(engine.run_once("d"))
-    await asyncio.wait_for(started.wait(), WAIT_S)
+    await asyncio.wait_for(waiting, WAIT_S)
     gate.set()
     assert engine.get_run_report(await run)["status"] == "SUCCESS"
 

@@ -619,8 +619,30 @@ def test_any_bytes_give_an_error_or_a_value_and_nothing_else(data: bytes) -> Non
 
 
 tag_names = st.sampled_from(
-    "dict str int float tuple set frozenset bytes bytearray datetime date time timedelta decimal uuid"
-    " PurePosixPath PureWindowsPath PosixPath WindowsPath complex range unknown".split()
+    [
+        "dict",
+        "str",
+        "int",
+        "float",
+        "tuple",
+        "set",
+        "frozenset",
+        "bytes",
+        "bytearray",
+        "datetime",
+        "date",
+        "time",
+        "timedelta",
+        "decimal",
+        "uuid",
+        "PurePosixPath",
+        "PureWindowsPath",
+        "PosixPath",
+        "WindowsPath",
+        "complex",
+        "range",
+        "unknown",
+    ]
 )
 hostile_parts = plain | st.sampled_from(
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import random
 import shutil
@@ -257,6 +258,55 @@ def test_read_only_file_and_folder_are_clear_errors(path: Path, open_store: Any)
         shutil.rmtree(folder)
 
 
+def test_file_that_cannot_be_made_or_opened(tmp_path: Path) -> None:  # D4
+    with pytest.raises(StoreFileError, match="File name too long"):
+        SqliteStateStore(tmp_path / ("x" * 300))
+    dangling = tmp_path / "link.db"
+    dangling.symlink_to(tmp_path / "nowhere" / "file.db")
+    with pytest.raises(StoreFileError, match="cannot be written to"):
+        SqliteStateStore(dangling)
+    (tmp_path / "runs.db-owners").mkdir()
+    with pytest.raises(StoreFileError, match="the lock file .* cannot be used"):
+        SqliteStateStore(tmp_path / "runs.db")
+
+
+def test_store_that_is_closed_while_it_is_read(open_store: Any) -> None:
+    class Closing(JsonSerializer):
+        def loads(self, data: bytes) -> object:
+            store.close()
+            return super().loads(data)
+
+    store = open_store(serializer=Closing())
+    run = make_run()
+    store.create_run(run)
+    run.tasks["a"].start(2.0, 2.0)
+    run.tasks["a"].succeed(3.0, [1])
+    store.save([Change(run, run.tasks["a"])])
+    assert store.load_results("r1", ["a"]) == {"a": [1]}
+    with pytest.raises(StoreFileError, match="is closed"):
+        store.load_results("r1", ["a"])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits the size of files by a POSIX call")
+def test_full_disk_is_said_to_be_one(open_store: Any) -> None:  # D4
+    import resource
+
+    store = open_store()
+    store.create_run(make_run())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_001, before[1]))
+    try:
+        with pytest.raises(StoreError, match="no space left|disk I/O error"):
+            for number in range(1000):
+                store.create_run(make_run(f"x{number}", metadata={"text": "x" * 3000}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    store.create_run(make_run("after"))
+    assert store.load_run("after", results=False).run_id == "after"
+
+
 def test_closed_store_says_so(open_store: Any) -> None:
     store = open_store()
     store.close()
@@ -479,27 +529,31 @@ def test_of_eight_processes_that_resume_one_dead_run_exactly_one_wins(  # S5
     assert "".join(lines).count("ran") == 2  # b and c, once
 
 
+def use_in_child(store: SqliteStateStore, answers: Any) -> None:
+    for use in (lambda: store.list_runs(RunQuery()), lambda: store.create_run(make_run("r2"))):
+        try:
+            use()
+        except ForkedStoreError as error:
+            answers.send(str(error))
+    store.close()
+    answers.send("closed")
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_forked_child_is_refused(open_store: Any) -> None:
     store = open_store()
     store.create_run(make_run())
-    reader, writer = os.pipe()
-    process = os.fork()
-    if process == 0:
-        try:
-            store.list_runs(RunQuery())
-        except ForkedStoreError:
-            os.write(writer, b"refused")
-        try:
-            store.create_run(make_run("r2"))
-        except ForkedStoreError:
-            os.write(writer, b" twice")
-        os._exit(0)
-    os.close(writer)
-    os.waitpid(process, 0)
-    assert os.read(reader, 100) == b"refused twice"
-    os.close(reader)
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=use_in_child, args=(store, sender))
+    process.start()
+    for _ in range(2):
+        assert receiver.poll(WAIT_S)
+        assert "cannot be used in a forked child" in receiver.recv()
+    assert receiver.poll(WAIT_S)
+    assert receiver.recv() == "closed"
+    process.join(WAIT_S)
     assert store.load_run("r1", results=False).alive  # the child's end took no lock along
 
 
@@ -539,7 +593,9 @@ def test_reader_sees_a_live_file_and_changes_nothing(path: Path, open_store: Any
     reader.close()
 
 
-def test_flipped_bytes_are_noticed_and_never_give_wrong_data(path: Path, open_store: Any) -> None:  # D7
+def test_flipped_bytes_are_noticed_and_never_give_wrong_data(
+    path: Path, open_store: Any
+) -> None:  # D7
     store = open_store()
     for number in range(20):
         run = make_run(f"r{number}", metadata={"n": number})
@@ -601,6 +657,12 @@ def test_damaged_row_names_run_and_task_and_the_others_stay_readable(  # D7
         store.load_run("r2", results=True)
     assert store.load_run("r2", results=False).tasks["a"].result is NoResult.STORED
     assert store.load_run("r3", results=True).tasks["a"].result == [1]
+    made_by_sqlite(path, "DELETE FROM tasks WHERE run = 2 AND place = 1")
+    with pytest.raises(DamagedRecordError, match="rows of its tasks are missing"):
+        store.load_run("r2", results=False)
+    made_by_sqlite(path, "DELETE FROM results WHERE run = 3")
+    with pytest.raises(DamagedRecordError, match="task 'a': its result is missing"):
+        store.load_run("r3", results=True)
     made_by_sqlite(path, "UPDATE runs SET dag_name = 'other' WHERE seq = 3")
     with pytest.raises(DamagedRecordError, match="run 'r3'"):
         store.list_runs(RunQuery())
@@ -761,7 +823,9 @@ async def test_resume_by_another_engine_on_the_same_file(  # S1 S4
     assert (report["resumed_from"], report["metadata"]) == (old, {"night": 1})
 
 
-async def test_large_results_do_not_block_the_loop(make_engine: MakeEngine, open_store: Any) -> None:
+async def test_large_results_do_not_block_the_loop(
+    make_engine: MakeEngine, open_store: Any
+) -> None:
     engine = make_engine(state_store=open_store())
     engine.task(name="big", dag="d")(lambda: ["x" * 1000] * 20_000)
     engine.task(name="size", dag="d")(lambda big: len(big))
@@ -788,5 +852,3 @@ def test_lists_stay_fast_with_many_runs(open_store: Any, path: Path) -> None:
     ]
     database.close()
     assert not [plan for plan in plans if "TEMP B-TREE" in plan], plans
-
-

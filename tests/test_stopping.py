@@ -414,6 +414,44 @@ async def test_engine_cancel_from_anywhere(engine: Engine, from_thread: bool) ->
     assert caught.value.run_id == summary.run_id
     assert_cancelled(engine, summary.run_id)
     assert engine.cancel(summary.run_id) is False
+
+
+async def test_engine_cancel_twice_in_a_row(engine: Engine) -> None:  # R2
+    begun, ended = asyncio.Event(), list[str]()
+    declare_waiting(engine, begun, ended)
+    run = await started(engine, begun)
+    (summary,) = engine.list_runs()
+    assert engine.cancel(summary.run_id)
+    assert engine.cancel(summary.run_id)
+    with pytest.raises(RunCancelledError):
+        await run
+    assert_cancelled(engine, summary.run_id)
+
+
+async def test_sync_task_that_returns_an_awaitable_too_late(make_engine: MakeEngine) -> None:
+    engine = make_engine(config=SchedulerConfig(thread_grace_s=WAIT_S))
+    begun = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    awaited: list[int] = []
+
+    async def later() -> None:
+        awaited.append(1)
+
+    @engine.task(dag="d")
+    def polite() -> object:
+        loop.call_soon_threadsafe(begun.set)
+        while not current_attempt().cancelled:
+            pass
+        return later()
+
+    run = await started(engine, begun)
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert awaited == []
+
+
+async def test_cancelling_a_run_that_is_unknown(engine: Engine) -> None:
     with pytest.raises(UnknownRunError):
         engine.cancel("nope")
 
@@ -477,7 +515,10 @@ async def test_cancelling_while_a_hook_is_busy(make_engine: MakeEngine) -> None:
 
 async def test_cancelling_during_the_wait_for_a_retry(make_engine: MakeEngine) -> None:  # R2
     retrying = asyncio.Event()
-    engine = make_engine(hooks=[fn_hook(on_task_retry=lambda event: retrying.set())])
+    loop = asyncio.get_running_loop()
+    engine = make_engine(
+        hooks=[fn_hook(on_task_retry=lambda event: loop.call_soon_threadsafe(retrying.set))]
+    )
 
     @engine.task(dag="d", retries=RetryPolicy(1, delay_s=WAIT_S * 10, max_delay_s=WAIT_S * 10))
     def flaky() -> None:

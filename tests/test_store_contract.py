@@ -19,7 +19,9 @@ MakeRun = Callable[..., RunRecord]
 @pytest.fixture(params=["memory", "sqlite"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     made: Store = (
-        InMemoryStateStore() if request.param == "memory" else SqliteStateStore(tmp_path / "runs.db")
+        InMemoryStateStore()
+        if request.param == "memory"
+        else SqliteStateStore(tmp_path / "runs.db")
     )
     yield made
     made.close()
@@ -130,7 +132,9 @@ def test_unknown_run(store: Store) -> None:
 
 
 def test_runs_are_listed_newest_first(store: Store) -> None:
-    runs = [make_run(f"r{number}", "even" if number % 2 == 0 else "odd", 1.0) for number in range(6)]
+    runs = [
+        make_run(f"r{number}", "even" if number % 2 == 0 else "odd", 1.0) for number in range(6)
+    ]
     for run in runs:
         store.create_run(run)
     finish(store, runs[0])

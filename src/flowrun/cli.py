@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowrun.engine import Engine
-from flowrun.errors import FlowrunError, UnknownRunError
+from flowrun.errors import FlowrunError, RunCancelledError, UnknownRunError
 from flowrun.progress import ProgressHook
 from flowrun.render import for_terminal, report_html, report_table
 from flowrun.report import build_report
@@ -54,6 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except RunCancelledError as error:
+        print(f"flowrun: {for_terminal(str(error))}", file=sys.stderr)
+        return FAILED
     except BrokenPipeError:
         # Whoever read us has gone (``| head``); nothing more can be said to them.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -65,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USAGE
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:  # noqa: PLR0915 - a list of commands
     """Return the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="flowrun",
@@ -273,14 +276,14 @@ async def _with_signals(engine: Engine, work: Awaitable[str]) -> str:
 
     def stop(number: int) -> None:
         if told:
-            os._exit(128 + number)
+            os._exit(128 + number)  # pragma: no cover - ends the process at once
         told.append(number)
         running.cancel()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         try:
             loop.add_signal_handler(number, stop, number)
-        except NotImplementedError:  # Windows: Ctrl-C raises KeyboardInterrupt instead
+        except NotImplementedError:  # pragma: no cover - on Windows Ctrl-C raises instead
             break
     try:
         async with engine:

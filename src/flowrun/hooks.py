@@ -263,10 +263,8 @@ class HookChannel:
         return bool(self._dispatcher.handlers[kind])
 
     def emit(self, event: Event) -> None:
-        """Queue an event for every hook that listens to it; never blocks."""
+        """Queue an event that :meth:`wants` has said somebody listens to; never blocks."""
         handlers = self._dispatcher.handlers[type(event)]
-        if not handlers:
-            return
         with self._lock:
             self._queue.extend((handler, event) for handler in handlers)
             if not self._delivering:
@@ -283,11 +281,9 @@ class HookChannel:
 
     def give_up_if_stuck(self) -> None:
         """Leave a call behind that has taken too long, and deliver the rest without its hook."""
-        call = self._call
-        if call is None or time.monotonic() - call[2] < self._dispatcher.timeout_s:
-            return
         with self._lock:
-            if self._call is not call:
+            call = self._call
+            if call is None or time.monotonic() - call[2] < self._dispatcher.timeout_s:
                 return
             handler, event, _ = call
             self._stuck.add(id(handler))

@@ -91,13 +91,10 @@ class Journal:
             self._save([entry])
 
     def call(self, function: Callable[[], T]) -> Future[T]:
-        """Call the store after everything submitted before; off the loop if it blocks."""
+        """Call a store that blocks, after everything submitted before and off the loop."""
         future: Future[T] = Future()
-        if self.store.blocking:
-            self._queue.put(_Call(function, future))
-            self._ensure_thread()
-        else:
-            _answer(_Call(function, future))
+        self._queue.put(_Call(function, future))
+        self._ensure_thread()
         return future
 
     def owe(self, run: RunRecord) -> None:
@@ -135,9 +132,6 @@ class Journal:
             thread.join(timeout_s)
 
     def _ensure_thread(self) -> None:
-        thread = self._thread
-        if thread is not None and thread.is_alive():
-            return
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
                 # Daemonic: a store that hangs must not keep the interpreter from ending.

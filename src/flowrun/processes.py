@@ -8,8 +8,8 @@ from __future__ import annotations
 import atexit
 import contextlib
 import itertools
+import logging
 import multiprocessing
-import multiprocessing.util  # noqa: F401 - its exit handler has to be registered before ours
 import os
 import pickle
 import signal
@@ -27,7 +27,7 @@ from flowrun.errors import ExecutorError, NotPicklableError, ProcessDiedError, R
 from flowrun.failure import encodable, error_line, error_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from multiprocessing.connection import Connection
     from multiprocessing.context import ForkServerContext, SpawnContext
     from multiprocessing.process import BaseProcess
@@ -39,12 +39,15 @@ T = TypeVar("T")
 StartMethod: TypeAlias = Literal["forkserver", "spawn"]
 
 DEFAULT_GRACE_S = 2.0
-_LINGER_S = 1.0
-_READY = b"ready"
 _GUARD_HINT = (
-    " before the call began; the process imports the main module anew, which must be"
-    " possible: keep what it runs under `if __name__ == '__main__':`"
+    " A new process imports the main module anew, and that has to be possible: a script keeps"
+    ' what it runs under `if __name__ == "__main__":`'
 )
+_LINGER_S = 1.0
+_EXIT_WAIT_S = 1.0
+_SIGKILL = 9
+_READY = b"ready"
+_LOG = logging.getLogger("flowrun.processes")
 _numbers = itertools.count(1)
 
 
@@ -61,6 +64,10 @@ class _Children:
     def start(self, process: BaseProcess) -> None:
         with self.lock:
             process.start()
+
+    def close(self, process: BaseProcess) -> None:
+        with self.lock:
+            process.close()
 
     def exit_code(self, process: BaseProcess) -> int | None:
         with self.lock:
@@ -134,6 +141,7 @@ class ProcessFuture(Future[T]):
     def run(self, context: Context) -> None:
         """Run the call; called by the executor, in a thread that has nothing else to do."""
         if not self.set_running_or_notify_cancel():
+            self._payload = b""
             return
         value: Any = None
         error: BaseException | None = None
@@ -169,39 +177,473 @@ class ProcessFuture(Future[T]):
             return True
 
     def _signal(self, grace_s: float) -> None:
-        """Tell the process, if there is one yet, to end; the lock is held."""
+        """Tell the process, if there is one now, to end; the lock is held."""
         if self._process is None:
             return
         if grace_s:
             _send_signal(self._process, force=False)
-            self._timer = threading.Timer(grace_s, self.kill)
-            self._timer.daemon = True
-            self._timer.name = "flowrun-process-killer"
+            timer = threading.Timer(grace_s, self.kill)
+            timer.daemon = True
+            timer.name = "flowrun-process-killer"
+            # Where the system gives no thread to wait with, there is no grace.
             with contextlib.suppress(RuntimeError):
-                self._timer.start()
+                timer.start()
+                self._timer = timer
                 return
-            self._timer = None  # the system gives no thread to wait with
         _send_signal(self._process, force=True)
 
     def _outcome(self, context: Context) -> object:
-        """Return what the call returned, or raise what it raised, when its process is gone."""
-        pipe, self._process = self._started(context)
-        if self._process is None:
-            raise CancelledError
-        process = self._process
-        ready, data = False, None
+        """Return what the call returned, or raise what it raised, once its process is gone."""
+        pipe, process = _started(context)
+        with self._lock:
+            self._process = process
+            if self._killed:
+                self._signal(0.0)
         try:
-            with self._lock:
-                if self._killed:  # while it was being started
-                    self._signal(self._grace_s)
-            with pipe, contextlib.suppress(EOFError, OSError):
-                ready = pipe.recv_bytes() == _READY
-                pipe.send(self._environment)
-                pipe.send_bytes(self._payload)
-                self._payload = b""
-                data = pipe.recv_bytes()
+            ready, data = self._converse(pipe)
         finally:
-            code, lingered = self._reaped(process)
+            code = self._reap(process)
         if data is not None:
             return _unpacked(data)
-        raise ProcessDiedError(_how_it_died(code, ready=ready, lingered=lingered))
+        raise ProcessDiedError(_how_it_died(code, ready=ready))
+
+    def _converse(self, pipe: Connection[Any, Any]) -> tuple[bool, bytes | None]:
+        """Return whether the process was ready for the call, and what it sent back, if it did."""
+        ready = False
+        with pipe, contextlib.suppress(EOFError, OSError):  # it has ended, or closed its pipe
+            ready = pipe.recv_bytes() == _READY
+            pipe.send(self._environment)
+            pipe.send_bytes(self._payload)
+            self._payload = b""
+            return ready, pipe.recv_bytes()
+        return ready, None
+
+    def _reap(self, process: BaseProcess) -> int | None:
+        """Wait for the end of the process and all of its group.
+
+        Returns:
+            Its exit code; ``None`` if it would not end and was killed for that.
+        """
+        found = code = _children.exit_code_within(process, max(self._grace_s, _LINGER_S))
+        while code is None:
+            with self._lock:
+                _send_signal(process, force=True)
+            code = _children.exit_code_within(process, _LINGER_S)
+        with self._lock:
+            self._process = None
+        _end_group(process)
+        _children.close(process)
+        return found
+
+
+class ProcessPerAttemptExecutor(Executor):
+    """Run every call in a fresh process of its own, which can be killed at any time.
+
+    Cancelling the future of a running call kills its process and everything in its process
+    group. A call that crashes its process fails with ``ProcessDiedError``, and disturbs no
+    other. Nothing is left behind: the group ends with the call, and if this process dies,
+    all of them die at once.
+
+    A process starts from a fork server or from scratch, never as a fork of this one. So it
+    imports the main module anew, which has to be possible: a script keeps what it runs under
+    ``if __name__ == "__main__":``. It has the current environment and working directory, no
+    standard input, and no controlling terminal (Ctrl-C does not reach it).
+
+    Args:
+        max_workers: How many processes there are at once; further calls wait. The number of
+            processors by default.
+        start_method: ``"forkserver"`` (faster; the default on Linux) or ``"spawn"``.
+        grace_s: Time between SIGTERM and SIGKILL for a process that is killed.
+        preload: Modules that the fork server imports once, so that calls need not. They must
+            not start threads. There is one fork server for the whole program: it has to be
+            named before the first call, and is the same for all executors.
+
+    Raises:
+        ValueError: One of these is out of range, or the start method is not to be had.
+
+    Example:
+        >>> with ProcessPerAttemptExecutor(2) as pool:
+        ...     pool.submit(pow, 2, 10).result()
+        1024
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        *,
+        start_method: StartMethod | None = None,
+        grace_s: float = DEFAULT_GRACE_S,
+        preload: Sequence[str] = (),
+    ) -> None:
+        number: object = (os.cpu_count() or 1) if max_workers is None else max_workers
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            msg = f"max_workers must be an int of 1 or more, not {number!r}"
+            raise ValueError(msg)
+        if not 0 <= grace_s <= threading.TIMEOUT_MAX:
+            msg = f"grace_s must be a number of seconds of 0 or more, not {grace_s!r}"
+            raise ValueError(msg)
+        self._limit = number
+        self._grace_s = grace_s
+        self._context = _context(start_method)
+        self._closed = False
+        self.forget_processes()
+        if self._context.get_start_method() == "forkserver":
+            _preload((__name__, *preload))
+        _EXECUTORS.add(self)
+
+    def forget_processes(self) -> None:
+        """Begin with no process and no call: called in a forked child, which has neither."""
+        self._lock = threading.Lock()
+        self._queue: deque[ProcessFuture[Any]] = deque()
+        self._running: set[ProcessFuture[Any]] = set()
+        self._busy = 0  # threads that see calls through
+        self._threads: list[threading.Thread] = []  # and those that are about to end
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> ProcessFuture[T]:
+        """Have a fresh process call the function.
+
+        Raises:
+            NotPicklableError: The function or an argument cannot be sent to another process.
+            RuntimeError: The executor was shut down, or the system gives it no thread.
+        """
+        payload = _packed_call(fn, args, kwargs)
+        future: ProcessFuture[T] = ProcessFuture(self, payload, self._grace_s)
+        with self._lock:
+            if self._closed:
+                msg = "cannot submit: this executor was shut down"
+                raise RuntimeError(msg)
+            self._queue.append(future)
+            if self._busy < self._limit:
+                self._start_thread(future)
+        return future
+
+    def withdraw(self, future: ProcessFuture[Any]) -> bool:
+        """Take a cancelled call out of the queue; return whether it was there."""
+        with self._lock:
+            if future not in self._queue:
+                return False
+            self._queue.remove(future)
+            return True
+
+    def kill(self) -> None:
+        """Take no more calls, cancel the queued ones, kill the running ones with SIGKILL.
+
+        It does not wait; :meth:`shutdown` does.
+        """
+        with self._lock:
+            self._closed = True
+            futures = [*self._queue, *self._running]
+        for future in futures:
+            future.kill()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - the stdlib's signature
+        """Take no more calls; wait for those that run or, unless cancelled, are queued."""
+        with self._lock:
+            self._closed = True
+            queued = list(self._queue) if cancel_futures else []
+            if cancel_futures:
+                self._queue.clear()
+        for future in queued:
+            future.cancel()
+            future.set_running_or_notify_cancel()
+        if wait:
+            self.join()
+
+    def join(self, timeout_s: float | None = None) -> None:
+        """Wait, a bounded time if so wanted, until no call runs or waits any more."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        with self._lock:
+            threads = [one for one in self._threads if one is not threading.current_thread()]
+        for thread in threads:
+            thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+
+    def _start_thread(self, future: ProcessFuture[Any]) -> None:
+        """Start a thread that sees calls through; the lock is held."""
+        thread = threading.Thread(target=self._work, name="flowrun-process-keeper", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            if not self._busy:
+                self._queue.remove(future)
+                raise
+        else:
+            self._busy += 1
+            self._threads = [one for one in self._threads if one.is_alive()]
+            self._threads.append(thread)
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._queue:
+                    self._busy -= 1
+                    return
+                future = self._queue.popleft()
+                self._running.add(future)
+            try:
+                future.run(self._context)
+            except BaseException:  # noqa: BLE001 - it must not end this thread
+                # A callback's SystemExit, or a future that somebody else has completed.
+                _LOG.exception("a call's result could not be handed over")
+            finally:
+                with self._lock:
+                    self._running.discard(future)
+                del future
+
+
+def _context(start_method: str | None) -> Context:
+    """Return what makes processes, in a way that is safe where threads run."""
+    method = start_method or ("forkserver" if sys.platform == "linux" else "spawn")
+    available = multiprocessing.get_all_start_methods()
+    if method == "fork":
+        msg = "start_method 'fork' is refused: a fork of a process with threads may hang for good"
+        raise ValueError(msg)
+    if method not in {"forkserver", "spawn"} or method not in available:
+        msg = f"start_method {method!r} is not to be had here; 'spawn' always is"
+        raise ValueError(msg)
+    if sys.platform != "win32" and method == "forkserver":
+        return multiprocessing.get_context("forkserver")
+    return multiprocessing.get_context("spawn")
+
+
+def _preload(names: Sequence[str]) -> None:
+    """Have the fork server import more modules, if it does not run yet."""
+    # There is no public way to ask what it imports already, only to replace the list.
+    server: object = getattr(forkserver, "_forkserver", None)
+    known: list[str] = getattr(server, "_preload_modules", ["__main__"])
+    forkserver.set_forkserver_preload(list(dict.fromkeys((*known, *names))))
+
+
+def _started(context: Context) -> tuple[Connection[Any, Any], BaseProcess]:
+    """Start a process and return it with our end of the pipe to it."""
+    pauses_s = [0.05, 0.2]
+    while True:
+        try:
+            return _started_at_once(context)
+        except (ConnectionError, EOFError) as error:
+            # The fork server has died; multiprocessing starts another as soon as it is told.
+            if not pauses_s:
+                msg = (
+                    f"the fork server does not run ({error_line(error)}); see its standard error:"
+                    " it imports the main module and those named as preload"
+                )
+                raise ExecutorError(msg) from error
+            time.sleep(pauses_s.pop(0))
+        except Exception as error:
+            msg = f"no process could be started: {error_line(error)}"
+            raise ExecutorError(msg) from error
+
+
+def _started_at_once(context: Context) -> tuple[Connection[Any, Any], BaseProcess]:
+    ours, theirs = context.Pipe()
+    try:
+        with theirs:
+            name = f"flowrun-process-{next(_numbers)}"
+            process = context.Process(target=_serve, args=(theirs,), name=name)
+            _children.start(process)
+    except BaseException:
+        ours.close()
+        raise
+    return ours, process
+
+
+def _send_signal(process: BaseProcess, *, force: bool) -> None:
+    """Send SIGTERM or SIGKILL to the process and its group."""
+    if sys.platform == "win32":  # pragma: no cover - other tests run on Linux
+        process.kill() if force else process.terminate()
+    else:
+        number = signal.SIGKILL if force else signal.SIGTERM
+        pid = process.pid
+        assert pid is not None  # noqa: S101 - it was started
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            try:
+                os.killpg(pid, number)
+            except ProcessLookupError:  # it has not made its group yet
+                os.kill(pid, number)
+
+
+def _end_group(process: BaseProcess) -> None:
+    """Kill what a process that has ended has left behind in its group."""
+    if sys.platform != "win32":
+        pid = process.pid
+        assert pid is not None  # noqa: S101 - it was started
+        # Its number is not given to another process while the group exists; and if it does
+        # not, all other numbers come first.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+
+
+def _how_it_died(code: int | None, *, ready: bool) -> str:
+    if code is None:
+        return "the process closed its pipe without a result and did not end; it was killed"
+    if code < 0:
+        text = f"the process was killed by signal {_signal_name(-code)} ({-code})"
+        if -code == _SIGKILL:
+            text += ", not by flowrun; the system does so when it is out of memory"
+        return text
+    if ready:
+        return f"the process exited with code {code} without a result"
+    return f"the process exited with code {code} before the call began." + _GUARD_HINT
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal between the first and the last
+        return "of real time"
+
+
+def _packed_call(
+    function: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]
+) -> bytes:
+    try:
+        return pickle.dumps((function, args, kwargs), pickle.HIGHEST_PROTOCOL)
+    except Exception as error:
+        parts: list[tuple[str, object]] = [("the function", function)]
+        parts += [(f"argument {number}", value) for number, value in enumerate(args)]
+        parts += [(f"argument {name!r}", value) for name, value in kwargs.items()]
+        label, value = next((part for part in parts if not _can_pickle(part[1])), parts[0])
+        msg = (
+            f"{label} ({type(value).__qualname__}) cannot be sent to another process:"
+            f" {error_line(error)}; use a function at the top level of a module and plain data"
+        )
+        raise NotPicklableError(msg) from error
+
+
+def _can_pickle(value: object) -> bool:
+    try:
+        pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    except Exception:  # noqa: BLE001 - a value's own methods may raise anything
+        return False
+    return True
+
+
+def _unpacked(data: bytes) -> object:
+    """Return what the call returned, or raise what it raised."""
+    try:
+        ok, value, text = pickle.loads(data)  # noqa: S301 - written by a process of ours
+    except BaseException as error:
+        msg = (
+            f"the result came back but could not be unpickled: {error_line(error)};"
+            " return plain data"
+        )
+        raise NotPicklableError(msg) from error
+    if ok:
+        return value
+    if text:
+        value.add_note("\nIn its process:\n" + text)
+    raise value
+
+
+def _serve(pipe: Connection[Any, Any]) -> None:
+    """Run one call: the main function of a process."""
+    _settle_in(pipe)
+    with pipe, contextlib.suppress(EOFError, OSError):  # nobody wants the call any more
+        pipe.send_bytes(_READY)
+        # A fork server has the environment of its own start.
+        environment = pipe.recv()
+        if environment != dict(os.environ):
+            os.environ.clear()
+            os.environ.update(environment)
+        pipe.send_bytes(_reply_to(pipe.recv_bytes()))
+
+
+def _settle_in(pipe: Connection[Any, Any]) -> None:
+    """Make this process one that can be killed with all that it starts."""
+    if sys.platform != "win32":
+        os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # What it forks must not hold the pipe open: its end tells that this process has died.
+        os.register_at_fork(after_in_child=pipe.close)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    parent = parent_process()
+    assert parent is not None  # noqa: S101 - this is a child
+    _die_with(parent)
+
+
+if sys.platform == "linux":
+
+    def _die_with(parent: BaseProcess) -> None:
+        """Have the kernel kill this process group when the other end of a pipe is closed.
+
+        A thread that waits for it could not act while the call holds the interpreter's lock,
+        and would make of every ``os.fork()`` in the call one of a process with threads.
+        """
+        import fcntl  # noqa: PLC0415 - there is none on Windows
+
+        file = parent.sentinel
+        fcntl.fcntl(file, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(file, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_ASYNC)
+        if connection.wait([file], 0):  # pragma: no cover - it died while this was set up
+            os.killpg(0, signal.SIGKILL)
+
+else:  # pragma: no cover - the tests run on Linux
+
+    def _die_with(parent: BaseProcess) -> None:
+        """Have a thread kill this process group when the parent process has ended."""
+
+        def watch() -> None:
+            connection.wait([parent.sentinel])
+            if sys.platform != "win32":
+                os.killpg(0, signal.SIGKILL)
+            os._exit(1)
+
+        threading.Thread(target=watch, name="flowrun-parent-watch", daemon=True).start()
+
+
+def _reply_to(payload: bytes) -> bytes:
+    """Run a call and return what is to be sent back."""
+    try:
+        function, args, kwargs = pickle.loads(payload)  # noqa: S301 - written by our parent
+    except BaseException as error:  # noqa: BLE001 - unpickling may raise anything
+        return _refusal("the call could not be unpickled in its process", error)
+    try:
+        value = function(*args, **kwargs)
+    except BaseException as error:  # noqa: BLE001 - everything is the call's own failure
+        return pickle.dumps((False, _portable(error), error_text(error)))
+    try:
+        return pickle.dumps((True, value, ""), pickle.HIGHEST_PROTOCOL)
+    except Exception as error:  # noqa: BLE001 - a value's own methods may raise anything
+        name = type(value).__qualname__
+        return _refusal(f"the result ({name}) could not be pickled to be sent back", error)
+
+
+def _refusal(problem: str, error: BaseException) -> bytes:
+    text = f"{problem}: {error_line(error)}"
+    return pickle.dumps((False, NotPicklableError(text), ""))
+
+
+def _portable(error: BaseException) -> BaseException:
+    """Return the error if it survives a round trip through pickle, or a stand-in for it."""
+    with contextlib.suppress(BaseException):
+        if type(pickle.loads(pickle.dumps(error))) is type(error):  # noqa: S301 - our own bytes
+            return error
+    name = f"{type(error).__module__}.{type(error).__qualname__}"
+    return RemoteTaskError(encodable(name), error_line(error))
+
+
+_EXECUTORS: weakref.WeakSet[ProcessPerAttemptExecutor] = weakref.WeakSet()
+
+
+def _kill_at_exit() -> None:
+    """Kill what still runs: multiprocessing would wait for it, however long."""
+    executors = list(_EXECUTORS)
+    for executor in executors:
+        executor.kill()
+    for executor in executors:
+        executor.join(_EXIT_WAIT_S)
+
+
+def _after_fork() -> None:
+    """Forget, in a forked child, the parent's processes: they are not the child's to kill."""
+    _children.lock = threading.Lock()
+    for executor in list(_EXECUTORS):
+        executor.forget_processes()
+
+
+# Handlers run last come, first served: multiprocessing's own was registered by its import.
+atexit.register(_kill_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -8,7 +8,7 @@ import shutil
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, cast
 
 from flowrun.hooks import RunHook
 from flowrun.render.escape import for_terminal
@@ -110,8 +110,6 @@ class ProgressHook(RunHook):
         """Say how the run ended; with the last run the drawing ends."""
         with self._lock:
             self._runs -= 1
-            for key in [key for key in self._running if key[0] == event.run_id]:
-                del self._running[key]
             last = self._runs == 0
             if last:
                 self._end_drawing()
@@ -158,9 +156,7 @@ class ProgressHook(RunHook):
     def _begin_drawing(self) -> None:
         self._stop.clear()
         self._diverted = _Diverted(self, self._stream)
-        self._thread = threading.Thread(
-            target=self._redraw, name="flowrun-progress", daemon=True
-        )
+        self._thread = threading.Thread(target=self._redraw, name="flowrun-progress", daemon=True)
         self._thread.start()
 
     def _end_drawing(self) -> None:
@@ -174,9 +170,7 @@ class ProgressHook(RunHook):
 
     def _redraw(self) -> None:
         while not self._stop.wait(_REDRAW_S):
-            with self._lock:
-                if self._diverted is not None:
-                    self.write_above("")
+            self.write_above("")
 
     def _erased(self) -> str:
         """Return what moves up over the drawn lines and clears them."""
@@ -216,10 +210,11 @@ class _Diverted:
         originals = {id(self._saved[name]): proxy for name, proxy in proxies.items()}
         for handler in logging.getLogger().handlers:
             if isinstance(handler, logging.StreamHandler):
-                proxy = originals.get(id(handler.stream))
-                if proxy is not None:
-                    self._handlers.append((handler, handler.stream))
-                    handler.setStream(proxy)
+                writes = cast("logging.StreamHandler[TextIO]", handler)
+                above = originals.get(id(writes.stream))
+                if above is not None:
+                    self._handlers.append((writes, writes.stream))
+                    writes.setStream(cast("TextIO", above))
 
     def undo(self) -> None:
         """Put everything back."""

@@ -8,11 +8,12 @@ thread; other threads speak to it through the inbox.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import heapq
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from flowrun.attempt import Invocation, Preserved, needs_preserving
 from flowrun.context import Attempt
@@ -190,8 +191,8 @@ class Run:
             self._guarded(partial(self._ended_elsewhere, message))
         elif isinstance(message, Receipt):
             self._guarded(partial(self._acknowledged, message))
-        elif callable(message):
-            self._guarded(message)
+        else:
+            self._guarded(cast("Callable[[], object]", message))
 
     def _after_round(self) -> None:
         self._guarded(self._pump)
@@ -715,7 +716,7 @@ class Run:
             self._raise = error
         if self._timer is not None:
             self._timer.cancel()
-        if not self._done.done():
+        with contextlib.suppress(asyncio.InvalidStateError):  # it may be told so twice
             self._done.set_result(None)
 
     # Saving.

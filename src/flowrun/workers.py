@@ -136,7 +136,7 @@ class WorkerThreads(Executor):
     def forget_threads(self) -> None:
         """Begin with no thread and no work: called in a forked child, which has neither."""
         for worker in self._live | self._abandoned:
-            worker.counts = False  # only the one that has forked can ever see it
+            worker.counts = False  # the one that has forked may come back, as if abandoned
         self._start_anew()
 
     @property
@@ -291,8 +291,8 @@ class WorkerThreads(Executor):
             worker.future = None  # an idle thread keeps nothing of its last call alive
             if worker.called:
                 worker.called = self._calling = False
-            if not worker.counts and not self._may_rejoin(worker):
-                return False
+            if not worker.counts:
+                self._rejoin(worker)
             if self._spare < 0 or (self._closed and not self._jobs):
                 self._leave(worker)
                 return False
@@ -304,15 +304,15 @@ class WorkerThreads(Executor):
                 self._call_thread_if_needed()
             return True
 
-    def _may_rejoin(self, worker: _Worker) -> bool:
-        """Count a worker again whose abandoned call has ended; the lock is held."""
-        if worker not in self._abandoned:
-            return False  # this is a forked child, and its pool knows no such thread
+    def _rejoin(self, worker: _Worker) -> None:
+        """Count a worker again whose abandoned call has ended; the lock is held.
+
+        It leaves again if there is no room for it.
+        """
         self._abandoned.discard(worker)
         self._live.add(worker)
         worker.counts = True
-        self._spare -= 1  # it leaves again if there is no room
-        return True
+        self._spare -= 1
 
     def _leave_idle(self, worker: _Worker) -> bool:
         """Leave after a long time without work, unless it was called just now."""
@@ -351,7 +351,7 @@ def _run(future: WorkerFuture[Any]) -> None:
                 future.set_exception(error)
             else:
                 future.set_result(result)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - it must not end this thread
         # A callback's SystemExit, or a future that somebody else has completed.
         _LOG.exception("a call's result could not be handed over")
     finally:

@@ -160,10 +160,8 @@ class InMemoryStateStore:
                 self._delete(self._finished.popleft())
 
     def _delete(self, run_id: str) -> int:
-        run = self._runs.pop(run_id, None)
+        run = self._runs.pop(run_id)
         self._heirs.pop(run_id, None)
-        if run is None:
-            return 0
         if run.resumed_from in self._heirs:
             self._heirs[run.resumed_from].remove(run_id)
         return 1

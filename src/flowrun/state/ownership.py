@@ -40,12 +40,13 @@ class _LockFile:
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         self.descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0), 0o600)
 
-    def lock(self, owner: int) -> bool:
-        """Hold one byte; return ``False`` if another process does."""
-        if not self._locked(owner, shared=False):
-            return False
-        self.held.add(owner)
-        return True
+    def lock(self) -> int:
+        """Hold a byte that nobody else holds, and return its place."""
+        while True:
+            owner = secrets.randbelow(_MOST_OWNERS) + 1
+            if self._locked(owner, shared=False):  # pragma: no branch - taken once in 2**40
+                self.held.add(owner)
+                return owner
 
     def unlock(self, owner: int) -> None:
         """Hold it no more."""
@@ -115,9 +116,7 @@ class Ownership:
                     raise StoreFileError(msg) from error
             file.users += 1
             self._file = file
-            self.owner = secrets.randbelow(_MOST_OWNERS) + 1
-            while not file.lock(self.owner):  # pragma: no cover - one in a million million
-                self.owner = secrets.randbelow(_MOST_OWNERS) + 1
+            self.owner = file.lock()
 
     def is_alive(self, owner: int | None) -> bool:
         """Return whether that owner still lives, in this process or in another."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from flowrun.errors import DamagedRecordError
 from flowrun.state.records import (
@@ -135,12 +135,23 @@ def task_of_row(row: Row) -> TaskRecord:
     task.error = None if error is None else str(error)
     task.reason = None if reason is None else Reason(str(reason))
     task.abandoned = bool(abandoned)
-    task.earlier = tuple(
-        AttemptRecord(*fields[:5], None if fields[5] is None else Reason(fields[5]), fields[6])
-        for fields in json.loads(str(earlier))
-    )
+    task.earlier = tuple(_attempt(fields) for fields in json.loads(str(earlier)))
     task.result = NoResult(str(result_state))
     return task
+
+
+def _attempt(fields: list[Any]) -> AttemptRecord:
+    *times, reason, abandoned = fields
+    number, ready_at, started_at, finished_at, error = times
+    return AttemptRecord(
+        number,
+        ready_at,
+        started_at,
+        finished_at,
+        error,
+        None if reason is None else Reason(reason),
+        abandoned,
+    )
 
 
 def _real(value: float | None) -> float | None:

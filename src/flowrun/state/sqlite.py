@@ -8,7 +8,7 @@ import threading
 import time
 import zlib
 from collections import OrderedDict
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flowrun.errors import (
@@ -39,7 +39,7 @@ from flowrun.state.sqlite_file import SqliteFile, check_settings
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Generator, Sequence
 
     from flowrun.state.protocol import Change, RunQuery
     from flowrun.state.records import RunRecord, RunSummary
@@ -180,9 +180,7 @@ class SqliteStateStore:
             tasks.append((*row, checksum(row), owned.seq, place))
             if not isinstance(task.result, NoResult):
                 data = self._dumped(run.run_id, task.name, task.result)
-                results.append(
-                    (owned.seq, place, self.serializer.name, data, zlib.crc32(data))
-                )
+                results.append((owned.seq, place, self.serializer.name, data, zlib.crc32(data)))
             elif task.result is not NoResult.STORED and task.status is TaskStatus.SUCCESS:
                 dropped.append((owned.seq, place))
         with self._transaction() as (db, owner):
@@ -199,9 +197,7 @@ class SqliteStateStore:
     def prune_runs(self, *, keep_last: int | None, created_before: float | None) -> int:
         """Delete finished runs and give their space back to the file system."""
         with self._transaction() as (db, _):
-            deleted = db.execute(
-                _PRUNE, {"before": created_before, "keep": keep_last}
-            ).rowcount
+            deleted = db.execute(_PRUNE, {"before": created_before, "keep": keep_last}).rowcount
         with self._lock, self._file.translated():
             self._cache.clear()
             self._writer.execute("PRAGMA incremental_vacuum").fetchall()
@@ -290,7 +286,8 @@ class SqliteStateStore:
         with self._reading() as db:
             row = db.execute(_PEEK_RESULT, (most, run_id, task_name)).fetchone()
         if row is None:
-            raise UnknownRunError(f"{run_id}/{task_name}")
+            problem = f"{run_id}/{task_name}"
+            raise UnknownRunError(problem)
         return str(row[0]), int(row[1]), bytes(row[2])
 
     # Inside.
@@ -426,7 +423,7 @@ class SqliteStateStore:
                 self._cache.popitem(last=False)
 
     @contextmanager
-    def _transaction(self) -> Iterator[tuple[sqlite3.Connection, int]]:
+    def _transaction(self) -> Generator[tuple[sqlite3.Connection, int], None, None]:
         """Own begin, commit and rollback of every write."""
         ownership = self._ownership
         if ownership is None:
@@ -440,13 +437,12 @@ class SqliteStateStore:
                 yield self._writer, ownership.owner
                 self._writer.execute("COMMIT")
             except BaseException:
-                # After an error such as a full disk SQLite may have rolled back by itself.
-                if self._writer.in_transaction:
+                with suppress(sqlite3.Error):  # SQLite may have ended it by itself
                     self._writer.execute("ROLLBACK")
                 raise
 
     @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
+    def _reading(self) -> Generator[sqlite3.Connection, None, None]:
         """Lend a reader's connection, with one view of the file for all that is read."""
         if self._ownership is not None:
             self._ownership.check_process()
@@ -460,7 +456,7 @@ class SqliteStateStore:
                 connection.execute("BEGIN")
                 yield connection
             finally:
-                if connection.in_transaction:
+                with suppress(sqlite3.Error):  # SQLite may have ended it by itself
                     connection.execute("ROLLBACK")
                 with self._lock:
                     if self._closed:
@@ -502,9 +498,7 @@ _END_RUN = (
     "UPDATE runs SET finished_at = ?, status = ?, error = ?, task_counts = ?, owner = NULL,"
     " checksum = ? WHERE seq = ?"
 )
-_LIST = (
-    f"SELECT seq, {RUN_COLUMNS}, checksum FROM runs WHERE {{condition}} ORDER BY seq DESC"  # noqa: S608 - constants
-)
+_LIST = f"SELECT seq, {RUN_COLUMNS}, checksum FROM runs WHERE {{condition}} ORDER BY seq DESC"  # noqa: S608 - constants
 _FAMILY = (
     "SELECT run_id, finished_at, owner FROM runs WHERE run_id = ? UNION ALL"
     " SELECT run_id, finished_at, owner FROM runs WHERE resumed_from = ?"
@@ -522,8 +516,7 @@ _UPDATE_TASK = (
 _SELECT_TASKS = f"SELECT {TASK_COLUMNS}, checksum FROM tasks WHERE run = ? ORDER BY place"  # noqa: S608 - constants
 _COUNT_TASKS = "SELECT status, count(*) FROM tasks WHERE run = ? GROUP BY status"
 _INSERT_RESULT = (
-    "INSERT OR REPLACE INTO results (run, place, serializer, data, checksum)"
-    " VALUES (?, ?, ?, ?, ?)"
+    "INSERT OR REPLACE INTO results (run, place, serializer, data, checksum) VALUES (?, ?, ?, ?, ?)"
 )
 _DELETE_RESULT = "DELETE FROM results WHERE run = ? AND place = ?"
 _CARRY_RESULT = (

@@ -16,7 +16,7 @@ from flowrun.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 Synchronous: TypeAlias = Literal["FULL", "NORMAL"]
 JournalMode: TypeAlias = Literal["WAL", "DELETE"]
@@ -133,7 +133,7 @@ class SqliteFile:
         return connection
 
     @contextmanager
-    def translated(self) -> Iterator[None]:
+    def translated(self) -> Generator[None, None, None]:
         """Say SQLite's errors in the store's own classes."""
         try:
             yield
@@ -141,7 +141,8 @@ class SqliteFile:
             raise self._in_our_words(error) from error
         except UnicodeDecodeError as error:
             # Raised by the module itself, for text (or a message) with damaged bytes in it.
-            raise self._refusal(f"it is damaged ({error})") from error
+            problem = f"it is damaged ({error})"
+            raise self._refusal(problem) from error
 
     def _prepare(self) -> None:
         if sqlite3.sqlite_version_info < MINIMUM_SQLITE:  # pragma: no cover - older than Python's
@@ -153,7 +154,8 @@ class SqliteFile:
             version = self._checked_version(connection)
             if self._readonly:
                 if version == 0:
-                    raise self._refusal("it holds no runs yet")
+                    problem = "it holds no runs yet"
+                    raise self._refusal(problem)
                 return
             if version == 0:
                 self._create_schema(connection)
@@ -176,7 +178,8 @@ class SqliteFile:
         if not objects and application == 0 and version == 0:
             return 0
         if application != APPLICATION_ID:
-            raise self._refusal("it is a database of some other program")
+            problem = "it is a database of some other program"
+            raise self._refusal(problem)
         if version > SCHEMA_VERSION:
             problem = (
                 f"a newer flowrun wrote it (schema {version}, this one knows {SCHEMA_VERSION});"
@@ -185,14 +188,15 @@ class SqliteFile:
             raise self._refusal(problem)
         strange = [name for kind, name in objects if kind in ("trigger", "view")]
         if strange:
-            raise self._refusal(f"it has triggers or views that flowrun did not make: {strange}")
+            problem = f"it has triggers or views that flowrun did not make: {strange}"
+            raise self._refusal(problem)
         return int(version)
 
     def _create_schema(self, connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("BEGIN IMMEDIATE")
         # Somebody else may have been quicker.
-        if self._checked_version(connection) == 0:
+        if self._checked_version(connection) == 0:  # pragma: no branch - a race of two makers
             for statement in SCHEMA.split(";"):
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -254,16 +258,26 @@ def _checked_path(db_path: str | os.PathLike[str], *, readonly: bool) -> Path:
         return StoreFileError(f"{text!r} cannot be used as a state store: {problem}")
 
     if not text or "\0" in text:
-        raise refusal("give the path of a file")
+        problem = "give the path of a file"
+        raise refusal(problem)
     if text == ":memory:" or text.startswith("file:"):
-        raise refusal("give the path of a file; to keep nothing use InMemoryStateStore()")
-    if path.is_dir():
-        raise refusal("it is a directory; give the path of a file")
+        problem = "give the path of a file; to keep nothing use InMemoryStateStore()"
+        raise refusal(problem)
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:  # a name that is too long, a loop of links
+        raise refusal(str(error)) from error
+    if is_folder:
+        problem = "it is a directory; give the path of a file"
+        raise refusal(problem)
     if not path.parent.is_dir():
-        raise refusal(f"its folder {str(path.parent)!r} does not exist; make it first")
+        problem = f"its folder {str(path.parent)!r} does not exist; make it first"
+        raise refusal(problem)
     if readonly and not path.is_file():
-        raise refusal("there is no such file")
+        problem = "there is no such file"
+        raise refusal(problem)
     for sidecar in _SIDECARS:
         if path.with_name(path.name + sidecar).is_symlink():
-            raise refusal(f"{path.name + sidecar!r} beside it is a link; remove it")
+            problem = f"{path.name + sidecar!r} beside it is a link; remove it"
+            raise refusal(problem)
     return path
