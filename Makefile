@@ -45,4 +45,5 @@ $(VENV)/.dev: $(VENV)/.python pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --group dev --group cluster --group browser
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable .
+	-@$(BIN)/python tests/browser/setup
 	@touch $@

@@ -6,13 +6,15 @@ import asyncio
 import multiprocessing
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flowrun import Engine, RunContext
+from flowrun import Engine, ProcessPerAttemptExecutor, RunContext
 
 from . import remote_tasks
 from .conftest import WAIT_S, statuses
@@ -198,3 +200,77 @@ def test_async_task_with_an_executor_is_refused(make_engine: MakeEngine) -> None
     with pytest.raises(TypeError, match="executor= takes the name of an executor"):
         engine.task(name="a", dag="d", executor=Inline())  # type: ignore[arg-type]
         engine.task(name="a", dag="d", executor=Inline())(lambda: 1)  # type: ignore[arg-type]
+
+
+# -- a process for every attempt ---------------------------------------------------------------
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Look again and again, for a bounded time, at what another process does."""
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.005)
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def noted(path: Path) -> list[int]:
+    wait_until(lambda: path.exists() and path.read_text())
+    return [int(word) for word in path.read_text().split()]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
+async def test_timed_out_attempt_is_killed_and_retried(
+    make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    with ProcessPerAttemptExecutor(2, grace_s=0.2) as pool:
+        engine = make_engine(executors={"own": pool})
+        template = engine.task_template(
+            remote_tasks.hang, dag="d", executor="own", timeout_s=1.5, retries=1
+        )
+        template.bind("hung", path=str(tmp_path / "pid"))
+        engine.task(name="fine", dag="d", executor="own")(remote_tasks.one)
+        run_id = await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+    report = engine.get_run_report(run_id)
+    assert statuses(report) == {"hung": "FAILED", "fine": "SUCCESS"}
+    task = report["tasks"]["hung"]
+    assert [attempt["reason"] for attempt in task["attempts"]] == ["TIMEOUT", "TIMEOUT"]
+    assert task["abandoned"] is False
+    (pid,) = noted(tmp_path / "pid")
+    assert is_gone(pid)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
+async def test_crash_is_a_failed_attempt(make_engine: MakeEngine) -> None:
+    with ProcessPerAttemptExecutor(2) as pool:
+        engine = make_engine(executor=pool)
+        engine.task(name="crash", dag="d", retries=1)(remote_tasks.segfault)
+        engine.task(name="fine", dag="d")(remote_tasks.one)
+        run_id = await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+    task = engine.get_run_report(run_id)["tasks"]["crash"]
+    assert (task["status"], task["attempt"]) == ("FAILED", 2)
+    assert "killed by signal SIGSEGV (11)" in (task["error"] or "")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
+async def test_cancelled_run_kills_its_processes(make_engine: MakeEngine, tmp_path: Path) -> None:
+    with ProcessPerAttemptExecutor(1, grace_s=0.2) as pool:
+        engine = make_engine(executors={"own": pool})
+        note = tmp_path / "pid"
+        engine.task_template(remote_tasks.hang, dag="d", executor="own").bind("a", path=str(note))
+        run = asyncio.create_task(engine.run_once("d"))
+        (pid,) = await asyncio.to_thread(noted, note)
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+        assert is_gone(pid)
+    task = engine.get_run_report(engine.list_runs()[0].run_id)["tasks"]["a"]
+    assert (task["reason"], task["abandoned"]) == ("RUN_CANCELLED", False)

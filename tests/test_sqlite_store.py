@@ -261,6 +261,9 @@ def test_read_only_file_and_folder_are_clear_errors(path: Path, open_store: Any)
 def test_file_that_cannot_be_made_or_opened(tmp_path: Path) -> None:  # D4
     with pytest.raises(StoreFileError, match="File name too long"):
         SqliteStateStore(tmp_path / ("x" * 300))
+    if Path("/proc/self").exists():
+        with pytest.raises(StoreFileError, match="cannot be used as a state store"):
+            SqliteStateStore("/proc/flowrun.db")  # where not even root can make a file
     dangling = tmp_path / "link.db"
     dangling.symlink_to(tmp_path / "nowhere" / "file.db")
     with pytest.raises(StoreFileError, match="cannot be written to"):

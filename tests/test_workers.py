@@ -295,6 +295,26 @@ def test_cancelled_call_is_never_run_and_let_go_at_once(make_pool: MakePool, gat
     assert ran == []
 
 
+def test_thread_that_comes_upon_a_call_while_it_is_being_cancelled_passes_it_over(
+    make_pool: MakePool, gate: Gate
+) -> None:
+    pool = make_pool(1)
+    pool.submit(gate)
+    gate.wait_for(1)
+    future = pool.submit(pytest.fail)
+    later = pool.submit(str, "later")
+    seen: list[str] = []
+
+    def go_on(future: Future[Any]) -> None:
+        gate.open()
+        seen.append(later.result(WAIT_S))
+
+    future.add_done_callback(go_on)
+    assert future.cancel()
+    assert future.cancelled()
+    assert seen == ["later"]
+
+
 def test_cancelled_calls_do_not_pile_up(make_pool: MakePool, gate: Gate) -> None:
     pool = make_pool(1)
     pool.submit(gate)
@@ -610,7 +630,7 @@ def test_system_that_gives_no_more_threads(
 def test_pool_works_in_a_forked_child() -> None:
     done = run_script(
         """
-        import os, threading, warnings
+        import os, sys, threading, warnings
         from flowrun.workers import WorkerThreads
         warnings.simplefilter("ignore")
         pool = WorkerThreads(2)
@@ -623,7 +643,7 @@ def test_pool_works_in_a_forked_child() -> None:
             assert (pool.live_threads, pool.abandoned_threads) == (0, 0)
             assert pool.submit(str, "in the child").result(10) == "in the child"
             pool.shutdown()
-            os._exit(7)
+            sys.exit(7)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
         hold.set()
         assert [future.result(10) for future in queued] == [""] * 3

@@ -448,7 +448,7 @@ def _started_at_once(context: Context) -> tuple[Connection[Any, Any], BaseProces
 
 def _send_signal(process: BaseProcess, *, force: bool) -> None:
     """Send SIGTERM or SIGKILL to the process and its group."""
-    if sys.platform == "win32":  # pragma: no cover - other tests run on Linux
+    if sys.platform == "win32":  # pragma: no cover - the tests run on Linux
         process.kill() if force else process.terminate()
     else:
         number = signal.SIGKILL if force else signal.SIGTERM
@@ -463,7 +463,7 @@ def _send_signal(process: BaseProcess, *, force: bool) -> None:
 
 def _end_group(process: BaseProcess) -> None:
     """Kill what a process that has ended has left behind in its group."""
-    if sys.platform != "win32":
+    if sys.platform != "win32":  # pragma: no branch - the tests run on Linux
         pid = process.pid
         assert pid is not None  # noqa: S101 - it was started
         # Its number is not given to another process while the group exists; and if it does
@@ -541,15 +541,14 @@ def _serve(pipe: Connection[Any, Any]) -> None:
         pipe.send_bytes(_READY)
         # A fork server has the environment of its own start.
         environment = pipe.recv()
-        if environment != dict(os.environ):
-            os.environ.clear()
-            os.environ.update(environment)
+        os.environ.clear()
+        os.environ.update(environment)
         pipe.send_bytes(_reply_to(pipe.recv_bytes()))
 
 
 def _settle_in(pipe: Connection[Any, Any]) -> None:
     """Make this process one that can be killed with all that it starts."""
-    if sys.platform != "win32":
+    if sys.platform != "win32":  # pragma: no branch - the tests run on Linux
         os.setsid()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         # What it forks must not hold the pipe open: its end tells that this process has died.
@@ -645,5 +644,5 @@ def _after_fork() -> None:
 
 # Handlers run last come, first served: multiprocessing's own was registered by its import.
 atexit.register(_kill_at_exit)
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # pragma: no branch - there is none on Windows
     os.register_at_fork(after_in_child=_after_fork)

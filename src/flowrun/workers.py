@@ -136,7 +136,8 @@ class WorkerThreads(Executor):
     def forget_threads(self) -> None:
         """Begin with no thread and no work: called in a forked child, which has neither."""
         for worker in self._live | self._abandoned:
-            worker.counts = False  # the one that has forked may come back, as if abandoned
+            # The one that has forked may come back, as if it had been abandoned.
+            worker.counts = False  # pragma: no cover - forked children leave no coverage behind
         self._start_anew()
 
     @property
@@ -369,5 +370,5 @@ def _after_fork() -> None:
         pool.forget_threads()
 
 
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # pragma: no branch - there is none on Windows
     os.register_at_fork(after_in_child=_after_fork)
