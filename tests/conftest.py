@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import threading
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +18,15 @@ WAIT_S = 20.0
 """No test waits longer than this for something that must happen; it is never slept."""
 
 
+WATCHED = ("test_stopping", "test_scheduler", "test_internals", "test_journal", "test_resuming")
+"""After each test of these modules nothing may be left."""
+
+
 @pytest.fixture
-def make_engine() -> Iterator[Callable[..., Engine]]:
+def make_engine(request: pytest.FixtureRequest) -> Iterator[Callable[..., Engine]]:
     """Build engines that are closed when the test ends."""
+    if request.module.__name__.rpartition(".")[2] in WATCHED:
+        request.getfixturevalue("nothing_left")
     engines: list[Engine] = []
 
     def make(**options: Any) -> Engine:
@@ -33,6 +43,38 @@ def make_engine() -> Iterator[Callable[..., Engine]]:
 def engine(make_engine: Callable[..., Engine]) -> Engine:
     """Return an engine with the defaults."""
     return make_engine()
+
+
+@pytest.fixture
+def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test after which there are more threads, processes or open files than before.
+
+    Asked for before the engines, so that they are closed when it looks.
+    """
+    before = (flowrun_threads(), open_files(), child_processes())
+    yield
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        gc.collect()
+        threads = [thread for thread in flowrun_threads() if thread not in before[0]]
+        files = open_files() - before[1]
+        processes = child_processes() - before[2]
+        if not threads and files <= 0 and not processes:
+            return
+        assert time.monotonic() < deadline, (threads, files, processes)
+        threading.Event().wait(0.01)
+
+
+def open_files() -> int:
+    """Return how many descriptors this process has, where the system tells."""
+    folder = Path("/proc/self/fd")
+    return len(os.listdir(folder)) if folder.exists() else 0
+
+
+def child_processes() -> set[int]:
+    """Return this process's children, dead ones that nobody has reaped included."""
+    told = Path(f"/proc/self/task/{os.getpid()}/children")
+    return set(map(int, told.read_text().split())) if told.exists() else set()
 
 
 def statuses(report: RunReport) -> dict[str, str]:

@@ -83,13 +83,18 @@ async def test_context_crosses_to_a_process_pool(
     assert engine.get_run_report(run_id)["tasks"]["look"]["result"] == ("look", 1, "given")
 
 
-@pytest.mark.parametrize("kind", ["threads", "inline", "processes"])
+@pytest.mark.parametrize("kind", ["threads", "inline", "processes", "own processes"])
 @pytest.mark.parametrize("name", ERRORS)
 async def test_whatever_a_task_raises_elsewhere_is_its_failure(  # A4 A5
     make_engine: MakeEngine, pool: ProcessPoolExecutor, kind: str, name: str
 ) -> None:
-    with ThreadPoolExecutor(1) as threads:
-        chosen: Executor = {"threads": threads, "inline": Inline(), "processes": pool}[kind]
+    with ThreadPoolExecutor(1) as threads, ProcessPerAttemptExecutor(2) as own:
+        chosen: Executor = {
+            "threads": threads,
+            "inline": Inline(),
+            "processes": pool,
+            "own processes": own,
+        }[kind]
         engine = make_engine(executors={"x": chosen})
         template = engine.task_template(remote_tasks.raise_named, dag="d", executor="x")
         template.bind("bad", name=name)
