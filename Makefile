@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/flight_delays.py
@@ -21,8 +21,6 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev
-	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
 clean:
 	rm -rf $(VENV) .venvs build dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache

@@ -88,11 +88,13 @@ def leave_grandchild(address: str) -> str:
 def crash_beside_grandchild(address: str) -> NoReturn:
     """Die while a grandchild in a session of its own holds everything it has inherited."""
     phone = call_home(address)
-    pid = os.fork()
-    if pid == 0:
+    ready, tell = os.pipe()
+    if os.fork() == 0:
         os.setsid()
         phone.send(os.getpid())
+        os.write(tell, b"!")
         sleep()
+    os.read(ready, 1)
     os._exit(5)
 
 

@@ -93,5 +93,7 @@ class Deadlines(Generic[C]):
                 if again is not None:
                     self._sequence += 1
                     heapq.heappush(self._heap, (again, self._sequence, item))
-        if self._heap and self._timer is None:
+        # A callback may have added an item, and armed the timer for it, before another one asked
+        # to be looked at earlier.
+        if self._heap and (self._timer is None or self._heap[0][0] < self._armed_for):
             self._arm()

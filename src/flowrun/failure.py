@@ -24,7 +24,7 @@ def error_text(error: BaseException) -> str:
     try:
         lines = traceback.format_exception(type(error), error, _own_frames_off(error))
         text = "".join(lines).rstrip("\n")
-    except Exception:  # noqa: BLE001 - a hostile exception must not hide that it happened
+    except BaseException:  # noqa: BLE001 - a hostile exception must not hide that it happened
         text = f"{type(error).__qualname__}: <its text cannot be formatted>"
     return bounded(text)
 
@@ -34,7 +34,7 @@ def error_line(error: BaseException) -> str:
     name = type(error).__qualname__
     try:
         first = str(error).strip().split("\n", 1)[0]
-    except Exception:  # noqa: BLE001 - see error_text
+    except BaseException:  # noqa: BLE001 - see error_text; a __str__ may even raise SystemExit
         first = "<its text cannot be formatted>"
     line = f"{name}: {first}" if first else name
     return encodable(line if len(line) <= _MAX_MESSAGE else line[: _MAX_MESSAGE - 3] + "...")
@@ -59,7 +59,7 @@ def redacted(text: str, redact: Callable[[str], str] | None) -> str:
         return text
     try:
         return bounded(str(redact(text)))
-    except Exception as error:  # noqa: BLE001 - a broken redact must not show the secret
+    except BaseException as error:  # noqa: BLE001 - a broken redact must not show the secret
         return f"<hidden: redact failed with {type(error).__qualname__}>"
 
 

@@ -211,7 +211,10 @@ def _resolve(
                 name = found
             parent = position.get(name)
             if parent is None:
-                problems.append(_missing(dag_name, spec, name, position, registry))
+                # What is cut short is not shown: a search for a hint there, through all the
+                # tasks for each of them, would cost their product (G2).
+                known = position if len(problems) < _MOST_PROBLEMS else ()
+                problems.append(_missing(dag_name, spec, name, known, registry))
             elif parent in parents:
                 problem = f"task {spec.name!r} lists dependency {name!r} twice; list it once"
                 problems.append(GraphError(dag_name, [problem]))
@@ -236,7 +239,8 @@ def _infer(
     for parameter in spec.signature.required:
         parent = None if spec.signature.wants_upstream else position.get(parameter)
         if parent is None:
-            problems.append(_unfilled(dag_name, spec, parameter, position))
+            known = position if len(problems) < _MOST_PROBLEMS else ()  # see _resolve
+            problems.append(_unfilled(dag_name, spec, parameter, known))
         else:
             parents[parent] = None
 
@@ -293,15 +297,14 @@ def _missing(
     dag_name: str,
     spec: TaskSpec,
     dependency: str,
-    position: dict[str, int],
+    known: Collection[str],
     registry: TaskRegistry,
 ) -> GraphError:
     dags = registry.dags_with(dependency)
     if dags:
         return _cross(dag_name, spec, dependency, dags)
-    hint = close_match(dependency, position)
-    unscoped = registry.list_tasks(None)
-    if spec.dag is not None and dependency in unscoped:
+    hint = close_match(dependency, known)
+    if known and spec.dag is not None and dependency in registry.list_tasks(None):
         hint = f" A task of that name belongs to no DAG: give it dag={spec.dag!r}."
     return MissingDependencyError(
         dag_name,
@@ -314,9 +317,7 @@ def _missing(
     )
 
 
-def _unfilled(
-    dag_name: str, spec: TaskSpec, parameter: str, position: dict[str, int]
-) -> GraphError:
+def _unfilled(dag_name: str, spec: TaskSpec, parameter: str, known: Collection[str]) -> GraphError:
     if spec.signature.wants_upstream:
         remedy = (
             "a task that declares 'upstream' is given no named results: read"
@@ -325,7 +326,7 @@ def _unfilled(
     else:
         remedy = (
             "name it after a task of this DAG, give it a default, annotate it as"
-            f" RunContext[...], or bind it in a template.{close_match(parameter, position)}"
+            f" RunContext[...], or bind it in a template.{close_match(parameter, known)}"
         )
     return UnfilledParameterError(
         dag_name,

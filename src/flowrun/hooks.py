@@ -186,6 +186,13 @@ class _FunctionHook(RunHook):
         vars(self).update(handlers)
 
 
+class Listener(NamedTuple):
+    """One hook's handler of one kind of event."""
+
+    hook: object
+    handler: Callable[[Any], object]
+
+
 class HookDispatcher:
     """Deliver the events of all runs of one engine; each run has a channel of its own.
 
@@ -206,14 +213,14 @@ class HookDispatcher:
         self.executor = executor
         self.timeout_s = timeout_s
         self.log = log
-        self.handlers: dict[type[Any], tuple[Callable[[Any], object], ...]] = {
+        self.listeners: dict[type[Any], tuple[Listener, ...]] = {
             event: _overridden(hooks, method) for event, method in EVENT_METHODS.items()
         }
 
     def add(self, hook: RunHook) -> None:
         """Let one more hook hear the runs that start from now on."""
         for event, method in EVENT_METHODS.items():
-            self.handlers[event] += _overridden([hook], method)
+            self.listeners[event] += _overridden([hook], method)
 
     def channel(self, context: contextvars.Context, wake: Callable[[], object]) -> HookChannel:
         """Open the channel of one run.
@@ -226,13 +233,13 @@ class HookDispatcher:
         return HookChannel(self, context, wake)
 
 
-def _overridden(hooks: Sequence[RunHook], method: str) -> tuple[Callable[[Any], object], ...]:
+def _overridden(hooks: Sequence[RunHook], method: str) -> tuple[Listener, ...]:
     default = getattr(RunHook, method)
-    found: list[Callable[[Any], object]] = []
+    found: list[Listener] = []
     for hook in hooks:
         handler = getattr(hook, method, None)
         if handler is not None and getattr(handler, "__func__", None) is not default:
-            found.append(handler)
+            found.append(Listener(hook, handler))
     return tuple(found)
 
 
@@ -249,24 +256,24 @@ class HookChannel:
         self._context = context
         self._wake = wake
         self._lock = threading.Lock()
-        self._queue: deque[tuple[Callable[[Any], object], Event]] = deque()
-        self._stuck: set[int] = set()  # ids: a handler need not be hashable
+        self._queue: deque[tuple[Listener, Event]] = deque()
+        self._stuck: set[int] = set()  # ids: a hook need not be hashable
         # Who is delivering: a number that grows, so that a thread which was given up can tell.
         self._turn = 0
         self._delivering = False
-        self._call: tuple[Callable[[Any], object], Event, float] | None = None
+        self._call: tuple[Listener, Event, float] | None = None
         self._thread: Future[None] | None = None
         self._when_idle: Callable[[], object] | None = None
 
     def wants(self, kind: type[Any]) -> bool:
         """Return whether any hook listens to this kind of event."""
-        return bool(self._dispatcher.handlers[kind])
+        return bool(self._dispatcher.listeners[kind])
 
     def emit(self, event: Event) -> None:
         """Queue an event that :meth:`wants` has said somebody listens to; never blocks."""
-        handlers = self._dispatcher.handlers[type(event)]
+        listeners = self._dispatcher.listeners[type(event)]
         with self._lock:
-            self._queue.extend((handler, event) for handler in handlers)
+            self._queue.extend((listener, event) for listener in listeners)
             if not self._delivering:
                 self._start()
         self.give_up_if_stuck()
@@ -285,15 +292,15 @@ class HookChannel:
             call = self._call
             if call is None or time.monotonic() - call[2] < self._dispatcher.timeout_s:
                 return
-            handler, event, _ = call
-            self._stuck.add(id(handler))
+            listener, event, _ = call
+            self._stuck.add(id(listener.hook))
             abandon = getattr(self._thread, "abandon", None)
             if abandon is not None:
                 abandon()
             self._start()
         self._dispatcher.log.error(
             "hook %r is still busy with %s after %g s; it hears no more of this run",
-            handler,
+            listener.handler,
             type(event).__name__,
             self._dispatcher.timeout_s,
             extra={"run_id": event.run_id, "dag": event.dag_name},
@@ -301,12 +308,14 @@ class HookChannel:
 
     def _start(self) -> None:
         """Hand the queue to a thread; the lock is held."""
-        self._delivering = True
+        # Should the executor refuse, nobody is delivering: a run must not wait for it (R4).
+        self._delivering = False
         self._call = None
         self._turn += 1
         self._thread = self._dispatcher.executor.submit(
             self._context.copy().run, self._deliver, self._turn
         )
+        self._delivering = True
 
     def _deliver(self, turn: int) -> None:
         while True:
@@ -318,11 +327,11 @@ class HookChannel:
                     self._call = None
                     callback, self._when_idle = self._when_idle, None
                     break
-                handler, event = self._queue.popleft()
-                if id(handler) in self._stuck:
+                listener, event = self._queue.popleft()
+                if id(listener.hook) in self._stuck:
                     continue
-                self._call = (handler, event, time.monotonic())
-            self._call_hook(handler, event)
+                self._call = (listener, event, time.monotonic())
+            self._call_hook(listener.handler, event)
         self._wake()
         if callback is not None:
             callback()

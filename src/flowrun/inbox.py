@@ -44,7 +44,9 @@ class Inbox:
                 self._loop.call_soon_threadsafe(self._drain)
             except RuntimeError:  # the loop is closed
                 return False
-        return True
+            return True
+        # Woken already, unless the loop was closed before it got there.
+        return not self._loop.is_closed()
 
     def _drain(self) -> None:
         self._awake = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias, cast
@@ -94,12 +94,15 @@ class RetryPolicy:
         return min(wait * (1 + self.jitter * (2 * chance - 1)), self.max_delay_s)
 
 
-def _check_number(name: str, value: object, *, low: float, high: float = math.inf) -> None:
+_LARGEST = sys.float_info.max
+
+
+def _check_number(name: str, value: object, *, low: float, high: float = _LARGEST) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool):
         msg = f"{name} must be a number, not {type(value).__name__}"
         raise TypeError(msg)
-    if not math.isfinite(value) or not low <= value <= high:
-        bounds = f"from {low} to {high}" if high != math.inf else f"{low} or more, and finite"
+    if not low <= value <= high:  # also refuses NaN, and an int that no float can hold
+        bounds = f"from {low} to {high}" if high != _LARGEST else f"{low} or more, and finite"
         msg = f"{name} must be {bounds}, not {value}"
         raise ValueError(msg)
 

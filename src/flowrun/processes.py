@@ -28,11 +28,20 @@ from flowrun.failure import encodable, error_line, error_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from multiprocessing.connection import Connection
-    from multiprocessing.context import ForkServerContext, SpawnContext
+    from multiprocessing.context import SpawnContext
     from multiprocessing.process import BaseProcess
 
-    Context: TypeAlias = SpawnContext | ForkServerContext
+    if sys.platform == "win32":
+        from multiprocessing.connection import PipeConnection
+
+        Context: TypeAlias = SpawnContext
+        Pipe: TypeAlias = PipeConnection[Any, Any]
+    else:
+        from multiprocessing.connection import Connection
+        from multiprocessing.context import ForkServerContext
+
+        Context: TypeAlias = SpawnContext | ForkServerContext
+        Pipe: TypeAlias = Connection[Any, Any]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -207,7 +216,7 @@ class ProcessFuture(Future[T]):
             return _unpacked(data)
         raise ProcessDiedError(_how_it_died(code, ready=ready))
 
-    def _converse(self, pipe: Connection[Any, Any]) -> tuple[bool, bytes | None]:
+    def _converse(self, pipe: Pipe) -> tuple[bool, bytes | None]:
         """Return whether the process was ready for the call, and what it sent back, if it did."""
         ready = False
         with pipe, contextlib.suppress(EOFError, OSError):  # it has ended, or closed its pipe
@@ -413,7 +422,7 @@ def _preload(names: Sequence[str]) -> None:
     forkserver.set_forkserver_preload(list(dict.fromkeys((*known, *names))))
 
 
-def _started(context: Context) -> tuple[Connection[Any, Any], BaseProcess]:
+def _started(context: Context) -> tuple[Pipe, BaseProcess]:
     """Start a process and return it with our end of the pipe to it."""
     pauses_s = [0.05, 0.2]
     while True:
@@ -433,7 +442,7 @@ def _started(context: Context) -> tuple[Connection[Any, Any], BaseProcess]:
             raise ExecutorError(msg) from error
 
 
-def _started_at_once(context: Context) -> tuple[Connection[Any, Any], BaseProcess]:
+def _started_at_once(context: Context) -> tuple[Pipe, BaseProcess]:
     ours, theirs = context.Pipe()
     try:
         with theirs:
@@ -534,7 +543,7 @@ def _unpacked(data: bytes) -> object:
     raise value
 
 
-def _serve(pipe: Connection[Any, Any]) -> None:
+def _serve(pipe: Pipe) -> None:
     """Run one call: the main function of a process."""
     _settle_in(pipe)
     with pipe, contextlib.suppress(EOFError, OSError):  # nobody wants the call any more
@@ -546,7 +555,7 @@ def _serve(pipe: Connection[Any, Any]) -> None:
         pipe.send_bytes(_reply_to(pipe.recv_bytes()))
 
 
-def _settle_in(pipe: Connection[Any, Any]) -> None:
+def _settle_in(pipe: Pipe) -> None:
     """Make this process one that can be killed with all that it starts."""
     if sys.platform != "win32":  # pragma: no branch - the tests run on Linux
         os.setsid()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextvars
 import functools
-import math
+import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
@@ -133,11 +133,13 @@ class TaskRegistry:
 
     def list_dags(self) -> list[str]:
         """Return the names of the DAGs, as first declared."""
-        return [dag for dag in self._dags if dag is not None]
+        with self._lock:
+            return [dag for dag in self._dags if dag is not None]
 
     def list_tasks(self, dag: str | None = None) -> list[str]:
         """Return the names of a DAG's tasks (of those without a DAG), as declared."""
-        return list(self._dags.get(dag, ()))
+        with self._lock:
+            return list(self._dags.get(dag, ()))
 
     def specs(self, dag: str | None) -> tuple[TaskSpec, ...]:
         """Return a DAG's tasks, as declared."""
@@ -146,11 +148,13 @@ class TaskRegistry:
 
     def homes(self, function: TaskFunction) -> list[tuple[str | None, str]]:
         """Return every ``(dag, name)`` under which a callable is registered."""
-        return self._homes.get(_identity(function), [])
+        with self._lock:
+            return list(self._homes.get(_identity(function), ()))
 
     def dags_with(self, name: str) -> list[str]:
         """Return the DAGs that have a task of this name."""
-        return [dag for dag, tasks in self._dags.items() if dag is not None and name in tasks]
+        with self._lock:
+            return [dag for dag, tasks in self._dags.items() if dag is not None and name in tasks]
 
     def register(
         self,
@@ -242,6 +246,9 @@ class TaskTemplate:
             problem = "a template has no name of its own; each bind(name, ...) gives one"
             raise TaskDefinitionError(name, options.get("dag"), problem)
         _check_options(callable_name(function), options)
+        deps = options.get("deps")
+        if isinstance(deps, Iterator):  # the first bind would use it up, and the next have none
+            options = {**options, "deps": tuple(deps)}
         inspect_callable(
             function, task_name=callable_name(function), dag_name=options.get("dag"), bound={}
         )
@@ -477,7 +484,7 @@ def _checked_timeout(name: str, dag: str | None, timeout_s: object) -> float | N
     if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float):
         problem = f"timeout_s must be seconds or None, not {timeout_s!r:.80}"
         raise TaskTypeError(name, dag, problem)
-    if not math.isfinite(timeout_s) or timeout_s <= 0:
+    if not 0 < timeout_s <= sys.float_info.max:  # also refuses NaN, and an int beyond floats
         problem = (
             f"timeout_s must be finite and above 0, not {timeout_s!r}; use None for no timeout"
         )

@@ -99,7 +99,9 @@ class PackedCall:
     def __init__(self, call: RemoteCall) -> None:
         try:
             self.payload = pickle.dumps(call, pickle.HIGHEST_PROTOCOL)
-        except Exception as error:
+        except KeyboardInterrupt:  # the user's, not the value's
+            raise
+        except BaseException as error:
             raise _blame(call, error) from error
 
     def __call__(self) -> bytes:
@@ -125,7 +127,7 @@ def unpacked(data: bytes) -> Reply:
             " return plain data"
         )
         return Reply(None, NotPicklableError(problem), problem, 0.0)
-    if not isinstance(reply, Reply):  # pragma: no cover - only if a pool mixes up its results
+    if not isinstance(reply, Reply):  # a pool has mixed up its results
         problem = f"the worker process sent {type(reply).__name__} in place of a reply"
         return Reply(None, NotPicklableError(problem), problem, 0.0)
     return reply
@@ -134,7 +136,7 @@ def unpacked(data: bytes) -> Reply:
 def _packed(reply: Reply) -> bytes:
     try:
         return pickle.dumps(reply, pickle.HIGHEST_PROTOCOL)
-    except Exception as error:  # noqa: BLE001 - a value's own __reduce__ may raise anything
+    except BaseException as error:  # noqa: BLE001 - a value's own __reduce__ may raise anything
         problem = (
             f"the task's result ({type(reply.value).__qualname__}) could not be pickled to be"
             f" sent back: {error_line(error)}; return plain data"
@@ -155,7 +157,7 @@ def _portable(error: BaseException) -> BaseException:
     return RemoteTaskError(encodable(name), error_line(error))
 
 
-def _blame(call: RemoteCall, error: Exception) -> NotPicklableError:
+def _blame(call: RemoteCall, error: BaseException) -> NotPicklableError:
     """Say which part could not be pickled."""
     parts: list[tuple[str, object]] = [("its function", call.function)]
     parts += [(f"argument {number}", value) for number, value in enumerate(call.args)]
@@ -163,7 +165,7 @@ def _blame(call: RemoteCall, error: Exception) -> NotPicklableError:
     for label, value in parts:
         try:
             pickle.dumps(value)
-        except Exception as cause:  # noqa: BLE001 - see PackedCall
+        except BaseException as cause:  # noqa: BLE001 - see PackedCall
             return NotPicklableError(
                 f"task {call.facts.task_name!r} runs in another process, but {label}"
                 f" ({type(value).__qualname__}) cannot be pickled: {error_line(cause)};"

@@ -1,0 +1,154 @@
+"""What a task can know: the run's context and its own attempt (V2, A7)."""
+
+from __future__ import annotations
+
+import contextvars
+import copy
+import pickle
+import threading
+import time
+from dataclasses import dataclass
+
+import pytest
+
+from flowrun import Attempt, FlowrunError, RunContext, current_attempt
+from flowrun.context import CURRENT
+from flowrun.errors import AttemptCancelledError, NoCurrentAttemptError
+
+
+@dataclass(frozen=True)
+class Settings:
+    token: str = "s3cret"
+    limit: int = 3
+
+    def doubled(self) -> int:
+        return 2 * self.limit
+
+
+class Unhashable:
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_attributes_and_methods_are_read_through() -> None:
+    context = RunContext(Settings())
+    assert (context.token, context.limit, context.doubled()) == ("s3cret", 3, 6)
+    assert context.deps == Settings()
+    with pytest.raises(AttributeError, match="tokn"):
+        context.tokn  # noqa: B018
+
+
+def test_no_text_of_a_context_shows_a_value() -> None:  # V2
+    context: RunContext[Settings] = RunContext(Settings())
+    for text in (repr(context), str(context), f"{context}", repr([context])):
+        assert "s3cret" not in text
+        assert "RunContext[Settings]" in text
+
+
+def test_contexts_are_equal_by_what_they_wrap() -> None:
+    assert RunContext(Settings()) == RunContext(Settings())
+    assert RunContext(Settings()) != RunContext(Settings(limit=4))
+    assert RunContext(Settings()) != Settings()
+    assert hash(RunContext(Settings())) == hash(RunContext(Settings()))
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(RunContext(Unhashable()))
+
+
+@pytest.mark.parametrize(
+    "twin_of",
+    [copy.copy, copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))],
+    ids=["copy", "deepcopy", "pickle"],
+)
+def test_context_survives_copies_without_recursion(twin_of: object) -> None:
+    twin = twin_of(RunContext(Settings(limit=7)))  # type: ignore[operator]
+    assert type(twin) is RunContext
+    assert twin.limit == 7
+
+
+def test_half_made_context_has_no_attributes_and_does_not_recurse() -> None:
+    # Unpickling looks attributes up on an object whose ``deps`` does not exist yet.
+    half: RunContext[Settings] = RunContext.__new__(RunContext)
+    for name in ("deps", "limit", "__setstate_of_nobody__"):
+        with pytest.raises(AttributeError):
+            getattr(half, name)
+
+
+def test_attempt_knows_what_it_is_and_its_key_is_its_own() -> None:  # D9
+    attempt = Attempt("r", "d", "t", 2)
+    assert (attempt.run_id, attempt.dag_name, attempt.task_name, attempt.attempt) == (
+        "r",
+        "d",
+        "t",
+        2,
+    )
+    assert repr(attempt) == "<Attempt 2 of 't' in run 'r'>"
+    others = [Attempt("q", "d", "t", 2), Attempt("r", "d", "u", 2), Attempt("r", "d", "t", 3)]
+    assert len({attempt.idempotency_key, *(other.idempotency_key for other in others)}) == 4
+    assert attempt.idempotency_key == Attempt("r", "d", "t", 2).idempotency_key
+
+
+def test_time_left_counts_down_and_stops_at_zero() -> None:
+    assert Attempt("r", "d", "t", 1).time_left_s is None
+    now = time.monotonic()
+    left = Attempt("r", "d", "t", 1, now + 100).time_left_s
+    assert left is not None
+    assert 0 < left <= 100
+    assert Attempt("r", "d", "t", 1, now - 100).time_left_s == 0.0
+
+
+def test_attempt_can_be_armed_once_its_clock_starts_and_disarmed() -> None:  # A1
+    attempt = Attempt("r", "d", "t", 1)
+    attempt.arm(time.monotonic() + 100)
+    assert attempt.time_left_s is not None
+    attempt.arm(None)
+    assert attempt.time_left_s is None
+
+
+def test_attempt_that_is_told_to_stop_says_why_and_others_are_not_told() -> None:  # A2
+    told, other = Attempt("r", "d", "t", 1), Attempt("r", "d", "t", 2)
+    told.raise_if_cancelled()
+    assert not told.cancelled
+    told.tell("it timed out after 3 s")
+    assert told.cancelled
+    with pytest.raises(
+        AttemptCancelledError, match="task 't', attempt 1: it timed out after 3 s"
+    ) as caught:
+        told.raise_if_cancelled()
+    assert isinstance(caught.value, FlowrunError | RuntimeError)
+    assert not other.cancelled
+    other.raise_if_cancelled()
+
+
+def test_outside_a_task_there_is_no_current_attempt() -> None:
+    with pytest.raises(NoCurrentAttemptError, match=r"inside a task .* copy_context\(\)") as caught:
+        current_attempt()
+    assert isinstance(caught.value, RuntimeError)
+
+
+def test_threads_find_the_attempt_only_with_the_context_of_the_task() -> None:  # A7
+    attempt = Attempt("r", "d", "t", 1)
+    found: dict[str, object] = {}
+
+    def look(label: str) -> None:
+        try:
+            found[label] = current_attempt()
+        except NoCurrentAttemptError:
+            found[label] = None
+
+    def inside() -> None:
+        CURRENT.set(attempt)
+        assert current_attempt() is attempt
+        carried = contextvars.copy_context()
+        empty = contextvars.Context()
+        threads = [
+            threading.Thread(target=empty.run, args=(look, "without")),
+            threading.Thread(target=carried.run, args=(look, "with")),
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+
+    contextvars.copy_context().run(inside)
+    assert found == {"without": None, "with": attempt}
+    look("after")
+    assert found["after"] is None

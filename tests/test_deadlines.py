@@ -1,0 +1,256 @@
+"""Deadlines on a virtual clock: on time, in order, one timer, nothing kept (A1)."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from flowrun.clock import Clock
+from flowrun.deadlines import Deadlines
+
+from .conftest import WAIT_S
+
+
+class VirtualTimer:
+    def __init__(self, at: float, callback: Callable[[], object]) -> None:
+        self.at = at
+        self.callback = callback
+        self.live = True
+
+    def cancel(self) -> None:
+        self.live = False
+
+
+class VirtualClock(Clock):
+    """A clock that moves when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.timers: list[VirtualTimer] = []
+
+    def monotonic(self) -> float:  # type: ignore[override]
+        return self.now
+
+    def call_later(self, loop: Any, delay_s: float, callback: Callable[[], object]) -> VirtualTimer:
+        assert delay_s >= 0
+        timer = VirtualTimer(self.now + delay_s, callback)
+        self.timers.append(timer)
+        return timer
+
+    def armed(self) -> list[float]:
+        return sorted(timer.at for timer in self.timers if timer.live)
+
+    def advance(self, to: float) -> None:
+        """Move on, and call what is due on the way at its own moment."""
+        for _ in range(10_000):
+            due = [timer for timer in self.timers if timer.live and timer.at <= to]
+            if not due:
+                self.now = to
+                return
+            timer = min(due, key=lambda timer: timer.at)
+            timer.live = False
+            self.now = max(self.now, timer.at)
+            timer.callback()
+        pytest.fail("a timer is set again and again without getting anywhere")
+
+    def fire_early(self) -> None:
+        """Fire the next timer now, as a loop with a coarse clock may."""
+        timer = min((timer for timer in self.timers if timer.live), key=lambda timer: timer.at)
+        timer.live = False
+        timer.callback()
+
+
+class Item:
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+        self.closed = False
+
+
+class Watch:
+    """Deadlines on a virtual clock, and what became due when."""
+
+    def __init__(self) -> None:
+        self.clock = VirtualClock()
+        self.seen: list[tuple[float, str]] = []
+        self.answers: dict[str, Callable[[], float | None]] = {}
+        self.deadlines: Deadlines[Item] = Deadlines(None, self.clock, self.due)  # type: ignore[arg-type]
+
+    def due(self, item: Item) -> float | None:
+        self.seen.append((self.clock.now, item.name))
+        return self.answers.pop(item.name, lambda: None)()
+
+    def add(self, due: float, name: str) -> Item:
+        item = Item(name)
+        self.deadlines.add(due, item)
+        return item
+
+
+def test_item_is_due_at_its_deadline_and_not_before() -> None:
+    watch = Watch()
+    watch.add(10.0, "a")
+    watch.clock.advance(9.999)
+    assert watch.seen == []
+    watch.clock.advance(100.0)
+    assert watch.seen == [(10.0, "a")]
+    assert watch.clock.armed() == []
+
+
+def test_deadline_that_has_passed_already_is_due_at_once() -> None:
+    watch = Watch()
+    watch.clock.now = 50.0
+    watch.add(10.0, "a")
+    watch.clock.advance(50.0)
+    assert watch.seen == [(50.0, "a")]
+
+
+def test_closed_item_is_never_due() -> None:
+    watch = Watch()
+    first, _, last = (watch.add(due, name) for due, name in [(1.0, "a"), (2.0, "b"), (2.0, "c")])
+    first.closed = last.closed = True
+    watch.clock.advance(5.0)
+    assert watch.seen == [(2.0, "b")]
+
+
+def test_items_are_due_in_order_of_deadline_then_as_added() -> None:  # R6
+    watch = Watch()
+    for due, name in [(3.0, "late"), (1.0, "x"), (2.0, "p"), (1.0, "y"), (1.0, "z")]:
+        watch.add(due, name)
+    watch.clock.advance(10.0)
+    assert watch.seen == [(1.0, "x"), (1.0, "y"), (1.0, "z"), (2.0, "p"), (3.0, "late")]
+
+
+def test_there_is_one_timer_for_the_earliest() -> None:
+    watch = Watch()
+    for due in (50.0, 80.0, 20.0, 60.0, 10.0, 10.0):
+        watch.add(due, str(due))
+        assert len(watch.clock.armed()) == 1
+    assert watch.clock.armed() == [10.0]
+    assert len(watch.clock.timers) == 3  # set anew only for an earlier deadline
+
+
+def test_item_that_asks_for_more_time_is_looked_at_again() -> None:  # A1
+    watch = Watch()
+    watch.answers["a"] = lambda: 25.0
+    watch.add(10.0, "a")
+    watch.clock.advance(24.0)
+    assert watch.seen == [(10.0, "a")]
+    watch.clock.advance(30.0)
+    assert watch.seen == [(10.0, "a"), (25.0, "a")]
+
+
+def test_item_that_is_closed_after_asking_for_more_time_is_not_due() -> None:
+    watch = Watch()
+    watch.answers["a"] = lambda: 25.0
+    item = watch.add(10.0, "a")
+    watch.clock.advance(11.0)
+    item.closed = True
+    watch.clock.advance(30.0)
+    assert watch.seen == [(10.0, "a")]
+
+
+def test_timer_that_fires_early_calls_nothing_and_is_set_again() -> None:
+    watch = Watch()
+    watch.add(10.0, "a")
+    watch.clock.now = 9.99
+    watch.clock.fire_early()
+    assert watch.seen == []
+    assert watch.clock.armed() == [10.0]
+    watch.clock.advance(10.0)
+    assert watch.seen == [(10.0, "a")]
+
+
+def test_callback_may_add_an_item() -> None:
+    watch = Watch()
+    watch.answers["a"] = lambda: watch.add(30.0, "b") and None
+    watch.add(10.0, "a")
+    watch.clock.advance(40.0)
+    assert watch.seen == [(10.0, "a"), (30.0, "b")]
+
+
+def test_item_that_asks_for_a_little_is_on_time_although_another_was_added_meanwhile() -> None:
+    # The timer for what a callback added must not hide an earlier deadline of the same round.
+    watch = Watch()
+    watch.answers["expires"] = lambda: watch.add(100.0, "launched") and None
+    watch.answers["waits"] = lambda: 20.0
+    watch.add(10.0, "expires")
+    watch.add(10.0, "waits")
+    watch.clock.advance(200.0)
+    assert watch.seen == [
+        (10.0, "expires"),
+        (10.0, "waits"),
+        (20.0, "waits"),
+        (100.0, "launched"),
+    ]
+
+
+def test_items_that_ended_in_time_are_not_kept_until_their_deadline() -> None:
+    watch = Watch()
+    kept = watch.add(1000.0, "kept")
+    ended: list[weakref.ref[Item]] = []
+    for _ in range(500):
+        item = watch.add(1000.0, "ended")
+        ended.append(weakref.ref(item))
+        item.closed = True
+        watch.deadlines.forget()
+    del item
+    gc.collect()
+    assert sum(reference() is not None for reference in ended) <= 128
+    watch.clock.advance(2000.0)
+    assert watch.seen == [(1000.0, "kept")]
+    assert not kept.closed
+
+
+def test_forgetting_does_not_lose_items_that_are_open() -> None:
+    watch = Watch()
+    items = [watch.add(float(number % 7 + 1), str(number)) for number in range(300)]
+    for item in items[50:]:
+        item.closed = True
+        watch.deadlines.forget()
+    watch.clock.advance(10.0)
+    expected = sorted((float(number % 7 + 1), number) for number in range(50))
+    assert watch.seen == [(due, str(number)) for due, number in expected]
+
+
+def test_nothing_is_due_after_closing() -> None:
+    watch = Watch()
+    watch.deadlines.close()  # nothing to close yet
+    watch.add(10.0, "a")
+    watch.deadlines.close()
+    assert watch.clock.armed() == []
+    watch.clock.advance(20.0)
+    assert watch.seen == []
+
+
+def test_callback_may_close_in_the_middle_of_a_round() -> None:
+    watch = Watch()
+    watch.answers["a"] = watch.deadlines.close
+    watch.add(10.0, "a")
+    watch.add(10.0, "b")
+    watch.clock.advance(20.0)
+    assert watch.seen == [(10.0, "a")]
+    assert watch.clock.armed() == []
+
+
+async def test_deadlines_on_a_real_loop() -> None:
+    clock = Clock()
+    rung = asyncio.Event()
+    names: list[str] = []
+
+    def due(item: Item) -> None:
+        names.append(item.name)
+        if item.name == "b":
+            rung.set()
+
+    deadlines: Deadlines[Item] = Deadlines(asyncio.get_running_loop(), clock, due)
+    start = clock.monotonic()
+    deadlines.add(start + 0.02, Item("b"))
+    deadlines.add(start + 0.01, Item("a"))
+    await asyncio.wait_for(rung.wait(), WAIT_S)
+    assert names == ["a", "b"]
+    assert clock.monotonic() - start >= 0.02
+    deadlines.close()
