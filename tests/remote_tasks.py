@@ -154,6 +154,13 @@ def raise_changeling() -> None:
     raise Changeling
 
 
+class Interrupting:
+    """Pressing Ctrl-C while it is being pickled."""
+
+    def __reduce__(self) -> Any:
+        raise KeyboardInterrupt
+
+
 class Moody:
     """Refuses to be pickled, but only the first time."""
 

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +22,8 @@ JOBS = """
     import asyncio, os
     from flowrun import SqliteStateStore, build_default_engine
 
-    engine = build_default_engine(state_store=SqliteStateStore("runs.db"))
+    store = SqliteStateStore("runs.db")
+    engine = build_default_engine(state_store=store)
     daily = engine.dag("daily")
 
     @daily.task
@@ -62,10 +65,13 @@ JOBS = """
 
 
 @pytest.fixture
-def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "jobs.py").write_text(textwrap.dedent(JOBS), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    yield tmp_path
+    loaded: Any = sys.modules.pop("jobs", None)
+    if loaded is not None:
+        loaded.store.close()
 
 
 def flowrun(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -222,7 +228,6 @@ def test_wrong_use_is_one_readable_line(
     assert len(shown.splitlines()) == 1
     assert main(["--traceback", *arguments]) == 2
     assert "Traceback" in capsys.readouterr().err
-    sys.modules.pop("jobs", None)
 
 
 def test_completion_and_help(capsys: pytest.CaptureFixture[str]) -> None:

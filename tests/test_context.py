@@ -119,7 +119,7 @@ def test_attempt_that_is_told_to_stop_says_why_and_others_are_not_told() -> None
 
 
 def test_outside_a_task_there_is_no_current_attempt() -> None:
-    with pytest.raises(NoCurrentAttemptError, match=r"inside a task .* copy_context\(\)") as caught:
+    with pytest.raises(NoCurrentAttemptError, match=r"inside a task .*copy_context\(\)") as caught:
         current_attempt()
     assert isinstance(caught.value, RuntimeError)
 

@@ -108,6 +108,13 @@ def test_error_travels_whole(error: FlowrunError, protocol: int) -> None:  # A5
         assert vars(twin) == vars(error)
 
 
+@pytest.mark.parametrize("error", MADE, ids=lambda error: type(error).__name__)
+def test_error_can_be_made_by_new_alone_as_some_picklers_do(error: FlowrunError) -> None:  # A5
+    twin = type(error).__new__(type(error), *error.args)
+    assert type(twin) is type(error)
+    assert twin.args == error.args
+
+
 def attributes(error: BaseException) -> dict[str, Any]:
     return vars(error)
 

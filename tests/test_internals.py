@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -435,6 +436,11 @@ def test_calls_to_other_processes_say_what_went_wrong() -> None:
     assert "lock" in packed(remote_tasks.return_lock).text
     with pytest.raises(NotPicklableError, match="task 't' cannot be pickled: ValueError: moody"):
         packed(remote_tasks.add, remote_tasks.Moody())
+    with pytest.raises(KeyboardInterrupt):
+        packed(remote_tasks.add, remote_tasks.Interrupting())
+    mixed_up = unpacked(pickle.dumps("hello"))
+    assert isinstance(mixed_up.error, NotPicklableError)
+    assert "the worker process sent str in place of a reply" in mixed_up.text
 
 
 def test_door_lists_what_is_behind_it() -> None:

@@ -161,6 +161,18 @@ def test_templates(registry: TaskRegistry) -> None:
     assert registry.list_tasks() == ["unscoped"]
 
 
+def test_dependencies_of_a_template_that_come_from_an_iterator_serve_every_bind(
+    registry: TaskRegistry,
+) -> None:
+    def fetch(*, table: str) -> str:
+        return table
+
+    template = registry.task_template(fetch, dag="d", deps=iter(["a", "b"]))
+    for name in ("users", "orders"):
+        template.bind(name, table=name)
+    assert [spec.deps for spec in registry.specs("d")] == [("a", "b"), ("a", "b")]
+
+
 def test_wrong_templates_are_refused(registry: TaskRegistry) -> None:
     def fetch(*, table: str) -> str:
         return table

@@ -205,6 +205,8 @@ def test_a_depth_limit_allows_exactly_what_it_can_read_again(value: object, dept
         datetime(2024, 10, 27, 2, 30, tzinfo=BERLIN, fold=1),
         datetime(2024, 10, 27, 2, 30, fold=1),
         datetime(2024, 1, 1, tzinfo=timezone(timedelta(hours=1), "winter")),
+        datetime(2024, 1, 1, tzinfo=timezone(timedelta(microseconds=-1))),
+        time(1, tzinfo=timezone(timedelta(microseconds=7), "sliver")),
         datetime(2024, 1, 1, tzinfo=timezone(timedelta(0), "GMT")),
         datetime(2024, 1, 1, tzinfo=UTC),
         time(1, 2, 3, tzinfo=timezone(timedelta(hours=-3), "x\udc80")),

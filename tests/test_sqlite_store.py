@@ -15,6 +15,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -224,8 +225,8 @@ def test_truncated_file_is_an_error_and_never_wrong_data(path: Path, open_store:
     store.close()
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(StoreError):
-        for summary in SqliteStateStore(path).list_runs(RunQuery()):
+    with pytest.raises(StoreError), closing(SqliteStateStore(path)) as reopened:
+        for summary in reopened.list_runs(RunQuery()):
             assert summary.metadata == {"text": "x" * 500}
 
 
@@ -234,7 +235,7 @@ def test_read_only_file_and_folder_are_clear_errors(path: Path, open_store: Any)
     open_store().close()
     os.chmod(path.parent.parent, 0o755)
     code = """
-        import os
+        import os, urllib.parse  # the standard library may lie where only root can read
         from flowrun import SqliteStateStore
         from flowrun.errors import StoreFileError
         os.setuid(65534)

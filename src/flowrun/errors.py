@@ -50,6 +50,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from typing import Self
 
 
 def close_match(name: object, candidates: Iterable[str]) -> str:
@@ -360,6 +361,13 @@ class StoreFileError(StoreError, ValueError):
 
 class StoreBusyError(StoreError, TimeoutError):
     """Somebody else held the store's lock for longer than the wait allows."""
+
+    def __new__(cls, *args: object) -> Self:
+        """Make one; said here for picklers that look for ``__new__``, as a cluster's may do.
+
+        The first that they would find is RuntimeError's, which refuses to make an OSError.
+        """
+        return TimeoutError.__new__(cls, *args)
 
 
 class StoreFullError(StoreError):

@@ -99,11 +99,12 @@ class Ledger:
         return found
 
     def never_started(self) -> list[int]:
-        """Claim every unsettled task that is not running, in topological order."""
+        """Claim every task that has not been started, in topological order.
+
+        Also one that was claimed before: where skipping it went wrong, it still is PENDING.
+        """
         found = [
-            number
-            for number, task in enumerate(self.tasks)
-            if not self._settled[number] and task.status is TaskStatus.PENDING
+            number for number, task in enumerate(self.tasks) if task.status is TaskStatus.PENDING
         ]
         for number in found:
             self._settled[number] = True

@@ -149,8 +149,11 @@ def _moment_apart(value: datetime | time) -> list[object]:
             raise UnstorableError(message)
         return [value.isoformat(), value.fold, "zone", zone.key]
     if type(zone) is timezone:
-        name = zone.tzname(None)
-        if name != timezone(zone.utcoffset(None)).tzname(None):
+        offset, name = zone.utcoffset(None), zone.tzname(None)
+        if offset and abs(offset) < _SECOND:
+            # fromisoformat() of some Python versions takes such an offset for UTC.
+            return [value.isoformat(), value.fold, "offset", [offset // _MICROSECOND, name]]
+        if name != timezone(offset).tzname(None):
             return [value.isoformat(), value.fold, "name", name]
     elif zone is not None:
         message = f"its tzinfo is a {type_name(type(zone))}; a timezone or a ZoneInfo can be kept"
@@ -158,6 +161,8 @@ def _moment_apart(value: datetime | time) -> list[object]:
     return [value.isoformat(), value.fold] if value.fold else [value.isoformat()]
 
 
+_SECOND = timedelta(seconds=1)
+_MICROSECOND = timedelta(microseconds=1)
 _USUAL_MOMENT: tuple[Any, ...] = (0, None, None)
 
 
@@ -168,6 +173,11 @@ def _moment_together(kind: type[datetime | time]) -> Callable[[list[Any]], objec
         zone = value.tzinfo
         if what == "zone":
             zone = ZoneInfo(name)
+        elif what == "offset":
+            microseconds, label = name
+            offset = timedelta(microseconds=microseconds)
+            usual = timezone(offset)
+            zone = usual if label == usual.tzname(None) else timezone(offset, label)
         elif what == "name":
             # A time's offset does not depend on the day, as these zones are fixed.
             zone = timezone(value.utcoffset() or timedelta(), name)
