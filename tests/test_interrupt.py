@@ -27,9 +27,11 @@ def start(code: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 INTERRUPTED = """
-    import asyncio, json, sys, threading
+    import asyncio, json, signal, sys, threading
     from flowrun import build_default_engine, fn_hook
 
+    # A shell that starts the tests in the background has its children ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     events = []
     engine = build_default_engine(hooks=[fn_hook(
         on_task_failure=lambda e: events.append(["failure", e.task_name, e.reason]),
@@ -68,11 +70,14 @@ INTERRUPTED = """
 
 
 def test_ctrl_c_ends_the_run_as_a_cancellation_does() -> None:  # R1 R2
-    child = start(INTERRUPTED)
-    assert child.stdout is not None
-    assert child.stdout.readline() == "begun\n"
-    child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=WAIT_S)
+    with start(INTERRUPTED) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "begun\n"
+        child.send_signal(signal.SIGINT)
+        try:
+            out, err = child.communicate(timeout=WAIT_S)
+        finally:
+            child.kill()
     told = json.loads(out)
     assert told["tasks"] == {
         "waits": ["FAILED", "RUN_CANCELLED"],

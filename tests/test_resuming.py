@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flowrun import Engine, RunContext, TaskRegistry
+from flowrun import Engine, InMemoryStateStore, RunContext, SqliteStateStore, TaskRegistry
 from flowrun.errors import ResumeError, RunAliveError, UnknownTaskError
 
 from .conftest import WAIT_S, statuses
@@ -292,3 +293,74 @@ async def test_wrong_checkpoints_are_refused(
     with pytest.raises(error):
         await engine.resume(old, from_tasks=wrong)
     assert len(engine.list_runs()) == 1
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_resume_is_given_what_the_first_attempt_was_given(  # S4
+    make_engine: MakeEngine, durable: bool, tmp_path: Path
+) -> None:
+    store = SqliteStateStore(tmp_path / "runs.db") if durable else InMemoryStateStore()
+    engine = make_engine(state_store=store)
+    given: list[tuple[object, ...]] = []
+    fixed, stalled = False, asyncio.Event()
+    engine.task(name="rows", dag="d")(lambda: [{"n": 1}])
+    engine.task(name="number", dag="d")(lambda: 7)
+    engine.task(name="once", dag="d", retain_result=False)(lambda: [5])
+    engine.task(name="items", dag="d")(lambda: {"a": [1]})
+
+    @engine.task(dag="d", retries=1)
+    def spoil(rows: list[dict[str, int]], number: int, once: list[int]) -> None:
+        given.append(("spoil", *map(dict, rows), number, *once))
+        rows.append({"n": 2})
+        rows[0]["n"] = 3
+        once.append(6)
+        if not fixed:
+            raise ValueError
+
+    @engine.task(dag="d", deps=["number", "items"], timeout_s=None)
+    async def stall(upstream: dict[str, Any]) -> None:
+        assert upstream["number"] == 7
+        items = upstream["items"]
+        given.append(("stall", *items["a"]))
+        items["a"].append(2)
+        if not fixed:
+            stalled.set()
+            await asyncio.Event().wait()
+
+    async def stop_when_stalled(run: asyncio.Task[str]) -> str:
+        await asyncio.wait_for(stalled.wait(), WAIT_S)
+        stalled.clear()
+        newest = engine.list_runs()[0].run_id
+        while engine.get_run_report(newest)["tasks"]["spoil"]["status"] != "FAILED":
+            await asyncio.sleep(0)
+        assert engine.cancel(newest)
+        with pytest.raises(asyncio.CancelledError):
+            await run
+        return newest
+
+    first = await stop_when_stalled(asyncio.create_task(engine.run_once("d")))
+    again = await stop_when_stalled(asyncio.create_task(engine.resume(first)))
+    fixed = True
+    last = await engine.resume(again)
+    assert engine.get_run_report(last)["status"] == "SUCCESS"
+    assert sorted(given) == [("spoil", {"n": 1}, 7, 5)] * 5 + [("stall", 1)] * 3  # with retries
+    store.close()
+
+
+async def test_resume_of_a_task_whose_input_is_made_anew_is_given_the_new_one(  # S2 S4
+    engine: Engine,
+) -> None:
+    versions = iter(["old", "new"])
+    seen: list[list[str]] = []
+    engine.task(name="rows", dag="d")(lambda: [next(versions)])
+
+    @engine.task(dag="d")
+    def spoil(rows: list[str]) -> None:
+        seen.append(list(rows))
+        rows.clear()
+        if len(seen) == 1:
+            raise ValueError
+
+    run_id = await engine.run_once("d")
+    await engine.resume(run_id, from_tasks=["rows"])
+    assert seen == [["old"], ["new"]]

@@ -9,22 +9,24 @@ import sys
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from flowrun.context import CURRENT, RunContext
+from flowrun.context import CURRENT
 from flowrun.errors import ExecutorError, RemoteTaskError
 from flowrun.failure import error_line, error_text
 from flowrun.remote import Facts, PackedCall, RemoteCall, Reply, unpacked
 
 if TYPE_CHECKING:
     import contextvars
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from flowrun.clock import Clock
     from flowrun.context import Attempt
     from flowrun.inbox import Inbox
     from flowrun.registry import TaskSpec
+    from flowrun.state.records import Preserved
 
 Arguments: TypeAlias = tuple[tuple[object, ...], dict[str, object]]
 NO_ARGUMENTS: Arguments = ((), {})
+NOTHING: Mapping[str, object] = {}
 
 
 class Invocation:
@@ -38,7 +40,8 @@ class Invocation:
         spec: The task.
         attempt: What the task itself sees.
         arguments: What it is called with.
-        preserved: What a retry will be called with, when the first call might change it (S4).
+        inputs: What the first call might change, by dependency; empty if there is nothing.
+        preserved: The same, to be had anew for a retry or a resume (S4).
         task: The asyncio task, for code on the event loop.
         future: The executor's future, for code elsewhere.
         started: When the code started, on the monotonic clock; ``None`` before.
@@ -54,7 +57,7 @@ class Invocation:
     """
 
     # Defaults of the class, not assignments: most attempts never touch most of them.
-    preserve = False
+    inputs: Mapping[str, object] = NOTHING
     preserved: Preserved | None = None
     task: asyncio.Task[None] | None = None
     future: Future[Any] | None = None
@@ -189,6 +192,7 @@ class Invocation:
         """
         value, self.value = self.value, None
         self.error = None
+        self.inputs = NOTHING
         self.arguments = NO_ARGUMENTS  # the future's callbacks hold this object, and it the future
         if unused and asyncio.iscoroutine(value):
             value.close()
@@ -200,8 +204,8 @@ class Invocation:
             self.started = self._clock.monotonic()
             if self.spec.timeout_s is not None:
                 self.attempt.arm(self.started + self.spec.timeout_s)
-        if self.preserve:
-            self.preserved = Preserved(self.arguments)
+        if self.inputs:
+            self.preserved = {name: _frozen(value) for name, value in self.inputs.items()}
 
     def _call(self) -> None:
         self.begin()
@@ -257,54 +261,33 @@ class Invocation:
         return error_text(self.error or RemoteTaskError("unknown", "no reply"))
 
 
-class Preserved:
-    """Arguments as they were before the first attempt, for the attempts after it (S4).
-
-    Values that cannot change are shared; others are kept as a pickle, or as a deep copy where
-    they cannot be pickled. What cannot be copied at all (an open connection) is shared.
-    """
-
-    __slots__ = ("_args", "_kwargs")
-
-    def __init__(self, arguments: Arguments) -> None:
-        args, kwargs = arguments
-        self._args = [_frozen(value) for value in args]
-        self._kwargs = {name: _frozen(value) for name, value in kwargs.items()}
-
-    def arguments(self) -> Arguments:
-        """Return the arguments anew; each call gives fresh copies."""
-        return (
-            tuple([thaw() for thaw in self._args]),
-            {name: thaw() for name, thaw in self._kwargs.items()},
-        )
+def might_change(value: object) -> bool:
+    """Return whether a task that is given this could change it."""
+    return type(value) not in _UNCHANGING
 
 
-_UNCHANGING = (int, float, complex, str, bytes, bool, type(None))
-
-
-def needs_preserving(arguments: Arguments) -> bool:
-    """Return whether a call might change what it is given."""
-    args, kwargs = arguments
-    return not all(map(_is_shared, (*args, *kwargs.values())))
-
-
-def _is_shared(value: object) -> bool:
-    return type(value) in _UNCHANGING or isinstance(value, RunContext)
+_UNCHANGING = frozenset((int, float, complex, str, bytes, bool, type(None)))
 
 
 def _frozen(value: object) -> Callable[[], object]:
-    if _is_shared(value):
-        return lambda: value
-    try:
-        data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
-        pickle.loads(data)  # noqa: S301 - our own bytes; refuses what would not come back
-    except Exception:  # noqa: BLE001 - a value's own methods may raise anything
+    """Return what makes the value anew, as it is now, as often as it is called.
+
+    It is kept as a pickle, or as a deep copy where its type says how to make one or it cannot
+    be pickled. What cannot be copied at all (an open connection) is shared.
+    """
+    if not hasattr(type(value), "__deepcopy__"):
         try:
-            twin = copy.deepcopy(value)
-        except Exception:  # noqa: BLE001 - see above
-            return lambda: value
-        return lambda: copy.deepcopy(twin)
-    return lambda: pickle.loads(data)  # noqa: S301 - our own bytes
+            data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+            pickle.loads(data)  # noqa: S301 - our own bytes; refuses what would not come back
+        except Exception:  # noqa: BLE001, S110 - a value's own methods may raise anything
+            pass
+        else:
+            return lambda: pickle.loads(data)  # noqa: S301 - our own bytes
+    try:
+        twin = copy.deepcopy(value)
+    except Exception:  # noqa: BLE001 - see above
+        return lambda: value
+    return lambda: copy.deepcopy(twin)
 
 
 class _ForeignCall:

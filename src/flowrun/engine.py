@@ -676,6 +676,13 @@ class Engine:
                 kept = old.tasks[name].copy()
                 kept.deps = graph.dependency_names[number]
                 record.tasks[name] = kept
+            elif name in old.inputs:
+                # What it had been given then, except for what is made anew (S4).
+                record.inputs[name] = {
+                    parent: thaw
+                    for parent, thaw in old.inputs[name].items()
+                    if parent in plan.tasks and plan.tasks[parent].action == "keep"
+                }
         return record
 
     def _plan(

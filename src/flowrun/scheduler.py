@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from flowrun.attempt import Invocation, Preserved, needs_preserving
+from flowrun.attempt import NOTHING, Invocation, might_change
 from flowrun.context import Attempt
 from flowrun.deadlines import Deadlines
 from flowrun.errors import (
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from flowrun.hooks import HookDispatcher
     from flowrun.journal import Journal
     from flowrun.slots import Slots
-    from flowrun.state.records import RunRecord, TaskRecord
+    from flowrun.state.records import Preserved, RunRecord, TaskRecord
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,9 @@ class Run:
         self._active: set[Invocation] = set()
         self._timers: dict[int, Timer] = {}  # a retry's wait, or the wait for its predecessor
         self._lingering: dict[int, Invocation] = {}
-        self._preserved: dict[int, Preserved] = {}
+        self._preserved: dict[int, Preserved] = {
+            graph.index[name]: inputs for name, inputs in record.inputs.items()
+        }
         self._pumping = False
         self._begun = False
         self._ended = False
@@ -284,8 +286,8 @@ class Run:
         invocation = Invocation(
             number, spec, attempt, self._arguments(number), self._base.copy(), self._clock
         )
-        if spec.retry.retries and task.attempt == 1:
-            invocation.preserve = needs_preserving(invocation.arguments)
+        if task.attempt == 1 and (spec.retry.retries or self._journal.live):
+            invocation.inputs = self._changeable(number)
         if spec.signature.is_async:
             if invocation.start_async(  # pragma: no cover - only where tasks start eagerly
                 self._loop, self._ended_here, self._ended_late
@@ -305,12 +307,34 @@ class Run:
             self._deadlines.add(now - self._offset + spec.timeout_s, invocation)
 
     def _arguments(self, number: int) -> Arguments:
-        preserved = self._preserved.get(number)
-        if preserved is not None:
-            return preserved.arguments()
         tasks = self._tasks
         values = [tasks[parent].result for parent in self.graph.parents[number]]
+        preserved = self._preserved.get(number)
+        if preserved:
+            for place, name in enumerate(self.graph.dependency_names[number]):
+                if name in preserved:
+                    values[place] = preserved[name]()
         return self.graph.plans[number].arguments(values, self._context)
+
+    def _changeable(self, number: int) -> Mapping[str, object]:
+        """Return what a task is given and might change; a retry or a resume needs it as it is."""
+        graph = self.graph
+        used = graph.plans[number].used
+        if not used:
+            return NOTHING
+        known = self._preserved.get(number) or {}
+        found: dict[str, object] = {}
+        for place in used:
+            parent = graph.parents[number][place]
+            value = self._tasks[parent].result
+            # What is not retained is made again for a resume (S2), but not for a retry.
+            if (
+                might_change(value)
+                and graph.names[parent] not in known
+                and (graph.specs[number].retry.retries or graph.specs[parent].retain_result)
+            ):
+                found[graph.names[parent]] = value
+        return found
 
     # An attempt has ended.
 
@@ -347,10 +371,10 @@ class Run:
         task = self._tasks[number]
         now = self._now()
         self._correct_start(invocation, task, now)
+        self._keep_inputs(invocation)
         error = invocation.error
         if error is None and invocation.ok and self._stopping is None and not invocation.timed_out:
             # The way that nearly all attempts go.
-            self._keep_inputs(invocation)
             self._succeed(number, now, invocation.value)
         elif isinstance(error, KeyboardInterrupt):
             self._interrupted(number, now, error)
@@ -359,7 +383,6 @@ class Run:
         elif self._stopping is not None:
             self._fail_stopped(number, now, abandoned=False)
         else:
-            self._keep_inputs(invocation)
             text = self._redacted(invocation.failure_text)
             self._failed(number, now, error or _UNKNOWN, text, Reason.ERROR)
         invocation.discard(unused=not invocation.ok)
@@ -384,7 +407,8 @@ class Run:
 
     def _keep_inputs(self, invocation: Invocation) -> None:
         if invocation.preserved is not None:
-            self._preserved[invocation.number] = invocation.preserved
+            known = self._preserved.get(invocation.number) or {}
+            self._preserved[invocation.number] = {**known, **invocation.preserved}
 
     def _interrupted(self, number: int, now: float, error: KeyboardInterrupt) -> None:
         """Ctrl-C landed in a task: end the run as if it had been cancelled, then go further."""
@@ -513,6 +537,13 @@ class Run:
 
     def _failed_for_good(self, number: int, line: str) -> None:
         self._tell.failed(self._tasks[number], line)
+        if self._journal.live and number in self._preserved:
+            graph = self.graph
+            self.record.inputs[graph.names[number]] = {
+                name: thaw
+                for name, thaw in self._preserved[number].items()
+                if graph.specs[graph.index[name]].retain_result
+            }
         self._settle(number)
         if self._stopping is None:
             name = self._tasks[number].name
@@ -569,6 +600,7 @@ class Run:
         self._close(invocation)
         now = self._now()
         self._correct_start(invocation, task, now)
+        self._keep_inputs(invocation)
         self._tell.abandoned(task)
         if invocation.timed_out:
             self._timed_out(invocation, now, abandoned=invocation)
@@ -581,7 +613,6 @@ class Run:
         self, invocation: Invocation, now: float, abandoned: Invocation | None = None
     ) -> None:
         spec = invocation.spec
-        self._keep_inputs(invocation)
         message = (
             f"task {spec.name!r} of DAG {self.record.dag_name!r} timed out: attempt"
             f" {invocation.attempt.attempt} took longer than timeout_s={spec.timeout_s:g}."

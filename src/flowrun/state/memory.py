@@ -81,6 +81,7 @@ class InMemoryStateStore:
             resumed_from=run.resumed_from,
             targets=run.targets,
         )
+        twin.inputs = run.inputs
         twin.finished_at, twin.error, twin.alive = run.finished_at, run.error, run.alive
         if not results:
             for task in twin.tasks.values():

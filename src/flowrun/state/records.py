@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from enum import Enum, StrEnum
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 
 class TaskStatus(StrEnum):
@@ -228,6 +228,10 @@ class TaskRecord:
         return f"<TaskRecord {self.name!r} {self.status} attempt={self.attempt}>"
 
 
+Preserved: TypeAlias = "Mapping[str, Callable[[], object]]"
+"""Results of dependencies as they once were, by their names; each call makes one anew."""
+
+
 class RunRecord:
     """One run of a DAG, or of a part of it.
 
@@ -243,6 +247,8 @@ class RunRecord:
             repeat what the other has done).
         targets: The targets of a sub-graph run; ``None`` for a whole DAG.
         tasks: Its tasks by name, in topological order.
+        inputs: What failed tasks had been given and might have changed, by their names; only
+            in a store that holds the records themselves.
         alive: Whether somebody is still working on it (not only that it has not ended).
     """
 
@@ -252,6 +258,7 @@ class RunRecord:
         "dag_name",
         "error",
         "finished_at",
+        "inputs",
         "metadata",
         "resumed_from",
         "run_id",
@@ -275,6 +282,7 @@ class RunRecord:
         self.dag_name = dag_name
         self.created_at = created_at
         self.tasks = dict(tasks)
+        self.inputs: dict[str, Preserved] = {}
         self.metadata: dict[str, object] = dict(metadata or {})
         self.resumed_from = resumed_from
         self.targets = targets
