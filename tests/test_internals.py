@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -251,18 +252,25 @@ async def test_abandoned_attempt_is_saved_while_its_retry_waits(make_engine: Mak
     assert report["tasks"]["slow"]["attempts"][0]["abandoned"] is True
 
 
-async def test_custom_task_factory_is_respected(make_engine: MakeEngine) -> None:
-    made: list[str] = []
+async def test_custom_task_factory_makes_a_task_for_each_async_task(
+    make_engine: MakeEngine,
+) -> None:
+    made: list[asyncio.Task[Any]] = []
+    inside: list[object] = []
 
     def factory(loop: Any, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
-        made.append(coroutine.__qualname__)
-        return asyncio.Task(coroutine, loop=loop, **options)
+        made.append(asyncio.Task(coroutine, loop=loop, **options))
+        return made[-1]
 
     engine = make_engine()
 
     @engine.task(dag="d")
-    async def a() -> int:
-        return 1
+    async def a() -> None:
+        inside.append(asyncio.current_task())
+
+    @engine.task(dag="d", deps=[a])
+    async def b() -> None:
+        inside.append(asyncio.current_task())
 
     loop = asyncio.get_running_loop()
     loop.set_task_factory(factory)
@@ -271,7 +279,22 @@ async def test_custom_task_factory_is_respected(make_engine: MakeEngine) -> None
     finally:
         loop.set_task_factory(None)
     assert engine.get_run_report(run_id)["status"] == "SUCCESS"
-    assert made == ["_body"]
+    assert inside == made[:2]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="asyncio has no eager tasks before 3.12")
+async def test_eager_task_factory_and_many_at_once(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_parallel=2000)
+    everybody = asyncio.Barrier(2000)
+    for number in range(2000):
+        engine.task(name=f"t{number}", dag="d")(everybody.wait)
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(getattr(asyncio, "eager_task_factory"))  # noqa: B009 - not in 3.11
+    try:
+        run_id = await engine.run_once("d")
+    finally:
+        loop.set_task_factory(None)
+    assert engine.get_run_report(run_id)["status"] == "SUCCESS"
 
 
 async def test_run_of_another_engine_inside_a_task_has_its_own_slots(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import pickle
-import sys
+import types
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -16,7 +16,7 @@ from flowrun.remote import Facts, PackedCall, RemoteCall, Reply, unpacked
 
 if TYPE_CHECKING:
     import contextvars
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Generator, Mapping
 
     from flowrun.clock import Clock
     from flowrun.context import Attempt
@@ -88,37 +88,46 @@ class Invocation:
         self._context = context
         self._clock = clock
 
-    def start_async(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        done: Callable[[Invocation], object],
-        late: Callable[[Invocation], object],
-        body: Callable[[Invocation], Any] | None = None,
-    ) -> bool:
-        """Start the code on the event loop; return whether it has ended already.
+    def step_here(self) -> bool:
+        """Run the code, in its own context, to its end or to its first suspension.
 
-        Args:
-            loop: The running loop.
-            done: Called on the loop when it ends, unless this returned ``True``.
-            late: Called instead of ``done`` if it was abandoned before.
-            body: What to run in place of the task's function.
+        For code of an async task, called inside the asyncio task that carries it.
+
+        Returns:
+            Whether it is suspended; then :meth:`rest` has to follow.
         """
-        self._done = done
-        self._late = late
-        coroutine = _body(self) if body is None else body(self)
-        task = _new_task(coroutine, loop, self._context)
-        if task.done():  # pragma: no cover - only where tasks start eagerly, from 3.12 on
-            return True
-        self.task = task
-        task.add_done_callback(self._task_done)
-        return False
+        return self._context.run(self._first_step)
+
+    @types.coroutine
+    def rest(self) -> Generator[Any, Any, None]:
+        """Run suspended code to its end, step by step, each in its own context."""
+        run, coroutine = self._context.run, self._coroutine
+        while True:
+            try:
+                value = yield self._awaited
+            except GeneratorExit:  # the loop was closed before the code had ended
+                run(coroutine.close)
+                raise
+            except BaseException as error:  # noqa: BLE001 - cancelled: the code's to deal with
+                suspended = run(self._step, coroutine.throw, error)
+            else:
+                suspended = run(self._step, coroutine.send, value)
+            if not suspended:
+                return
 
     def start_awaiting(
         self, loop: asyncio.AbstractEventLoop, done: Callable[[Invocation], object]
-    ) -> bool:
-        """Await, on the event loop, the awaitable that a sync callable has returned (I3)."""
+    ) -> None:
+        """Await, on the event loop, the awaitable that a sync callable has returned (I3).
+
+        Args:
+            loop: The running loop.
+            done: Called on it when the awaitable is done.
+        """
         self.ok = False
-        return self.start_async(loop, done, self._late, _await_value)
+        self._done = done
+        self.task = loop.create_task(_await_value(self), context=self._context)
+        self.task.add_done_callback(self._task_done)
 
     def start_sync(
         self, pool: Executor, kind: str, inbox: Inbox, late: Callable[[Invocation], object]
@@ -192,6 +201,7 @@ class Invocation:
         """
         value, self.value = self.value, None
         self.error = None
+        self.task = None  # an asyncio task that carries many must be known to none that ended
         self.inputs = NOTHING
         self.arguments = NO_ARGUMENTS  # the future's callbacks hold this object, and it the future
         if unused and asyncio.iscoroutine(value):
@@ -206,6 +216,31 @@ class Invocation:
                 self.attempt.arm(self.started + self.spec.timeout_s)
         if self.inputs:
             self.preserved = {name: _frozen(value) for name, value in self.inputs.items()}
+
+    def _first_step(self) -> bool:
+        self.begin()
+        args, kwargs = self.arguments
+        try:
+            coroutine = self.spec.function(*args, **kwargs)
+            if type(coroutine) is not types.CoroutineType:
+                coroutine = _awaiting(coroutine)
+        except BaseException as error:  # noqa: BLE001 - everything is the task's failure (A5)
+            self.error = error
+            return False
+        self._coroutine = coroutine
+        return self._step(coroutine.send, None)
+
+    def _step(self, advance: Callable[[Any], object], value: object) -> bool:
+        try:
+            self._awaited = advance(value)
+        except StopIteration as end:
+            self.value = end.value
+            self.ok = True
+            return False
+        except BaseException as error:  # noqa: BLE001 - everything is the task's failure (A5)
+            self.error = error
+            return False
+        return True
 
     def _call(self) -> None:
         self.begin()
@@ -308,14 +343,8 @@ class _ForeignCall:
         return self._invocation.remote_call().__reduce__()
 
 
-async def _body(invocation: Invocation) -> None:
-    invocation.begin()
-    args, kwargs = invocation.arguments
-    try:
-        invocation.value = await invocation.spec.function(*args, **kwargs)
-        invocation.ok = True
-    except BaseException as error:  # noqa: BLE001 - everything is the task's failure (A5)
-        invocation.error = error
+async def _awaiting(awaitable: Awaitable[object]) -> object:
+    return await awaitable
 
 
 async def _await_value(invocation: Invocation) -> None:
@@ -326,17 +355,3 @@ async def _await_value(invocation: Invocation) -> None:
         invocation.ok = True
     except BaseException as error:  # noqa: BLE001 - everything is the task's failure (A5)
         invocation.error = error
-
-
-def _new_task(
-    coroutine: Any,  # noqa: ANN401 - a coroutine of ours
-    loop: asyncio.AbstractEventLoop,
-    context: contextvars.Context,
-) -> asyncio.Task[None]:
-    """Make the task; where asyncio can, it runs to its first suspension at once."""
-    # A task factory that the user has set decides how tasks are made.
-    if (  # pragma: no cover - whether it is so depends on the interpreter
-        sys.version_info >= (3, 12) and loop.get_task_factory() is None
-    ):
-        return asyncio.Task(coroutine, loop=loop, context=context, eager_start=True)
-    return loop.create_task(coroutine, context=context)

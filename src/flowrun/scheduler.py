@@ -11,7 +11,10 @@ import asyncio
 import contextlib
 import contextvars
 import heapq
+import sys
+import weakref
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -113,6 +116,10 @@ class Run:
             graph.index[name]: inputs for name, inputs in record.inputs.items()
         }
         self._pumping = False
+        self._calling = False  # a carrier was made and has not begun
+        self._alone = self._loop.get_task_factory() is not None
+        self._launched = 0
+        self._slice_end = 0.0
         self._begun = False
         self._ended = False
         self._stopping: Reason | None = None
@@ -232,16 +239,14 @@ class Run:
         self._progress()
 
     def _pump(self) -> None:
-        """Launch what is ready while there are slots."""
+        """Launch what is ready while there are slots; a carrier has to run async tasks."""
         if self._pumping or self._ended or not self._begun:
             return
-        self._pumping = True
-        try:
-            self._launch_ready()
-        finally:
-            self._pumping = False
-        if not self._ledger.ready:
-            self._give_slots_back()
+        self._slice_end = 0.0
+        if self._next(carry=False) is _FOR_A_CARRIER and not self._calling:
+            self._calling = True
+            carrier = self._loop.create_task(self._carry())
+            carrier.add_done_callback(self._carrier_gone)
 
     def _give_slots_back(self) -> None:
         unused = self._held + self._granted_slots
@@ -249,32 +254,69 @@ class Run:
         for _ in range(unused):
             self._lane.give_back()
 
-    def _launch_ready(self) -> None:
-        ready = self._ledger.ready
-        launched = 0
-        slice_end = 0.0
-        while ready:
-            if self._granted_slots:
-                self._granted_slots -= 1
-            elif self._held:
-                self._held -= 1
-                if not self._lane.renew():
-                    continue
-            elif not self._lane.take():
-                return
-            self._launch(heapq.heappop(ready))
-            launched += 1
-            if launched % _SLICE_TASKS == 0:
-                # Tasks that end at once are run without a turn of the loop in between; now and
-                # then it must have one, for timers, cancellations and everybody else.
-                now = self._clock.monotonic()
-                if not slice_end:
-                    slice_end = now + _SLICE_S
-                elif now > slice_end:
-                    self._wake()
-                    return
+    def _next(self, *, carry: bool) -> Invocation | _ForACarrier | None:
+        """Launch what is ready, up to the first async task.
 
-    def _launch(self, number: int) -> None:
+        Args:
+            carry: Whether the caller carries async tasks; if not they are left alone.
+
+        Returns:
+            That task's invocation, for the caller to run; or that there is one for a carrier;
+            or ``None`` if there is nothing to launch, no slot for it, or the loop's turn.
+        """
+        ready = self._ledger.ready
+        specs = self.graph.specs
+        self._pumping = True
+        try:
+            while ready:
+                if self._slice_is_over() or not self._slot():
+                    return None
+                is_async = specs[ready[0]].signature.is_async
+                if is_async and not carry:
+                    self._granted_slots += 1  # it has stood in line: the carrier need not
+                    return _FOR_A_CARRIER
+                try:
+                    invocation = self._launch(heapq.heappop(ready))
+                except BaseException:
+                    self._held += 1
+                    raise
+                if is_async:
+                    return invocation
+                self._hand_over(invocation)
+        finally:
+            self._pumping = False
+        self._give_slots_back()
+        return None
+
+    def _slot(self) -> bool:
+        """Take a slot, one of its own first; without one it now stands in line."""
+        if self._granted_slots:
+            self._granted_slots -= 1
+            return True
+        while self._held:
+            self._held -= 1
+            if self._lane.renew():
+                return True
+        return self._lane.take()
+
+    def _slice_is_over(self) -> bool:
+        """Return whether the loop must have a turn now, and see to it that it goes on after.
+
+        Tasks that end at once are run without a turn of the loop in between; now and then it
+        must have one, for timers, cancellations and everybody else.
+        """
+        self._launched += 1
+        if self._launched % _SLICE_TASKS:
+            return False
+        now = self._monotonic()
+        if not self._slice_end:
+            self._slice_end = now + _SLICE_S
+        elif now > self._slice_end:
+            self._wake()
+            return True
+        return False
+
+    def _launch(self, number: int) -> Invocation:
         spec = self.graph.specs[number]
         task = self._tasks[number]
         now = self._monotonic() + self._offset
@@ -288,23 +330,75 @@ class Run:
         )
         if task.attempt == 1 and (spec.retry.retries or self._journal.live):
             invocation.inputs = self._changeable(number)
-        if spec.signature.is_async:
-            if invocation.start_async(  # pragma: no cover - only where tasks start eagerly
-                self._loop, self._ended_here, self._ended_late
-            ):
-                self._ended_attempt(invocation)
-                return
-        else:
-            pool, kind = self._services.pools[spec.executor]
-            try:
-                invocation.start_sync(pool, kind, self._inbox, self._ended_late)
-            except Exception as error:  # noqa: BLE001 - a pool may refuse in any way
-                invocation.error = _refused(error, spec.executor)
-                self._ended_attempt(invocation)
-                return
+        return invocation
+
+    def _hand_over(self, invocation: Invocation) -> None:
+        """Hand a sync task to its executor."""
+        spec = invocation.spec
+        pool, kind = self._services.pools[spec.executor]
+        try:
+            invocation.start_sync(pool, kind, self._inbox, self._ended_late)
+        except Exception as error:  # noqa: BLE001 - a pool may refuse in any way
+            invocation.error = _refused(error, spec.executor)
+            self._ended_attempt(invocation)
+            return
+        self._watch(invocation)
+
+    def _watch(self, invocation: Invocation) -> None:
         self._active.add(invocation)
-        if spec.timeout_s is not None:
-            self._deadlines.add(now - self._offset + spec.timeout_s, invocation)
+        timeout_s = invocation.spec.timeout_s
+        if timeout_s is not None:
+            self._deadlines.add(self._monotonic() + timeout_s, invocation)
+
+    async def _carry(self) -> None:
+        """Run ready async tasks one after another, inside one asyncio task.
+
+        One asyncio task for each of them would cost more than all the rest. None may feel what
+        ran before it: each has a context of its own, and as soon as anybody but the event loop
+        knows the asyncio task, to cancel it later perhaps, it carries no other. Nor does it
+        where the user has set a task factory, which is to see them all.
+        """
+        if self._alone:  # it may be one that makes tasks which begin at once
+            await asyncio.sleep(0)
+        self._calling = False
+        carrier = asyncio.current_task()
+        assert carrier is not None  # noqa: S101 - this is one
+        known = _references(carrier)
+        invocation: object = None
+        while not carrier.cancelling() and _references(carrier) == known:
+            try:
+                invocation = self._next(carry=True)
+                if not isinstance(invocation, Invocation):
+                    return
+                if self._begin_attempt(invocation, carrier):
+                    await invocation.rest()
+                    if invocation.closed:
+                        self._ended_late(invocation)
+                        return
+                self._ended_attempt(invocation)
+            except Exception as error:  # noqa: BLE001 - by design: see _guarded
+                self._break(error)
+            if self._alone:
+                return
+
+    def _begin_attempt(self, invocation: Invocation, carrier: asyncio.Task[None]) -> bool:
+        """Run an async task to its first suspension; return ``False`` if that was its end."""
+        try:
+            suspended = invocation.step_here()
+        except BaseException:  # it has not begun
+            self._held += 1
+            raise
+        if suspended:
+            invocation.task = carrier
+            self._guarded(partial(self._watch, invocation))
+            if self._ledger.ready:
+                self._guarded(self._pump)
+        return suspended
+
+    def _carrier_gone(self, carrier: asyncio.Task[None]) -> None:
+        if carrier.cancelled():  # by somebody else, and perhaps before it began
+            self._calling = False
+        self._guarded(self._pump)
 
     def _arguments(self, number: int) -> Arguments:
         tasks = self._tasks
@@ -351,9 +445,8 @@ class Run:
         if invocation.ok and hasattr(type(invocation.value), "__await__"):
             if invocation.stopped:
                 invocation.ok = False
-            elif not invocation.start_awaiting(  # pragma: no branch - only where eager
-                self._loop, self._ended_here
-            ):
+            else:
+                invocation.start_awaiting(self._loop, self._ended_here)
                 return
         self._ended_attempt(invocation)
 
@@ -777,6 +870,20 @@ class Run:
 
     def _redacted(self, text: str) -> str:
         return redacted(text, self._services.redact)
+
+
+class _ForACarrier(Enum):
+    """There is an async task to be run, and whoever asked cannot run it."""
+
+    FOR_A_CARRIER = 0
+
+
+_FOR_A_CARRIER = _ForACarrier.FOR_A_CARRIER
+
+
+def _references(task: asyncio.Task[None]) -> tuple[int, int]:
+    """Return how many know an asyncio task; the counts of two moments can be compared."""
+    return sys.getrefcount(task), weakref.getweakrefcount(task)
 
 
 def _nothing() -> None:
