@@ -230,6 +230,12 @@ def test_wrong_use_is_one_readable_line(
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_interrupt_while_jobs_are_loaded(jobs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (jobs / "interrupted.py").write_text("raise KeyboardInterrupt", encoding="utf-8")
+    assert main(["list", "interrupted:engine"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_completion_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     for shell in ("bash", "zsh", "fish"):
         assert main(["completion", shell]) == 0

@@ -97,9 +97,9 @@ def test_time_left_counts_down_and_stops_at_zero() -> None:
 
 def test_attempt_can_be_armed_once_its_clock_starts_and_disarmed() -> None:  # A1
     attempt = Attempt("r", "d", "t", 1)
-    attempt.arm(time.monotonic() + 100)
+    attempt.deadline = time.monotonic() + 100
     assert attempt.time_left_s is not None
-    attempt.arm(None)
+    attempt.deadline = None
     assert attempt.time_left_s is None
 
 

@@ -16,7 +16,7 @@ from flowrun.remote import Facts, PackedCall, RemoteCall, Reply, unpacked
 
 if TYPE_CHECKING:
     import contextvars
-    from collections.abc import Awaitable, Callable, Generator, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 
     from flowrun.clock import Clock
     from flowrun.context import Attempt
@@ -71,6 +71,8 @@ class Invocation:
     stopped = False
     closed = False
     abandoned = False
+    _coroutine: Coroutine[Any, Any, object]
+    _awaited: Any = None
 
     def __init__(  # noqa: PLR0913 - made in one place, once per attempt
         self,
@@ -151,9 +153,7 @@ class Invocation:
             future: Future[Any] = pool.submit(self._context.run, self._call)
         else:
             # Nobody tells when a foreign pool starts it: its clock starts at submission.
-            self.started = self._clock.monotonic()
-            if self.spec.timeout_s is not None:
-                self.attempt.arm(self.started + self.spec.timeout_s)
+            self._start_clock()
             if kind == "process":
                 future = pool.submit(PackedCall(self.remote_call()))
             else:
@@ -209,26 +209,41 @@ class Invocation:
 
     def begin(self) -> None:
         """Note that the code starts now: its clock starts too (A1)."""
-        CURRENT.set(self.attempt)
+        attempt = self.attempt
+        CURRENT.set(attempt)
         if self.started is None:
-            self.started = self._clock.monotonic()
-            if self.spec.timeout_s is not None:
-                self.attempt.arm(self.started + self.spec.timeout_s)
+            self._start_clock()
         if self.inputs:
             self.preserved = {name: _frozen(value) for name, value in self.inputs.items()}
+
+    def _start_clock(self) -> None:
+        self.started = started = self._clock.monotonic()
+        timeout_s = self.spec.timeout_s
+        if timeout_s is not None:
+            self.attempt.deadline = started + timeout_s
 
     def _first_step(self) -> bool:
         self.begin()
         args, kwargs = self.arguments
         try:
-            coroutine = self.spec.function(*args, **kwargs)
+            coroutine: Any = self.spec.function(*args, **kwargs)
             if type(coroutine) is not types.CoroutineType:
                 coroutine = _awaiting(coroutine)
+            self._coroutine = coroutine
         except BaseException as error:  # noqa: BLE001 - everything is the task's failure (A5)
             self.error = error
             return False
-        self._coroutine = coroutine
-        return self._step(coroutine.send, None)
+        # As in _step, without the call: most code ends here.
+        try:
+            self._awaited = coroutine.send(None)
+        except StopIteration as end:
+            self.value = end.value
+            self.ok = True
+            return False
+        except BaseException as error:  # noqa: BLE001 - everything is the task's failure (A5)
+            self.error = error
+            return False
+        return True
 
     def _step(self, advance: Callable[[Any], object], value: object) -> bool:
         try:

@@ -70,12 +70,14 @@ class Attempt:
         dag_name: The run's DAG.
         task_name: The task.
         attempt: 1 for the first call, 2 for its first retry.
+        deadline: When its time is up, on ``time.monotonic()``; ``None`` if it has no timeout, or
+            its code has not started.
         ended: Whether its outcome is settled; code that it left behind may still see it.
     """
 
     # Defaults of the class: most attempts are never told anything.
     _cancel_cause: str | None = None
-    _deadline: float | None = None
+    deadline: float | None = None
     ended = False
 
     def __init__(
@@ -91,7 +93,7 @@ class Attempt:
         self.task_name = task_name
         self.attempt = attempt
         if deadline is not None:
-            self._deadline = deadline
+            self.deadline = deadline
 
     @property
     def cancelled(self) -> bool:
@@ -101,9 +103,9 @@ class Attempt:
     @property
     def time_left_s(self) -> float | None:
         """Seconds until its timeout, never below 0; ``None`` when it has no timeout."""
-        if self._deadline is None:
+        if self.deadline is None:
             return None
-        return max(0.0, self._deadline - time.monotonic())
+        return max(0.0, self.deadline - time.monotonic())
 
     @property
     def idempotency_key(self) -> str:
@@ -123,10 +125,6 @@ class Attempt:
     def tell(self, cause: str) -> None:
         """Tell the attempt that it should stop; flowrun itself calls this."""
         self._cancel_cause = cause
-
-    def arm(self, deadline: float | None) -> None:
-        """Set the moment, on ``time.monotonic()``, when its time is up; flowrun calls this."""
-        self._deadline = deadline
 
     def __repr__(self) -> str:
         """Show which attempt it is."""

@@ -46,6 +46,7 @@ class Graph:
         dependency_names: The same by name.
         children: Numbers of the tasks that depend on a task, ascending.
         plans: How results and context are injected into a task's callable.
+        is_async: Which tasks run on the event loop.
         targets: The targets of a sub-graph, ``None`` for a whole DAG.
     """
 
@@ -55,6 +56,7 @@ class Graph:
         "dag_name",
         "dependency_names",
         "index",
+        "is_async",
         "names",
         "parents",
         "plans",
@@ -86,6 +88,7 @@ class Graph:
             for parent in dependencies:
                 children[parent].append(number)
         self.children = tuple(map(tuple, children))
+        self.is_async = tuple([spec.signature.is_async for spec in self.specs])
         self.context_tasks = tuple(
             spec.name
             for spec in self.specs

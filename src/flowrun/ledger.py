@@ -7,6 +7,7 @@ and when it settles, each edge once.
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from typing import TYPE_CHECKING
 
 from flowrun.state.records import NoResult, TaskStatus
@@ -16,25 +17,82 @@ if TYPE_CHECKING:
     from flowrun.state.records import RunRecord
 
 
+class Ready:
+    """Tasks that could be launched; the first in topological order leaves first.
+
+    Tasks mostly become ready in that order, so that a heap is needed for the others only.
+
+    Attributes:
+        ordered: Numbers that came in ascending order.
+        late: A heap of those that came when a higher one had come before.
+    """
+
+    __slots__ = ("late", "ordered")
+
+    def __init__(self) -> None:
+        self.ordered: deque[int] = deque()
+        self.late: list[int] = []
+
+    def __bool__(self) -> bool:
+        """Return whether there is any."""
+        return bool(self.ordered or self.late)
+
+    def push(self, number: int) -> None:
+        """Add a task."""
+        ordered = self.ordered
+        if not ordered or number > ordered[-1]:
+            ordered.append(number)
+        else:
+            heapq.heappush(self.late, number)
+
+    def first(self) -> int:
+        """Return the first one; there has to be one."""
+        late, ordered = self.late, self.ordered
+        return late[0] if late and (not ordered or late[0] < ordered[0]) else ordered[0]
+
+    def pop(self) -> int:
+        """Take the first one out; there has to be one."""
+        late, ordered = self.late, self.ordered
+        if late and (not ordered or late[0] < ordered[0]):
+            return heapq.heappop(late)
+        return ordered.popleft()
+
+    def clear(self) -> None:
+        """Take all of them out."""
+        self.ordered.clear()
+        self.late.clear()
+
+
 class Ledger:
     """The books of one run.
 
     Attributes:
         tasks: The task records, by the graph's numbers.
-        ready: A heap of tasks that could be launched: the first in topological order first.
+        ready: Tasks that could be launched.
         open: Number of tasks that have not settled.
     """
 
-    __slots__ = ("_consumers", "_graph", "_live", "_settled", "_unmet", "open", "ready", "tasks")
+    __slots__ = (
+        "_consumers",
+        "_graph",
+        "_lets_go",
+        "_live",
+        "_settled",
+        "_unmet",
+        "open",
+        "ready",
+        "tasks",
+    )
 
     def __init__(self, graph: Graph, record: RunRecord, *, live: bool) -> None:
         self._graph = graph
         self._live = live
         self.tasks = list(record.tasks.values())
-        self.ready: list[int] = []
+        self.ready = Ready()
         self.open = len(graph)
         self._unmet = [len(parents) for parents in graph.parents]
-        self._consumers = [len(children) for children in graph.children]
+        self._lets_go = not live or not all(spec.retain_result for spec in graph.specs)
+        self._consumers = [len(children) for children in graph.children] if self._lets_go else []
         self._settled = bytearray(len(graph))
 
     def begin(self, now: float) -> None:
@@ -48,31 +106,34 @@ class Ledger:
             for child in self._graph.children[number]:
                 self._unmet[child] -= 1
             # It will not ask for its own inputs any more.
-            for parent in self._graph.parents[number]:
-                self._consumers[parent] -= 1
+            if self._lets_go:
+                for parent in self._graph.parents[number]:
+                    self._consumers[parent] -= 1
         for number, unmet in enumerate(self._unmet):
             if not unmet and not self._settled[number]:
                 self.tasks[number].ready_at = now
-                self.ready.append(number)
+                self.ready.push(number)
 
     def make_ready(self, number: int, now: float) -> None:
         """A task can be launched (again)."""
         self.tasks[number].ready_at = now
-        heapq.heappush(self.ready, number)
+        self.ready.push(number)
 
     def open_children(self, number: int, now: float) -> None:
         """A task has succeeded: its children have one unmet parent less."""
         unmet = self._unmet
         for child in self._graph.children[number]:
-            unmet[child] -= 1
-            if not unmet[child] and not self._settled[child]:
+            left = unmet[child] = unmet[child] - 1
+            if not left and not self._settled[child]:
                 self.tasks[child].ready_at = now
-                heapq.heappush(self.ready, child)
+                self.ready.push(child)
 
     def settle(self, number: int) -> None:
         """A task has ended for good; results that nobody waits for any more are let go (I2)."""
         self._settled[number] = True
         self.open -= 1
+        if not self._lets_go:
+            return
         consumers = self._consumers
         for parent in self._graph.parents[number]:
             consumers[parent] -= 1

@@ -10,15 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import heapq
-import sys
-import weakref
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
+from sys import getrefcount
 from typing import TYPE_CHECKING, Any, cast
+from weakref import getweakrefcount
 
-from flowrun.attempt import NOTHING, Invocation, might_change
+from flowrun.attempt import NO_ARGUMENTS, NOTHING, Invocation, might_change
 from flowrun.context import Attempt
 from flowrun.deadlines import Deadlines
 from flowrun.errors import (
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
     from flowrun.graph import Graph
     from flowrun.hooks import HookDispatcher
     from flowrun.journal import Journal
+    from flowrun.signature import CallPlan
     from flowrun.slots import Slots
     from flowrun.state.records import Preserved, RunRecord, TaskRecord
 
@@ -100,9 +100,11 @@ class Run:
         self._inbox = Inbox(self._loop, self._handle, self._after_round)
         self._channel = services.hooks.channel(self._base, self._wake)
         self._tell = Teller(record, self._channel, services.log)
-        self._ledger = Ledger(graph, record, live=services.journal.live)
+        self._live = services.journal.live
+        self._ledger = Ledger(graph, record, live=self._live)
         self._tasks = self._ledger.tasks
         self._lane = Lane(slots, self._granted)
+        self._line = slots.queue  # who waits for a slot
         self._held = 0  # slots that its own tasks have left
         self._granted_slots = 0  # slots that it stood in line for; they are used, not passed on
         self._offset = self._clock.time() - self._clock.monotonic()
@@ -265,22 +267,25 @@ class Run:
             or ``None`` if there is nothing to launch, no slot for it, or the loop's turn.
         """
         ready = self._ledger.ready
-        specs = self.graph.specs
+        ordered, late, asyncs = ready.ordered, ready.late, self.graph.is_async
         self._pumping = True
         try:
-            while ready:
-                if self._slice_is_over() or not self._slot():
+            while ordered or late:
+                self._launched += 1
+                if self._launched % _SLICE_TASKS == 0 and self._slice_is_over():
                     return None
-                is_async = specs[ready[0]].signature.is_async
-                if is_async and not carry:
+                if not self._slot():
+                    return None
+                if not carry and asyncs[ready.first()]:
                     self._granted_slots += 1  # it has stood in line: the carrier need not
                     return _FOR_A_CARRIER
+                number = ready.pop()
                 try:
-                    invocation = self._launch(heapq.heappop(ready))
+                    invocation = self._launch(number)
                 except BaseException:
                     self._held += 1
                     raise
-                if is_async:
+                if asyncs[number]:
                     return invocation
                 self._hand_over(invocation)
         finally:
@@ -295,7 +300,7 @@ class Run:
             return True
         while self._held:
             self._held -= 1
-            if self._lane.renew():
+            if not self._line or self._lane.renew():
                 return True
         return self._lane.take()
 
@@ -305,9 +310,6 @@ class Run:
         Tasks that end at once are run without a turn of the loop in between; now and then it
         must have one, for timers, cancellations and everybody else.
         """
-        self._launched += 1
-        if self._launched % _SLICE_TASKS:
-            return False
         now = self._monotonic()
         if not self._slice_end:
             self._slice_end = now + _SLICE_S
@@ -321,15 +323,22 @@ class Run:
         task = self._tasks[number]
         now = self._monotonic() + self._offset
         task.start(now, now if task.ready_at is None else task.ready_at)
-        if not self._journal.live:
+        if not self._live:
             self._post(task)
-        self._tell.started(task)
-        attempt = Attempt(self.record.run_id, self.record.dag_name, task.name, task.attempt)
+        if self._tell.tells_start:
+            self._tell.started(task)
+        record = self.record
+        plan = self.graph.plans[number]
         invocation = Invocation(
-            number, spec, attempt, self._arguments(number), self._base.copy(), self._clock
+            number,
+            spec,
+            Attempt(record.run_id, record.dag_name, spec.name, task.attempt),
+            self._arguments(number, plan) if plan.gives_any else NO_ARGUMENTS,
+            self._base.copy(),
+            self._clock,
         )
-        if task.attempt == 1 and (spec.retry.retries or self._journal.live):
-            invocation.inputs = self._changeable(number)
+        if plan.used and task.attempt == 1 and (self._live or spec.retry.retries):
+            invocation.inputs = self._changeable(number, plan)
         return invocation
 
     def _hand_over(self, invocation: Invocation) -> None:
@@ -363,44 +372,44 @@ class Run:
         self._calling = False
         carrier = asyncio.current_task()
         assert carrier is not None  # noqa: S101 - this is one
-        known = _references(carrier)
+        references, weak_references = getrefcount(carrier), getweakrefcount(carrier)
         invocation: object = None
-        while not carrier.cancelling() and _references(carrier) == known:
+        while (
+            not carrier.cancelling()
+            and getrefcount(carrier) == references
+            and getweakrefcount(carrier) == weak_references
+        ):
             try:
                 invocation = self._next(carry=True)
                 if not isinstance(invocation, Invocation):
                     return
-                if self._begin_attempt(invocation, carrier):
+                if invocation.step_here():
+                    invocation.task = carrier
+                    self._guarded(partial(self._suspended, invocation))
                     await invocation.rest()
                     if invocation.closed:
                         self._ended_late(invocation)
                         return
                 self._ended_attempt(invocation)
             except Exception as error:  # noqa: BLE001 - by design: see _guarded
+                if isinstance(invocation, Invocation) and not invocation.closed:
+                    self._held += 1
                 self._break(error)
             if self._alone:
                 return
 
-    def _begin_attempt(self, invocation: Invocation, carrier: asyncio.Task[None]) -> bool:
-        """Run an async task to its first suspension; return ``False`` if that was its end."""
-        try:
-            suspended = invocation.step_here()
-        except BaseException:  # it has not begun
-            self._held += 1
-            raise
-        if suspended:
-            invocation.task = carrier
-            self._guarded(partial(self._watch, invocation))
-            if self._ledger.ready:
-                self._guarded(self._pump)
-        return suspended
+    def _suspended(self, invocation: Invocation) -> None:
+        """An async task has not ended at once: see what else can be launched meanwhile."""
+        self._watch(invocation)
+        if self._ledger.ready:
+            self._pump()
 
     def _carrier_gone(self, carrier: asyncio.Task[None]) -> None:
         if carrier.cancelled():  # by somebody else, and perhaps before it began
             self._calling = False
         self._guarded(self._pump)
 
-    def _arguments(self, number: int) -> Arguments:
+    def _arguments(self, number: int, plan: CallPlan) -> Arguments:
         tasks = self._tasks
         values = [tasks[parent].result for parent in self.graph.parents[number]]
         preserved = self._preserved.get(number)
@@ -408,27 +417,24 @@ class Run:
             for place, name in enumerate(self.graph.dependency_names[number]):
                 if name in preserved:
                     values[place] = preserved[name]()
-        return self.graph.plans[number].arguments(values, self._context)
+        return plan.arguments(values, self._context)
 
-    def _changeable(self, number: int) -> Mapping[str, object]:
+    def _changeable(self, number: int, plan: CallPlan) -> Mapping[str, object]:
         """Return what a task is given and might change; a retry or a resume needs it as it is."""
         graph = self.graph
-        used = graph.plans[number].used
-        if not used:
-            return NOTHING
-        known = self._preserved.get(number) or {}
-        found: dict[str, object] = {}
-        for place in used:
+        found: dict[str, object] | None = None
+        for place in plan.used:
             parent = graph.parents[number][place]
             value = self._tasks[parent].result
             # What is not retained is made again for a resume (S2), but not for a retry.
-            if (
-                might_change(value)
-                and graph.names[parent] not in known
-                and (graph.specs[number].retry.retries or graph.specs[parent].retain_result)
+            if might_change(value) and (
+                graph.specs[number].retry.retries or graph.specs[parent].retain_result
             ):
-                found[graph.names[parent]] = value
-        return found
+                name = graph.names[parent]
+                if name not in (self._preserved.get(number) or {}):
+                    found = {} if found is None else found
+                    found[name] = value
+        return found or NOTHING
 
     # An attempt has ended.
 
@@ -461,15 +467,19 @@ class Run:
         """Judge what an attempt's end means, and settle its task."""
         self._close(invocation)
         number = invocation.number
-        task = self._tasks[number]
-        now = self._now()
-        self._correct_start(invocation, task, now)
-        self._keep_inputs(invocation)
-        error = invocation.error
-        if error is None and invocation.ok and self._stopping is None and not invocation.timed_out:
+        now = self._monotonic() + self._offset
+        if invocation.ok and self._stopping is None and not invocation.timed_out:
             # The way that nearly all attempts go.
             self._succeed(number, now, invocation.value)
-        elif isinstance(error, KeyboardInterrupt):
+        else:
+            self._ended_badly(invocation, number, now)
+        invocation.discard(unused=not invocation.ok)
+        if self._stopping is not None or not self._ledger.open:
+            self._progress()
+
+    def _ended_badly(self, invocation: Invocation, number: int, now: float) -> None:
+        error = invocation.error
+        if isinstance(error, KeyboardInterrupt):
             self._interrupted(number, now, error)
         elif invocation.timed_out:
             self._timed_out(invocation, now)
@@ -478,8 +488,6 @@ class Run:
         else:
             text = self._redacted(invocation.failure_text)
             self._failed(number, now, error or _UNKNOWN, text, Reason.ERROR)
-        invocation.discard(unused=not invocation.ok)
-        self._progress()
 
     def _close(self, invocation: Invocation) -> None:
         """Take an attempt off the books; its slot is free for the next one."""
@@ -490,18 +498,15 @@ class Run:
             if invocation.spec.timeout_s is not None:
                 self._deadlines.forget()
         self._held += 1
-
-    def _correct_start(self, invocation: Invocation, task: TaskRecord, now: float) -> None:
-        """Show when the code started, not when it was handed to a pool (A1)."""
-        if invocation.duration_s is not None:
-            task.started_at = max(task.started_at or now, now - invocation.duration_s)
-        elif invocation.started is not None:
-            task.started_at = invocation.started + self._offset
-
-    def _keep_inputs(self, invocation: Invocation) -> None:
         if invocation.preserved is not None:
             known = self._preserved.get(invocation.number) or {}
             self._preserved[invocation.number] = {**known, **invocation.preserved}
+        # Show when the code started, not when it was handed to a pool (A1).
+        if invocation.duration_s is not None:
+            task, now = self._tasks[invocation.number], self._now()
+            task.started_at = max(task.started_at or now, now - invocation.duration_s)
+        elif invocation.started is not None:
+            self._tasks[invocation.number].started_at = invocation.started + self._offset
 
     def _interrupted(self, number: int, now: float, error: KeyboardInterrupt) -> None:
         """Ctrl-C landed in a task: end the run as if it had been cancelled, then go further."""
@@ -514,9 +519,9 @@ class Run:
 
     def _succeed(self, number: int, now: float, value: object) -> None:
         task = self._tasks[number]
-        if self._journal.live:
+        if self._live:
             task.succeed(now, value)
-            self._succeeded(number)
+            self._succeeded(number, task)
             return
         snapshot = task.copy()
         snapshot.succeed(now, value)
@@ -535,7 +540,7 @@ class Run:
         task = self._tasks[number]
         if error is None:
             task.succeed(now, value)
-            self._succeeded(number)
+            self._succeeded(number, task)
         elif isinstance(error, ResultNotStorableError):
             self._failed(number, now, error, self._redacted(error_text(error)), Reason.ERROR)
         else:
@@ -544,11 +549,13 @@ class Run:
             self._failed_for_good(number, text)
             self._break(error)
 
-    def _succeeded(self, number: int) -> None:
+    def _succeeded(self, number: int, task: TaskRecord) -> None:
         """A success is acknowledged: tell, let inputs go, let children come (S1)."""
-        task = self._tasks[number]
-        self._tell.succeeded(task)
-        self._settle(number)
+        if self._tell.tells_success:
+            self._tell.succeeded(task)
+        if self._preserved:
+            self._preserved.pop(number, None)
+        self._ledger.settle(number)
         if self._stopping is None:
             self._ledger.open_children(number, task.finished_at or 0.0)
 
@@ -579,7 +586,7 @@ class Run:
             self._retry(number, line)
         else:
             # A2: no second attempt beside the first. Wait for it, as long again as its timeout.
-            if not self._journal.live:
+            if not self._live:
                 self._post(task)
             self._lingering[number] = abandoned
             self._timers[number] = self._later(
@@ -613,7 +620,7 @@ class Run:
         delay_s = self.graph.specs[number].retry.delay_before(task.attempt, self._config.chance())
         task.retry()
         self._tell.retrying(task, self._now(), error, line, delay_s)
-        if not self._journal.live:
+        if not self._live:
             self._post(task)
         if delay_s:
             self._timers[number] = self._later(delay_s, partial(self._waited, number))
@@ -630,7 +637,7 @@ class Run:
 
     def _failed_for_good(self, number: int, line: str) -> None:
         self._tell.failed(self._tasks[number], line)
-        if self._journal.live and number in self._preserved:
+        if self._live and number in self._preserved:
             graph = self.graph
             self.record.inputs[graph.names[number]] = {
                 name: thaw
@@ -692,8 +699,6 @@ class Run:
         invocation.abandon()
         self._close(invocation)
         now = self._now()
-        self._correct_start(invocation, task, now)
-        self._keep_inputs(invocation)
         self._tell.abandoned(task)
         if invocation.timed_out:
             self._timed_out(invocation, now, abandoned=invocation)
@@ -811,7 +816,7 @@ class Run:
         if self._stopping is Reason.RUN_BROKEN:
             # What the store refused before may go now, so that the end it shows is whole.
             end = [*(Change(record, task.copy()) for task in self._tasks), *end]
-        if self._journal.live:
+        if self._live:
             self._journal.store.save(end)
             self._end_saved(None)
         else:
@@ -847,7 +852,7 @@ class Run:
 
     def _commit(self, numbers: list[int], then: Callable[[], object]) -> None:
         """Make these tasks' records durable, then go on."""
-        if self._journal.live:
+        if self._live:
             then()
             return
         changes = [Change(self.record, self._tasks[number].copy()) for number in numbers]
@@ -879,11 +884,6 @@ class _ForACarrier(Enum):
 
 
 _FOR_A_CARRIER = _ForACarrier.FOR_A_CARRIER
-
-
-def _references(task: asyncio.Task[None]) -> tuple[int, int]:
-    """Return how many know an asyncio task; the counts of two moments can be compared."""
-    return sys.getrefcount(task), weakref.getweakrefcount(task)
 
 
 def _nothing() -> None:

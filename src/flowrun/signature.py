@@ -308,9 +308,10 @@ class CallPlan:
     Attributes:
         used: Places, in the dependencies' order, of the results that are passed on; the other
             dependencies are order only.
+        gives_any: Whether a call has any argument at all.
     """
 
-    __slots__ = ("_by_name", "_extra", "used")
+    __slots__ = ("_by_name", "_extra", "gives_any", "used")
 
     def __init__(
         self, used: tuple[int, ...], by_name: tuple[tuple[str, int], ...], extra: _Extra | None
@@ -318,6 +319,7 @@ class CallPlan:
         self.used = used
         self._by_name = by_name
         self._extra = extra
+        self.gives_any = bool(by_name) or extra is not None
 
     def arguments(self, values: Sequence[object], context: object) -> Arguments:
         """Return the positional and the keyword arguments of a call; do not change them.
@@ -327,8 +329,6 @@ class CallPlan:
             context: The run's context, or ``None``.
         """
         if self._extra is None:
-            if not self._by_name:
-                return _NO_ARGUMENTS
             return (), {name: values[place] for name, place in self._by_name}
         keywords = {name: values[place] for name, place in self._by_name}
         return self._extra.positional(values, context, keywords), keywords
@@ -382,7 +382,6 @@ class _Extra:
         return tuple(arguments[:filled])
 
 
-_NO_ARGUMENTS: Arguments = ((), {})
 _NO_PLAN = CallPlan((), (), None)
 
 

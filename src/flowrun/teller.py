@@ -28,16 +28,22 @@ class Teller:
         record: The run.
         channel: Where its events go.
         log: Where its lines go.
+
+    Attributes:
+        tells_start: Whether anybody wants to hear of a task's start.
+        tells_success: Whether anybody wants to hear of a task's success.
     """
 
     __slots__ = (
         "_channel",
         "_log",
+        "_logs_start",
+        "_logs_success",
         "_record",
-        "_tells_start",
-        "_tells_success",
         "_wants_start",
         "_wants_success",
+        "tells_start",
+        "tells_success",
     )
 
     def __init__(self, record: RunRecord, channel: HookChannel, log: logging.Logger) -> None:
@@ -47,8 +53,10 @@ class Teller:
         # Asked once per run: these two are told for every task.
         self._wants_start = channel.wants(TaskStartEvent)
         self._wants_success = channel.wants(TaskSuccessEvent)
-        self._tells_start = log.isEnabledFor(logging.DEBUG)
-        self._tells_success = log.isEnabledFor(logging.INFO)
+        self._logs_start = log.isEnabledFor(logging.DEBUG)
+        self._logs_success = log.isEnabledFor(logging.INFO)
+        self.tells_start = self._wants_start or self._logs_start
+        self.tells_success = self._wants_success or self._logs_success
 
     def run_started(self, task_names: tuple[str, ...]) -> None:
         """A run begins."""
@@ -114,7 +122,7 @@ class Teller:
                     task.attempt,
                 )
             )
-        if self._tells_start:
+        if self._logs_start:
             self._log.debug(
                 "task %r attempt %d launched", task.name, task.attempt, extra=self._about(task)
             )
@@ -133,7 +141,7 @@ class Teller:
                     _duration_s(task),
                 )
             )
-        if self._tells_success:
+        if self._logs_success:
             self._log.info(
                 "task %r succeeded in %.3f s",
                 task.name,

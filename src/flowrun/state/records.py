@@ -81,6 +81,11 @@ class TransitionError(RuntimeError):
     """A change that the state machine does not allow: a mistake inside flowrun."""
 
 
+# Looked up for every task: a global name costs less than an attribute of an enum.
+_PENDING, _RUNNING, _SUCCESS = TaskStatus.PENDING, TaskStatus.RUNNING, TaskStatus.SUCCESS
+_ABSENT = NoResult.ABSENT
+
+
 class TaskRecord:
     """One task of one run.
 
@@ -120,7 +125,7 @@ class TaskRecord:
     def __init__(self, name: str, deps: tuple[str, ...] = ()) -> None:
         self.name = name
         self.deps = deps
-        self.status = TaskStatus.PENDING
+        self.status = _PENDING
         self.attempt = 0
         self.ready_at: float | None = None
         self.started_at: float | None = None
@@ -128,28 +133,29 @@ class TaskRecord:
         self.error: str | None = None
         self.reason: Reason | None = None
         self.abandoned = False
-        self.result: object = NoResult.ABSENT
+        self.result: object = _ABSENT
         self.earlier: tuple[AttemptRecord, ...] = ()
 
     def start(self, now: float, ready_at: float) -> None:
         """PENDING -> RUNNING: the next attempt begins."""
-        if self.status is not TaskStatus.PENDING:
+        if self.status is not _PENDING:
             self._refuse("start")
-        self.status = TaskStatus.RUNNING
-        self.attempt += 1
+        self.status = _RUNNING
         self.ready_at = ready_at
         self.started_at = now
-        # A retry's record shows its own attempt; the one before stands in ``earlier``.
-        self.error = None
-        self.reason = None
-        self.finished_at = None
-        self.abandoned = False
+        if self.attempt:
+            # A retry's record shows its own attempt; the one before stands in ``earlier``.
+            self.error = None
+            self.reason = None
+            self.finished_at = None
+            self.abandoned = False
+        self.attempt += 1
 
     def succeed(self, now: float, result: object) -> None:
         """RUNNING -> SUCCESS."""
-        if self.status is not TaskStatus.RUNNING:
+        if self.status is not _RUNNING:
             self._refuse("succeed")
-        self.status = TaskStatus.SUCCESS
+        self.status = _SUCCESS
         self.finished_at = now
         self.result = result
 

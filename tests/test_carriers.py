@@ -1,0 +1,323 @@
+"""Async tasks share asyncio tasks, one after another: none may feel what ran before it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from flowrun import Engine, SchedulerConfig, current_attempt
+
+from .conftest import WAIT_S, statuses
+
+MakeEngine = Callable[..., Engine]
+
+colour: contextvars.ContextVar[str] = contextvars.ContextVar("colour", default="none")
+
+
+@pytest.mark.parametrize("suspends", [False, True])
+async def test_context_variables_do_not_leak_to_the_next_task(  # A7
+    make_engine: MakeEngine, suspends: bool
+) -> None:
+    engine = make_engine(max_parallel=1)
+    seen: list[str] = []
+    colour.set("caller's")
+
+    async def paint() -> None:
+        seen.append(colour.get())
+        colour.set(f"task {len(seen)}'s")
+        if suspends:
+            await asyncio.sleep(0)
+        assert colour.get() == f"task {len(seen)}'s"
+
+    for number in range(5):
+        engine.task(name=f"t{number}", dag="d")(paint)
+    run_id = await engine.run_once("d")
+    assert engine.get_run_report(run_id)["status"] == "SUCCESS"
+    assert seen == ["caller's"] * 5
+    assert colour.get() == "caller's"
+
+
+@pytest.mark.parametrize("suspends", [False, True])
+async def test_late_cancellation_of_a_finished_task_hits_no_other(  # A5
+    make_engine: MakeEngine, suspends: bool
+) -> None:
+    engine = make_engine(max_parallel=1)
+    me: list[asyncio.Task[Any]] = []
+    told = asyncio.Event()
+
+    @engine.task(dag="d")
+    async def first() -> None:
+        if suspends:
+            await asyncio.sleep(0)
+        task = asyncio.current_task()
+        assert task is not None
+        me.append(task)
+
+    @engine.task(dag="d", deps=[first])
+    async def second() -> str:
+        assert asyncio.current_task() is not me[0]
+        told.set()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return "undisturbed"
+
+    run = asyncio.create_task(engine.run_once("d"))
+    await asyncio.wait_for(told.wait(), WAIT_S)
+    me[0].cancel()
+    report = engine.get_run_report(await run)
+    assert report["tasks"]["second"]["result"] == "undisturbed"
+
+
+@pytest.mark.parametrize("how", ["weakly", "cancelled", "cancelled and caught"])
+async def test_asyncio_task_that_somebody_knows_or_has_cancelled_carries_no_other(
+    make_engine: MakeEngine, how: str
+) -> None:
+    engine = make_engine(max_parallel=1)
+    states: weakref.WeakKeyDictionary[asyncio.Task[Any], int] = weakref.WeakKeyDictionary()
+    leftovers: list[int] = []
+
+    async def work() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        leftovers.append(states.get(task, 0) + task.cancelling())
+        if how == "weakly":
+            states[task] = 1
+            return
+        task.cancel()
+        if how == "cancelled and caught":
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.sleep(0)
+
+    for number in range(4):
+        engine.task(name=f"t{number}", dag="d")(work)
+    run_id = await engine.run_once("d")
+    assert engine.get_run_report(run_id)["status"] == "SUCCESS"
+    assert leftovers == [0, 0, 0, 0]
+
+
+async def test_timeouts_of_the_tasks_own_do_not_end_what_follows(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_parallel=1)
+
+    @engine.task(dag="d")
+    async def impatient() -> str:
+        try:
+            async with asyncio.timeout(0):
+                await asyncio.Event().wait()
+        except TimeoutError:
+            return "gave up"
+        return "?"
+
+    @engine.task(dag="d", deps=[impatient])
+    async def after() -> str:
+        async with asyncio.TaskGroup() as group:
+            child = group.create_task(asyncio.sleep(0, "child"))
+        return await asyncio.wait_for(asyncio.sleep(0, child.result()), WAIT_S)
+
+    report = engine.get_run_report(await engine.run_once("d"))
+    assert report["tasks"]["impatient"]["result"] == "gave up"
+    assert report["tasks"]["after"]["result"] == "child"
+
+
+async def test_run_goes_on_when_somebody_cancels_every_asyncio_task(engine: Engine) -> None:
+    engine.task(name="sync", dag="d")(lambda: None)
+
+    waiting = asyncio.Event()
+
+    @engine.task(dag="d")
+    async def waits() -> None:
+        waiting.set()
+        await asyncio.Event().wait()
+
+    @engine.task(dag="d", deps=["sync"])
+    async def later() -> int:
+        return 1
+
+    mine = asyncio.all_tasks()
+    run = asyncio.create_task(engine.run_once("d"))
+    mine.add(run)
+
+    def cancel_all() -> None:
+        for task in asyncio.all_tasks() - mine:
+            task.cancel()
+
+    for _ in range(20):  # also those that have not begun
+        await asyncio.sleep(0)
+        cancel_all()
+    while not waiting.is_set():
+        await asyncio.sleep(0)
+    cancel_all()
+    report = engine.get_run_report(await asyncio.wait_for(run, WAIT_S))
+    assert statuses(report)["waits"] == "FAILED"
+    assert statuses(report)["sync"] == "SUCCESS"
+    assert report["tasks"]["waits"]["reason"] == "ERROR"
+    assert "CancelledError" in (report["tasks"]["waits"]["error"] or "")
+
+
+async def test_awaitables_that_are_no_coroutines_are_awaited(engine: Engine) -> None:
+    class Ticket:
+        def __await__(self) -> Any:
+            yield from asyncio.sleep(0).__await__()
+            return "served"
+
+    class Counter:
+        async def __call__(self) -> str:
+            return "called"
+
+    def ticket() -> Ticket:
+        return Ticket()
+
+    engine.task(name="ticket", dag="d")(ticket)
+    engine.task(name="counter", dag="d")(Counter())
+    report = engine.get_run_report(await engine.run_once("d"))
+    assert {name: task["result"] for name, task in report["tasks"].items()} == {
+        "ticket": "served",
+        "counter": "called",
+    }
+
+
+async def test_function_whose_code_was_replaced_after_its_declaration(engine: Engine) -> None:
+    class Ticket:
+        def __await__(self) -> Any:
+            yield from asyncio.sleep(0).__await__()
+            return "served"
+
+    async def takes(ticket: Any = None) -> Any:
+        return ticket
+
+    async def returns_a_number(ticket: Any = None) -> Any:
+        return ticket
+
+    async def demands(ticket: Any = None) -> Any:
+        return ticket
+
+    for function in (takes, returns_a_number, demands):
+        engine.task(dag="d")(function)
+
+    def gives(ticket: Any = None) -> Any:
+        return ticket
+
+    def five(ticket: Any = None) -> int:
+        return 5
+
+    # As the reloader of an interactive session does it, with functions that are in use.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python itself advises against it
+        takes.__code__ = gives.__code__
+        returns_a_number.__code__ = five.__code__
+    takes.__defaults__ = (Ticket(),)
+    demands.__defaults__ = None
+    tasks = engine.get_run_report(await engine.run_once("d"))["tasks"]
+    assert tasks["takes"]["result"] == "served"
+    assert "TypeError: object int can't be used" in (tasks["returns_a_number"]["error"] or "")
+    assert "missing 1 required positional argument" in (tasks["demands"]["error"] or "")
+
+
+def test_loop_that_is_closed_closes_what_is_suspended(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    closed: list[str] = []
+
+    @engine.task(dag="d", timeout_s=None)
+    async def waits() -> None:
+        try:
+            await asyncio.Event().wait()
+        except GeneratorExit:
+            closed.append("closed")
+            raise
+
+    async def begin() -> asyncio.Task[str]:
+        run = asyncio.create_task(engine.run_once("d"))
+        while not engine.list_runs() or not any(
+            task["status"] == "RUNNING"
+            for task in engine.get_run_report(engine.list_runs()[0].run_id)["tasks"].values()
+        ):
+            await asyncio.sleep(0)
+        return run
+
+    loop = asyncio.new_event_loop()
+    run = loop.run_until_complete(begin())
+    try:
+        carriers = asyncio.all_tasks(loop) - {run}
+        for carrier in carriers:
+            coroutine: Any = carrier.get_coro()
+            coroutine.close()
+        assert closed == ["closed"]
+    finally:
+        run.cancel()
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+
+
+async def test_awaitable_of_a_sync_task_is_cancelled_before_it_begins(  # I3 R2
+    make_engine: MakeEngine,
+) -> None:
+    engine = make_engine(max_workers=1)
+    blocked, behind = threading.Event(), threading.Event()
+    began: list[int] = []
+
+    async def never() -> None:
+        began.append(1)
+
+    class Awaitable:
+        def __await__(self) -> Any:
+            return never().__await__()
+
+    @engine.task(dag="d")
+    def returns_awaitable() -> Awaitable:
+        assert blocked.wait(WAIT_S)
+        return Awaitable()
+
+    @engine.task(dag="d")
+    def queued_behind_it() -> None:
+        behind.set()
+
+    @engine.task(dag="d")
+    async def blocks_the_loop() -> None:
+        # The only worker thread has told the loop of the first task when it begins the second.
+        blocked.set()
+        assert behind.wait(WAIT_S)
+        engine.cancel(current_attempt().run_id)
+
+    with pytest.raises(asyncio.CancelledError):
+        await engine.run_once("d")
+    (run,) = engine.list_runs()
+    report = engine.get_run_report(run.run_id)
+    assert report["tasks"]["returns_awaitable"]["reason"] == "RUN_CANCELLED"
+    assert not began
+
+
+async def test_awaitable_of_a_sync_task_that_does_not_stop_is_abandoned(  # I3 A3
+    make_engine: MakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = make_engine(config=SchedulerConfig(cancel_grace_s=0.01))
+    release, ended = asyncio.Event(), asyncio.Event()
+
+    async def stubborn() -> str:
+        while not release.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await release.wait()
+        ended.set()
+        return "late"
+
+    @engine.task(dag="d", timeout_s=0.01)
+    def returns_awaitable() -> Any:
+        return stubborn()
+
+    report = engine.get_run_report(await engine.run_once("d"))
+    task = report["tasks"]["returns_awaitable"]
+    assert task["reason"] == "TIMEOUT"
+    assert "abandoned" in (task["error"] or "")
+    release.set()
+    await asyncio.wait_for(ended.wait(), WAIT_S)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert "ended after it was abandoned; its result is not recorded" in caplog.text
+    again = engine.get_run_report(report["run_id"])["tasks"]["returns_awaitable"]
+    assert again["result"] is None
