@@ -7,7 +7,7 @@ import copy
 import pickle
 import types
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from flowrun.context import CURRENT
 from flowrun.errors import ExecutorError, RemoteTaskError
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from flowrun.registry import TaskSpec
     from flowrun.state.records import Preserved
 
+_Code: TypeAlias = "Coroutine[Any, Any, object]"
 Arguments: TypeAlias = tuple[tuple[object, ...], dict[str, object]]
 NO_ARGUMENTS: Arguments = ((), {})
 NOTHING: Mapping[str, object] = {}
@@ -71,7 +72,7 @@ class Invocation:
     stopped = False
     closed = False
     abandoned = False
-    _coroutine: Coroutine[Any, Any, object]
+    _coroutine: _Code
     _awaited: Any = None
 
     def __init__(  # noqa: PLR0913 - made in one place, once per attempt
@@ -226,10 +227,9 @@ class Invocation:
         self.begin()
         args, kwargs = self.arguments
         try:
-            coroutine: Any = self.spec.function(*args, **kwargs)
-            if type(coroutine) is not types.CoroutineType:
-                coroutine = _awaiting(coroutine)
-            self._coroutine = coroutine
+            made: Any = self.spec.function(*args, **kwargs)
+            usual = type(made) is types.CoroutineType
+            self._coroutine = coroutine = cast("_Code", made) if usual else _awaiting(made)
         except BaseException as error:  # noqa: BLE001 - everything is the task's failure (A5)
             self.error = error
             return False
