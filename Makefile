@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: demo test check format clean
+.PHONY: demo test check bench format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/flight_delays.py
@@ -16,6 +16,10 @@ test: $(VENV)/.dev
 
 check: $(VENV)/.dev
 	$(BIN)/python .ci/check.py
+
+# `make bench QUICK=1` measures against the floors alone, in two minutes.
+bench: $(VENV)/.demo
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
