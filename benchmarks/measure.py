@@ -7,6 +7,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 _LINES_SHOWN = 3
+_PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Comparison:
         ours: Seconds of each of flowrun's repetitions.
         theirs: Seconds of each of the other's.
         problem: Why there is no figure, if there is none.
+        others_fault: The problem is the other's.
     """
 
     job: Job
@@ -37,6 +40,7 @@ class Comparison:
     ours: tuple[float, ...] = ()
     theirs: tuple[float, ...] = ()
     problem: str = ""
+    others_fault: bool = False
 
     @property
     def ratio(self) -> float:
@@ -77,10 +81,13 @@ class Bench:
         ours: list[float] = []
         theirs: list[float] = []
         job = replace(job, side=FLOWRUN)
-        for _ in range(repetitions):
+        began = time.monotonic()
+        for turn in range(repetitions):
+            if turn > 1 and time.monotonic() - began > _PATIENCE_S:
+                break  # what takes so long varies little
             their = self.answer(replace(job, side=other))
             if their.problem:
-                return Comparison(job, other, problem=their.problem)
+                return Comparison(job, other, problem=their.problem, others_fault=True)
             our = self.answer(job)
             if our.problem:
                 return Comparison(job, other, problem=f"flowrun: {our.problem}")

@@ -1,13 +1,15 @@
-"""What is measured, in which order, and which targets were missed."""
+"""flowrun beside the floors, and what it takes besides time."""
 
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks.jobs import EXTRAS, FLOOR, FLOWRUN, Answer, Job
+from benchmarks.findings import Line
+from benchmarks.jobs import EXTRAS, FLOOR, FLOWRUN, Job
 from benchmarks.measure import Comparison
+from benchmarks.shapes import SHAPES, SIZES
 from benchmarks.targets import (
     BYTES_AT_MOST,
     FLOOR_TARGETS,
@@ -18,11 +20,13 @@ from benchmarks.targets import (
 )
 
 if TYPE_CHECKING:
+    from benchmarks.findings import Findings
     from benchmarks.measure import Bench
     from benchmarks.targets import Target
 
-_FULL_SIZES = (100, 1_000, 10_000, 100_000)
-_IMPORTS = 15
+_HUGE = 100_000
+_QUICK_SIZES = (1_000,)
+_QUICK_SHAPES = ("grid",)
 _IMPORT = (
     "import time; start = time.perf_counter(); import {};"
     " seconds = time.perf_counter() - start;"
@@ -30,61 +34,32 @@ _IMPORT = (
 )
 
 
-@dataclass(frozen=True)
-class Line:
-    """One line of the table of targets.
-
-    Attributes:
-        what: What was measured.
-        where: On which shape and size.
-        figure: What came of it, a ratio or a number.
-        at_most: The target, if one holds here.
-        told: The figures behind it, in words.
-    """
-
-    what: str
-    where: str
-    figure: float
-    at_most: float | None
-    told: str
-
-    @property
-    def missed(self) -> bool:
-        """Return whether there is a target and the figure is above it."""
-        return self.at_most is not None and not self.figure <= self.at_most
-
-
 @dataclass
 class Suite:
-    """All that one command measures; what is done is printed at once.
+    """All that is measured without the peers.
 
     Attributes:
         bench: Starts the processes.
-        quick: Fewer sizes and repetitions.
+        findings: Where the figures go.
+        quick: Fewer sizes, shapes and repetitions.
         only: Measure only what has this in its name.
-        lines: What was found.
-        comparisons: The same with all figures, for the charts.
+        sizes: Other sizes than usual.
+        repetitions: Other repetitions than usual.
     """
 
     bench: Bench
+    findings: Findings
     quick: bool
     only: str = ""
-    sizes: tuple[int, ...] | None = None
-    repetitions: int | None = None
-    lines: list[Line] = field(default_factory=list[Line])
-    comparisons: list[Comparison] = field(default_factory=list[Comparison])
-
-    @property
-    def missed(self) -> list[Line]:
-        """Return the lines whose target is missed."""
-        return [line for line in self.lines if line.missed]
+    sizes: tuple[int, ...] = ()
+    repetitions: int = 0
 
     def run(self) -> None:
         """Measure everything that was asked for."""
         for target in FLOOR_TARGETS:
             if self._wanted(target.what, target.kind):
                 self._floor(target)
-        if self._wanted("ten tasks"):
+        if self._wanted("ten"):
             self._ten()
         if self._wanted("import"):
             self._import()
@@ -92,78 +67,85 @@ class Suite:
             self._growth()
         if self._wanted("memory"):
             self._memory()
+        if not self.quick or self.only:
+            self._others()
 
     def _wanted(self, *names: str) -> bool:
-        return any(self.only in name for name in names)
+        return any(name.startswith(self.only) for name in names)
 
-    def _add(self, line: Line) -> None:
-        self.lines.append(line)
-        target = "" if line.at_most is None else f"at most {line.at_most:g}"
-        verdict = "" if line.at_most is None else "MISSED" if line.missed else "ok"
-        print(
-            f"{line.what:38} {line.where:15} {line.figure:9.2f}  {target:12} {verdict:7}"
-            f" {line.told}",
-            flush=True,
-        )
+    def _times(self, *, quick: int, full: int) -> int:
+        return self.repetitions or (quick if self.quick else full)
+
+    @property
+    def _shapes(self) -> tuple[str, ...]:
+        return _QUICK_SHAPES if self.quick else tuple(SHAPES)
 
     def _floor(self, target: Target) -> None:
-        sizes = self.sizes or ((1_000,) if self.quick else _FULL_SIZES)
-        if self.quick and target.max_parallel != 4 and target.kind != "sync":
+        if self.quick and not self.only and target.max_parallel != 4 and target.kind != "sync":
             return
+        sizes = self.sizes or (_QUICK_SIZES if self.quick else SIZES)
         for job in target.jobs(sizes, 3 if self.quick else 9):
-            repetitions = self.repetitions or (3 if self.quick else 5)
-            comparison = self.bench.compare(job, repetitions=repetitions)
-            self.comparisons.append(comparison)
+            times = self._times(quick=3, full=3 if job.size == _HUGE else 5)
+            found = self.bench.compare(job, repetitions=times)
             at_most = target.at_most if job.size >= target.smallest else None
-            self._compared(target.what, comparison, at_most, per=job.size)
-
-    def _compared(self, what: str, found: Comparison, at_most: float | None, *, per: int) -> None:
-        where = f"{found.job.shape} {found.job.size:,}"
-        if found.problem:
-            self._add(Line(what, where, float("nan"), at_most, found.problem))
-            return
-        told = (
-            f"{found.our_time / per * 1e6:.2f} us against {found.their_time / per * 1e6:.2f};"
-            f" ratios {min(found.ratios):.2f} to {max(found.ratios):.2f}"
-        )
-        self._add(Line(what, where, found.ratio, at_most, told))
+            self.findings.compared(target.what, found, at_most, per=job.size)
 
     def _ten(self) -> None:
-        job = Job(FLOWRUN, "ten", "chain", 10)
-        found = self.bench.compare(job, repetitions=self.repetitions or (3 if self.quick else 5))
-        self._compared("a run of ten tasks", found, TEN_AT_MOST, per=1)
+        job = Job(FLOWRUN, "ten", "chain", 1_000 if self.quick else 10_000)
+        found = self.bench.compare(job, repetitions=self._times(quick=3, full=5))
+        self.findings.compared(
+            "a run of ten tasks", found, TEN_AT_MOST, per=1, place=f"{job.size:,} runs"
+        )
 
     def _import(self) -> None:
         ours: list[float] = []
         theirs: list[float] = []
-        for turn in range((self.repetitions or (_IMPORTS // 2 if self.quick else _IMPORTS)) + 1):
+        for turn in range(self._times(quick=7, full=21) + 1):
             their = self.bench.ask(FLOOR, ["-c", _IMPORT.format("asyncio")])
             our = self.bench.ask(FLOOR, ["-c", _IMPORT.format("flowrun")])
             if turn:  # the first one wrote the bytecode
                 ours.append(our.seconds)
                 theirs.append(their.seconds)
         found = Comparison(Job(FLOWRUN, "import", "-", 1), FLOOR, tuple(ours), tuple(theirs))
-        self._compared("import", found, IMPORT_AT_MOST, per=1)
+        self.findings.compared("import", found, IMPORT_AT_MOST, per=1, place="once")
 
     def _growth(self) -> None:
-        small, large = (1_000, 100_000)
-        shapes = ("grid",) if self.quick else ("chain", "fan", "grid", "random")
-        for shape in shapes:
-            each: dict[int, list[float]] = {small: [], large: []}
-            for _ in range(self.repetitions or (1 if self.quick else 3)):
-                for size, found in each.items():
-                    job = Job(FLOWRUN, "at-once", shape, size, turns=turns_for(size))
-                    found.append(self.bench.answer(job).seconds / size * 1e6)
-            ours, theirs = statistics.median(each[large]), statistics.median(each[small])
-            told = f"{ours:.2f} us per task against {theirs:.2f}"
-            where = f"{shape} {large:,}"
-            self._add(Line("growth", where, ours / theirs, GROWTH_AT_MOST, told))
+        small = 1_000
+        for kind in (
+            ("at-once", "build") if self.quick else ("at-once", "suspends", "sync", "build")
+        ):
+            for shape in self._shapes:
+                each: dict[int, list[float]] = {small: [], _HUGE: []}
+                for _ in range(self._times(quick=1, full=3)):
+                    for size, found in each.items():
+                        job = Job(FLOWRUN, kind, shape, size, turns=turns_for(size))
+                        found.append(self.bench.answer(job).seconds / size * 1e6)
+                ours, theirs = statistics.median(each[_HUGE]), statistics.median(each[small])
+                told = f"{ours:.2f} us per task against {theirs:.2f} at {small:,}"
+                where = f"{shape} {_HUGE:,}"
+                figure = ours / theirs if theirs else None
+                self.findings.add(Line(f"growth, {kind}", where, figure, GROWTH_AT_MOST, told))
 
     def _memory(self) -> None:
-        size = 100_000
-        for shape in ("grid",) if self.quick else ("chain", "fan", "grid", "random"):
-            job = Job(EXTRAS, "memory", shape, size)
-            answer: Answer = self.bench.answer(job)
-            figure = answer.figures.get("bytes_per_task", float("nan"))
-            told = answer.problem or "bytes per task, peak resident set"
-            self._add(Line("memory", f"{shape} {size:,}", figure, BYTES_AT_MOST, told))
+        for shape in self._shapes:
+            answer = self.bench.answer(Job(EXTRAS, "memory", shape, _HUGE))
+            told = answer.problem or "bytes per task, by the peak of the resident set"
+            figure = answer.figures.get("bytes_per_task")
+            self.findings.add(Line("memory", f"{shape} {_HUGE:,}", figure, BYTES_AT_MOST, told))
+
+    def _others(self) -> None:
+        for kind, name, where, told in _OTHERS:
+            if self._wanted(kind):
+                answer = self.bench.answer(Job(EXTRAS, kind, "chain", 1))
+                figure = answer.figures.get(name)
+                self.findings.add(Line(kind, where, figure, None, answer.problem or told))
+
+
+_OTHERS = (
+    ("runs", "bytes_per_run", "10,000 runs", "bytes that a run of ten tasks left behind"),
+    ("idle", "cpu_per_second", "1,000 waiting", "CPU seconds per second of waiting"),
+    ("large result", "memory_s", "100 MB", "seconds, in memory"),
+    ("large result", "memory_stall_s", "100 MB", "seconds of the longest stall, in memory"),
+    ("large result", "durable_s", "100 MB", "seconds, through SQLite (JSON, NORMAL)"),
+    ("large result", "durable_stall_s", "100 MB", "seconds of the longest stall, through SQLite"),
+)
