@@ -25,9 +25,8 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-
 clean:
-	rm -rf $(VENV) .venvs build dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venvs benchmarks/.venvs build dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/.python:
 	@test -n "$(PYTHON)" || { \

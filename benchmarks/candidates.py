@@ -128,6 +128,7 @@ KINDS: dict[str, Callable[[Edges, int], Timed]] = {
     "at-once": at_once,
     "suspends": suspends,
     "sync": sync,
+    "inline": at_once,  # as a peer that uses one thread only, so that nothing else can run
     "durable-normal": durable_normal,
     "durable-full": durable_full,
     "build": build,

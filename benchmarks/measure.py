@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
-_LINES_SHOWN = 3
 _PATIENCE_S = 60.0
+_EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Exit)\b")
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,7 @@ class Bench:
                 _end_group(process)
         answer = Answer.load(output)
         if answer.problem == "no answer":
-            last = " / ".join(errors.strip().splitlines()[-_LINES_SHOWN:])
-            return Answer(problem=f"exit code {process.returncode}: {last}")
+            return Answer(problem=_reason(process.returncode, errors))
         return answer
 
     def _environment(self, side: str) -> dict[str, str]:
@@ -136,6 +136,14 @@ class Bench:
         environment["PYTHONPYCACHEPREFIX"] = str(self.scratch / f"bytecode-{side}")
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
         return environment
+
+
+def _reason(code: int, errors: str) -> str:
+    """Return the exception's own line, if a process has ended with one."""
+    lines = [line for line in errors.splitlines() if line.strip()]
+    own = [line for line in lines if _EXCEPTION.match(line)]
+    last = (own or lines or ["no message"])[-1]
+    return f"exit code {code}: {last}" if not own else last
 
 
 def _end_group(process: subprocess.Popen[str]) -> None:

@@ -122,6 +122,9 @@ def _peers(findings: Findings, lines: Sequence[Line], images: Sequence[str]) -> 
         "The same tasks, in turns with flowrun. A figure says how many times as long the peer"
         " took; below 1 it was faster. Building is not counted on either side, unless the peer"
         " cannot tell it apart, and neither is starting a server, a cluster or an interpreter."
+        " *Sync tasks* are sync functions, which flowrun always runs in threads, so that the loop"
+        " stays free; *one thread* is the same work of a peer that blocks its caller's thread,"
+        " beside flowrun's async tasks, which share one thread as well."
     )
     if "performance-peers.svg" in images:
         yield "![performance-peers](images/performance-peers.svg)"
@@ -132,6 +135,7 @@ def _peers(findings: Findings, lines: Sequence[Line], images: Sequence[str]) -> 
             cells = [of_it.get(f"{shape} {size:,}") for shape in SHAPES]
             rows.append((what, f"{size:,}", *map(_lead, cells)))
     yield _table(("peer", "tasks", *SHAPES), rows)
+    yield "*no*: it failed, see below; -: not tried, since the size before took too long."
     reasons = [
         f"- {line.what}{'' if line.where == '-' else f', {line.where}'}: {_cell(line.told)}"
         for line in lines

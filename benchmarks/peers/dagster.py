@@ -64,4 +64,4 @@ def sync(edges: Edges, max_parallel: int) -> tuple[float, dict[str, int]]:
     return seconds, {name: result.output_for_node(name) for name in edges}
 
 
-KINDS = {"sync": sync}
+KINDS = {"sync": sync, "inline": sync}

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from benchmarks.shapes import Edges
 
 CANNOT = {
+    "inline": "uses threads: see sync",
     "at-once": "takes sync functions only",
     **dict.fromkeys(("durable-normal", "durable-full"), "keeps no state of its runs"),
 }

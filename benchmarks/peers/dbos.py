@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from benchmarks.shapes import Edges
 
 CANNOT = {
+    "inline": "its state is always written: see durable",
     "at-once": "every step is recorded: see durable",
     "sync": "every step is recorded: see durable",
     "durable-normal": "writes its SQLite file with synchronous=FULL",

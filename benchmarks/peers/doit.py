@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from benchmarks.shapes import Edges
 
 CANNOT = {
+    "inline": "uses threads: see sync",
     "at-once": "takes sync functions and commands only",
     **dict.fromkeys(
         ("durable-normal", "durable-full"), "its database is written when a run has ended"

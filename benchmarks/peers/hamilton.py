@@ -67,4 +67,4 @@ def at_once(edges: Edges, max_parallel: int) -> tuple[float, dict[str, int]]:
     return asyncio.run(run())
 
 
-KINDS = {"sync": sync, "at-once": at_once}
+KINDS = {"sync": sync, "inline": sync, "at-once": at_once}

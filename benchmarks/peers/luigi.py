@@ -58,4 +58,4 @@ def sync(edges: Edges, max_parallel: int) -> tuple[float, dict[str, int]]:
     return seconds, dict(_RESULTS)
 
 
-KINDS = {"sync": sync}
+KINDS = {"sync": sync, "inline": sync}

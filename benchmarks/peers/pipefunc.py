@@ -45,4 +45,4 @@ def sync(edges: Edges, max_parallel: int) -> tuple[float, dict[str, int]]:
     return time.perf_counter() - started, results
 
 
-KINDS = {"sync": sync}
+KINDS = {"sync": sync, "inline": sync}

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from benchmarks.shapes import Edges
 
 CANNOT = {
+    "inline": "its state is always written: see durable",
     "at-once": "its server's SQLite file is always written: see durable",
     "sync": "its server's SQLite file is always written: see durable",
     "durable-full": "its server's SQLite file is written with synchronous=NORMAL",

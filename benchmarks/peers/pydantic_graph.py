@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from benchmarks.shapes import Edges
 
 CANNOT = {
+    "inline": "takes async steps only: see async",
     "sync": "takes async steps only",
     **dict.fromkeys(("durable-normal", "durable-full"), "keeps no state of parallel steps"),
 }

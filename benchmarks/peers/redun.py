@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from benchmarks.shapes import Edges
 
 CANNOT = {
+    "inline": "uses threads: see sync",
     "at-once": "runs async tasks in threads, as it does sync ones: see sync",
     **dict.fromkeys(
         ("durable-normal", "durable-full"), "not tried: its database in memory is slow already"
