@@ -48,6 +48,15 @@ class Line:
         return "MISSED" if self.missed else "ok"
 
 
+def shown(figure: float | None) -> str:
+    """Return a figure with as many digits as mean something."""
+    if figure is None:
+        return "-"
+    if figure >= 100:
+        return f"{figure:,.0f}"
+    return f"{figure:.2f}" if figure >= 0.01 else f"{figure:.2g}"
+
+
 @dataclass
 class Findings:
     """All that one command has found.
@@ -72,7 +81,7 @@ class Findings:
     def add(self, line: Line) -> None:
         """Keep a line, and print it."""
         self.lines.append(line)
-        figure = "-" if line.figure is None else f"{line.figure:.2f}"
+        figure = shown(line.figure)
         target = "" if line.at_most is None else f"at most {line.at_most:g}"
         print(
             f"{line.what:36} {line.where:15} {figure:>9}  {target:12} {line.verdict:7} {line.told}",

@@ -10,6 +10,7 @@ import statistics
 from typing import TYPE_CHECKING
 
 from benchmarks.charts import Panel, bars, panels
+from benchmarks.findings import shown
 from benchmarks.jobs import FLOOR
 from benchmarks.peers import PEERS
 from benchmarks.shapes import SHAPES
@@ -43,11 +44,11 @@ def write(findings: Findings, docs: Path) -> None:
         old.unlink()
     drawn: dict[str, str] = {}
     for kind, title in _CHARTS.items():
-        if shown := _panels(findings.comparisons, kind):
-            drawn[f"performance-{kind}.svg"] = panels(title.capitalize(), shown)
-    if shown_bars := _bars(findings.comparisons):
+        if drawn_of := _panels(findings.comparisons, kind):
+            drawn[f"performance-{kind}.svg"] = panels(title.capitalize(), drawn_of)
+    if leads := _bars(findings.comparisons):
         title = f"flowrun's lead over its peers, {_LARGEST_OF_ALL_PEERS:,} tasks or the most done"
-        drawn["performance-peers.svg"] = bars(title, shown_bars)
+        drawn["performance-peers.svg"] = bars(title, leads)
     for name, chart in drawn.items():
         (images / name).write_text(chart, encoding="utf-8")
     page = docs / "performance.md"
@@ -76,7 +77,7 @@ def _measured(findings: Findings, images: Sequence[str]) -> Iterable[str]:
     yield _table(
         ("what", "where", "figure", "at most", "", "behind it"),
         [
-            (line.what, line.where, _number(line.figure), _number(line.at_most), line.verdict, told)
+            (line.what, line.where, shown(line.figure), shown(line.at_most), line.verdict, told)
             for line, told in ((line, _cell(line.told)) for line in own)
         ],
     )
@@ -106,9 +107,9 @@ def _targets(lines: Sequence[Line]) -> str:
         rows.append(
             (
                 what,
-                _number(held[0].at_most),
-                _number(middle),
-                _number(worst.figure),
+                shown(held[0].at_most),
+                shown(middle),
+                shown(worst.figure),
                 worst.where,
                 verdict,
             )
@@ -156,11 +157,11 @@ def _size(where: str) -> int:
 def _lead(line: Line | None) -> str:
     if line is None or line.figure is None:
         return "-" if line is None else "no"
-    return _number(1 / line.figure)
+    return shown(1 / line.figure)
 
 
 def _panels(comparisons: Sequence[Comparison], kind: str) -> list[Panel]:
-    shown: list[Panel] = []
+    found_of: list[Panel] = []
     for shape in SHAPES:
         found = {
             one.job.size: one
@@ -173,8 +174,8 @@ def _panels(comparisons: Sequence[Comparison], kind: str) -> list[Panel]:
         if sizes:
             ours = [found[size].our_time / size * 1e6 for size in sizes]
             theirs = [found[size].their_time / size * 1e6 for size in sizes]
-            shown.append(Panel(shape, sizes, ours, theirs))
-    return shown
+            found_of.append(Panel(shape, sizes, ours, theirs))
+    return found_of
 
 
 def _bars(comparisons: Sequence[Comparison]) -> list[tuple[str, float]]:
@@ -190,14 +191,6 @@ def _bars(comparisons: Sequence[Comparison]) -> list[tuple[str, float]]:
         for (module, kind), sizes in found.items()
     ]
     return sorted(leads, key=lambda lead: lead[1])
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    if value >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.2f}" if value >= 0.01 else f"{value:.2g}"
 
 
 def _cell(text: str) -> str:

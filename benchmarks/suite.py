@@ -134,11 +134,12 @@ class Suite:
             self.findings.add(Line("memory", f"{shape} {_HUGE:,}", figure, BYTES_AT_MOST, told))
 
     def _others(self) -> None:
-        for kind, name, where, told in _OTHERS:
+        for kind in dict.fromkeys(kind for kind, *_ in _OTHERS):
             if self._wanted(kind):
                 answer = self.bench.answer(Job(EXTRAS, kind, "chain", 1))
-                figure = answer.figures.get(name)
-                self.findings.add(Line(kind, where, figure, None, answer.problem or told))
+                for _, name, where, told in (other for other in _OTHERS if other[0] == kind):
+                    figure = answer.figures.get(name)
+                    self.findings.add(Line(kind, where, figure, None, answer.problem or told))
 
 
 _OTHERS = (
