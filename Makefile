@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: demo test check format clean
+.PHONY: demo test check bench format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/flight_delays.py
@@ -17,13 +17,16 @@ test: $(VENV)/.dev
 check: $(VENV)/.dev
 	$(BIN)/python .ci/check.py
 
+# `make bench QUICK=1` measures against the floors alone, in two minutes.
+bench: $(VENV)/.demo
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
+
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-
 clean:
-	rm -rf $(VENV) .venvs build dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venvs benchmarks/.venvs build dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/.python:
 	@test -n "$(PYTHON)" || { \

@@ -1,0 +1,1 @@
+"""What flowrun costs, beside hand-written floors and its peers: ``make bench``."""
