@@ -318,12 +318,12 @@ class WorkerThreads(Executor):
     def _leave_idle(self, worker: _Worker) -> bool:
         """Leave after a long time without work, unless it was called just now."""
         with self._lock:
-            if worker in self._idle:
+            idle = worker in self._idle
+            if idle:
                 self._idle.remove(worker)
                 self._leave(worker)
-                return True
-        worker.gate.acquire()  # its caller has opened it
-        return False
+        # Otherwise whoever called it opens its gate, if that has not happened yet.
+        return idle or not worker.gate.acquire()
 
     def _leave(self, worker: _Worker) -> None:
         """Let a worker go; the lock is held."""
