@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import pickle
 import types
@@ -55,6 +56,8 @@ class Invocation:
         stopped: Whether it was told to stop.
         closed: The scheduler has its outcome; what comes later is late.
         abandoned: It was given up while its code still ran.
+        recorded: Whether its success stands in the record already.
+        following: The attempt that its thread went on with at once, in its place.
     """
 
     # Defaults of the class, not assignments: most attempts never touch most of them.
@@ -72,6 +75,8 @@ class Invocation:
     stopped = False
     closed = False
     abandoned = False
+    recorded = False
+    following: Invocation | None = None
     _coroutine: _Code
     _awaited: Any = None
 
@@ -90,6 +95,8 @@ class Invocation:
         self.arguments = arguments
         self._context = context
         self._clock = clock
+        # Popped by whoever ends it: its thread, or the loop that gives it up. Popping is atomic.
+        self._claim = [None]
 
     def step_here(self) -> bool:
         """Run the code, in its own context, to its end or to its first suspension.
@@ -128,9 +135,34 @@ class Invocation:
             done: Called on it when the awaitable is done.
         """
         self.ok = False
+        self._claim = [None]  # its thread has ended, but it has not
         self._done = done
         self.task = loop.create_task(_await_value(self), context=self._context)
         self.task.add_done_callback(self._task_done)
+
+    def start_in_thread(
+        self,
+        pool: Executor,
+        inbox: Inbox,
+        late: Callable[[Invocation], object],
+        follow: Callable[[Invocation], Invocation | None],
+    ) -> None:
+        """Hand the code to worker threads of flowrun; the inbox is told when it has ended.
+
+        Args:
+            pool: The worker threads.
+            inbox: Where this invocation is put when it has ended.
+            late: Called, in any thread, if it ends after it was abandoned.
+            follow: Called in the thread when the code has ended; may return another attempt,
+                which the thread then runs too.
+
+        Raises:
+            RuntimeError: The pool is shut down.
+        """
+        self._done = inbox.put
+        self._late = late
+        self.future = pool.submit(self._work, follow)
+        self.future.add_done_callback(self._withdrawn)
 
     def start_sync(
         self, pool: Executor, kind: str, inbox: Inbox, late: Callable[[Invocation], object]
@@ -139,8 +171,8 @@ class Invocation:
 
         Args:
             pool: The executor.
-            kind: ``"own"`` for threads of flowrun, ``"process"`` for a pool of processes on
-                this machine, ``"other"`` for any other executor.
+            kind: ``"process"`` for a pool of processes on this machine, ``"other"`` for any
+                other executor.
             inbox: Where this invocation is put when it has ended.
             late: Called, in any thread, if it ends after it was abandoned.
 
@@ -150,16 +182,10 @@ class Invocation:
         """
         self._done = inbox.put
         self._late = late
-        if kind == "own":
-            future: Future[Any] = pool.submit(self._context.run, self._call)
-        else:
-            # Nobody tells when a foreign pool starts it: its clock starts at submission.
-            self._start_clock()
-            if kind == "process":
-                future = pool.submit(PackedCall(self.remote_call()))
-            else:
-                future = pool.submit(_ForeignCall(self))
-        self.future = future
+        # Nobody tells when a foreign pool starts it: its clock starts at submission.
+        self._start_clock()
+        call = PackedCall(self.remote_call()) if kind == "process" else _ForeignCall(self)
+        self.future = future = pool.submit(call)
         future.add_done_callback(self._future_done)
 
     def remote_call(self) -> RemoteCall:
@@ -185,6 +211,25 @@ class Invocation:
             self.task.cancel()
             return True
         return self.future is not None and self.future.cancel()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its thread has ended it, though the loop has not heard of it yet."""
+        return not self._claim
+
+    def follow(self, ended: Invocation) -> None:
+        """Take the place of an attempt that has ended in a worker thread."""
+        self.future = ended.future
+        self._done = ended._done
+        self._late = ended._late
+
+    def claim_end(self) -> bool:
+        """Settle, between threads, who ends it; ``False`` if the other one was first."""
+        try:
+            self._claim.pop()
+        except IndexError:
+            return False
+        return True
 
     def abandon(self) -> None:
         """Go on without it: its thread no longer counts, its end is reported as late."""
@@ -256,6 +301,29 @@ class Invocation:
             self.error = error
             return False
         return True
+
+    def _work(self, follow: Callable[[Invocation], Invocation | None]) -> None:
+        """Run in a worker thread: this attempt, and those that may follow in its place."""
+        invocation: Invocation | None = self
+        while invocation is not None:
+            ended = invocation
+            try:
+                ended.run_in()
+            except BaseException as error:  # noqa: BLE001 - of flowrun's own; it must not hang
+                ended.error = error
+            invocation = None
+            if ended.claim_end():
+                # Should it fail, the loop tries the same, and says so.
+                with contextlib.suppress(Exception):
+                    ended.following = invocation = follow(ended)
+                self._done(ended)
+            else:
+                self._late(ended)
+
+    def _withdrawn(self, future: Future[Any]) -> None:
+        if future.cancelled():  # no thread has begun it, or will
+            self.error = CancelledError()
+            self._done(self)
 
     def _call(self) -> None:
         self.begin()

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+_MOST_IN_A_ROUND = 1000
+
+
 class Inbox:
     """Messages for one run, put by any thread, handled on the run's event loop.
 
@@ -51,6 +54,12 @@ class Inbox:
     def _drain(self) -> None:
         self._awake = False
         messages = self._messages
-        while messages:
+        # Whoever goes on putting more meanwhile must not keep the loop for itself.
+        for _ in range(_MOST_IN_A_ROUND):
+            if not messages:
+                break
             self._handle(messages.popleft())
         self._finish_round()
+        if messages and not self._awake:
+            self._awake = True
+            self._loop.call_soon(self._drain)

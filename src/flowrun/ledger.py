@@ -70,15 +70,16 @@ class Ledger:
         tasks: The task records, by the graph's numbers.
         ready: Tasks that could be launched.
         open: Number of tasks that have not settled.
+        lets_go: Whether results are released, or left to the store, after their last consumer.
     """
 
     __slots__ = (
         "_consumers",
         "_graph",
-        "_lets_go",
         "_live",
         "_settled",
         "_unmet",
+        "lets_go",
         "open",
         "ready",
         "tasks",
@@ -91,8 +92,8 @@ class Ledger:
         self.ready = Ready()
         self.open = len(graph)
         self._unmet = [len(parents) for parents in graph.parents]
-        self._lets_go = not live or not all(spec.retain_result for spec in graph.specs)
-        self._consumers = [len(children) for children in graph.children] if self._lets_go else []
+        self.lets_go = not live or not all(spec.retain_result for spec in graph.specs)
+        self._consumers = [len(children) for children in graph.children] if self.lets_go else []
         self._settled = bytearray(len(graph))
 
     def begin(self, now: float) -> None:
@@ -106,7 +107,7 @@ class Ledger:
             for child in self._graph.children[number]:
                 self._unmet[child] -= 1
             # It will not ask for its own inputs any more.
-            if self._lets_go:
+            if self.lets_go:
                 for parent in self._graph.parents[number]:
                     self._consumers[parent] -= 1
         for number, unmet in enumerate(self._unmet):
@@ -128,11 +129,19 @@ class Ledger:
                 self.tasks[child].ready_at = now
                 self.ready.push(child)
 
+    def waits_for_one(self, number: int) -> bool:
+        """Return whether all its parents but one have succeeded."""
+        return self._unmet[number] == 1 and not self._settled[number]
+
+    def claim(self, number: int) -> None:
+        """A task has been started already: it does not become ready any more."""
+        self._settled[number] = True
+
     def settle(self, number: int) -> None:
         """A task has ended for good; results that nobody waits for any more are let go (I2)."""
         self._settled[number] = True
         self.open -= 1
-        if not self._lets_go:
+        if not self.lets_go:
             return
         consumers = self._consumers
         for parent in self._graph.parents[number]:
@@ -172,11 +181,9 @@ class Ledger:
         return found
 
     def halfway(self) -> list[int]:
-        """Return unsettled tasks that are RUNNING: only when settling them went wrong."""
+        """Return tasks that are RUNNING, at the end: only when settling them went wrong."""
         return [
-            number
-            for number, task in enumerate(self.tasks)
-            if not self._settled[number] and task.status is TaskStatus.RUNNING
+            number for number, task in enumerate(self.tasks) if task.status is TaskStatus.RUNNING
         ]
 
     def _let_go(self, number: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -35,6 +36,7 @@ from flowrun.slots import Lane
 from flowrun.state.protocol import Change
 from flowrun.state.records import Reason
 from flowrun.teller import Teller
+from flowrun.workers import WorkerThreads
 
 if TYPE_CHECKING:
     import logging
@@ -74,6 +76,8 @@ class Services:
 
 _SLICE_TASKS = 64
 _SLICE_S = 0.01
+_MOST_STAGED = 1024
+_SHORT_S = 0.001
 
 
 class Run:
@@ -87,6 +91,7 @@ class Run:
         context: RunContext[Any] | None,
         slots: Slots,
     ) -> None:
+        pool = services.pools[None][0]
         self.graph = graph
         self.record = record
         self._services = services
@@ -120,6 +125,8 @@ class Run:
         self._pumping = False
         self._calling = False  # a carrier was made and has not begun
         self._alone = self._loop.get_task_factory() is not None
+        self._staged: deque[Invocation] = deque()  # for worker threads to go on with
+        self._own_pool = pool if isinstance(pool, WorkerThreads) else None
         self._launched = 0
         self._slice_end = 0.0
         self._begun = False
@@ -256,7 +263,7 @@ class Run:
         for _ in range(unused):
             self._lane.give_back()
 
-    def _next(self, *, carry: bool) -> Invocation | _ForACarrier | None:
+    def _next(self, *, carry: bool) -> Invocation | _ForACarrier | None:  # noqa: C901 - a hot path
         """Launch what is ready, up to the first async task.
 
         Args:
@@ -266,26 +273,36 @@ class Run:
             That task's invocation, for the caller to run; or that there is one for a carrier;
             or ``None`` if there is nothing to launch, no slot for it, or the loop's turn.
         """
-        ready = self._ledger.ready
+        ready, staged = self._ledger.ready, self._staged
         ordered, late, asyncs = ready.ordered, ready.late, self.graph.is_async
+        if staged and ready and ready.first() < staged[-1].number:
+            self._unstage()
         self._pumping = True
         try:
-            while ordered or late:
+            while ordered or late or staged:
                 self._launched += 1
                 if self._launched % _SLICE_TASKS == 0 and self._slice_is_over():
                     return None
                 if not self._slot():
+                    self._stage()
                     return None
-                if not carry and asyncs[ready.first()]:
-                    self._granted_slots += 1  # it has stood in line: the carrier need not
-                    return _FOR_A_CARRIER
-                number = ready.pop()
+                invocation = _popped(staged) if staged else None
+                if invocation is None:
+                    if not ready:
+                        self._held += 1
+                        break
+                    if not carry and asyncs[ready.first()]:
+                        self._granted_slots += 1  # it has stood in line: the carrier need not
+                        return _FOR_A_CARRIER
                 try:
-                    invocation = self._launch(number)
+                    number = ready.pop() if invocation is None else invocation.number
+                    task = self._launch(number)
+                    if invocation is None:
+                        invocation = self._prepare(number, task.attempt)
                 except BaseException:
                     self._held += 1
                     raise
-                if asyncs[number]:
+                if asyncs[invocation.number]:
                     return invocation
                 self._hand_over(invocation)
         finally:
@@ -298,7 +315,7 @@ class Run:
         if self._granted_slots:
             self._granted_slots -= 1
             return True
-        while self._held:
+        while self._held > 0:
             self._held -= 1
             if not self._line or self._lane.renew():
                 return True
@@ -318,40 +335,127 @@ class Run:
             return True
         return False
 
-    def _launch(self, number: int) -> Invocation:
-        spec = self.graph.specs[number]
-        task = self._tasks[number]
-        now = self._monotonic() + self._offset
-        task.start(now, now if task.ready_at is None else task.ready_at)
-        if not self._live:
-            self._post(task)
-        if self._tell.tells_start:
-            self._tell.started(task)
+    def _prepare(self, number: int, attempt: int) -> Invocation:
+        """Bind a task's attempt to what it is given."""
+        spec, plan = self.graph.specs[number], self.graph.plans[number]
         record = self.record
-        plan = self.graph.plans[number]
         invocation = Invocation(
             number,
             spec,
-            Attempt(record.run_id, record.dag_name, spec.name, task.attempt),
+            Attempt(record.run_id, record.dag_name, spec.name, attempt),
             self._arguments(number, plan) if plan.gives_any else NO_ARGUMENTS,
             self._base.copy(),
             self._clock,
         )
-        if plan.used and task.attempt == 1 and (self._live or spec.retry.retries):
+        if plan.used and attempt == 1 and (self._live or spec.retry.retries):
             invocation.inputs = self._changeable(number, plan)
         return invocation
+
+    def _launch(self, number: int) -> TaskRecord:
+        task = self._tasks[number]
+        now = self._monotonic() + self._offset
+        task.start(now, now if task.ready_at is None else task.ready_at)
+        self._tell_launch(task)
+        return task
+
+    def _tell_launch(self, task: TaskRecord) -> None:
+        if not self._live:
+            self._post(task)
+        if self._tell.tells_start:
+            self._tell.started(task)
 
     def _hand_over(self, invocation: Invocation) -> None:
         """Hand a sync task to its executor."""
         spec = invocation.spec
         pool, kind = self._services.pools[spec.executor]
         try:
-            invocation.start_sync(pool, kind, self._inbox, self._ended_late)
+            if kind == "own":
+                invocation.start_in_thread(pool, self._inbox, self._ended_late, self._follow)
+            else:
+                invocation.start_sync(pool, kind, self._inbox, self._ended_late)
         except Exception as error:  # noqa: BLE001 - a pool may refuse in any way
             invocation.error = _refused(error, spec.executor)
             self._ended_attempt(invocation)
             return
         self._watch(invocation)
+
+    # Worker threads go on by themselves: the way to the loop and back takes its time.
+
+    def _stage(self) -> None:
+        """Prepare sync tasks that have no slot yet, for a thread that ends a short one."""
+        ready, staged = self._ledger.ready, self._staged
+        if self._own_pool is None or len(staged) > _MOST_STAGED // 2:
+            return
+        specs, asyncs = self.graph.specs, self.graph.is_async
+        while ready and len(staged) < _MOST_STAGED:
+            number = ready.first()
+            if asyncs[number] or specs[number].executor is not None:
+                return
+            staged.append(self._prepare(number, self._tasks[number].attempt + 1))
+            ready.pop()
+
+    def _unstage(self) -> None:
+        """Put back what no thread has taken; other tasks are to come first."""
+        while (invocation := _popped(self._staged)) is not None:
+            self._ledger.ready.push(invocation.number)
+
+    def _follow(self, ended: Invocation) -> Invocation | None:
+        """Say what a thread goes on with, in the slot of an attempt that has just ended.
+
+        Called in that thread. The loop hears of both together, and does all the rest. It is
+        asked first after a task that took long, where that costs nothing, and where somebody
+        else waits for the slot or the thread.
+        """
+        pool = self._own_pool
+        if (
+            self._stopping is not None
+            or ended.stopped
+            or not ended.ok
+            or self._lane.others_wait
+            or pool is None
+            or pool.waiting_calls
+            or hasattr(type(ended.value), "__await__")
+            or self._loop.is_closed()
+        ):
+            return None
+        now = self._monotonic() + self._offset
+        if now - self._offset - (ended.started or 0.0) > _SHORT_S:
+            return None
+        invocation = _popped(self._staged) or self._only_child(ended, now)
+        if invocation is not None:
+            task = self._tasks[invocation.number]
+            task.start(now, now if task.ready_at is None else task.ready_at)
+            invocation.follow(ended)
+        return invocation
+
+    def _only_child(self, ended: Invocation, now: float) -> Invocation | None:
+        """Return the only task that waits for this one, if it waits for nothing else."""
+        children = self.graph.children[ended.number]
+        # A durable success has to be saved (S1), and a result to be released (I2), before a child
+        # may start.
+        if len(children) != 1 or not self._live or self._ledger.lets_go:
+            return None
+        (child,) = children
+        spec = self.graph.specs[child]
+        if (
+            self.graph.is_async[child]
+            or spec.executor is not None
+            or not self._ledger.waits_for_one(child)
+        ):
+            return None
+        self._tasks[ended.number].succeed(now, ended.value)
+        ended.recorded = True
+        return self._prepare(child, self._tasks[child].attempt + 1)
+
+    def _followed(self, ended: Invocation, invocation: Invocation) -> None:
+        """A thread has gone on from one attempt to another."""
+        self._ledger.claim(invocation.number)
+        self._guarded(partial(self._watch, invocation))
+        self._guarded(partial(self._ended_attempt, ended))
+        self._held -= 1
+        self._tell_launch(self._tasks[invocation.number])
+        if self._stopping is not None and not invocation.stopped:
+            self._stop_attempt(invocation)
 
     def _watch(self, invocation: Invocation) -> None:
         self._active.add(invocation)
@@ -454,7 +558,10 @@ class Run:
             else:
                 invocation.start_awaiting(self._loop, self._ended_here)
                 return
-        self._ended_attempt(invocation)
+        if invocation.following is not None:
+            self._followed(invocation, invocation.following)
+        else:
+            self._ended_attempt(invocation)
 
     def _ended_late(self, invocation: Invocation) -> None:
         """An abandoned attempt has ended after all; called from any thread."""
@@ -468,9 +575,11 @@ class Run:
         self._close(invocation)
         number = invocation.number
         now = self._monotonic() + self._offset
-        if invocation.ok and self._stopping is None and not invocation.timed_out:
+        if invocation.recorded or (
+            invocation.ok and self._stopping is None and not invocation.timed_out
+        ):
             # The way that nearly all attempts go.
-            self._succeed(number, now, invocation.value)
+            self._succeed(number, now, invocation)
         else:
             self._ended_badly(invocation, number, now)
         invocation.discard(unused=not invocation.ok)
@@ -491,13 +600,13 @@ class Run:
 
     def _close(self, invocation: Invocation) -> None:
         """Take an attempt off the books; its slot is free for the next one."""
+        self._held += 1
         invocation.closed = True
         invocation.attempt.ended = True
         if invocation in self._active:
             self._active.remove(invocation)
             if invocation.spec.timeout_s is not None:
                 self._deadlines.forget()
-        self._held += 1
         if invocation.preserved is not None:
             known = self._preserved.get(invocation.number) or {}
             self._preserved[invocation.number] = {**known, **invocation.preserved}
@@ -517,10 +626,11 @@ class Run:
 
     # Success.
 
-    def _succeed(self, number: int, now: float, value: object) -> None:
-        task = self._tasks[number]
+    def _succeed(self, number: int, now: float, invocation: Invocation) -> None:
+        task, value = self._tasks[number], invocation.value
         if self._live:
-            task.succeed(now, value)
+            if not invocation.recorded:
+                task.succeed(now, value)
             self._succeeded(number, task)
             return
         snapshot = task.copy()
@@ -681,7 +791,7 @@ class Run:
         return None
 
     def _expire(self, invocation: Invocation) -> None:
-        if invocation.stopped:
+        if invocation.stopped or invocation.has_ended:
             return
         invocation.timed_out = True
         if invocation.stop(f"it timed out after {invocation.spec.timeout_s:g} s"):
@@ -692,7 +802,7 @@ class Run:
 
     def _give_up(self, invocation: Invocation) -> None:
         """Go on without an attempt that does not end."""
-        if invocation.closed:
+        if invocation.closed or not invocation.claim_end():
             return
         task = self._tasks[invocation.number]
         self._services.abandoned.add(invocation)
@@ -733,6 +843,7 @@ class Run:
             return
         self._stopping = reason
         self._cause = cause
+        self._staged.clear()
         self._ledger.ready.clear()
         for number, timer in self._timers.items():
             timer.cancel()
@@ -884,6 +995,14 @@ class _ForACarrier(Enum):
 
 
 _FOR_A_CARRIER = _ForACarrier.FOR_A_CARRIER
+
+
+def _popped(queue: deque[Invocation]) -> Invocation | None:
+    """Take the first one, if there is one left: several threads do so."""
+    try:
+        return queue.popleft()
+    except IndexError:
+        return None
 
 
 def _nothing() -> None:

@@ -60,13 +60,18 @@ class Lane:
             lane._queued = False  # noqa: SLF001 - of the same class
         lane._grant()  # noqa: SLF001
 
-    def renew(self) -> bool:
-        """Keep a slot for the lane's next task, unless another lane waits: then line up again.
+    @property
+    def others_wait(self) -> bool:
+        """Whether another lane stands in line.
 
         Looks at the queue without its lock: at worst a newcomer waits for one task more.
         """
         queue = self._slots.queue
-        if not queue or (self._queued and len(queue) == 1):
+        return bool(queue) and not (self._queued and len(queue) == 1)
+
+    def renew(self) -> bool:
+        """Keep a slot for the lane's next task, unless another lane waits: then line up again."""
+        if not self.others_wait:
             return True
         self.give_back()
         return self.take()
