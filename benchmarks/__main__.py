@@ -35,6 +35,7 @@ def main() -> int:
         if chosen.part != "peers":
             Suite(bench, findings, chosen.quick, chosen.only, sizes, chosen.repetitions).run()
         if chosen.part != "floors" and not chosen.quick:
+            findings.save(_LAST)  # peers take long, and whoever stops them keeps the rest
             PeerSuite(bench, findings, chosen.only, sizes, chosen.repetitions).run()
     findings.machine["took"] = f"{(time.monotonic() - began) / 60:.0f} minutes"
     findings.machine["load"] += f" and {os.getloadavg()[0]:.1f} after"

@@ -26,7 +26,7 @@ polyline { fill: none !important; stroke-width: 2 }
 }
 </style>"""
 _PANEL_W, _PANEL_H = 220, 170
-_LEFT, _TOP, _GAP = 46, 62, 34
+_LEFT, _TOP, _GAP = 46, 62, 64
 _BAR_H = 20
 _LABEL_W, _BARS_W = 230, 420
 

@@ -44,6 +44,7 @@ PEERS = (
         "pipefunc",
         ("pipefunc", "numpy", "pandas", "xarray"),
         "maps over arrays and parameter sweeps, submits to clusters, tracks resources",
+        1_000,
     ),
     Peer(
         "dask_threaded",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from benchmarks.shapes import Edges
 
 CANNOT = {
-    "at-once": "runs async ops one after the other, as it does sync ones: see sync",
+    "at-once": "not tried with async ops: see sync",
     **dict.fromkeys(
         ("durable-normal", "durable-full"), "not tried: its event log in memory is slow already"
     ),

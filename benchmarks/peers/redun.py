@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 CANNOT = {
     "inline": "uses threads: see sync",
-    "at-once": "runs async tasks in threads, as it does sync ones: see sync",
+    "at-once": "not tried with async tasks: see sync",
     **dict.fromkeys(
         ("durable-normal", "durable-full"), "not tried: its database in memory is slow already"
     ),
