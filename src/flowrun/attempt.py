@@ -57,6 +57,7 @@ class Invocation:
         closed: The scheduler has its outcome; what comes later is late.
         abandoned: It was given up while its code still ran.
         recorded: Whether its success stands in the record already.
+        unheard: Whether its thread has ended it before the loop heard of it.
         following: The attempt that its thread went on with at once, in its place.
     """
 
@@ -76,6 +77,7 @@ class Invocation:
     closed = False
     abandoned = False
     recorded = False
+    unheard = False
     following: Invocation | None = None
     _coroutine: _Code
     _awaited: Any = None

@@ -5,6 +5,7 @@ What settles while one transaction is being written goes with the next one (grou
 
 from __future__ import annotations
 
+import operator
 import queue
 import threading
 from concurrent.futures import Future
@@ -26,6 +27,7 @@ T = TypeVar("T")
 Acknowledgement: TypeAlias = "Callable[[Exception | None], object]"
 
 _MOST_ENTRIES = 10_000
+_LINGER_S = 0.01
 
 
 class Receipt(NamedTuple):
@@ -40,6 +42,9 @@ class _Entry(NamedTuple):
     inbox: Inbox
     then: Acknowledgement
     silent: bool
+
+
+_IS_SILENT = operator.attrgetter("silent")
 
 
 class _Call(NamedTuple):
@@ -157,8 +162,10 @@ class Journal:
                     item = None  # let go of what was called
                 if len(waiting) >= _MOST_ENTRIES:
                     break
+                # What nobody waits for, such as a start, goes with what comes next if that is soon.
+                patience_s = _LINGER_S if waiting and all(map(_IS_SILENT, waiting)) else 0.0
                 try:
-                    item = self._queue.get_nowait()
+                    item = self._queue.get(timeout=patience_s)
                 except queue.Empty:
                     break
             if waiting:

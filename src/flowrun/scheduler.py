@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import sys
+import threading
 from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
@@ -126,6 +128,10 @@ class Run:
         self._calling = False  # a carrier was made and has not begun
         self._alone = self._loop.get_task_factory() is not None
         self._staged: deque[Invocation] = deque()  # for worker threads to go on with
+        self._last_staged = -1
+        self._follow_lock = threading.Lock()
+        self._unheard = 0  # ends that the loop has not heard of
+        self._horizon: int = sys.maxsize  # the first task that one of them may have made ready
         self._own_pool = pool if isinstance(pool, WorkerThreads) else None
         self._launched = 0
         self._slice_end = 0.0
@@ -207,6 +213,7 @@ class Run:
     def _handle(self, message: object) -> None:
         if isinstance(message, Invocation):
             self._guarded(partial(self._ended_elsewhere, message))
+            self._heard(message)
         elif isinstance(message, Receipt):
             self._guarded(partial(self._acknowledged, message))
         else:
@@ -263,7 +270,7 @@ class Run:
         for _ in range(unused):
             self._lane.give_back()
 
-    def _next(self, *, carry: bool) -> Invocation | _ForACarrier | None:  # noqa: C901 - a hot path
+    def _next(self, *, carry: bool) -> Invocation | _ForACarrier | None:
         """Launch what is ready, up to the first async task.
 
         Args:
@@ -275,7 +282,7 @@ class Run:
         """
         ready, staged = self._ledger.ready, self._staged
         ordered, late, asyncs = ready.ordered, ready.late, self.graph.is_async
-        if staged and ready and ready.first() < staged[-1].number:
+        if staged and ready and ready.first() < self._last_staged:
             self._unstage()
         self._pumping = True
         try:
@@ -287,13 +294,10 @@ class Run:
                     self._stage()
                     return None
                 invocation = _popped(staged) if staged else None
-                if invocation is None:
-                    if not ready:
-                        self._held += 1
-                        break
-                    if not carry and asyncs[ready.first()]:
-                        self._granted_slots += 1  # it has stood in line: the carrier need not
-                        return _FOR_A_CARRIER
+                if invocation is None and not (ready and (carry or not asyncs[ready.first()])):
+                    # Threads were faster; or it is for a carrier, which need not stand in line.
+                    self._granted_slots += 1
+                    break
                 try:
                     number = ready.pop() if invocation is None else invocation.number
                     task = self._launch(number)
@@ -307,6 +311,8 @@ class Run:
                 self._hand_over(invocation)
         finally:
             self._pumping = False
+        if ready:
+            return _FOR_A_CARRIER
         self._give_slots_back()
         return None
 
@@ -391,8 +397,9 @@ class Run:
             number = ready.first()
             if asyncs[number] or specs[number].executor is not None:
                 return
-            staged.append(self._prepare(number, self._tasks[number].attempt + 1))
-            ready.pop()
+            invocation = self._prepare(number, self._tasks[number].attempt + 1)
+            self._last_staged = ready.pop()
+            staged.append(invocation)
 
     def _unstage(self) -> None:
         """Put back what no thread has taken; other tasks are to come first."""
@@ -403,49 +410,81 @@ class Run:
         """Say what a thread goes on with, in the slot of an attempt that has just ended.
 
         Called in that thread. The loop hears of both together, and does all the rest. It is
-        asked first after a task that took long, where that costs nothing, and where somebody
-        else waits for the slot or the thread.
+        asked first after a task that took long, where that costs nothing, where somebody else
+        waits for the slot or the thread, and where an end that the loop has not heard of may
+        have made an earlier task ready: the order of launches stays as it would be (R6).
         """
-        pool = self._own_pool
-        if (
-            self._stopping is not None
-            or ended.stopped
-            or not ended.ok
-            or self._lane.others_wait
-            or pool is None
-            or pool.waiting_calls
-            or hasattr(type(ended.value), "__await__")
-            or self._loop.is_closed()
-        ):
-            return None
-        now = self._monotonic() + self._offset
-        if now - self._offset - (ended.started or 0.0) > _SHORT_S:
-            return None
-        invocation = _popped(self._staged) or self._only_child(ended, now)
+        children = self.graph.children[ended.number] if ended.ok else ()
+        with self._follow_lock:
+            before = self._horizon
+            ended.unheard = True
+            self._unheard += 1
+            if children:
+                self._horizon = min(before, children[0])
+            now = self._monotonic() + self._offset
+            if not self._may_go_on(ended, now):
+                return None
+            invocation = _popped(self._staged)
+            if invocation is None:
+                invocation = self._only_child(ended, children, before, now)
+                if invocation is not None:
+                    self._horizon = before
+            elif invocation.number >= self._horizon or self._comes_before(invocation.number):
+                self._staged.appendleft(invocation)
+                return None
         if invocation is not None:
             task = self._tasks[invocation.number]
             task.start(now, now if task.ready_at is None else task.ready_at)
             invocation.follow(ended)
         return invocation
 
-    def _only_child(self, ended: Invocation, now: float) -> Invocation | None:
-        """Return the only task that waits for this one, if it waits for nothing else."""
-        children = self.graph.children[ended.number]
+    def _may_go_on(self, ended: Invocation, now: float) -> bool:
+        pool = self._own_pool
+        return (
+            self._stopping is None
+            and not ended.stopped
+            and ended.ok
+            and now - self._offset - (ended.started or 0.0) < _SHORT_S
+            and not self._lane.others_wait
+            and pool is not None
+            and not pool.waiting_calls
+            and not hasattr(type(ended.value), "__await__")
+            and not self._loop.is_closed()
+        )
+
+    def _only_child(
+        self, ended: Invocation, children: tuple[int, ...], horizon: int, now: float
+    ) -> Invocation | None:
+        """Return the only task that waits for this one, if it is the next of all."""
         # A durable success has to be saved (S1), and a result to be released (I2), before a child
         # may start.
         if len(children) != 1 or not self._live or self._ledger.lets_go:
             return None
         (child,) = children
-        spec = self.graph.specs[child]
         if (
             self.graph.is_async[child]
-            or spec.executor is not None
+            or self.graph.specs[child].executor is not None
             or not self._ledger.waits_for_one(child)
+            or child >= horizon
+            or self._comes_before(child)
         ):
             return None
         self._tasks[ended.number].succeed(now, ended.value)
         ended.recorded = True
         return self._prepare(child, self._tasks[child].attempt + 1)
+
+    def _comes_before(self, number: int) -> bool:
+        """Return whether a task is ready that is to be launched before this one."""
+        ready = self._ledger.ready
+        return bool(ready) and ready.first() < number
+
+    def _heard(self, ended: Invocation) -> None:
+        """The loop knows of an end: what has become ready by it is no secret any more."""
+        if ended.unheard:
+            with self._follow_lock:
+                self._unheard -= 1
+                if not self._unheard:
+                    self._horizon = sys.maxsize
 
     def _followed(self, ended: Invocation, invocation: Invocation) -> None:
         """A thread has gone on from one attempt to another."""
