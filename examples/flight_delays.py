@@ -25,6 +25,7 @@ from typing import Any
 
 from flowrun import (
     Engine,
+    ProgressHook,
     RetryPolicy,
     RunContext,
     SqliteStateStore,
@@ -286,6 +287,12 @@ def options() -> argparse.Namespace:
     parser.add_argument("--fail-at", metavar="TASK", help="let this task fail on purpose")
     parser.add_argument("--resume", action="store_true", help="finish what the last run left")
     parser.add_argument("--out", type=Path, default=Path("build/flight_delays"), help="results")
+    parser.add_argument(
+        "--progress",
+        action=argparse.BooleanOptionalAction,
+        default=sys.stderr.isatty(),
+        help="show what runs while it runs; on a terminal it is the default",
+    )
     parser.add_argument("--verbose", action="store_true", help="show flowrun's own log")
     return parser.parse_args()
 
@@ -302,7 +309,8 @@ async def main() -> int:
         on_task_skip=lambda e: print(f"  - {e.task_name} skipped"),
     )
     with closing(SqliteStateStore(out / "runs.sqlite", recover=True)) as store:
-        async with build_default_engine(hooks=[told], state_store=store) as engine:
+        hooks = [told, ProgressHook()] if arguments.progress else [told]
+        async with build_default_engine(hooks=hooks, state_store=store) as engine:
             declare(engine)
             return await run(engine, out, arguments.fail_at, resume=arguments.resume)
 

@@ -36,6 +36,7 @@ from flowrun.state.records import RunRecord, RunStatus, RunSummary, TaskRecord, 
 
 if TYPE_CHECKING:
     from flowrun.processes import ProcessPerAttemptExecutor
+    from flowrun.progress import ProgressHook
     from flowrun.state.serializers import JsonSerializer, PickleSerializer, ResultSerializer
     from flowrun.state.sqlite import SqliteStateStore
 
@@ -56,6 +57,7 @@ __all__ = [
     "PickleSerializer",
     "PlannedTask",
     "ProcessPerAttemptExecutor",
+    "ProgressHook",
     "ResultSerializer",
     "ResumePlan",
     "RetryPolicy",
@@ -95,6 +97,7 @@ _LAZY = {
     "JsonSerializer": "flowrun.state.serializers",
     "PickleSerializer": "flowrun.state.serializers",
     "ProcessPerAttemptExecutor": "flowrun.processes",
+    "ProgressHook": "flowrun.progress",
     "ResultSerializer": "flowrun.state.serializers",
     "SqliteStateStore": "flowrun.state.sqlite",
 }

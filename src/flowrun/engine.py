@@ -25,6 +25,7 @@ from flowrun.errors import (
     AlreadyResumedError,
     DefinitionError,
     EngineClosedError,
+    FlowrunError,
     ResumeError,
     RunAliveError,
     TaskTypeError,
@@ -35,6 +36,7 @@ from flowrun.errors import (
 from flowrun.graph import Graph
 from flowrun.hooks import HookDispatcher, RunHook
 from flowrun.journal import Journal
+from flowrun.notebook import ShownReport, chosen, shown_dag
 from flowrun.registry import (
     TaskFunction,
     TaskOptions,
@@ -54,7 +56,7 @@ from flowrun.state.records import RunRecord, RunStatus, TaskRecord
 from flowrun.workers import WorkerThreads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from concurrent.futures import Executor
     from types import TracebackType
 
@@ -435,11 +437,11 @@ class Engine:
         """
         journal = self._services.journal
         owed = journal.owed(run_id) if isinstance(run_id, str) else None
-        if owed is not None:
-            return build_report(owed)
-        if not isinstance(run_id, str):
-            raise UnknownRunError(run_id)
-        return build_report(self._store.load_run(run_id, results=results))
+        if owed is None:
+            if not isinstance(run_id, str):
+                raise UnknownRunError(run_id)
+            owed = self._store.load_run(run_id, results=results)
+        return cast("RunReport", ShownReport(build_report(owed)))
 
     def report_text(self, run_id: str, *, width: int = 80) -> str:
         """Return the report of a run as a plain table for people, without results.
@@ -891,6 +893,18 @@ class DagScope:
     def __repr__(self) -> str:
         """Show its name."""
         return f"<DagScope {self.name!r}>"
+
+    def _repr_mimebundle_(
+        self, include: Collection[str] | None = None, exclude: Collection[str] | None = None
+    ) -> dict[str, str]:
+        """Show a notebook the DAG's tree and picture, or what is wrong with the DAG."""
+        try:
+            # Of its own engine, in this same module.
+            graph = self._engine._graph(self.name)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+            bundle = shown_dag(self.name, graph.deps())
+        except FlowrunError as error:
+            bundle = {"text/plain": f"{self!r}: {error}"}
+        return chosen(bundle, include, exclude)
 
     def _check_dag(self, dag: object) -> None:
         if dag is not None and dag != self.name:
