@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import threading
@@ -72,9 +73,27 @@ def open_files() -> int:
 
 
 def child_processes() -> set[int]:
-    """Return this process's children, dead ones that nobody has reaped included."""
-    told = Path(f"/proc/self/task/{os.getpid()}/children")
-    return set(map(int, told.read_text().split())) if told.exists() else set()
+    """Return this process's children, dead ones that nobody has reaped included.
+
+    Of all its threads: when one ends its children go over to another. Not counted are the
+    helpers that ``multiprocessing`` starts once and keeps, and the workers of a Dask cluster,
+    whose nannies start them anew, and let go of them, when they like.
+    """
+    found: set[int] = set()
+    for told in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # that thread has just ended
+            found.update(map(int, told.read_text().split()))
+    return {process for process in found if not _is_a_helper(Path(f"/proc/{process}"))}
+
+
+def _is_a_helper(process: Path) -> bool:
+    try:
+        command = (process / "cmdline").read_bytes()
+        # Set by a nanny's "pre-spawn-environ".
+        of_a_nanny = b"MALLOC_TRIM_THRESHOLD_=" in (process / "environ").read_bytes()
+    except OSError:
+        return False
+    return of_a_nanny or b"resource_tracker" in command or b"forkserver" in command
 
 
 def statuses(report: RunReport) -> dict[str, str]:
