@@ -381,12 +381,8 @@ class Invocation:
         return error_text(self.error or RemoteTaskError("unknown", "no reply"))
 
 
-def might_change(value: object) -> bool:
-    """Return whether a task that is given this could change it."""
-    return type(value) not in _UNCHANGING
-
-
-_UNCHANGING = frozenset((int, float, complex, str, bytes, bool, type(None)))
+UNCHANGING = frozenset((int, float, complex, str, bytes, bool, type(None)))
+"""Types of values that a task cannot change."""
 
 
 def _frozen(value: object) -> Callable[[], object]:

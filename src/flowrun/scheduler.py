@@ -20,7 +20,7 @@ from sys import getrefcount
 from typing import TYPE_CHECKING, Any, cast
 from weakref import getweakrefcount
 
-from flowrun.attempt import NO_ARGUMENTS, NOTHING, Invocation, might_change
+from flowrun.attempt import NO_ARGUMENTS, NOTHING, UNCHANGING, Invocation
 from flowrun.context import Attempt
 from flowrun.deadlines import Deadlines
 from flowrun.errors import (
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from concurrent.futures import Executor
 
-    from flowrun.attempt import Arguments
     from flowrun.clock import Timer
     from flowrun.config import SchedulerConfig
     from flowrun.context import RunContext
@@ -343,18 +342,27 @@ class Run:
 
     def _prepare(self, number: int, attempt: int) -> Invocation:
         """Bind a task's attempt to what it is given."""
-        spec, plan = self.graph.specs[number], self.graph.plans[number]
-        record = self.record
+        graph, record, tasks = self.graph, self.record, self._tasks
+        spec, plan = graph.specs[number], graph.plans[number]
+        arguments, inputs = NO_ARGUMENTS, NOTHING
+        if plan.gives_any:
+            values = [tasks[parent].result for parent in graph.parents[number]]
+            if self._preserved:
+                self._restore(number, values)
+            arguments = plan.arguments(values, self._context)
+            # What can be changed is kept as it is, for a retry or a resume (S4).
+            if not UNCHANGING.issuperset(map(type, values)) and attempt == 1:
+                inputs = self._changeable(number, plan)
         invocation = Invocation(
             number,
             spec,
             Attempt(record.run_id, record.dag_name, spec.name, attempt),
-            self._arguments(number, plan) if plan.gives_any else NO_ARGUMENTS,
+            arguments,
             self._base.copy(),
             self._clock,
         )
-        if plan.used and attempt == 1 and (self._live or spec.retry.retries):
-            invocation.inputs = self._changeable(number, plan)
+        if inputs:
+            invocation.inputs = inputs
         return invocation
 
     def _launch(self, number: int) -> TaskRecord:
@@ -552,32 +560,29 @@ class Run:
             self._calling = False
         self._guarded(self._pump)
 
-    def _arguments(self, number: int, plan: CallPlan) -> Arguments:
-        tasks = self._tasks
-        values = [tasks[parent].result for parent in self.graph.parents[number]]
-        preserved = self._preserved.get(number)
-        if preserved:
-            for place, name in enumerate(self.graph.dependency_names[number]):
-                if name in preserved:
-                    values[place] = preserved[name]()
-        return plan.arguments(values, self._context)
+    def _restore(self, number: int, values: list[object]) -> None:
+        """Put in what an earlier attempt was given, made anew."""
+        preserved = self._preserved.get(number) or {}
+        for place, name in enumerate(self.graph.dependency_names[number]):
+            if name in preserved:
+                values[place] = preserved[name]()
 
     def _changeable(self, number: int, plan: CallPlan) -> Mapping[str, object]:
-        """Return what a task is given and might change; a retry or a resume needs it as it is."""
+        """Return what a task is given and might change, if it will be asked for again."""
         graph = self.graph
-        found: dict[str, object] | None = None
+        retried = bool(graph.specs[number].retry.retries)
+        if not (retried or self._live):
+            return NOTHING
+        known = self._preserved.get(number) or {}
+        found: dict[str, object] = {}
         for place in plan.used:
             parent = graph.parents[number][place]
-            value = self._tasks[parent].result
+            name, value = graph.names[parent], self._tasks[parent].result
             # What is not retained is made again for a resume (S2), but not for a retry.
-            if might_change(value) and (
-                graph.specs[number].retry.retries or graph.specs[parent].retain_result
-            ):
-                name = graph.names[parent]
-                if name not in (self._preserved.get(number) or {}):
-                    found = {} if found is None else found
-                    found[name] = value
-        return found or NOTHING
+            wanted = retried or graph.specs[parent].retain_result
+            if wanted and type(value) not in UNCHANGING and name not in known:
+                found[name] = value
+        return found
 
     # An attempt has ended.
 

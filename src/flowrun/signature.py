@@ -330,14 +330,21 @@ class CallPlan:
         """
         if self._extra is None:
             return (), {name: values[place] for name, place in self._by_name}
+        if self._extra.only_upstream:
+            return (), {UPSTREAM: dict(zip(self._extra.names, values))}  # noqa: B905 - a hot path
         keywords = {name: values[place] for name, place in self._by_name}
         return self._extra.positional(values, context, keywords), keywords
 
 
 class _Extra:
-    """The rarer part of a plan: context, ``upstream``, positional-only parameters."""
+    """The rarer part of a plan: context, ``upstream``, positional-only parameters.
 
-    __slots__ = ("_names", "_places", "_signature")
+    Attributes:
+        names: The dependencies' names, where ``upstream`` is wanted.
+        only_upstream: Whether nothing else is.
+    """
+
+    __slots__ = ("_places", "_signature", "names", "only_upstream")
 
     def __init__(
         self,
@@ -346,8 +353,11 @@ class _Extra:
         places: tuple[int | None, ...],
     ) -> None:
         self._signature = signature
-        self._names = names
+        self.names = names
         self._places = places
+        self.only_upstream = signature.wants_upstream and not (
+            signature.context_parameter or signature.positional_only
+        )
 
     def positional(
         self, values: Sequence[object], context: object, keywords: dict[str, object]
@@ -358,7 +368,7 @@ class _Extra:
         if name is not None and not (context is None and signature.context_has_default):
             keywords[name] = context
         if signature.wants_upstream:
-            keywords[UPSTREAM] = dict(zip(self._names, values))  # noqa: B905 - a hot path
+            keywords[UPSTREAM] = dict(zip(self.names, values))  # noqa: B905 - a hot path
         if not signature.positional_only:
             return ()
         return self._moved(values, keywords)
