@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
+import inspect
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,41 @@ WAIT_S = 20.0
 """No test waits longer than this for something that must happen; it is never slept."""
 
 
-WATCHED = ("test_stopping", "test_scheduler", "test_internals", "test_journal", "test_resuming")
+WATCHED = (
+    "test_carriers",
+    "test_following",
+    "test_internals",
+    "test_journal",
+    "test_resuming",
+    "test_scheduler",
+    "test_stopping",
+)
 """After each test of these modules nothing may be left."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have async tests of the watched modules leave no asyncio task behind."""
+    for item in items:
+        if (
+            isinstance(item, pytest.Function)
+            and inspect.iscoroutinefunction(item.function)
+            and item.module.__name__.rpartition(".")[2] in WATCHED
+        ):
+            item.fixturenames.insert(0, "no_task_left")
+
+
+@pytest.fixture
+async def no_task_left() -> AsyncIterator[None]:
+    """Fail a test after which there are more asyncio tasks than before."""
+    before = asyncio.all_tasks()
+    yield
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        left = asyncio.all_tasks() - before - {asyncio.current_task()}
+        if not left:
+            return
+        assert time.monotonic() < deadline, left
+        await asyncio.sleep(0)
 
 
 @pytest.fixture
