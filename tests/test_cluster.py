@@ -94,6 +94,56 @@ async def test_failures_and_retries(make_engine: MakeEngine, executor: Executor)
     assert "SystemExit: 3" in (tasks["leaves"]["error"] or "")
 
 
+async def test_whatever_a_task_raises_there_is_its_failure(  # A4 A5
+    make_engine: MakeEngine, executor: Executor
+) -> None:
+    engine = make_engine(executors={"c": executor})
+
+    class Unpleasant(Exception):
+        """Pickles, and cannot be unpickled."""
+
+        def __init__(self, first: str, second: str) -> None:
+            super().__init__(first)
+            self.second = second
+
+    def raiser(kind: str) -> Callable[[], None]:
+        def work() -> None:
+            errors: dict[str, BaseException] = {
+                "ValueError": ValueError("plain"),
+                "SystemExit": SystemExit(3),
+                "StopIteration": StopIteration(1),
+                "GeneratorExit": GeneratorExit(),
+                "CancelledError": asyncio.CancelledError("nobody asked"),
+                "ExceptionGroup": ExceptionGroup("many", [ValueError("one"), KeyError("two")]),
+                "TimeoutError": TimeoutError("own"),
+                "Unpleasant": Unpleasant("first", "second"),
+            }
+            raise errors[kind]
+
+        return work
+
+    kinds = [
+        "ValueError",
+        "SystemExit",
+        "StopIteration",
+        "GeneratorExit",
+        "CancelledError",
+        "ExceptionGroup",
+        "TimeoutError",
+        "Unpleasant",
+    ]
+    for kind in kinds:
+        engine.task(name=kind, dag="d", executor="c")(raiser(kind))
+    engine.task(name="good", dag="d", executor="c")(lambda: 1)
+    report = engine.get_run_report(await asyncio.wait_for(engine.run_once("d"), WAIT_S))
+    assert statuses(report) == {**dict.fromkeys(kinds, "FAILED"), "good": "SUCCESS"}
+    for kind in kinds:
+        task = report["tasks"][kind]
+        assert kind in (task["error"] or "")
+        assert "Traceback (most recent call last)" in (task["error"] or "")
+        assert task["reason"] == "ERROR"
+
+
 async def test_timed_out_task_is_cancelled_there(
     make_engine: MakeEngine, client: Any, executor: Executor, tmp_path: Path
 ) -> None:
