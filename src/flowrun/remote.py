@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from flowrun.context import CURRENT, Attempt
 from flowrun.errors import NotPicklableError, RemoteTaskError
 from flowrun.failure import encodable, error_line, error_text
+from flowrun.orphans import end_with_parent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -106,6 +107,7 @@ class PackedCall:
 
     def __call__(self) -> bytes:
         """Unpack, run, and pack the reply."""
+        end_with_parent()
         try:
             call = pickle.loads(self.payload)  # noqa: S301 - written by our own parent process
         except BaseException as error:  # noqa: BLE001 - a broken argument must not kill us

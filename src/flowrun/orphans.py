@@ -1,0 +1,42 @@
+"""A worker process of a pool does not outlive the process that made the pool.
+
+Otherwise a task of a run whose process was killed would go on unseen, beside the resumed one.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+
+_LOOK_S = 0.5
+_watching: set[int] = set()  # process ids: a fork's child has no watching thread
+
+
+def end_with_parent() -> None:
+    """Have this process end when its parent has, if it is one that multiprocessing made.
+
+    It ends at once, whatever it is doing; but code that holds the interpreter's lock has to let
+    go of it first.
+    """
+    known: Any = sys.modules.get("multiprocessing.process")
+    parent: BaseProcess | None = None if known is None else known.parent_process()
+    if parent is None or os.getpid() in _watching:
+        return
+    _watching.add(os.getpid())
+    threading.Thread(
+        target=_watch, args=(parent, os.getppid()), name="flowrun-parent-watch", daemon=True
+    ).start()
+
+
+def _watch(parent: BaseProcess, parent_id: int) -> None:
+    from multiprocessing import connection  # noqa: PLC0415 - only in worker processes
+
+    # The sentinel alone does not do: workers that were forked later may keep it open.
+    while os.getppid() == parent_id and not connection.wait([parent.sentinel], _LOOK_S):
+        pass
+    os._exit(1)  # pragma: no cover - ends the process at once
