@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 
 from flowrun import Engine, current_attempt, fn_hook
+from flowrun.attempt import Invocation
+from flowrun.following import Following
 
 from .conftest import WAIT_S, statuses
 
@@ -322,3 +325,32 @@ async def test_handed_in_threads_are_asked_for_every_task(make_engine: MakeEngin
         chain(engine, 20, lambda: None)
         await engine.run_once("d")
         assert pool.calls == 20
+
+
+async def test_thread_that_takes_a_staged_task_just_before_the_loop_does(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop_thread = threading.current_thread()
+    missed: list[bool] = []
+    take = Following.take
+
+    def late(self: Following) -> Invocation | None:
+        if threading.current_thread() is loop_thread and self.staged and not missed:
+            missed.append(True)
+            return None
+        return take(self)
+
+    monkeypatch.setattr(Following, "take", late)
+    engine = make_engine(max_parallel=1)
+    clock = time.monotonic
+
+    def work() -> None:
+        until = clock() + 0.002  # too long for its thread to go on
+        while clock() < until:
+            pass
+
+    for number in range(5):
+        engine.task(name=f"t{number}", dag="d")(work)
+    run_id = await engine.run_once("d")
+    assert missed
+    assert engine.get_run_report(run_id)["status"] == "SUCCESS"

@@ -10,17 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import sys
-import threading
-from collections import deque
 from dataclasses import dataclass, field
-from enum import Enum
 from functools import partial
 from sys import getrefcount
 from typing import TYPE_CHECKING, Any, cast
 from weakref import getweakrefcount
 
-from flowrun.attempt import NO_ARGUMENTS, NOTHING, UNCHANGING, Invocation
+from flowrun.attempt import Halfway, Invocation, first_step
 from flowrun.context import Attempt
 from flowrun.deadlines import Deadlines
 from flowrun.errors import (
@@ -31,7 +27,9 @@ from flowrun.errors import (
     TaskTimeoutError,
 )
 from flowrun.failure import bounded, error_line, error_text, redacted
+from flowrun.following import Following
 from flowrun.inbox import Inbox
+from flowrun.inputs import NO_ARGUMENTS, UNCHANGING, Inputs, frozen
 from flowrun.journal import Receipt
 from flowrun.ledger import Ledger
 from flowrun.slots import Lane
@@ -51,9 +49,8 @@ if TYPE_CHECKING:
     from flowrun.graph import Graph
     from flowrun.hooks import HookDispatcher
     from flowrun.journal import Journal
-    from flowrun.signature import CallPlan
     from flowrun.slots import Slots
-    from flowrun.state.records import Preserved, RunRecord, TaskRecord
+    from flowrun.state.records import RunRecord, TaskRecord
 
 
 @dataclass(frozen=True)
@@ -75,10 +72,7 @@ class Services:
     abandoned: set[Invocation] = field(default_factory=set[Invocation])
 
 
-_SLICE_TASKS = 64
 _SLICE_S = 0.01
-_MOST_STAGED = 1024
-_SHORT_S = 0.001
 
 
 class Run:
@@ -100,7 +94,6 @@ class Run:
         self._clock = services.config.clock
         self._monotonic = self._clock.monotonic
         self._journal = services.journal
-        self._context = context
         self._base = contextvars.copy_context()
         self._loop = asyncio.get_running_loop()
         self._inbox = Inbox(self._loop, self._handle, self._after_round)
@@ -109,6 +102,8 @@ class Run:
         self._live = services.journal.live
         self._ledger = Ledger(graph, record, live=self._live)
         self._tasks = self._ledger.tasks
+        self._inputs = Inputs(graph, record, self._tasks, context, live=self._live)
+        self._quiet = self._live and not self._tell.tells_start  # nobody is told of a start
         self._lane = Lane(slots, self._granted)
         self._line = slots.queue  # who waits for a slot
         self._held = 0  # slots that its own tasks have left
@@ -120,19 +115,22 @@ class Run:
         self._active: set[Invocation] = set()
         self._timers: dict[int, Timer] = {}  # a retry's wait, or the wait for its predecessor
         self._lingering: dict[int, Invocation] = {}
-        self._preserved: dict[int, Preserved] = {
-            graph.index[name]: inputs for name, inputs in record.inputs.items()
-        }
         self._pumping = False
         self._calling = False  # a carrier was made and has not begun
         self._alone = self._loop.get_task_factory() is not None
-        self._staged: deque[Invocation] = deque()  # for worker threads to go on with
-        self._last_staged = -1
-        self._follow_lock = threading.Lock()
-        self._unheard = 0  # ends that the loop has not heard of
-        self._horizon: int = sys.maxsize  # the first task that one of them may have made ready
-        self._own_pool = pool if isinstance(pool, WorkerThreads) else None
-        self._launched = 0
+        self._following = Following(
+            graph,
+            self._ledger,
+            self._inputs,
+            self._lane,
+            pool if isinstance(pool, WorkerThreads) else None,
+            self._loop,
+            prepare=self._prepare,
+            now=self._now,
+            live=self._live,
+        )
+        self._staged = self._following.staged
+        self._instant = 0.0  # the latest reading of the clock
         self._slice_end = 0.0
         self._begun = False
         self._ended = False
@@ -212,7 +210,7 @@ class Run:
     def _handle(self, message: object) -> None:
         if isinstance(message, Invocation):
             self._guarded(partial(self._ended_elsewhere, message))
-            self._heard(message)
+            self._following.heard(message)
         elif isinstance(message, Receipt):
             self._guarded(partial(self._acknowledged, message))
         else:
@@ -257,8 +255,13 @@ class Run:
         """Launch what is ready while there are slots; a carrier has to run async tasks."""
         if self._pumping or self._ended or not self._begun:
             return
+        self._pumping = True
         self._slice_end = 0.0
-        if self._next(carry=False) is _FOR_A_CARRIER and not self._calling:
+        try:
+            waits_for_a_carrier = self._next(carry=False) is not None
+        finally:
+            self._pumping = False
+        if waits_for_a_carrier and not self._calling:
             self._calling = True
             carrier = self._loop.create_task(self._carry())
             carrier.add_done_callback(self._carrier_gone)
@@ -269,49 +272,33 @@ class Run:
         for _ in range(unused):
             self._lane.give_back()
 
-    def _next(self, *, carry: bool) -> Invocation | _ForACarrier | None:
+    def _next(self, *, carry: bool) -> int | None:
         """Launch what is ready, up to the first async task.
 
         Args:
             carry: Whether the caller carries async tasks; if not they are left alone.
 
         Returns:
-            That task's invocation, for the caller to run; or that there is one for a carrier;
-            or ``None`` if there is nothing to launch, no slot for it, or the loop's turn.
+            That task, with a slot for it if the caller carries it; or ``None`` if there is none
+            to launch, no slot for it, or the loop is to have a turn.
         """
         ready, staged = self._ledger.ready, self._staged
         ordered, late, asyncs = ready.ordered, ready.late, self.graph.is_async
-        if staged and ready and ready.first() < self._last_staged:
-            self._unstage()
-        self._pumping = True
-        try:
-            while ordered or late or staged:
-                self._launched += 1
-                if self._launched % _SLICE_TASKS == 0 and self._slice_is_over():
-                    return None
-                if not self._slot():
-                    self._stage()
-                    return None
-                invocation = _popped(staged) if staged else None
-                if invocation is None and not (ready and (carry or not asyncs[ready.first()])):
-                    # Threads were faster; or it is for a carrier, which need not stand in line.
-                    self._granted_slots += 1
-                    break
-                try:
-                    number = ready.pop() if invocation is None else invocation.number
-                    task = self._launch(number)
-                    if invocation is None:
-                        invocation = self._prepare(number, task.attempt)
-                except BaseException:
-                    self._held += 1
-                    raise
-                if asyncs[invocation.number]:
-                    return invocation
-                self._hand_over(invocation)
-        finally:
-            self._pumping = False
-        if ready:
-            return _FOR_A_CARRIER
+        if staged and ready and ready.first() < self._following.last_staged:
+            self._following.unstage()
+        while ordered or late or staged:
+            if self._instant > self._slice_end and self._slice_is_over():
+                return None
+            if not carry and not staged and asyncs[number := ready.first()]:
+                return number  # a carrier need not stand in line for a slot
+            if self._held > 0 and not self._line:
+                self._held -= 1  # in the place of the one that has just ended
+            elif not self._slot():
+                self._following.stage()
+                return None
+            if not staged and asyncs[ready.first()]:
+                return ready.pop()
+            self._launch_elsewhere()
         self._give_slots_back()
         return None
 
@@ -332,45 +319,88 @@ class Run:
         Tasks that end at once are run without a turn of the loop in between; now and then it
         must have one, for timers, cancellations and everybody else.
         """
-        now = self._monotonic()
         if not self._slice_end:
-            self._slice_end = now + _SLICE_S
-        elif now > self._slice_end:
-            self._wake()
-            return True
-        return False
+            self._slice_end = self._now() + _SLICE_S
+            return False
+        self._wake()
+        return True
+
+    def _launch_elsewhere(self) -> None:
+        """Launch the next sync task, in the slot that was taken for it."""
+        try:
+            invocation = self._following.take()
+            if invocation is None:
+                ready = self._ledger.ready
+                if not ready or self.graph.is_async[ready.first()]:
+                    self._held += 1  # threads were faster
+                    return
+                number = ready.pop()
+                self._launch(number)
+                invocation = self._prepare(number, self._tasks[number].attempt)
+            else:
+                self._launch(invocation.number)
+        except BaseException:
+            self._held += 1
+            raise
+        self._hand_over(invocation)
+
+    def _step_here(self, number: int) -> Invocation | None:
+        """Launch an async task, in the asyncio task that called; settle it if it ends well."""
+        spec, task = self.graph.specs[number], self._tasks[number]
+        instant = self._monotonic()
+        now = instant + self._offset
+        task.start(now, now if task.ready_at is None else task.ready_at)
+        if not self._quiet:
+            self._tell_launch(task)
+        inputs = self._inputs
+        arguments = inputs.arguments(number)
+        if inputs.may_change and task.attempt == 1:
+            changeable = inputs.changeable(number)
+            if changeable:
+                inputs.keep(number, frozen(changeable))
+                instant = self._monotonic()
+                task.started_at = instant + self._offset
+        record, timeout_s = self.record, spec.timeout_s
+        deadline = None if timeout_s is None else instant + timeout_s
+        attempt = Attempt(record.run_id, record.dag_name, spec.name, task.attempt, deadline)
+        context = self._base.copy()
+        value = context.run(first_step, spec.function, arguments, attempt)
+        if type(value) is Halfway:
+            invocation = Invocation(number, spec, attempt, NO_ARGUMENTS, context, self._clock)
+            invocation.go_on_from(value, instant)
+            return invocation
+        attempt.ended = True
+        self._instant = now = self._monotonic() + self._offset
+        if self._live:
+            task.succeed(now, value)
+            self._succeeded(number, task)
+        else:
+            self._save_success(number, now, value)
+        return None
 
     def _prepare(self, number: int, attempt: int) -> Invocation:
-        """Bind a task's attempt to what it is given."""
-        graph, record, tasks = self.graph, self.record, self._tasks
-        spec, plan = graph.specs[number], graph.plans[number]
-        arguments, inputs = NO_ARGUMENTS, NOTHING
-        if plan.gives_any:
-            values = [tasks[parent].result for parent in graph.parents[number]]
-            if self._preserved:
-                self._restore(number, values)
-            arguments = plan.arguments(values, self._context)
-            # What can be changed is kept as it is, for a retry or a resume (S4).
-            if not UNCHANGING.issuperset(map(type, values)) and attempt == 1:
-                inputs = self._changeable(number, plan)
+        """Bind a sync task's attempt to what it is given."""
+        record, spec = self.record, self.graph.specs[number]
         invocation = Invocation(
             number,
             spec,
             Attempt(record.run_id, record.dag_name, spec.name, attempt),
-            arguments,
+            self._inputs.arguments(number),
             self._base.copy(),
             self._clock,
         )
-        if inputs:
-            invocation.inputs = inputs
+        # What can be changed is kept as it is, for a retry or a resume (S4).
+        if self._inputs.may_change and attempt == 1:
+            changeable = self._inputs.changeable(number)
+            if changeable:
+                invocation.inputs = changeable
         return invocation
 
-    def _launch(self, number: int) -> TaskRecord:
+    def _launch(self, number: int) -> None:
         task = self._tasks[number]
-        now = self._monotonic() + self._offset
+        self._instant = now = self._monotonic() + self._offset
         task.start(now, now if task.ready_at is None else task.ready_at)
         self._tell_launch(task)
-        return task
 
     def _tell_launch(self, task: TaskRecord) -> None:
         if not self._live:
@@ -384,7 +414,9 @@ class Run:
         pool, kind = self._services.pools[spec.executor]
         try:
             if kind == "own":
-                invocation.start_in_thread(pool, self._inbox, self._ended_late, self._follow)
+                invocation.start_in_thread(
+                    pool, self._inbox, self._ended_late, self._following.next_of
+                )
             else:
                 invocation.start_sync(pool, kind, self._inbox, self._ended_late)
         except Exception as error:  # noqa: BLE001 - a pool may refuse in any way
@@ -392,107 +424,6 @@ class Run:
             self._ended_attempt(invocation)
             return
         self._watch(invocation)
-
-    # Worker threads go on by themselves: the way to the loop and back takes its time.
-
-    def _stage(self) -> None:
-        """Prepare sync tasks that have no slot yet, for a thread that ends a short one."""
-        ready, staged = self._ledger.ready, self._staged
-        if self._own_pool is None or len(staged) > _MOST_STAGED // 2:
-            return
-        specs, asyncs = self.graph.specs, self.graph.is_async
-        while ready and len(staged) < _MOST_STAGED:
-            number = ready.first()
-            if asyncs[number] or specs[number].executor is not None:
-                return
-            invocation = self._prepare(number, self._tasks[number].attempt + 1)
-            self._last_staged = ready.pop()
-            staged.append(invocation)
-
-    def _unstage(self) -> None:
-        """Put back what no thread has taken; other tasks are to come first."""
-        while (invocation := _popped(self._staged)) is not None:
-            self._ledger.ready.push(invocation.number)
-
-    def _follow(self, ended: Invocation) -> Invocation | None:
-        """Say what a thread goes on with, in the slot of an attempt that has just ended.
-
-        Called in that thread. The loop hears of both together, and does all the rest. It is
-        asked first after a task that took long, where that costs nothing, where somebody else
-        waits for the slot or the thread, and where an end that the loop has not heard of may
-        have made an earlier task ready: the order of launches stays as it would be (R6).
-        """
-        children = self.graph.children[ended.number] if ended.ok else ()
-        with self._follow_lock:
-            before = self._horizon
-            ended.unheard = True
-            self._unheard += 1
-            if children:
-                self._horizon = min(before, children[0])
-            now = self._monotonic() + self._offset
-            if not self._may_go_on(ended, now):
-                return None
-            invocation = _popped(self._staged)
-            if invocation is None:
-                invocation = self._only_child(ended, children, before, now)
-                if invocation is not None:
-                    self._horizon = before
-            elif invocation.number >= self._horizon or self._comes_before(invocation.number):
-                self._staged.appendleft(invocation)
-                return None
-        if invocation is not None:
-            task = self._tasks[invocation.number]
-            task.start(now, now if task.ready_at is None else task.ready_at)
-            invocation.follow(ended)
-        return invocation
-
-    def _may_go_on(self, ended: Invocation, now: float) -> bool:
-        pool = self._own_pool
-        return (
-            self._stopping is None
-            and not ended.stopped
-            and ended.ok
-            and now - self._offset - (ended.started or 0.0) < _SHORT_S
-            and not self._lane.others_wait
-            and pool is not None
-            and not pool.waiting_calls
-            and not hasattr(type(ended.value), "__await__")
-            and not self._loop.is_closed()
-        )
-
-    def _only_child(
-        self, ended: Invocation, children: tuple[int, ...], horizon: int, now: float
-    ) -> Invocation | None:
-        """Return the only task that waits for this one, if it is the next of all."""
-        # A durable success has to be saved (S1), and a result to be released (I2), before a child
-        # may start.
-        if len(children) != 1 or not self._live or self._ledger.lets_go:
-            return None
-        (child,) = children
-        if (
-            self.graph.is_async[child]
-            or self.graph.specs[child].executor is not None
-            or not self._ledger.waits_for_one(child)
-            or child >= horizon
-            or self._comes_before(child)
-        ):
-            return None
-        self._tasks[ended.number].succeed(now, ended.value)
-        ended.recorded = True
-        return self._prepare(child, self._tasks[child].attempt + 1)
-
-    def _comes_before(self, number: int) -> bool:
-        """Return whether a task is ready that is to be launched before this one."""
-        ready = self._ledger.ready
-        return bool(ready) and ready.first() < number
-
-    def _heard(self, ended: Invocation) -> None:
-        """The loop knows of an end: what has become ready by it is no secret any more."""
-        if ended.unheard:
-            with self._follow_lock:
-                self._unheard -= 1
-                if not self._unheard:
-                    self._horizon = sys.maxsize
 
     def _followed(self, ended: Invocation, invocation: Invocation) -> None:
         """A thread has gone on from one attempt to another."""
@@ -524,65 +455,53 @@ class Run:
         carrier = asyncio.current_task()
         assert carrier is not None  # noqa: S101 - this is one
         references, weak_references = getrefcount(carrier), getweakrefcount(carrier)
-        invocation: object = None
+        used = False
         while (
-            not carrier.cancelling()
+            not (used and self._alone)
+            and not carrier.cancelling()
             and getrefcount(carrier) == references
             and getweakrefcount(carrier) == weak_references
         ):
+            used = True
+            number = invocation = None
             try:
-                invocation = self._next(carry=True)
-                if not isinstance(invocation, Invocation):
+                number = self._next(carry=True)
+                if number is None:
                     return
-                if invocation.step_here():
+                invocation = self._step_here(number)
+                if invocation is None:
+                    number = None
+                    self._held += 1
+                    if not self._ledger.open or self._stopping is not None:
+                        self._progress()
+                    continue
+                if invocation.suspended:
                     invocation.task = carrier
-                    self._guarded(partial(self._suspended, invocation))
+                    self._suspended(invocation)
                     await invocation.rest()
+                    self._slice_end = 0.0
                     if invocation.closed:
                         self._ended_late(invocation)
                         return
                 self._ended_attempt(invocation)
             except Exception as error:  # noqa: BLE001 - by design: see _guarded
-                if isinstance(invocation, Invocation) and not invocation.closed:
+                if number is not None and not (invocation and invocation.closed):
                     self._held += 1
                 self._break(error)
-            if self._alone:
-                return
 
     def _suspended(self, invocation: Invocation) -> None:
         """An async task has not ended at once: see what else can be launched meanwhile."""
-        self._watch(invocation)
-        if self._ledger.ready:
-            self._pump()
+        try:
+            self._watch(invocation)
+            if self._ledger.ready and (self._held or self._granted_slots or self._lane.may_take):
+                self._pump()
+        except Exception as error:  # noqa: BLE001 - by design: see _guarded
+            self._break(error)
 
     def _carrier_gone(self, carrier: asyncio.Task[None]) -> None:
         if carrier.cancelled():  # by somebody else, and perhaps before it began
             self._calling = False
         self._guarded(self._pump)
-
-    def _restore(self, number: int, values: list[object]) -> None:
-        """Put in what an earlier attempt was given, made anew."""
-        preserved = self._preserved.get(number) or {}
-        for place, name in enumerate(self.graph.dependency_names[number]):
-            if name in preserved:
-                values[place] = preserved[name]()
-
-    def _changeable(self, number: int, plan: CallPlan) -> Mapping[str, object]:
-        """Return what a task is given and might change, if it will be asked for again."""
-        graph = self.graph
-        retried = bool(graph.specs[number].retry.retries)
-        if not (retried or self._live):
-            return NOTHING
-        known = self._preserved.get(number) or {}
-        found: dict[str, object] = {}
-        for place in plan.used:
-            parent = graph.parents[number][place]
-            name, value = graph.names[parent], self._tasks[parent].result
-            # What is not retained is made again for a resume (S2), but not for a retry.
-            wanted = retried or graph.specs[parent].retain_result
-            if wanted and type(value) not in UNCHANGING and name not in known:
-                found[name] = value
-        return found
 
     # An attempt has ended.
 
@@ -652,8 +571,7 @@ class Run:
             if invocation.spec.timeout_s is not None:
                 self._deadlines.forget()
         if invocation.preserved is not None:
-            known = self._preserved.get(invocation.number) or {}
-            self._preserved[invocation.number] = {**known, **invocation.preserved}
+            self._inputs.keep(invocation.number, invocation.preserved)
         # Show when the code started, not when it was handed to a pool (A1).
         if invocation.duration_s is not None:
             task, now = self._tasks[invocation.number], self._now()
@@ -676,8 +594,12 @@ class Run:
             if not invocation.recorded:
                 task.succeed(now, value)
             self._succeeded(number, task)
-            return
-        snapshot = task.copy()
+        else:
+            self._save_success(number, now, value)
+
+    def _save_success(self, number: int, now: float, value: object) -> None:
+        """Make a success durable; only then it counts."""
+        snapshot = self._tasks[number].copy()
         snapshot.succeed(now, value)
         if not self.graph.specs[number].retain_result:
             snapshot.release()
@@ -707,15 +629,16 @@ class Run:
         """A success is acknowledged: tell, let inputs go, let children come (S1)."""
         if self._tell.tells_success:
             self._tell.succeeded(task)
-        if self._preserved:
-            self._preserved.pop(number, None)
+        if type(task.result) not in UNCHANGING:
+            self._inputs.may_change = True
+        if self._inputs.may_change:
+            self._inputs.forget(number)
         self._ledger.settle(number)
         if self._stopping is None:
             self._ledger.open_children(number, task.finished_at or 0.0)
 
     def _settle(self, number: int) -> None:
-        if self._preserved:
-            self._preserved.pop(number, None)
+        self._inputs.forget(number)
         self._ledger.settle(number)
 
     # Failure and retry.
@@ -791,13 +714,7 @@ class Run:
 
     def _failed_for_good(self, number: int, line: str) -> None:
         self._tell.failed(self._tasks[number], line)
-        if self._live and number in self._preserved:
-            graph = self.graph
-            self.record.inputs[graph.names[number]] = {
-                name: thaw
-                for name, thaw in self._preserved[number].items()
-                if graph.specs[graph.index[name]].retain_result
-            }
+        self._inputs.leave_for_resume(number)
         self._settle(number)
         if self._stopping is None:
             name = self._tasks[number].name
@@ -887,7 +804,7 @@ class Run:
             return
         self._stopping = reason
         self._cause = cause
-        self._staged.clear()
+        self._following.stop()
         self._ledger.ready.clear()
         for number, timer in self._timers.items():
             timer.cancel()
@@ -1030,23 +947,6 @@ class Run:
 
     def _redacted(self, text: str) -> str:
         return redacted(text, self._services.redact)
-
-
-class _ForACarrier(Enum):
-    """There is an async task to be run, and whoever asked cannot run it."""
-
-    FOR_A_CARRIER = 0
-
-
-_FOR_A_CARRIER = _ForACarrier.FOR_A_CARRIER
-
-
-def _popped(queue: deque[Invocation]) -> Invocation | None:
-    """Take the first one, if there is one left: several threads do so."""
-    try:
-        return queue.popleft()
-    except IndexError:
-        return None
 
 
 def _nothing() -> None:

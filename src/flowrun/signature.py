@@ -309,9 +309,10 @@ class CallPlan:
         used: Places, in the dependencies' order, of the results that are passed on; the other
             dependencies are order only.
         gives_any: Whether a call has any argument at all.
+        only_upstream: Whether all that a call has is ``upstream``.
     """
 
-    __slots__ = ("_by_name", "_extra", "gives_any", "used")
+    __slots__ = ("_by_name", "_extra", "gives_any", "only_upstream", "used")
 
     def __init__(
         self, used: tuple[int, ...], by_name: tuple[tuple[str, int], ...], extra: _Extra | None
@@ -320,6 +321,7 @@ class CallPlan:
         self._by_name = by_name
         self._extra = extra
         self.gives_any = bool(by_name) or extra is not None
+        self.only_upstream = extra is not None and extra.only_upstream
 
     def arguments(self, values: Sequence[object], context: object) -> Arguments:
         """Return the positional and the keyword arguments of a call; do not change them.
@@ -330,8 +332,6 @@ class CallPlan:
         """
         if self._extra is None:
             return (), {name: values[place] for name, place in self._by_name}
-        if self._extra.only_upstream:
-            return (), {UPSTREAM: dict(zip(self._extra.names, values))}  # noqa: B905 - a hot path
         keywords = {name: values[place] for name, place in self._by_name}
         return self._extra.positional(values, context, keywords), keywords
 
