@@ -12,7 +12,6 @@ from flowrun.context import CURRENT
 from flowrun.errors import ExecutorError, RemoteTaskError
 from flowrun.failure import error_line, error_text
 from flowrun.inputs import NO_ARGUMENTS, NOTHING, frozen
-from flowrun.remote import Facts, PackedCall, RemoteCall, Reply, unpacked
 
 if TYPE_CHECKING:
     import contextvars
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from flowrun.context import Attempt
     from flowrun.inbox import Inbox
     from flowrun.registry import TaskSpec
+    from flowrun.remote import RemoteCall
     from flowrun.signature import Arguments
     from flowrun.state.records import Preserved
 
@@ -183,6 +183,8 @@ class Invocation:
         """
         self._done = inbox.put
         self._late = late
+        from flowrun.remote import PackedCall  # noqa: PLC0415 - for other executors only
+
         # Nobody tells when a foreign pool starts it: its clock starts at submission.
         self._start_clock()
         call = PackedCall(self.remote_call()) if kind == "process" else _ForeignCall(self)
@@ -191,6 +193,8 @@ class Invocation:
 
     def remote_call(self) -> RemoteCall:
         """Return the call in the form in which it can leave this process."""
+        from flowrun.remote import Facts, RemoteCall  # noqa: PLC0415 - see start_sync
+
         seen = self.attempt
         facts = Facts(seen.run_id, seen.dag_name, seen.task_name, seen.attempt, self.spec.timeout_s)
         args, kwargs = self.arguments
@@ -337,6 +341,8 @@ class Invocation:
 
     def _collect(self, future: Future[Any]) -> None:
         """Read what came back; here, in the thread that brought it, and not on the loop."""
+        from flowrun.remote import Reply, unpacked  # noqa: PLC0415 - see start_sync
+
         try:
             reply = future.result()
         except BrokenExecutor as error:

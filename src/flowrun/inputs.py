@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 from typing import TYPE_CHECKING, TypeAlias
 
 from flowrun.signature import UPSTREAM
@@ -125,6 +123,9 @@ def frozen(values: Changeable) -> Preserved:
 def _frozen(value: object) -> Callable[[], object]:
     # A pickle, or a deep copy where the type says how to make one or cannot be pickled. What
     # cannot be copied at all (an open connection) is shared.
+    import copy  # noqa: PLC0415 - few tasks are given what they could change
+    import pickle  # noqa: PLC0415
+
     if not hasattr(type(value), "__deepcopy__"):
         try:
             data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
