@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
+import select
 import signal
 import sys
 from collections.abc import Callable
 from typing import Any, Literal, cast
 
-from flowrun import Engine, SqliteStateStore, build_default_engine, fn_hook
+from flowrun import Engine, RunReport, SqliteStateStore, build_default_engine, fn_hook
 
 Shape = dict[str, list[str]]
 
@@ -34,6 +36,9 @@ SHAPES: dict[str, dict[str, Shape]] = {
     "released": {"d": layers(1, 3, 2, 1)},
     "two": {"d": layers(1, 2, 1, 2), "e": layers(2, 1, 2)},
 }
+
+
+GRID = layers(2, 3, 2)
 
 
 def is_released(kind: str, name: str) -> bool:
@@ -127,6 +132,77 @@ def job(db: str, notes_path: str, kind: str, synchronous: str, recover: str, aft
     store.close()
 
 
+def result_of(writer: str, turn: int, name: str) -> str:
+    """Return what a task of ``write`` makes, so that a reader can tell whose it is."""
+    return f"{writer} {turn} {name} " + "x" * 500
+
+
+def write(db: str, writer: str, turns: str) -> None:
+    """Run a grid several times, under a name of its own, on a file that others share."""
+    store = SqliteStateStore(db)
+    engine = build_default_engine(state_store=store)
+    turn = 0
+    for name, deps in GRID.items():
+        engine.task(name=name, dag=writer, deps=deps)(
+            lambda name=name: result_of(writer, turn, name)
+        )
+
+    async def main() -> None:
+        nonlocal turn
+        for turn in range(int(turns)):
+            await engine.run_once(writer, metadata={"turn": turn})
+
+    asyncio.run(main())
+    engine.close()
+    store.close()
+
+
+def read(db: str, kind: str) -> None:
+    """Look at random runs until the input ends; say how many reports were right."""
+    store = SqliteStateStore.open_readonly(db) if kind == "readonly" else SqliteStateStore(db)
+    engine = build_default_engine(state_store=store)
+    print("up", flush=True)
+    finished: set[str] = set()
+    reports = 0
+    while not select.select([sys.stdin], [], [], 0)[0]:
+        runs = engine.list_runs(limit=None)
+        assert finished <= {run.run_id for run in runs}
+        # Any one, and some that are likely to be written at this moment.
+        for run in [*random.sample(runs, min(1, len(runs))), *runs[:8]]:
+            report = engine.get_run_report(run.run_id)
+            check_report(report)
+            assert report["finished_at"] is not None or run.run_id not in finished
+            if report["finished_at"] is not None:
+                finished.add(run.run_id)
+            reports += 1
+    engine.close()
+    store.close()
+    print(reports)
+
+
+def check_report(report: RunReport) -> None:
+    """Look for anything that was never so, at any moment of the run."""
+    assert list(report["tasks"]) == list(GRID)
+    for name, task in report["tasks"].items():
+        if task["status"] == "SUCCESS":
+            expected = result_of(report["dag_name"], cast("int", report["metadata"]["turn"]), name)
+            assert task["result"] == expected
+        else:
+            assert task["result_state"] == "absent"
+        if task["status"] != "PENDING":
+            assert all(report["tasks"][parent]["status"] == "SUCCESS" for parent in GRID[name])
+    if report["finished_at"] is None:
+        assert report["alive"]
+    else:
+        assert report["status"] == "SUCCESS"
+
+
+def create(folder: str, count: str) -> None:
+    """Make many files, all of which others are making too."""
+    for number in range(int(count)):
+        SqliteStateStore(os.path.join(folder, f"{number}.db")).close()
+
+
 if __name__ == "__main__":
     _, program, *arguments = sys.argv
-    {"job": job}[program](*arguments)
+    {"job": job, "write": write, "read": read, "create": create}[program](*arguments)

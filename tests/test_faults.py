@@ -11,20 +11,26 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flowrun import RunQuery, SqliteStateStore
+from flowrun import Change, JsonSerializer, RunQuery, RunRecord, SqliteStateStore, TaskRecord
+from flowrun.errors import StoreBusyError
+from flowrun.report import build_report
 
 from .conftest import WAIT_S
-from .fault_programs import SHAPES, is_released
+from .fault_programs import SHAPES, check_report, is_released
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills and limits by POSIX calls")
+
+Start = Callable[..., "subprocess.Popen[bytes]"]
 
 PROGRAMS = Path(__file__).with_name("fault_programs.py")
 KILLS = int(os.environ.get("FLOWRUN_KILLS", "36"))
@@ -37,13 +43,25 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "runs.db"
 
 
-def start(*arguments: object) -> subprocess.Popen[bytes]:
-    """Start one of the programs."""
-    return subprocess.Popen(
-        [sys.executable, str(PROGRAMS), *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start one of the programs; none of them outlives its test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start_one(*arguments: object) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, str(PROGRAMS), *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        started.append(process)
+        return process
+
+    yield start_one
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def is_intact(path: Path) -> bool:
@@ -115,7 +133,7 @@ def check_file(path: Path, kind: str, made: dict[tuple[str, str], str]) -> None:
 
 @pytest.mark.parametrize(("kind", "level"), CASES)
 def test_kill_at_any_point_loses_and_repeats_nothing_acknowledged(  # S1 S2 S4 D2 D3
-    tmp_path: Path, kind: str, level: str
+    tmp_path: Path, start: Start, kind: str, level: str
 ) -> None:
     dice = random.Random(f"{kind} {level}")
     place = CASES.index((kind, level))
@@ -150,3 +168,93 @@ def test_kill_at_any_point_loses_and_repeats_nothing_acknowledged(  # S1 S2 S4 D
                     assert is_intact(copy)
         text = notes.read_text().splitlines()
         check_file(path, kind, check_notes(kind, [json.loads(line) for line in text]))
+
+
+# -- neighbours -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("writers", "reader"), [(2, "readonly"), (8, "own")])
+def test_processes_share_a_file_while_others_read_it(
+    path: Path, start: Start, writers: int, reader: str
+) -> None:
+    turns = 12 // writers + 2
+    with closing(SqliteStateStore(path)) as store:
+        looking = start("read", path, reader)
+        assert looking.stdout is not None
+        assert looking.stdout.readline() == b"up\n"
+        # One who reads the same view from beginning to end: nobody may have to wait for it.
+        still = sqlite3.connect(path, isolation_level=None)
+        still.execute("BEGIN")
+        assert still.execute("SELECT count(*) FROM runs").fetchone() == (0,)
+        working = [start("write", path, f"w{number}", turns) for number in range(writers)]
+        for process in working:
+            _, errors = process.communicate(timeout=WAIT_S)
+            assert process.returncode == 0, errors.decode()
+        assert still.execute("SELECT count(*) FROM runs").fetchone() == (0,)
+        still.close()
+        output, errors = looking.communicate(b"stop", timeout=WAIT_S)
+        assert looking.returncode == 0, errors.decode()
+        assert int(output) > 0
+        runs = store.list_runs(RunQuery())
+        assert len(runs) == writers * turns
+        assert {run.status for run in runs} == {"SUCCESS"}
+        for run in runs:
+            check_report(build_report(store.load_run(run.run_id, results=True)))
+    assert is_intact(path)
+
+
+def test_processes_that_make_a_file_together_all_open_it(tmp_path: Path, start: Start) -> None:
+    makers = [start("create", tmp_path, 20) for _ in range(6)]
+    for process in makers:
+        _, errors = process.communicate(timeout=WAIT_S)
+        assert process.returncode == 0, errors.decode()
+    assert all(is_intact(tmp_path / f"{number}.db") for number in range(20))
+
+
+def test_change_of_the_journal_waits_for_others_like_any_lock(path: Path) -> None:
+    store = SqliteStateStore(path)
+    with pytest.raises(StoreBusyError, match="for more than 0.02 s"):
+        SqliteStateStore(path, journal_mode="DELETE", busy_timeout_s=0.02)
+    opened: list[SqliteStateStore] = []
+    waiting = threading.Thread(
+        target=lambda: opened.append(
+            SqliteStateStore(path, journal_mode="DELETE", busy_timeout_s=WAIT_S)
+        )
+    )
+    waiting.start()
+    store.close()
+    waiting.join(WAIT_S)
+    opened[0].close()
+    assert not path.with_name("runs.db-wal").exists()
+
+
+class Interrupting(JsonSerializer):
+    """Does something while a run is being read."""
+
+    then: Callable[[], object] | None = None
+
+    def loads(self, data: bytes) -> object:
+        if self.then is not None:
+            then, self.then = self.then, None
+            then()
+        return super().loads(data)
+
+
+def test_run_that_ends_while_it_is_read_is_not_taken_for_a_dead_one(path: Path) -> None:  # D3
+    serializer = Interrupting()
+    run = RunRecord("r1", "d", 1.0, {"a": TaskRecord("a")})
+    with closing(SqliteStateStore(path, serializer)) as reader:
+        writer = SqliteStateStore(path)
+        writer.create_run(run)
+        run.tasks["a"].start(2.0, 2.0)
+        run.tasks["a"].succeed(3.0, "made")
+        writer.save([Change(run, run.tasks["a"])])
+
+        def end() -> None:
+            run.finish(4.0)
+            writer.save([Change(run, None)])
+            writer.close()
+
+        serializer.then = end
+        found = reader.load_run("r1", results=True)
+        assert (found.finished_at, found.alive) == (4.0, False)

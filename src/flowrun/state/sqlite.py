@@ -9,7 +9,7 @@ import time
 import zlib
 from collections import OrderedDict
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from flowrun.errors import (
     AlreadyResumedError,
@@ -39,13 +39,15 @@ from flowrun.state.sqlite_file import SqliteFile, check_settings
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection, Generator, Sequence
+    from collections.abc import Callable, Collection, Generator, Sequence
 
     from flowrun.state.protocol import Change, RunQuery
     from flowrun.state.records import RunRecord, RunSummary
     from flowrun.state.rows import Row
     from flowrun.state.serializers import ResultSerializer
     from flowrun.state.sqlite_file import JournalMode, Synchronous
+
+T = TypeVar("T")
 
 _CACHED_RUNS = 64
 _DEAD = "OWNER_DIED: the process that worked on this run has died"
@@ -112,6 +114,7 @@ class SqliteStateStore:
         self._lock = threading.RLock()
         self._readers: list[sqlite3.Connection] = []
         self._owned: dict[str, _Owned] = {}
+        self._dead: set[int] = set()
         self._cache_ttl_s = cache_ttl_s
         self._cache: OrderedDict[str, tuple[float, RunRecord]] = OrderedDict()
         self._closed = False
@@ -223,21 +226,7 @@ class SqliteStateStore:
         cached = self._cached(run_id) if results else None
         if cached is not None:
             return cached
-        with self._reading() as db:
-            found = self._run_row(db, run_id)
-            if found is None:
-                raise UnknownRunError(run_id)
-            seq, row = found
-            tasks = {task.name: task for task in self._tasks(db, seq, run_id)}
-            if len(tasks) != sum(json.loads(str(row[10])).values()):
-                raise DamagedRecordError(run_id, None, "rows of its tasks are missing")
-            if results:
-                for name, value in self._results(db, seq, run_id, None).items():
-                    tasks[name].result = value
-                for task in tasks.values():
-                    if task.result is NoResult.STORED:
-                        raise DamagedRecordError(run_id, task.name, "its result is missing")
-        run = run_of_row(row, tasks, alive=self._is_alive(row))
+        run = self._until_certain(lambda dead: self._read_run(run_id, dead, results=results))
         if results and run.finished_at is not None:
             self._keep_in_cache(run)
         return run
@@ -252,30 +241,7 @@ class SqliteStateStore:
 
     def list_runs(self, query: RunQuery) -> list[RunSummary]:
         """Return the runs that match, newest first, without their tasks."""
-        found: list[RunSummary] = []
-        with self._reading() as db:
-            values = {
-                "dag": query.dag_name,
-                "ancestor": query.resumed_from,
-                "status": None if query.status is None else str(query.status),
-                "seq": self._seq_before(db, query.before),
-                "time": query.before if isinstance(query.before, int | float) else None,
-            }
-            for seq, *row, stored in db.execute(_list_statement(query), values):
-                check_row(tuple(row), stored, str(row[0]), None)
-                alive = self._is_alive(row)
-                if row[3] is None:
-                    # Its own row is written when it ends; until then its tasks tell.
-                    counts = dict(db.execute(_COUNT_TASKS, (seq,)).fetchall())
-                    row[4] = str(run_status(counts))
-                    if query.status is not None and row[4] != query.status:
-                        continue
-                else:
-                    counts = json.loads(str(row[10]))
-                found.append(summary_of_row(tuple(row), counts, alive=alive))
-                if len(found) == query.limit:
-                    break
-        return found
+        return self._until_certain(lambda dead: self._read_runs(query, dead))
 
     def stored_result(self, run_id: str, task_name: str, most: int = 200) -> tuple[str, int, bytes]:
         """Return a kept result undecoded: its serializer's name, its size, its first bytes.
@@ -291,6 +257,49 @@ class SqliteStateStore:
         return str(row[0]), int(row[1]), bytes(row[2])
 
     # Inside.
+
+    def _read_run(self, run_id: str, dead: set[int], *, results: bool) -> RunRecord:
+        with self._reading() as db:
+            found = self._run_row(db, run_id)
+            if found is None:
+                raise UnknownRunError(run_id)
+            seq, row = found
+            tasks = {task.name: task for task in self._tasks(db, seq, run_id)}
+            if len(tasks) != sum(json.loads(str(row[10])).values()):
+                raise DamagedRecordError(run_id, None, "rows of its tasks are missing")
+            if results:
+                for name, value in self._results(db, seq, run_id, None).items():
+                    tasks[name].result = value
+                for task in tasks.values():
+                    if task.result is NoResult.STORED:
+                        raise DamagedRecordError(run_id, task.name, "its result is missing")
+        return run_of_row(row, tasks, alive=self._is_alive(row, dead))
+
+    def _read_runs(self, query: RunQuery, dead: set[int]) -> list[RunSummary]:
+        found: list[RunSummary] = []
+        with self._reading() as db:
+            values = {
+                "dag": query.dag_name,
+                "ancestor": query.resumed_from,
+                "status": None if query.status is None else str(query.status),
+                "seq": self._seq_before(db, query.before),
+                "time": query.before if isinstance(query.before, int | float) else None,
+            }
+            for seq, *row, stored in db.execute(_list_statement(query), values):
+                check_row(tuple(row), stored, str(row[0]), None)
+                alive = self._is_alive(row, dead)
+                if row[3] is None:
+                    # Its own row is written when it ends; until then its tasks tell.
+                    counts = dict(db.execute(_COUNT_TASKS, (seq,)).fetchall())
+                    row[4] = str(run_status(counts))
+                    if query.status is not None and row[4] != query.status:
+                        continue
+                else:
+                    counts = json.loads(str(row[10]))
+                found.append(summary_of_row(tuple(row), counts, alive=alive))
+                if len(found) == query.limit:
+                    break
+        return found
 
     def _dumped(self, run_id: str, task_name: str, value: object) -> bytes:
         try:
@@ -396,9 +405,27 @@ class SqliteStateStore:
             raise UnknownRunError(before)
         return found[0]
 
-    def _is_alive(self, row: Sequence[object]) -> bool:
-        owner = row[9]
-        return row[3] is None and self._owner_lives(owner if isinstance(owner, int) else None)
+    def _until_certain(self, read: Callable[[set[int]], T]) -> T:
+        """Read again if an owner is found dead: it may have ended its run since (D3).
+
+        An owner who is known to be dead before the reading begins can change nothing any more.
+        """
+        while True:
+            dead: set[int] = set()
+            found = read(dead)
+            if not dead:
+                return found
+            self._dead.update(dead)
+
+    def _is_alive(self, row: Sequence[object], dead: set[int]) -> bool:
+        """Return whether a run is alive, and note an owner who was not known to be dead."""
+        owner = row[9] if isinstance(row[9], int) else None
+        if row[3] is not None or owner in self._dead:
+            return False
+        alive = self._owner_lives(owner)
+        if not alive and owner is not None:
+            dead.add(owner)
+        return alive
 
     def _owner_lives(self, owner: int | None) -> bool:
         return self._ownership is None or self._ownership.is_alive(owner)
