@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
+import resource
 import select
 import signal
+import sqlite3
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any, Literal, cast
 
-from flowrun import Engine, RunReport, SqliteStateStore, build_default_engine, fn_hook
+from flowrun import Engine, RunQuery, RunReport, SqliteStateStore, build_default_engine, fn_hook
+from flowrun.errors import StoreError
 
 Shape = dict[str, list[str]]
 
@@ -203,6 +208,134 @@ def create(folder: str, count: str) -> None:
         SqliteStateStore(os.path.join(folder, f"{number}.db")).close()
 
 
+class Disk:
+    """A disk with little space: so many pages in the file, or so many bytes in any file."""
+
+    def __init__(self, how: str) -> None:
+        self._pages = 0 if how == "bytes" else _PLENTY
+        self._bytes = how == "bytes"
+        self._connections: list[weakref.ref[sqlite3.Connection]] = []
+        connect = sqlite3.connect
+
+        def connect_limited(*arguments: Any, **options: Any) -> sqlite3.Connection:
+            connection: sqlite3.Connection = connect(*arguments, **options, factory=_Connection)
+            connection.execute(f"PRAGMA max_page_count = {self._pages}")
+            self._connections.append(weakref.ref(connection))
+            return connection
+
+        if not self._bytes:
+            sqlite3.connect = connect_limited
+
+    def limit(self, size: int) -> None:
+        """Leave this much space."""
+        if self._bytes:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+        self._pages = size
+
+    def lift(self) -> None:
+        """Give space back, to those who have the file open as well."""
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        self._pages = _PLENTY
+        for reference in self._connections:
+            if (connection := reference()) is not None:
+                with contextlib.suppress(sqlite3.ProgrammingError):  # it is closed
+                    connection.execute(f"PRAGMA max_page_count = {_PLENTY}")
+
+
+class _Connection(sqlite3.Connection):
+    """One that can be referred to weakly."""
+
+
+_PLENTY = 1 << 30
+
+
+def starve(folder: str, how: str, first: str, last: str, step: str) -> None:
+    """Run on disks of many sizes; say for each what went wrong and how far it got."""
+    disk = Disk(how)
+    for place, size in enumerate(range(int(first), int(last), int(step))):
+        path = os.path.join(folder, f"{size}.db")
+        errors, done = asyncio.run(run_starved(path, disk, size, reopen=place % 2 == 0))
+        print(json.dumps([size, errors, done]), flush=True)
+
+
+async def run_starved(
+    path: str, disk: Disk, size: int, *, reopen: bool
+) -> tuple[list[str | None], int]:
+    """Run until the disk is full; look at the file; go on with more space."""
+    made: dict[str, str] = {}
+    ran: list[str] = []
+    acknowledged: set[str] = set()
+
+    def open_engine(**options: Any) -> tuple[SqliteStateStore, Engine]:
+        store = SqliteStateStore(path, **options)
+        hook = fn_hook(on_task_success=lambda event: acknowledged.add(event.task_name))
+        engine = build_default_engine(state_store=store, hooks=[hook], max_parallel=2)
+        for name, deps in GRID.items():
+
+            def work(upstream: dict[str, str], name: str = name) -> str:
+                ran.append(name)
+                made[name] = os.urandom(3000).hex()
+                return made[name]
+
+            engine.task(name=name, dag="d", deps=deps)(work)
+        return store, engine
+
+    def refused(**options: Any) -> str | None:
+        before = len(os.listdir("/dev/fd"))
+        try:
+            store, engine = open_engine(**options)
+        except StoreError as error:
+            assert len(os.listdir("/dev/fd")) == before
+            return type(error).__name__
+        engine.close()
+        store.close()
+        return None
+
+    disk.limit(size)
+    errors = [refused()]
+    if errors[0]:
+        disk.lift()
+    store, engine = open_engine()
+    disk.limit(size)
+    try:
+        await engine.run_once("d")
+        errors.append(None)
+    except StoreError as error:
+        errors.append(type(error).__name__)
+    if reopen:
+        engine.close()
+        store.close()
+        errors.append(refused(recover=True))
+    disk.lift()
+    safe = set(acknowledged)
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    with contextlib.closing(SqliteStateStore(path)) as other:
+        found = other.list_runs(RunQuery())
+        tasks = other.load_run(found[0].run_id, results=True).tasks if found else {}
+        for name in safe:
+            assert (tasks[name].status, tasks[name].result) == ("SUCCESS", made[name])
+    if reopen:
+        store, engine = open_engine(recover=True)
+    runs = engine.list_runs()
+    assert all(run.finished_at is not None for run in runs)
+    ran.clear()
+    if not runs:
+        run_id = await engine.run_once("d")
+    elif runs[0].status == "SUCCESS":
+        run_id = runs[0].run_id
+    else:
+        run_id = await engine.resume(runs[0].run_id)
+    assert safe.isdisjoint(ran), (safe, ran)
+    report = engine.get_run_report(run_id)
+    assert {name: task["result"] for name, task in report["tasks"].items()} == made
+    engine.close()
+    store.close()
+    return errors, len(safe)
+
+
 if __name__ == "__main__":
     _, program, *arguments = sys.argv
-    {"job": job, "write": write, "read": read, "create": create}[program](*arguments)
+    {"job": job, "write": write, "read": read, "create": create, "starve": starve}[program](
+        *arguments
+    )

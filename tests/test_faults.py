@@ -153,7 +153,7 @@ def test_kill_at_any_point_loses_and_repeats_nothing_acknowledged(  # S1 S2 S4 D
             process = start("job", path, notes, kind, level, recover, itself)
             if lines and not itself:
                 kill_after(process, lines, dice.choice([0.0, 0.002, 0.02]) * dice.random())
-            _, errors = process.communicate(timeout=WAIT_S)
+            _, errors = process.communicate(timeout=3 * WAIT_S)
             done = process.returncode == 0
             if not done:
                 assert process.returncode == -signal.SIGKILL, errors.decode()
@@ -188,7 +188,7 @@ def test_processes_share_a_file_while_others_read_it(
         assert still.execute("SELECT count(*) FROM runs").fetchone() == (0,)
         working = [start("write", path, f"w{number}", turns) for number in range(writers)]
         for process in working:
-            _, errors = process.communicate(timeout=WAIT_S)
+            _, errors = process.communicate(timeout=3 * WAIT_S)
             assert process.returncode == 0, errors.decode()
         assert still.execute("SELECT count(*) FROM runs").fetchone() == (0,)
         still.close()
@@ -206,7 +206,7 @@ def test_processes_share_a_file_while_others_read_it(
 def test_processes_that_make_a_file_together_all_open_it(tmp_path: Path, start: Start) -> None:
     makers = [start("create", tmp_path, 20) for _ in range(6)]
     for process in makers:
-        _, errors = process.communicate(timeout=WAIT_S)
+        _, errors = process.communicate(timeout=3 * WAIT_S)
         assert process.returncode == 0, errors.decode()
     assert all(is_intact(tmp_path / f"{number}.db") for number in range(20))
 
@@ -258,3 +258,25 @@ def test_run_that_ends_while_it_is_read_is_not_taken_for_a_dead_one(path: Path) 
         serializer.then = end
         found = reader.load_run("r1", results=True)
         assert (found.finished_at, found.alive) == (4.0, False)
+
+
+# -- a full disk ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("how", "sizes"), [("pages", (11, 26, 1)), ("bytes", (2_000, 210_000, 10_000))]
+)
+def test_disk_that_is_full_at_any_point_loses_nothing_acknowledged(  # D4 R4 S1
+    tmp_path: Path, start: Start, how: str, sizes: tuple[int, int, int]
+) -> None:
+    process = start("starve", tmp_path, how, *sizes)
+    output, errors = process.communicate(timeout=3 * WAIT_S)
+    assert process.returncode == 0, errors.decode()
+    stories = [json.loads(line) for line in output.splitlines()]
+    assert len(stories) == len(range(*sizes))
+    said = {error for _, errors, _ in stories for error in errors} - {None}
+    assert said == {"StoreFullError" if how == "pages" else "StoreError"}
+    # From a disk on which nothing can be made to one on which everything fits.
+    assert stories[0][1][0] is not None
+    assert set(stories[-1][1]) == {None}
+    assert len({done for _, _, done in stories}) >= 4

@@ -8,7 +8,7 @@ import threading
 import time
 import zlib
 from collections import OrderedDict
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from flowrun.errors import (
@@ -120,10 +120,15 @@ class SqliteStateStore:
         self._closed = False
         self._readonly = _readonly
         self._ownership = None if _readonly else Ownership(self.path)
-        with self._file.translated():
-            self._writer = self._file.connect(readonly=_readonly)
-        if recover and not _readonly:
-            self._recover()
+        with ExitStack() as undo:
+            if self._ownership is not None:
+                undo.callback(self._ownership.close)
+            with self._file.translated():
+                self._writer = self._file.connect(readonly=_readonly)
+            undo.callback(self._writer.close)
+            if recover and not _readonly:
+                self._recover()
+            undo.pop_all()
 
     @classmethod
     def open_readonly(cls, db_path: str | os.PathLike[str]) -> SqliteStateStore:

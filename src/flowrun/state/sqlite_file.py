@@ -229,8 +229,8 @@ class SqliteFile:
                 f"{where} was locked by somebody else for more than {self._busy_timeout_s:g} s;"
                 " find out who holds it, or raise busy_timeout_s"
             )
-        # A limit on the size of files, as in the tests, is another error: an I/O error.
-        if code == sqlite3.SQLITE_FULL:  # pragma: no cover - needs a disk that is full
+        # A limit on the size of files is another error: an I/O error.
+        if code == sqlite3.SQLITE_FULL:
             return StoreFullError(f"{where}: no space left to write to ({error}); make room")
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             return self._refusal(f"it is damaged, or no SQLite database ({error})")
