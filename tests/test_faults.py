@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from flowrun import Change, JsonSerializer, RunQuery, RunRecord, SqliteStateStore, TaskRecord
-from flowrun.errors import StoreBusyError
+from flowrun.errors import StoreBusyError, StoreError
 from flowrun.report import build_report
 
 from .conftest import WAIT_S
@@ -280,3 +280,88 @@ def test_disk_that_is_full_at_any_point_loses_nothing_acknowledged(  # D4 R4 S1
     assert stories[0][1][0] is not None
     assert set(stories[-1][1]) == {None}
     assert len({done for _, _, done in stories}) >= 4
+
+
+# -- a lost log -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lines", [3, 9, 15])
+def test_log_lost_after_a_kill_leaves_an_older_state(  # D7
+    path: Path, tmp_path: Path, start: Start, lines: int
+) -> None:
+    log = path.with_name("runs.db-wal")
+    assert start("write", path, "w0", 2).wait(WAIT_S) == 0
+    assert not log.exists()  # nothing can be lost of a file that was closed
+    notes = tmp_path / "notes"
+    assert start("job", path, notes, "grid", "FULL", "resume", lines).wait(WAIT_S) != 0
+    log.unlink()
+    with closing(SqliteStateStore(path, recover=True)) as store:
+        older = store.list_runs(RunQuery())
+        for run in older:
+            check_report(build_report(store.load_run(run.run_id, results=True)))
+        assert [run.status for run in older] == ["SUCCESS"] * 2
+    assert start("job", path, notes, "grid", "FULL", "resume", 0).wait(WAIT_S) == 0
+    made: dict[tuple[str, str], str] = {}
+    for line in map(json.loads, notes.read_text().splitlines()):
+        if line["what"] == "run":
+            made[line["dag"], line["task"]] = line["made"]
+    check_file(path, "grid", made)
+
+
+def test_log_lost_while_it_was_copied_back_never_gives_wrong_data(path: Path) -> None:  # D7
+    # Each state that a run has ever had: one of these, or an error, is what may be read.
+    history: dict[str, list[dict[str, Any]]] = defaultdict(list)
+
+    def save(store: SqliteStateStore, run: RunRecord, name: str | None) -> None:
+        store.save([Change(run, None if name is None else run.tasks[name].copy())])
+        history[run.run_id].append(dict(build_report(run), alive=False))
+
+    def succeed(store: SqliteStateStore, run: RunRecord, name: str) -> None:
+        run.tasks[name].start(2.0, 2.0)
+        save(store, run, name)
+        run.tasks[name].succeed(3.0, f"{run.run_id} {name} " * 300)
+        save(store, run, name)
+
+    def make_run(run_id: str) -> RunRecord:
+        run = RunRecord(run_id, "d", 1.0, {name: TaskRecord(name) for name in "ab"})
+        history[run_id].append(dict(build_report(run), alive=False))
+        return run
+
+    with closing(SqliteStateStore(path)) as store, closing(sqlite3.connect(path)) as database:
+        filler = make_run("filler")
+        store.create_run(filler)
+        filler.tasks["a"].start(2.0, 2.0)
+        filler.tasks["a"].succeed(3.0, "x" * 400_000)
+        store.save([Change(filler, filler.tasks["a"])])
+        # The pages that it leaves free are used later: the file stays as long as it is.
+        database.execute("PRAGMA foreign_keys = ON")
+        database.execute("DELETE FROM runs")
+        database.commit()
+        runs = [make_run(f"r{number}") for number in range(9)]
+        for run in runs:
+            store.create_run(run)
+            succeed(store, run, "a")
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        before = path.read_bytes()
+        for run in runs:
+            succeed(store, run, "b")
+            run.finish(4.0)
+            save(store, run, None)
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        after = path.read_bytes()
+    assert len(before) == len(after)
+    outcomes: set[str] = set()
+    torn = path.with_name("torn.db")
+    for place in range(0, len(after) + 1, 4096):
+        torn.write_bytes(after[:place] + before[place:])
+        with closing(SqliteStateStore(torn)) as store:
+            for run in runs:
+                try:
+                    found = store.load_run(run.run_id, results=True)
+                except StoreError as error:
+                    outcomes.add(type(error).__name__)
+                    continue
+                found.alive = False
+                assert build_report(found) in history[run.run_id]
+                outcomes.add("older" if found.finished_at is None else "newer")
+    assert outcomes == {"older", "newer", "DamagedRecordError", "StoreFileError"}

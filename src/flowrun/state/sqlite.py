@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import operator
 import sqlite3
 import threading
 import time
 import zlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_status_of = operator.attrgetter("status")
 _CACHED_RUNS = 64
 _DEAD = "OWNER_DIED: the process that worked on this run has died"
 
@@ -270,8 +272,12 @@ class SqliteStateStore:
                 raise UnknownRunError(run_id)
             seq, row = found
             tasks = {task.name: task for task in self._tasks(db, seq, run_id)}
-            if len(tasks) != sum(json.loads(str(row[10])).values()):
+            counts: dict[str, int] = json.loads(str(row[10]))
+            if len(tasks) != sum(counts.values()):
                 raise DamagedRecordError(run_id, None, "rows of its tasks are missing")
+            if row[3] is not None and counts != Counter(map(_status_of, tasks.values())):
+                problem = "the rows of its tasks are older, or newer, than its end"
+                raise DamagedRecordError(run_id, None, problem)
             if results:
                 for name, value in self._results(db, seq, run_id, None).items():
                     tasks[name].result = value
