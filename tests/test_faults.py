@@ -21,7 +21,14 @@ from typing import Any
 
 import pytest
 
-from flowrun import Change, JsonSerializer, RunQuery, RunRecord, SqliteStateStore, TaskRecord
+from flowrun import (
+    Change,
+    JsonSerializer,
+    RunQuery,
+    RunRecord,
+    SqliteStateStore,
+    TaskRecord,
+)
 from flowrun.errors import StoreBusyError, StoreError
 from flowrun.report import build_report
 

@@ -355,7 +355,9 @@ class SqliteStateStore:
         seq, row = found
         tasks = self._tasks(db, seq, run_id)
         run = run_of_row(row, {task.name: task for task in tasks}, alive=False)
-        now = max([time.time(), run.created_at])
+        # Its clock may have been ahead of this one: nothing ends before it began.
+        told = [(task.ready_at, task.started_at, task.finished_at) for task in tasks]
+        now = max(time.time(), run.created_at, *[moment or 0.0 for each in told for moment in each])
         for place, task in enumerate(tasks):
             if task.status is TaskStatus.RUNNING:
                 task.fail(now, _DEAD, Reason.OWNER_DIED)
