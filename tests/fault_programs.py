@@ -14,7 +14,7 @@ import sqlite3
 import sys
 import weakref
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from flowrun import Engine, RunQuery, RunReport, SqliteStateStore, build_default_engine, fn_hook
 from flowrun.errors import StoreError
@@ -39,6 +39,7 @@ SHAPES: dict[str, dict[str, Shape]] = {
     "grid": {"d": layers(3, 3, 3, 3)},
     "mixed": {"d": layers(2, 3, 2, 1)},
     "released": {"d": layers(1, 3, 2, 1)},
+    "large": {"d": layers(2, 3, 2)},
     "two": {"d": layers(1, 2, 1, 2), "e": layers(2, 1, 2)},
 }
 
@@ -49,6 +50,11 @@ GRID = layers(2, 3, 2)
 def is_released(kind: str, name: str) -> bool:
     """Whether the task lets its result go; what it makes is then always the same."""
     return kind == "released" and name.startswith(("t1", "t2"))
+
+
+def result_like(kind: str, made: object) -> object:
+    """Return a result of the kind's size; so large that the log is folded back during a run."""
+    return str(made) * 65_536 if kind == "large" else made
 
 
 class Notes:
@@ -93,10 +99,12 @@ def make_work(kind: str, dag: str, name: str, notes: Notes) -> Callable[..., Any
         calls += 1
         # No two calls make the same, so that the values tell which call's is kept.
         made = name if is_released(kind, name) else os.urandom(8).hex()
-        notes.add(what="run", dag=dag, task=name, given=upstream, made=made)
+        given = {parent: value[:16] for parent, value in upstream.items()}
+        assert upstream == {parent: result_like(kind, value) for parent, value in given.items()}
+        notes.add(what="run", dag=dag, task=name, given=given, made=made)
         if kind == "mixed" and calls == 1 and name.endswith("1"):
             raise ConnectionError(name)
-        return made
+        return result_like(kind, made)
 
     async def work_async(upstream: dict[str, Any]) -> object:
         made = work(upstream)
@@ -106,14 +114,15 @@ def make_work(kind: str, dag: str, name: str, notes: Notes) -> Callable[..., Any
     return work_async if kind == "mixed" and name.endswith(("0", "1")) else work
 
 
-def job(db: str, notes_path: str, kind: str, synchronous: str, recover: str, after: str) -> None:
+def job(db: str, notes_path: str, kind: str, level: str, recover: str, after: str) -> None:
     """Run every DAG of a kind, or go on where the last process has died."""
     notes = Notes(notes_path, int(after))
     notes.add(what="up")
     store = SqliteStateStore(
         db,
         recover=recover == "recover",
-        synchronous=cast("Literal['FULL', 'NORMAL']", synchronous),
+        synchronous="NORMAL" if level == "NORMAL" else "FULL",
+        journal_mode="DELETE" if level == "DELETE" else "WAL",
     )
     hook = fn_hook(
         on_task_success=lambda event: notes.add(
