@@ -9,7 +9,7 @@ import threading
 import time
 import zlib
 from collections import Counter, OrderedDict
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from flowrun.errors import (
@@ -19,6 +19,7 @@ from flowrun.errors import (
     ResultNotStorableError,
     RunAliveError,
     RunLostError,
+    StoreBusyError,
     StoreFileError,
     UnknownRunError,
 )
@@ -205,13 +206,23 @@ class SqliteStateStore:
             del self._owned[run.run_id]
 
     def prune_runs(self, *, keep_last: int | None, created_before: float | None) -> int:
-        """Delete finished runs and give their space back to the file system."""
+        """Delete finished runs and give their space back to the file system.
+
+        What somebody else is just reading is given back later, when nobody does.
+        """
         with self._transaction() as (db, _):
             deleted = db.execute(_PRUNE, {"before": created_before, "keep": keep_last}).rowcount
         with self._lock, self._file.translated():
             self._cache.clear()
-            self._writer.execute("PRAGMA incremental_vacuum").fetchall()
-            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            # It gives a row without columns per page, of which execute() takes the first only.
+            self._writer.executescript("PRAGMA incremental_vacuum")
+            # While this waited for a reader it would hold the lock that all writers need.
+            with (
+                suppress(StoreBusyError),
+                self._file.translated(),
+                closing(self._file.connect(readonly=False, waits=False)) as hasty,
+            ):
+                hasty.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         return int(deleted)
 
     def close(self) -> None:

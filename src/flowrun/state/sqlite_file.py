@@ -111,15 +111,20 @@ class SqliteFile:
         with self.translated():
             self._prepare()
 
-    def connect(self, *, readonly: bool) -> sqlite3.Connection:
-        """Open a connection: the only place where one is opened, and every pragma set."""
+    def connect(self, *, readonly: bool, waits: bool = True) -> sqlite3.Connection:
+        """Open a connection: the only place where one is opened, and every pragma set.
+
+        Args:
+            readonly: It never creates or changes anything.
+            waits: It waits for somebody else's lock, in place of giving up at once.
+        """
         mode = "ro" if readonly else "rw"
         connection = sqlite3.connect(
             f"{self.path.resolve().as_uri()}?mode={mode}",
             uri=True,
             isolation_level=None,
             check_same_thread=False,
-            timeout=self._busy_timeout_s,
+            timeout=self._busy_timeout_s if waits else 0.0,
             cached_statements=64,
         )
         try:
