@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import random
-import resource
 import select
 import signal
 import sqlite3
@@ -18,6 +17,9 @@ from typing import Any, cast
 
 from flowrun import Engine, RunQuery, RunReport, SqliteStateStore, build_default_engine, fn_hook
 from flowrun.errors import StoreError
+
+if sys.platform != "win32":
+    import resource
 
 Shape = dict[str, list[str]]
 
@@ -221,7 +223,7 @@ class Disk:
     """A disk with little space: so many pages in the file, or so many bytes in any file."""
 
     def __init__(self, how: str) -> None:
-        self._pages = 0 if how == "bytes" else _PLENTY
+        self._pages = _PLENTY
         self._bytes = how == "bytes"
         self._connections: list[weakref.ref[sqlite3.Connection]] = []
         connect = sqlite3.connect
@@ -233,17 +235,19 @@ class Disk:
             return connection
 
         if not self._bytes:
-            sqlite3.connect = connect_limited
+            sqlite3.connect = cast("Any", connect_limited)
 
     def limit(self, size: int) -> None:
         """Leave this much space."""
         if self._bytes:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+            _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
         self._pages = size
 
     def lift(self) -> None:
         """Give space back, to those who have the file open as well."""
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
         self._pages = _PLENTY
         for reference in self._connections:
             if (connection := reference()) is not None:
@@ -343,8 +347,13 @@ async def run_starved(
     return errors, len(safe)
 
 
+PROGRAMS: dict[str, Callable[..., None]] = {
+    "job": job,
+    "write": write,
+    "read": read,
+    "create": create,
+    "starve": starve,
+}
+
 if __name__ == "__main__":
-    _, program, *arguments = sys.argv
-    {"job": job, "write": write, "read": read, "create": create, "starve": starve}[program](
-        *arguments
-    )
+    PROGRAMS[sys.argv[1]](*sys.argv[2:])

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills and limits by POS
 
 Start = Callable[..., "subprocess.Popen[bytes]"]
 
-PROGRAMS = Path(__file__).with_name("fault_programs.py")
+PROGRAM = Path(__file__).with_name("fault_programs.py")
 KILLS = int(os.environ.get("FLOWRUN_KILLS", "32"))
 """How many processes are killed in all; FLOWRUN_KILLS=300 looks harder."""
 CASES = [
@@ -60,7 +60,7 @@ def start() -> Iterator[Start]:
 
     def start_one(*arguments: object) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
-            [sys.executable, str(PROGRAMS), *map(str, arguments)],
+            [sys.executable, str(PROGRAM), *map(str, arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
