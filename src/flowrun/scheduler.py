@@ -108,7 +108,8 @@ class Run:
         self._line = slots.queue  # who waits for a slot
         self._held = 0  # slots that its own tasks have left
         self._granted_slots = 0  # slots that it stood in line for; they are used, not passed on
-        self._offset = self._clock.time() - self._clock.monotonic()
+        # Somebody may have set the clock back since the run was created.
+        self._offset = max(self._clock.time(), record.created_at) - self._clock.monotonic()
         self._created = self._clock.monotonic()
         self._deadlines: Deadlines[Invocation] = Deadlines(self._loop, self._clock, self._due)
         self._pending = 0  # submitted to the journal, not yet acknowledged

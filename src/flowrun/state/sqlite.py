@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import operator
 import sqlite3
 import threading
 import time
 import zlib
-from collections import OrderedDict
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections import Counter, OrderedDict
+from contextlib import ExitStack, closing, contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from flowrun.errors import (
     AlreadyResumedError,
@@ -18,6 +19,7 @@ from flowrun.errors import (
     ResultNotStorableError,
     RunAliveError,
     RunLostError,
+    StoreBusyError,
     StoreFileError,
     UnknownRunError,
 )
@@ -39,7 +41,7 @@ from flowrun.state.sqlite_file import SqliteFile, check_settings
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection, Generator, Sequence
+    from collections.abc import Callable, Collection, Generator, Sequence
 
     from flowrun.state.protocol import Change, RunQuery
     from flowrun.state.records import RunRecord, RunSummary
@@ -47,6 +49,9 @@ if TYPE_CHECKING:
     from flowrun.state.serializers import ResultSerializer
     from flowrun.state.sqlite_file import JournalMode, Synchronous
 
+T = TypeVar("T")
+
+_status_of = operator.attrgetter("status")
 _CACHED_RUNS = 64
 _DEAD = "OWNER_DIED: the process that worked on this run has died"
 
@@ -112,15 +117,21 @@ class SqliteStateStore:
         self._lock = threading.RLock()
         self._readers: list[sqlite3.Connection] = []
         self._owned: dict[str, _Owned] = {}
+        self._dead: set[int] = set()
         self._cache_ttl_s = cache_ttl_s
         self._cache: OrderedDict[str, tuple[float, RunRecord]] = OrderedDict()
         self._closed = False
         self._readonly = _readonly
         self._ownership = None if _readonly else Ownership(self.path)
-        with self._file.translated():
-            self._writer = self._file.connect(readonly=_readonly)
-        if recover and not _readonly:
-            self._recover()
+        with ExitStack() as undo:
+            if self._ownership is not None:
+                undo.callback(self._ownership.close)
+            with self._file.translated():
+                self._writer = self._file.connect(readonly=_readonly)
+            undo.callback(self._writer.close)
+            if recover and not _readonly:
+                self._recover()
+            undo.pop_all()
 
     @classmethod
     def open_readonly(cls, db_path: str | os.PathLike[str]) -> SqliteStateStore:
@@ -195,13 +206,23 @@ class SqliteStateStore:
             del self._owned[run.run_id]
 
     def prune_runs(self, *, keep_last: int | None, created_before: float | None) -> int:
-        """Delete finished runs and give their space back to the file system."""
+        """Delete finished runs and give their space back to the file system.
+
+        What somebody else is just reading is given back later, when nobody does.
+        """
         with self._transaction() as (db, _):
             deleted = db.execute(_PRUNE, {"before": created_before, "keep": keep_last}).rowcount
         with self._lock, self._file.translated():
             self._cache.clear()
-            self._writer.execute("PRAGMA incremental_vacuum").fetchall()
-            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            # It gives a row without columns per page, of which execute() takes the first only.
+            self._writer.executescript("PRAGMA incremental_vacuum")
+            # While this waited for a reader it would hold the lock that all writers need.
+            with (
+                suppress(StoreBusyError),
+                self._file.translated(),
+                closing(self._file.connect(readonly=False, waits=False)) as hasty,
+            ):
+                hasty.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         return int(deleted)
 
     def close(self) -> None:
@@ -223,21 +244,7 @@ class SqliteStateStore:
         cached = self._cached(run_id) if results else None
         if cached is not None:
             return cached
-        with self._reading() as db:
-            found = self._run_row(db, run_id)
-            if found is None:
-                raise UnknownRunError(run_id)
-            seq, row = found
-            tasks = {task.name: task for task in self._tasks(db, seq, run_id)}
-            if len(tasks) != sum(json.loads(str(row[10])).values()):
-                raise DamagedRecordError(run_id, None, "rows of its tasks are missing")
-            if results:
-                for name, value in self._results(db, seq, run_id, None).items():
-                    tasks[name].result = value
-                for task in tasks.values():
-                    if task.result is NoResult.STORED:
-                        raise DamagedRecordError(run_id, task.name, "its result is missing")
-        run = run_of_row(row, tasks, alive=self._is_alive(row))
+        run = self._until_certain(lambda dead: self._read_run(run_id, dead, results=results))
         if results and run.finished_at is not None:
             self._keep_in_cache(run)
         return run
@@ -252,30 +259,7 @@ class SqliteStateStore:
 
     def list_runs(self, query: RunQuery) -> list[RunSummary]:
         """Return the runs that match, newest first, without their tasks."""
-        found: list[RunSummary] = []
-        with self._reading() as db:
-            values = {
-                "dag": query.dag_name,
-                "ancestor": query.resumed_from,
-                "status": None if query.status is None else str(query.status),
-                "seq": self._seq_before(db, query.before),
-                "time": query.before if isinstance(query.before, int | float) else None,
-            }
-            for seq, *row, stored in db.execute(_list_statement(query), values):
-                check_row(tuple(row), stored, str(row[0]), None)
-                alive = self._is_alive(row)
-                if row[3] is None:
-                    # Its own row is written when it ends; until then its tasks tell.
-                    counts = dict(db.execute(_COUNT_TASKS, (seq,)).fetchall())
-                    row[4] = str(run_status(counts))
-                    if query.status is not None and row[4] != query.status:
-                        continue
-                else:
-                    counts = json.loads(str(row[10]))
-                found.append(summary_of_row(tuple(row), counts, alive=alive))
-                if len(found) == query.limit:
-                    break
-        return found
+        return self._until_certain(lambda dead: self._read_runs(query, dead))
 
     def stored_result(self, run_id: str, task_name: str, most: int = 200) -> tuple[str, int, bytes]:
         """Return a kept result undecoded: its serializer's name, its size, its first bytes.
@@ -291,6 +275,53 @@ class SqliteStateStore:
         return str(row[0]), int(row[1]), bytes(row[2])
 
     # Inside.
+
+    def _read_run(self, run_id: str, dead: set[int], *, results: bool) -> RunRecord:
+        with self._reading() as db:
+            found = self._run_row(db, run_id)
+            if found is None:
+                raise UnknownRunError(run_id)
+            seq, row = found
+            tasks = {task.name: task for task in self._tasks(db, seq, run_id)}
+            counts: dict[str, int] = json.loads(str(row[10]))
+            if len(tasks) != sum(counts.values()):
+                raise DamagedRecordError(run_id, None, "rows of its tasks are missing")
+            if row[3] is not None and counts != Counter(map(_status_of, tasks.values())):
+                problem = "the rows of its tasks are older, or newer, than its end"
+                raise DamagedRecordError(run_id, None, problem)
+            if results:
+                for name, value in self._results(db, seq, run_id, None).items():
+                    tasks[name].result = value
+                for task in tasks.values():
+                    if task.result is NoResult.STORED:
+                        raise DamagedRecordError(run_id, task.name, "its result is missing")
+        return run_of_row(row, tasks, alive=self._is_alive(row, dead))
+
+    def _read_runs(self, query: RunQuery, dead: set[int]) -> list[RunSummary]:
+        found: list[RunSummary] = []
+        with self._reading() as db:
+            values = {
+                "dag": query.dag_name,
+                "ancestor": query.resumed_from,
+                "status": None if query.status is None else str(query.status),
+                "seq": self._seq_before(db, query.before),
+                "time": query.before if isinstance(query.before, int | float) else None,
+            }
+            for seq, *row, stored in db.execute(_list_statement(query), values):
+                check_row(tuple(row), stored, str(row[0]), None)
+                alive = self._is_alive(row, dead)
+                if row[3] is None:
+                    # Its own row is written when it ends; until then its tasks tell.
+                    counts = dict(db.execute(_COUNT_TASKS, (seq,)).fetchall())
+                    row[4] = str(run_status(counts))
+                    if query.status is not None and row[4] != query.status:
+                        continue
+                else:
+                    counts = json.loads(str(row[10]))
+                found.append(summary_of_row(tuple(row), counts, alive=alive))
+                if len(found) == query.limit:
+                    break
+        return found
 
     def _dumped(self, run_id: str, task_name: str, value: object) -> bytes:
         try:
@@ -335,7 +366,9 @@ class SqliteStateStore:
         seq, row = found
         tasks = self._tasks(db, seq, run_id)
         run = run_of_row(row, {task.name: task for task in tasks}, alive=False)
-        now = max([time.time(), run.created_at])
+        # Its clock may have been ahead of this one: nothing ends before it began.
+        told = [(task.ready_at, task.started_at, task.finished_at) for task in tasks]
+        now = max(time.time(), run.created_at, *[moment or 0.0 for each in told for moment in each])
         for place, task in enumerate(tasks):
             if task.status is TaskStatus.RUNNING:
                 task.fail(now, _DEAD, Reason.OWNER_DIED)
@@ -396,9 +429,27 @@ class SqliteStateStore:
             raise UnknownRunError(before)
         return found[0]
 
-    def _is_alive(self, row: Sequence[object]) -> bool:
-        owner = row[9]
-        return row[3] is None and self._owner_lives(owner if isinstance(owner, int) else None)
+    def _until_certain(self, read: Callable[[set[int]], T]) -> T:
+        """Read again if an owner is found dead: it may have ended its run since (D3).
+
+        An owner who is known to be dead before the reading begins can change nothing any more.
+        """
+        while True:
+            dead: set[int] = set()
+            found = read(dead)
+            if not dead:
+                return found
+            self._dead.update(dead)
+
+    def _is_alive(self, row: Sequence[object], dead: set[int]) -> bool:
+        """Return whether a run is alive, and note an owner who was not known to be dead."""
+        owner = row[9] if isinstance(row[9], int) else None
+        if row[3] is not None or owner in self._dead:
+            return False
+        alive = self._owner_lives(owner)
+        if not alive and owner is not None:
+            dead.add(owner)
+        return alive
 
     def _owner_lives(self, owner: int | None) -> bool:
         return self._ownership is None or self._ownership.is_alive(owner)

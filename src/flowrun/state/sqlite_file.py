@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -74,6 +75,7 @@ CREATE TABLE results (
 ) STRICT;
 """
 
+_PAUSE_S = 0.005
 _SIDECARS = ("-wal", "-shm", "-journal", "-owners")
 
 
@@ -109,15 +111,20 @@ class SqliteFile:
         with self.translated():
             self._prepare()
 
-    def connect(self, *, readonly: bool) -> sqlite3.Connection:
-        """Open a connection: the only place where one is opened, and every pragma set."""
+    def connect(self, *, readonly: bool, waits: bool = True) -> sqlite3.Connection:
+        """Open a connection: the only place where one is opened, and every pragma set.
+
+        Args:
+            readonly: It never creates or changes anything.
+            waits: It waits for somebody else's lock, in place of giving up at once.
+        """
         mode = "ro" if readonly else "rw"
         connection = sqlite3.connect(
             f"{self.path.resolve().as_uri()}?mode={mode}",
             uri=True,
             isolation_level=None,
             check_same_thread=False,
-            timeout=self._busy_timeout_s,
+            timeout=self._busy_timeout_s if waits else 0.0,
             cached_statements=64,
         )
         try:
@@ -151,7 +158,10 @@ class SqliteFile:
         if not self._readonly:
             self._create_file()
         with closing(self.connect(readonly=self._readonly)) as connection:
+            # In one transaction: somebody else may be making the file at this moment.
+            connection.execute("BEGIN")
             version = self._checked_version(connection)
+            connection.execute("COMMIT")
             if self._readonly:
                 if version == 0:
                     problem = "it holds no runs yet"
@@ -159,7 +169,7 @@ class SqliteFile:
                 return
             if version == 0:
                 self._create_schema(connection)
-            connection.execute(_JOURNAL_MODE[self._journal_mode])
+            self._set_journal_mode(connection)
 
     def _create_file(self) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
@@ -203,16 +213,29 @@ class SqliteFile:
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         connection.execute("COMMIT")
 
+    def _set_journal_mode(self, connection: sqlite3.Connection) -> None:
+        """Change the mode, waiting for others as for any lock; SQLite does not wait here."""
+        deadline = time.monotonic() + self._busy_timeout_s
+        while True:
+            try:
+                connection.execute(_JOURNAL_MODE[self._journal_mode])
+            except sqlite3.OperationalError as error:
+                if not _is_busy(error) or time.monotonic() >= deadline:
+                    raise
+                time.sleep(_PAUSE_S)
+            else:
+                return
+
     def _in_our_words(self, error: sqlite3.Error) -> StoreError:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        code = _code_of(error)
         where = f"{str(self.path)!r}"
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        if _is_busy(error):
             return StoreBusyError(
                 f"{where} was locked by somebody else for more than {self._busy_timeout_s:g} s;"
                 " find out who holds it, or raise busy_timeout_s"
             )
-        # A limit on the size of files, as in the tests, is another error: an I/O error.
-        if code == sqlite3.SQLITE_FULL:  # pragma: no cover - needs a disk that is full
+        # A limit on the size of files is another error: an I/O error.
+        if code == sqlite3.SQLITE_FULL:
             return StoreFullError(f"{where}: no space left to write to ({error}); make room")
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             return self._refusal(f"it is damaged, or no SQLite database ({error})")
@@ -222,6 +245,15 @@ class SqliteFile:
 
     def _refusal(self, problem: str) -> StoreFileError:
         return StoreFileError(f"{str(self.path)!r} cannot be used as a state store: {problem}")
+
+
+def _code_of(error: sqlite3.Error) -> int:
+    """Return the primary code; 0 for what the module itself has raised."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return _code_of(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 _SYNCHRONOUS = {
