@@ -160,4 +160,4 @@ def _real(value: float | None) -> float | None:
 
 
 def _number(value: object) -> float | None:
-    return None if value is None else float(str(value))
+    return value if value is None or isinstance(value, float) else float(str(value))
