@@ -263,9 +263,11 @@ _PLENTY = 1 << 30
 
 
 def starve(folder: str, how: str, first: str, last: str, step: str) -> None:
-    """Run on disks of many sizes; say for each what went wrong and how far it got."""
+    """Run on disks of many sizes, the last one large; say what went wrong, and how far it got."""
     disk = Disk(how)
-    for place, size in enumerate(range(int(first), int(last), int(step))):
+    # How much is enough depends on how many tasks share a transaction.
+    sizes = [*range(int(first), int(last), int(step)), 10 * int(last)]
+    for place, size in enumerate(sizes):
         path = os.path.join(folder, f"{size}.db")
         errors, done = asyncio.run(run_starved(path, disk, size, reopen=place % 2 == 0))
         print(json.dumps([size, errors, done]), flush=True)

@@ -137,9 +137,6 @@ class Journal:
             thread.join(timeout_s)
 
     def _ensure_thread(self) -> None:
-        thread = self._thread
-        if thread is not None and thread.is_alive():
-            return
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
                 # Daemonic: a store that hangs must not keep the interpreter from ending.

@@ -1,6 +1,6 @@
-"""One run: launch what is ready, settle what ended, retry, skip, stop.
+"""One run: settle what ended, retry, skip, stop; the launcher launches what is ready.
 
-A count of unmet parents per task and a heap of ready ones; each task is touched when it
+A count of unmet parents per task and a queue of ready ones; each task is touched when it
 becomes ready and when it settles, each edge once. Everything here happens on one event loop's
 thread; other threads speak to it through the inbox.
 """
@@ -12,31 +12,24 @@ import contextlib
 import contextvars
 from dataclasses import dataclass, field
 from functools import partial
-from sys import getrefcount
 from typing import TYPE_CHECKING, Any, cast
-from weakref import getweakrefcount
 
-from flowrun.attempt import Halfway, Invocation, first_step
-from flowrun.context import Attempt
-from flowrun.deadlines import Deadlines
+from flowrun.attempt import Invocation
 from flowrun.errors import (
-    ExecutorError,
     FlowrunError,
     ResultNotStorableError,
     RunCancelledError,
     TaskTimeoutError,
 )
 from flowrun.failure import bounded, error_line, error_text, redacted
-from flowrun.following import Following
 from flowrun.inbox import Inbox
-from flowrun.inputs import NO_ARGUMENTS, UNCHANGING, Inputs, frozen
+from flowrun.inputs import UNCHANGING, Inputs
 from flowrun.journal import Receipt
+from flowrun.launcher import Launcher
 from flowrun.ledger import Ledger
-from flowrun.slots import Lane
 from flowrun.state.protocol import Change
 from flowrun.state.records import Reason
 from flowrun.teller import Teller
-from flowrun.workers import WorkerThreads
 
 if TYPE_CHECKING:
     import logging
@@ -72,9 +65,6 @@ class Services:
     abandoned: set[Invocation] = field(default_factory=set[Invocation])
 
 
-_SLICE_S = 0.01
-
-
 class Run:
     """The life of one run on one event loop."""
 
@@ -86,7 +76,6 @@ class Run:
         context: RunContext[Any] | None,
         slots: Slots,
     ) -> None:
-        pool = services.pools[None][0]
         self.graph = graph
         self.record = record
         self._services = services
@@ -102,37 +91,29 @@ class Run:
         self._live = services.journal.live
         self._ledger = Ledger(graph, record, live=self._live)
         self._tasks = self._ledger.tasks
-        self._inputs = Inputs(graph, record, self._tasks, context, live=self._live)
-        self._quiet = self._live and not self._tell.tells_start  # nobody is told of a start
-        self._lane = Lane(slots, self._granted)
-        self._line = slots.queue  # who waits for a slot
-        self._held = 0  # slots that its own tasks have left
-        self._granted_slots = 0  # slots that it stood in line for; they are used, not passed on
         # Somebody may have set the clock back since the run was created.
         self._offset = max(self._clock.time(), record.created_at) - self._clock.monotonic()
         self._created = self._clock.monotonic()
-        self._deadlines: Deadlines[Invocation] = Deadlines(self._loop, self._clock, self._due)
-        self._pending = 0  # submitted to the journal, not yet acknowledged
-        self._active: set[Invocation] = set()
-        self._timers: dict[int, Timer] = {}  # a retry's wait, or the wait for its predecessor
-        self._lingering: dict[int, Invocation] = {}
-        self._pumping = False
-        self._calling = False  # a carrier was made and has not begun
-        self._alone = self._loop.get_task_factory() is not None
-        self._following = Following(
+        self._inputs = Inputs(graph, record, self._tasks, context, live=self._live)
+        self._launcher = Launcher(
             graph,
+            record,
             self._ledger,
             self._inputs,
-            self._lane,
-            pool if isinstance(pool, WorkerThreads) else None,
-            self._loop,
-            prepare=self._prepare,
-            now=self._now,
+            slots,
+            services.pools,
+            clock=self._clock,
+            offset=self._offset,
+            inbox=self._inbox,
+            base=self._base,
+            settler=self,
+            quiet=self._live and not self._tell.tells_start,
             live=self._live,
         )
-        self._staged = self._following.staged
-        self._instant = 0.0  # the latest reading of the clock
-        self._slice_end = 0.0
+        self._pending = 0  # submitted to the journal, not yet acknowledged
+        self._active = self._launcher.active
+        self._timers: dict[int, Timer] = {}  # a retry's wait, or the wait for its predecessor
+        self._lingering: dict[int, Invocation] = {}
         self._begun = False
         self._ended = False
         self._stopping: Reason | None = None
@@ -203,7 +184,7 @@ class Run:
         try:
             step()
         except Exception as error:  # noqa: BLE001 - by design: see above
-            self._break(error)
+            self.broke(error)
 
     def _later(self, delay_s: float, step: Callable[[], object]) -> Timer:
         return self._clock.call_later(self._loop, delay_s, partial(self._guarded, step))
@@ -211,24 +192,14 @@ class Run:
     def _handle(self, message: object) -> None:
         if isinstance(message, Invocation):
             self._guarded(partial(self._ended_elsewhere, message))
-            self._following.heard(message)
+            self._launcher.heard(message)
         elif isinstance(message, Receipt):
             self._guarded(partial(self._acknowledged, message))
         else:
             self._guarded(cast("Callable[[], object]", message))
 
     def _after_round(self) -> None:
-        self._guarded(self._pump)
-
-    def _granted(self) -> None:
-        if not self._inbox.put(self._take_grant):
-            self._lane.give_back()
-
-    def _take_grant(self) -> None:
-        if self._ended:
-            self._lane.give_back()
-        else:
-            self._granted_slots += 1
+        self._guarded(self._launcher.pump)
 
     def _wake(self) -> None:
         self._inbox.put(_nothing)
@@ -236,285 +207,41 @@ class Run:
     def _acknowledged(self, receipt: Receipt) -> None:
         self._pending -= 1
         receipt.then(receipt.error)
-        self._progress()
+        self.progressed()
 
     def _now(self) -> float:
         """Return epoch seconds that never go back within a run."""
         return self._monotonic() + self._offset
 
-    # Begin and launch.
+    # Begin.
 
     def _begin(self) -> None:
         self._begun = True
         self._tell.run_started(self.graph.names)
         self._ledger.begin(self._now())
         if self._stopping is None:
-            self._pump()
-        self._progress()
+            self._launcher.begin()
+            self._launcher.pump()
+        self.progressed()
 
-    def _pump(self) -> None:
-        """Launch what is ready while there are slots; a carrier has to run async tasks."""
-        if self._pumping or self._ended or not self._begun:
-            return
-        self._pumping = True
-        self._slice_end = 0.0
-        try:
-            waits_for_a_carrier = self._next(carry=False) is not None
-        finally:
-            self._pumping = False
-        if waits_for_a_carrier and not self._calling:
-            self._calling = True
-            carrier = self._loop.create_task(self._carry())
-            carrier.add_done_callback(self._carrier_gone)
-
-    def _give_slots_back(self) -> None:
-        unused = self._held + self._granted_slots
-        self._held = self._granted_slots = 0
-        for _ in range(unused):
-            self._lane.give_back()
-
-    def _next(self, *, carry: bool) -> int | None:
-        """Launch what is ready, up to the first async task.
-
-        Args:
-            carry: Whether the caller carries async tasks; if not they are left alone.
-
-        Returns:
-            That task, with a slot for it if the caller carries it; or ``None`` if there is none
-            to launch, no slot for it, or the loop is to have a turn.
-        """
-        ready, staged = self._ledger.ready, self._staged
-        ordered, late, asyncs = ready.ordered, ready.late, self.graph.is_async
-        if staged and ready and ready.first() < self._following.last_staged:
-            self._following.unstage()
-        while ordered or late or staged:
-            if self._instant > self._slice_end and self._slice_is_over():
-                return None
-            if not carry and not staged and asyncs[number := ready.first()]:
-                return number  # a carrier need not stand in line for a slot
-            if self._held > 0 and not self._line:
-                self._held -= 1  # in the place of the one that has just ended
-            elif not self._slot():
-                self._following.stage()
-                return None
-            if not staged and asyncs[ready.first()]:
-                return ready.pop()
-            self._launch_elsewhere()
-        self._give_slots_back()
-        return None
-
-    def _slot(self) -> bool:
-        """Take a slot, one of its own first; without one it now stands in line."""
-        if self._granted_slots:
-            self._granted_slots -= 1
-            return True
-        while self._held > 0:
-            self._held -= 1
-            if not self._line or self._lane.renew():
-                return True
-        return self._lane.take()
-
-    def _slice_is_over(self) -> bool:
-        """Return whether the loop must have a turn now, and see to it that it goes on after.
-
-        Tasks that end at once are run without a turn of the loop in between; now and then it
-        must have one, for timers, cancellations and everybody else.
-        """
-        if not self._slice_end:
-            self._slice_end = self._now() + _SLICE_S
-            return False
-        self._wake()
-        return True
-
-    def _launch_elsewhere(self) -> None:
-        """Launch the next sync task, in the slot that was taken for it."""
-        try:
-            invocation = self._following.take()
-            if invocation is None:
-                ready = self._ledger.ready
-                if not ready or self.graph.is_async[ready.first()]:
-                    self._held += 1  # threads were faster
-                    return
-                number = ready.pop()
-                self._launch(number)
-                invocation = self._prepare(number, self._tasks[number].attempt)
-            else:
-                self._launch(invocation.number)
-        except BaseException:
-            self._held += 1
-            raise
-        self._hand_over(invocation)
-
-    def _step_here(self, number: int) -> Invocation | None:
-        """Launch an async task, in the asyncio task that called; settle it if it ends well."""
-        spec, task = self.graph.specs[number], self._tasks[number]
-        instant = self._monotonic()
-        now = instant + self._offset
-        task.start(now, now if task.ready_at is None else task.ready_at)
-        if not self._quiet:
-            self._tell_launch(task)
-        inputs = self._inputs
-        arguments = inputs.arguments(number)
-        if inputs.may_change and task.attempt == 1:
-            changeable = inputs.changeable(number)
-            if changeable:
-                inputs.keep(number, frozen(changeable))
-                instant = self._monotonic()
-                task.started_at = instant + self._offset
-        record, timeout_s = self.record, spec.timeout_s
-        deadline = None if timeout_s is None else instant + timeout_s
-        attempt = Attempt(record.run_id, record.dag_name, spec.name, task.attempt, deadline)
-        context = self._base.copy()
-        value = context.run(first_step, spec.function, arguments, attempt)
-        if type(value) is Halfway:
-            invocation = Invocation(number, spec, attempt, NO_ARGUMENTS, context, self._clock)
-            invocation.go_on_from(value, instant)
-            return invocation
-        attempt.ended = True
-        self._instant = now = self._monotonic() + self._offset
-        if self._live:
-            task.succeed(now, value)
-            self._succeeded(number, task)
-        else:
-            self._save_success(number, now, value)
-        return None
-
-    def _prepare(self, number: int, attempt: int) -> Invocation:
-        """Bind a sync task's attempt to what it is given."""
-        record, spec = self.record, self.graph.specs[number]
-        invocation = Invocation(
-            number,
-            spec,
-            Attempt(record.run_id, record.dag_name, spec.name, attempt),
-            self._inputs.arguments(number),
-            self._base.copy(),
-            self._clock,
-        )
-        # What can be changed is kept as it is, for a retry or a resume (S4).
-        if self._inputs.may_change and attempt == 1:
-            changeable = self._inputs.changeable(number)
-            if changeable:
-                invocation.inputs = changeable
-        return invocation
-
-    def _launch(self, number: int) -> None:
-        task = self._tasks[number]
-        self._instant = now = self._monotonic() + self._offset
-        task.start(now, now if task.ready_at is None else task.ready_at)
-        self._tell_launch(task)
-
-    def _tell_launch(self, task: TaskRecord) -> None:
+    def launched(self, task: TaskRecord) -> None:
+        """An attempt begins, or is handed to an executor."""
         if not self._live:
             self._post(task)
         if self._tell.tells_start:
             self._tell.started(task)
 
-    def _hand_over(self, invocation: Invocation) -> None:
-        """Hand a sync task to its executor."""
-        spec = invocation.spec
-        pool, kind = self._services.pools[spec.executor]
-        try:
-            if kind == "own":
-                invocation.start_in_thread(
-                    pool, self._inbox, self._ended_late, self._following.next_of
-                )
-            else:
-                invocation.start_sync(pool, kind, self._inbox, self._ended_late)
-        except Exception as error:  # noqa: BLE001 - a pool may refuse in any way
-            invocation.error = _refused(error, spec.executor)
-            self._ended_attempt(invocation)
-            return
-        self._watch(invocation)
-
-    def _followed(self, ended: Invocation, invocation: Invocation) -> None:
-        """A thread has gone on from one attempt to another."""
-        self._ledger.claim(invocation.number)
-        self._guarded(partial(self._watch, invocation))
-        self._guarded(partial(self._ended_attempt, ended))
-        self._held -= 1
-        self._tell_launch(self._tasks[invocation.number])
-        if self._stopping is not None and not invocation.stopped:
-            self._stop_attempt(invocation)
-
-    def _watch(self, invocation: Invocation) -> None:
-        self._active.add(invocation)
-        timeout_s = invocation.spec.timeout_s
-        if timeout_s is not None:
-            self._deadlines.add(self._monotonic() + timeout_s, invocation)
-
-    async def _carry(self) -> None:
-        """Run ready async tasks one after another, inside one asyncio task.
-
-        One asyncio task for each of them would cost more than all the rest. None may feel what
-        ran before it: each has a context of its own, and as soon as anybody but the event loop
-        knows the asyncio task, to cancel it later perhaps, it carries no other. Nor does it
-        where the user has set a task factory, which is to see them all.
-        """
-        if self._alone:  # it may be one that makes tasks which begin at once
-            await asyncio.sleep(0)
-        self._calling = False
-        carrier = asyncio.current_task()
-        assert carrier is not None  # noqa: S101 - this is one
-        references, weak_references = getrefcount(carrier), getweakrefcount(carrier)
-        used = False
-        while (
-            not (used and self._alone)
-            and not carrier.cancelling()
-            and getrefcount(carrier) == references
-            and getweakrefcount(carrier) == weak_references
-        ):
-            used = True
-            number = invocation = None
-            try:
-                number = self._next(carry=True)
-                if number is None:
-                    return
-                invocation = self._step_here(number)
-                if invocation is None:
-                    number = None
-                    self._held += 1
-                    if not self._ledger.open or self._stopping is not None:
-                        self._progress()
-                    continue
-                if invocation.suspended:
-                    invocation.task = carrier
-                    self._suspended(invocation)
-                    await invocation.rest()
-                    self._slice_end = 0.0
-                    if invocation.closed:
-                        self._ended_late(invocation)
-                        return
-                self._ended_attempt(invocation)
-            except Exception as error:  # noqa: BLE001 - by design: see _guarded
-                if number is not None and not (invocation and invocation.closed):
-                    self._held += 1
-                self._break(error)
-
-    def _suspended(self, invocation: Invocation) -> None:
-        """An async task has not ended at once: see what else can be launched meanwhile."""
-        try:
-            self._watch(invocation)
-            if self._ledger.ready and (self._held or self._granted_slots or self._lane.may_take):
-                self._pump()
-        except Exception as error:  # noqa: BLE001 - by design: see _guarded
-            self._break(error)
-
-    def _carrier_gone(self, carrier: asyncio.Task[None]) -> None:
-        if carrier.cancelled():  # by somebody else, and perhaps before it began
-            self._calling = False
-        self._guarded(self._pump)
-
     # An attempt has ended.
 
     def _ended_here(self, invocation: Invocation) -> None:
         """The asyncio task of an attempt is done; called by the loop."""
-        self._guarded(partial(self._ended_attempt, invocation))
-        self._guarded(self._pump)
+        self._guarded(partial(self.ended, invocation))
+        self._guarded(self._launcher.pump)
 
     def _ended_elsewhere(self, invocation: Invocation) -> None:
         """An executor's future is done."""
         if invocation.closed:
-            self._ended_late(invocation)
+            self.ended_late(invocation)
             return
         if invocation.ok and hasattr(type(invocation.value), "__await__"):
             if invocation.stopped:
@@ -522,33 +249,35 @@ class Run:
             else:
                 invocation.start_awaiting(self._loop, self._ended_here)
                 return
-        if invocation.following is not None:
-            self._followed(invocation, invocation.following)
-        else:
-            self._ended_attempt(invocation)
+        following = invocation.following
+        if following is None:
+            self.ended(invocation)
+            return
+        self._launcher.followed(invocation, following)
+        if self._stopping is not None and not following.stopped:
+            self._stop_attempt(following)
 
-    def _ended_late(self, invocation: Invocation) -> None:
+    def ended_late(self, invocation: Invocation) -> None:
         """An abandoned attempt has ended after all; called from any thread."""
         self._services.abandoned.discard(invocation)
         invocation.discard(unused=True)
         self._tell.ended_late(invocation.spec.name, invocation.attempt.attempt)
         self._inbox.put(partial(self._predecessor_ended, invocation))
 
-    def _ended_attempt(self, invocation: Invocation) -> None:
+    def ended(self, invocation: Invocation) -> None:
         """Judge what an attempt's end means, and settle its task."""
         self._close(invocation)
         number = invocation.number
         now = self._monotonic() + self._offset
-        if invocation.recorded or (
-            invocation.ok and self._stopping is None and not invocation.timed_out
-        ):
-            # The way that nearly all attempts go.
-            self._succeed(number, now, invocation)
+        if invocation.recorded:
+            self._succeeded(number, self._tasks[number])
+        elif invocation.ok and self._stopping is None and not invocation.timed_out:
+            self.ended_well(number, now, invocation.value)
         else:
             self._ended_badly(invocation, number, now)
         invocation.discard(unused=not invocation.ok)
         if self._stopping is not None or not self._ledger.open:
-            self._progress()
+            self.progressed()
 
     def _ended_badly(self, invocation: Invocation, number: int, now: float) -> None:
         error = invocation.error
@@ -563,14 +292,8 @@ class Run:
             self._failed(number, now, error or _UNKNOWN, text, Reason.ERROR)
 
     def _close(self, invocation: Invocation) -> None:
-        """Take an attempt off the books; its slot is free for the next one."""
-        self._held += 1
-        invocation.closed = True
-        invocation.attempt.ended = True
-        if invocation in self._active:
-            self._active.remove(invocation)
-            if invocation.spec.timeout_s is not None:
-                self._deadlines.forget()
+        """Take an attempt off the books."""
+        self._launcher.take_back(invocation)
         if invocation.preserved is not None:
             self._inputs.keep(invocation.number, invocation.preserved)
         # Show when the code started, not when it was handed to a pool (A1).
@@ -589,18 +312,14 @@ class Run:
 
     # Success.
 
-    def _succeed(self, number: int, now: float, invocation: Invocation) -> None:
-        task, value = self._tasks[number], invocation.value
+    def ended_well(self, number: int, now: float, value: object) -> None:
+        """A task has returned: make its success durable; only then it counts."""
+        task = self._tasks[number]
         if self._live:
-            if not invocation.recorded:
-                task.succeed(now, value)
+            task.succeed(now, value)
             self._succeeded(number, task)
-        else:
-            self._save_success(number, now, value)
-
-    def _save_success(self, number: int, now: float, value: object) -> None:
-        """Make a success durable; only then it counts."""
-        snapshot = self._tasks[number].copy()
+            return
+        snapshot = task.copy()
         snapshot.succeed(now, value)
         if not self.graph.specs[number].retain_result:
             snapshot.release()
@@ -624,7 +343,7 @@ class Run:
             text = f"its result could not be saved: {error_line(error)}"
             task.fail(now, text, Reason.RUN_BROKEN)
             self._failed_for_good(number, text)
-            self._break(error)
+            self.broke(error)
 
     def _succeeded(self, number: int, task: TaskRecord) -> None:
         """A success is acknowledged: tell, let inputs go, let children come (S1)."""
@@ -689,8 +408,8 @@ class Run:
             " ProcessPerAttemptExecutor."
         )
         self._fail_for_good(number, line)
-        self._progress()
-        self._pump()
+        self.progressed()
+        self._launcher.pump()
 
     def _retry(self, number: int, line: str) -> None:
         task = self._tasks[number]
@@ -708,7 +427,7 @@ class Run:
     def _waited(self, number: int) -> None:
         del self._timers[number]
         self._ledger.make_ready(number, self._now())
-        self._pump()
+        self._launcher.pump()
 
     def _fail_for_good(self, number: int, line: str) -> None:
         self._commit([number], partial(self._failed_for_good, number, line))
@@ -741,7 +460,7 @@ class Run:
 
     # Time is up.
 
-    def _due(self, invocation: Invocation) -> float | None:
+    def due(self, invocation: Invocation) -> float | None:
         """A deadline was reached; return when to look again, or ``None``."""
         timeout_s = invocation.spec.timeout_s or 0.0
         if invocation.started is None:
@@ -776,8 +495,8 @@ class Run:
             self._timed_out(invocation, now, abandoned=invocation)
         else:
             self._fail_stopped(invocation.number, now, abandoned=True)
-        self._progress()
-        self._pump()
+        self.progressed()
+        self._launcher.pump()
 
     def _timed_out(
         self, invocation: Invocation, now: float, abandoned: Invocation | None = None
@@ -805,8 +524,7 @@ class Run:
             return
         self._stopping = reason
         self._cause = cause
-        self._following.stop()
-        self._ledger.ready.clear()
+        self._launcher.stop()
         for number, timer in self._timers.items():
             timer.cancel()
             if number in self._lingering:
@@ -816,7 +534,7 @@ class Run:
         for invocation in sorted(self._active, key=_by_number):
             if not invocation.stopped:
                 self._stop_attempt(invocation)
-        self._progress()
+        self.progressed()
 
     def _stop_attempt(self, invocation: Invocation) -> None:
         willing = invocation.stop(f"{self._stopping}: {self._cause}")
@@ -832,7 +550,7 @@ class Run:
         self._tasks[number].fail(now, text, reason, abandoned=abandoned)
         self._fail_for_good(number, text)
 
-    def _progress(self) -> None:
+    def progressed(self) -> None:
         """See whether the run, or its stopping, has come to its end."""
         if self._ended or self._pending or self._active or not self._begun:
             return
@@ -849,7 +567,7 @@ class Run:
         if not self._pending and not self._ended:
             self._finish()
 
-    def _break(self, error: Exception) -> None:
+    def broke(self, error: Exception) -> None:
         """The store or flowrun itself has failed: end the run with that error (R4)."""
         if self._ended:
             self._complete(error)
@@ -860,7 +578,7 @@ class Run:
             self._raise = clear
         try:
             self.stop(Reason.RUN_BROKEN, error_line(clear))
-            self._progress()
+            self.progressed()
         except Exception as second:  # noqa: BLE001 - the last resort before a hang
             self._ended = True
             self._complete(second)
@@ -879,9 +597,7 @@ class Run:
         self._ended = True
         if self._timer is not None:
             self._timer.cancel()
-        self._deadlines.close()
-        self._lane.leave()
-        self._give_slots_back()
+        self._launcher.leave()
         record = self.record
         error = None if self._stopping is None else f"{self._stopping}: {self._cause}"
         record.finish(self._now(), error)
@@ -934,7 +650,7 @@ class Run:
 
     def _committed(self, then: Callable[[], object], error: Exception | None) -> None:
         if error is not None:
-            self._break(error)
+            self.broke(error)
         then()
 
     def _post(self, task: TaskRecord) -> None:
@@ -944,7 +660,7 @@ class Run:
 
     def _post_failed(self, error: Exception | None) -> None:
         self._pending += 1  # its receipt was counted off, but it had never been counted
-        self._break(error or _UNKNOWN)
+        self.broke(error or _UNKNOWN)
 
     def _redacted(self, text: str) -> str:
         return redacted(text, self._services.redact)
@@ -959,12 +675,3 @@ def _by_number(invocation: Invocation) -> int:
 
 
 _UNKNOWN = FlowrunError("the attempt ended without a result and without an error")
-
-
-def _refused(error: Exception, executor: str | None) -> Exception:
-    if isinstance(error, FlowrunError):
-        return error
-    name = f"executor {executor!r}" if executor else "the executor"
-    clear = ExecutorError(f"{name} did not take the task: {error_line(error)}")
-    clear.__cause__ = error
-    return clear
