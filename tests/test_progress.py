@@ -41,13 +41,13 @@ class Terminal(io.StringIO):
 def screen(text: str) -> str:
     """Return what is left on the screen when redrawn lines have been erased."""
     lines: list[str] = [""]
-    for part in re.split(r"(\r\x1b\[\d+A\x1b\[J|\x1b\[K|\n)", text):
+    for part in re.split(r"(\r\x1b\[\d+A|\x1b\[[JK]|\n)", text):
         match = re.match(r"\r\x1b\[(\d+)A", part)
         if match:
             lines = [*lines[: len(lines) - 1 - int(match[1])], ""]
         elif part == "\n":
             lines.append("")
-        elif part != "\x1b[K":
+        elif part not in {"\x1b[K", "\x1b[J"}:
             lines[-1] += part
     return "\n".join(lines)
 
@@ -119,7 +119,7 @@ async def test_terminal_is_redrawn_and_prints_and_logs_stay_above(
         print("half ", end="")
         print("a line")
         logging.getLogger("mine").warning("a log line")
-        await asyncio.to_thread(terminal.wait_for, r"0/16 done, 16 running\x1b\[K\n\r")
+        await asyncio.to_thread(terminal.wait_for, r"0/16 done, 16 running\x1b\[K\n\x1b\[J\r")
         go_on.set()
         await run
     finally:

@@ -26,6 +26,7 @@ _HIDDEN_TEXT = re.compile(f"[{_HIDDEN}]")
 _HIDDEN_LINE = re.compile(f"[{_HIDDEN}\t\n]")
 _MERMAID_UNSAFE = re.compile(r"[^\w .,:()+-]")
 _NEAR_CONTROLS = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
+_AS_EMOJI = "\ufe0f"  # makes a narrow sign a wide emoji, on most terminals
 _LAST_BYTE = 0xFF
 _LAST_SHORT = 0xFFFF
 
@@ -115,7 +116,7 @@ def padded(text: str, width: int, *, right: bool = False) -> str:
 
 
 def _column(character: str) -> int:
-    if character.isascii():
+    if character.isascii() or character == _AS_EMOJI:
         return 1
     if unicodedata.combining(character) or unicodedata.category(character) in {"Mn", "Me", "Cf"}:
         return 0
