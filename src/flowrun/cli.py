@@ -112,7 +112,7 @@ def make_parser() -> argparse.ArgumentParser:  # noqa: PLR0915 - a list of comma
             "engine", metavar="MODULE:ENGINE", help="where the engine is, like jobs.daily:engine"
         )
 
-    def as_json(added: argparse._ActionsContainer) -> None:
+    def as_json(added: argparse.ArgumentParser) -> None:
         added.add_argument("--json", action="store_true", help="print JSON for a script")
 
     run = command("run", run_dag, "run a DAG and print its report")
@@ -159,7 +159,7 @@ def make_parser() -> argparse.ArgumentParser:  # noqa: PLR0915 - a list of comma
     report.add_argument("run", metavar="RUN", help=f"a run's id, or {LATEST!r}")
     kind = report.add_mutually_exclusive_group()
     kind.add_argument("--html", metavar="FILE", type=Path, help="write a page to this file")
-    as_json(kind)
+    kind.add_argument("--json", action="store_true", help="print JSON for a script")
 
     prune = command("prune", prune_runs, "delete old finished runs from a SQLite file")
     prune.add_argument("db", metavar="DB", type=Path)
@@ -446,9 +446,10 @@ def _code_of(report: RunReport) -> int:
 def _run_line(run: RunSummary) -> str:
     started = datetime.fromtimestamp(run.created_at, tz=UTC).strftime("%Y-%m-%d %H:%M:%S")
     took = "" if run.finished_at is None else f"{run.finished_at - run.created_at:.1f} s"
-    state = run.status.value if run.finished_at is not None or run.alive else "DEAD"
     counts = ", ".join(f"{number} {status.lower()}" for status, number in run.task_counts.items())
-    return for_terminal(f"{run.run_id}  {started}  {state:7}  {took:>9}  {run.dag_name}  {counts}")
+    return for_terminal(
+        f"{run.run_id}  {started}  {run.status.value:7}  {took:>9}  {run.dag_name}  {counts}"
+    )
 
 
 def _print_table(report: RunReport) -> None:

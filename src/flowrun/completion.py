@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+if TYPE_CHECKING:
+    import argparse
 
 SHELLS = ("bash", "fish", "zsh")
 
@@ -42,18 +44,18 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
 
 def _commands(parser: argparse.ArgumentParser) -> dict[str, _Command]:
     """Return every command by its name; the program itself has none."""
-    found = {"": _command(parser, "")}
+    found = {"": _command(parser)}
     for action in parser._actions:  # noqa: SLF001 - argparse has no other way to ask
-        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - as above
-            helps = {choice.dest: choice.help or "" for choice in action._choices_actions}  # noqa: SLF001 - as above
-            for name, added in action.choices.items():
-                found[name] = _command(added, helps[name])
+        choices: object = action.choices
+        if isinstance(choices, dict):
+            added = cast("dict[str, argparse.ArgumentParser]", choices)
+            found.update((name, _command(command)) for name, command in added.items())
     found[""].choices[""] = [name for name in found if name]
     return found
 
 
-def _command(parser: argparse.ArgumentParser, text: str) -> _Command:
-    made = _Command(text, {}, [], {}, _run_in(parser))
+def _command(parser: argparse.ArgumentParser) -> _Command:
+    made = _Command(parser.description or "", {}, [], {}, _run_in(parser))
     for action in parser._actions:  # noqa: SLF001 - argparse has no other way to ask
         made.options.update(dict.fromkeys(action.option_strings, action.help or ""))
         made.taking.extend(name for name in action.option_strings if action.nargs != 0)

@@ -279,13 +279,13 @@ class _Diverted:
 def _handlers() -> list[logging.StreamHandler[TextIO]]:
     """Return every handler of every logger that writes to a stream."""
     loggers = [logging.getLogger(), *logging.getLogger().manager.loggerDict.values()]
-    found = {
-        id(handler): handler
-        for logger in loggers
-        if isinstance(logger, logging.Logger)
-        for handler in logger.handlers
-        if isinstance(handler, logging.StreamHandler)
-    }
+    found: dict[int, logging.StreamHandler[TextIO]] = {}
+    for logger in loggers:
+        # A name that only others stand below has a place holder.
+        for handler in logger.handlers if isinstance(logger, logging.Logger) else ():
+            if isinstance(handler, logging.StreamHandler):
+                writes = cast("logging.StreamHandler[TextIO]", handler)
+                found[id(writes)] = writes
     return list(found.values())
 
 
