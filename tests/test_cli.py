@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -425,3 +426,52 @@ def test_reads_a_file_that_another_process_writes(jobs: Path) -> None:
     assert (writer.returncode, err) == (0, "")
     assert "62 tasks: 62 succeeded" in out
     assert "live: Succeeded" in flowrun(jobs, "report", "runs.db", "latest").stdout
+
+
+BOMB = """
+    import os
+    from flowrun import PickleSerializer, SqliteStateStore, build_default_engine
+
+    class Bomb:
+        def __reduce__(self):
+            return open, (os.path.abspath("exploded"), "w")
+
+    store = SqliteStateStore("runs.db", PickleSerializer())
+    engine = build_default_engine(state_store=store)
+    engine.task(name="bomb", dag="d")(Bomb)
+    engine.task(name="plain", dag="d")(lambda: [1, 2])
+"""
+
+
+def test_pickled_results_are_shown_without_being_unpickled(jobs: Path) -> None:
+    (jobs / "pickled.py").write_text(textwrap.dedent(BOMB), encoding="utf-8")
+    flowrun(jobs, "run", "pickled:engine", "d", "--no-progress")
+    flowrun(jobs, "report", "runs.db", "latest")
+    flowrun(jobs, "report", "runs.db", "latest", "--json")
+    flowrun(jobs, "report", "runs.db", "latest", "--html", "page.html")
+    page = (jobs / "page.html").read_text(encoding="utf-8")
+    assert len(re.findall(r"pickle, \d+ bytes, not decoded", page)) == 2
+    # The engine's own page, though it could.
+    own = "import pickled; print(pickled.engine.report_html(pickled.engine.list_runs()[0].run_id))"
+    done = subprocess.run(
+        [sys.executable, "-c", own],
+        cwd=jobs,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert len(re.findall(r"pickle, \d+ bytes, not decoded", done.stdout)) == 2
+    assert not (jobs / "exploded").exists()
+    # It is a bomb indeed.
+    read = "import pickled; pickled.engine.get_run_report(pickled.engine.list_runs()[0].run_id)"
+    subprocess.run([sys.executable, "-c", read], cwd=jobs, timeout=60, check=True)
+    assert (jobs / "exploded").exists()
+
+
+def test_page_shows_what_json_results_begin_with(jobs: Path) -> None:
+    flowrun(jobs, "run", "jobs:engine", "daily", "--no-progress", code=1)
+    flowrun(jobs, "report", "runs.db", "latest", "--html", "page.html", code=1)
+    page = (jobs / "page.html").read_text(encoding="utf-8")
+    assert '"result":"[1, 2]"' in page
+    assert len(page.encode()) < 100_000

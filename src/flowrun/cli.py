@@ -32,7 +32,7 @@ from flowrun.errors import (
     UnknownRunError,
 )
 from flowrun.progress import ProgressHook
-from flowrun.render import for_terminal, report_html, report_table
+from flowrun.render import for_terminal, report_html, report_table, stored_previews
 from flowrun.render.escape import columns, padded
 from flowrun.report import build_report
 from flowrun.state.protocol import RunQuery
@@ -387,8 +387,9 @@ def show_report(options: argparse.Namespace) -> int:
                 raise UnknownRunError(LATEST)
             run_id = runs[0].run_id
         report = build_report(store.load_run(run_id, results=False))
+        stored = stored_previews(report, store.stored_results) if options.html else {}
     if options.html is not None:
-        options.html.write_text(report_html(report), encoding="utf-8")
+        options.html.write_text(report_html(report, stored=stored), encoding="utf-8")
         print(options.html)
     elif options.json:
         _print_json(report)

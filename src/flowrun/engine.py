@@ -467,12 +467,17 @@ class Engine:
     def report_html(self, run_id: str) -> str:
         """Return the report of a run as one self-contained HTML page.
 
+        Of what a SQLite store keeps only the beginning is read, and no pickle is decoded.
+
         Raises:
             UnknownRunError: There is no such run.
         """
         from flowrun import render  # noqa: PLC0415 - drawing is not needed to run
 
-        return render.report_html(self.get_run_report(run_id))
+        peek = getattr(self._store, "stored_results", None)
+        report = self.get_run_report(run_id, results=peek is None)
+        stored = None if peek is None else render.stored_previews(report, peek)
+        return render.report_html(report, stored=stored)
 
     def list_runs(
         self,

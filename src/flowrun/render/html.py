@@ -41,7 +41,10 @@ _VERDICTS: dict[str, TaskStatusName] = {"Succeeded": "SUCCESS", "Running": "RUNN
 
 
 def report_html(
-    report: RunReport, *, result_preview: Callable[[object], str] | None = preview
+    report: RunReport,
+    *,
+    result_preview: Callable[[object], str] | None = preview,
+    stored: Mapping[str, str] | None = None,
 ) -> str:
     """Return the report as a page: outcome, failures, graph, timeline and every task.
 
@@ -49,6 +52,8 @@ def report_html(
         report: The run.
         result_preview: Makes the text that is shown of a kept result; its outcome is escaped
             and cut. ``None`` shows no result.
+        stored: What is shown of results that the report leaves in the store, by task; see
+            :func:`flowrun.render.stored_previews`.
     """
     style = graph_css() + _resource("report.css")
     script = _resource("report.js")
@@ -60,7 +65,13 @@ def report_html(
     critical = critical_path(report)
     deps = {name: task["deps"] for name, task in report["tasks"].items()}
     picture = draw(report["dag_name"], deps, report, critical=critical)
-    data = page_data(report, critical=critical, marks=picture.marks, result_preview=result_preview)
+    data = page_data(
+        report,
+        critical=critical,
+        marks=picture.marks,
+        result_preview=result_preview,
+        stored=stored,
+    )
     body = "\n".join(
         (
             _header(report),
