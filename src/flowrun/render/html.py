@@ -37,6 +37,7 @@ _MOST_FAILURES = 20
 _MOST_TRACEBACK = 8_000
 _MOST_LINE = 600
 _MOST_FACT = 300
+_MOST_SCROLLED = 400
 _VERDICTS: dict[str, TaskStatusName] = {"Succeeded": "SUCCESS", "Running": "RUNNING"}
 
 
@@ -188,9 +189,11 @@ def _failure(report: RunReport, place: int, name: str, task: TaskReport) -> str:
     trace = ""
     if error.strip() != line:
         text = error if len(error) <= _MOST_TRACEBACK else f"…{error[-_MOST_TRACEBACK:]}"
+        # Python marks the place below a line of code: such text is scrolled and not wrapped.
+        kind = "trace" if max(map(len, text.split("\n"))) <= _MOST_SCROLLED else "long"
         trace = (
             "<details><summary>Traceback</summary>"
-            f'<pre tabindex="0">{for_html(text, multiline=True)}</pre></details>'
+            f'<pre class="{kind}" tabindex="0">{for_html(text, multiline=True)}</pre></details>'
         )
     return (
         f'<article class="failure">{_sign("FAILED")}<div>'
