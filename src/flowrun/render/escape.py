@@ -27,6 +27,7 @@ _HIDDEN_LINE = re.compile(f"[{_HIDDEN}\t\n]")
 _MERMAID_UNSAFE = re.compile(r"[^\w .,:()+-]")
 _NEAR_CONTROLS = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 _AS_EMOJI = "\ufe0f"  # makes a narrow sign a wide emoji, on most terminals
+_FLAGS = "".join(map(chr, range(0x1F1E6, 0x1F200)))  # two letters make a flag
 _LAST_BYTE = 0xFF
 _LAST_SHORT = 0xFFFF
 
@@ -106,7 +107,8 @@ def shortened(text: str, width: int, mark: str = "…") -> str:
     while room >= 0:
         position += 1
         room -= _column(text[position])
-    return text[:position] + mark[: max(width, 0)]
+    # Half a flag is as wide as a whole one.
+    return text[:position].rstrip(_FLAGS) + mark[: max(width, 0)]
 
 
 def padded(text: str, width: int, *, right: bool = False) -> str:
