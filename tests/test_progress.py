@@ -238,6 +238,35 @@ def test_terminal_that_goes_away_is_drawn_on_no_more() -> None:
     assert "d SUCCESS in 1.0 s" in terminal.getvalue()
 
 
+def test_run_that_ends_while_somebody_logs_waits_for_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    handler = logging.StreamHandler(terminal)
+    logging.getLogger().addHandler(handler)
+    hook = ProgressHook(terminal, live=True)
+    try:
+        hook.on_dag_start(DagStartEvent("one", "d", 0.0, ("a",), None))
+        terminal.wait_for("0/1 done")
+        end = DagEndEvent("one", "d", 0.0, "SUCCESS", 1.0, None)
+        ending = threading.Thread(target=hook.on_dag_end, args=(end,), daemon=True)
+        handler.acquire()  # as who logs does
+        try:
+            ending.start()
+            terminal.wait_for(r"A\x1b\[J$")  # the drawing has been erased; now the handler's turn
+            handler.stream.write("a log line\n")
+        finally:
+            handler.release()
+        ending.join(10)
+        assert not ending.is_alive()
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert handler.stream is terminal
+    left = screen(terminal.getvalue())
+    assert left.index("a log line\n") < left.index("d SUCCESS")
+
+
 def test_stream_that_somebody_has_replaced_meanwhile_is_left_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -66,6 +66,9 @@ class ProgressHook(RunHook):
         self._live = (self._stream.isatty() and not dumb) if live is None else live
         self._colour = self._live and not os.environ.get("NO_COLOR")
         self._lock = threading.RLock()
+        # Held while streams are diverted, which takes the locks of log handlers. Who writes holds
+        # such a lock already and takes only the other one.
+        self._turn = threading.Lock()
         self._running: dict[tuple[str, str], tuple[float, int]] = {}
         self._runs: dict[str, _Run] = {}
         self._drawn: list[int] = []
@@ -76,9 +79,10 @@ class ProgressHook(RunHook):
 
     def on_dag_start(self, event: DagStartEvent) -> None:
         """Begin to show a run."""
-        with self._lock:
-            self._runs[event.run_id] = _Run(len(event.task_names))
-            if len(self._runs) == 1 and self._live:
+        with self._turn:
+            with self._lock:
+                self._runs[event.run_id] = _Run(len(event.task_names))
+            if self._live and self._diverted is None:
                 self._begin_drawing()
             tasks = counted(len(event.task_names), "task")
             self._say(for_terminal(f"run {event.run_id} of {event.dag_name}: {tasks}"))
@@ -118,19 +122,21 @@ class ProgressHook(RunHook):
 
     def on_dag_end(self, event: DagEndEvent) -> None:
         """Say how the run ended; with the last run the drawing ends."""
-        with self._lock:
-            run = self._runs.pop(event.run_id)
-            for key in [key for key in self._running if key[0] == event.run_id]:
-                del self._running[key]
-            if not self._runs:
-                self._end_drawing()
+        with self._turn:
+            with self._lock:
+                run = self._runs.pop(event.run_id)
+                for key in [key for key in self._running if key[0] == event.run_id]:
+                    del self._running[key]
+            if not self._runs and self._diverted is not None:
+                self._end_drawing(self._diverted)
             counts = ", ".join(f"{number} {word}" for word, number in run.counts.items())
             self._line(
                 "ok" if event.status == "SUCCESS" else "failed",
                 f"{event.dag_name} {event.status} in {seconds(event.duration_s)}: {counts}",
             )
             if not self._runs:
-                self._kept.clear()
+                with self._lock:
+                    self._kept.clear()
 
     def _ended(self, run_id: str, task_name: str, word: str) -> None:
         with self._lock:
@@ -176,15 +182,14 @@ class ProgressHook(RunHook):
         )
         redraw.start()
 
-    def _end_drawing(self) -> None:
-        if self._diverted is None:
-            return
-        self._stop.set()
-        diverted, self._diverted = self._diverted, None
+    def _end_drawing(self, diverted: _Diverted) -> None:
+        with self._lock:
+            self._stop.set()
+            self._diverted = None
+            start = self._start(self._size())
+            self._stream.write(f"{start}\x1b[J" if start else "")
+            self._stream.flush()
         diverted.undo()
-        start = self._start(self._size())
-        self._stream.write(f"{start}\x1b[J" if start else "")
-        self._stream.flush()
 
     def _redraw(self, stop: threading.Event) -> None:
         while not stop.wait(_REDRAW_S):
