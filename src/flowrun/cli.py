@@ -345,8 +345,13 @@ async def _with_signals(engine: Engine, work: Awaitable[str]) -> str:
         with suppress(RuntimeError):  # in the middle of another print
             print("interrupted: cancelling; once more to leave at once", file=sys.stderr)
 
-    # Not the loop's own handlers: those wait while a task blocks the loop.
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        # The loop's own handlers wait while a task blocks the loop; but only with them does a
+        # signal that comes just before the loop falls asleep wake it.
+        with suppress(NotImplementedError):  # on Windows it wakes without
+            loop.add_signal_handler(number, told.copy)
+        signal.signal(number, stop)
     try:
         async with engine:
             return await running
@@ -356,7 +361,9 @@ async def _with_signals(engine: Engine, work: Awaitable[str]) -> str:
         raise
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            with suppress(NotImplementedError):
+                loop.remove_signal_handler(number)
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 # Commands on a SQLite file.
