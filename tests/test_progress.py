@@ -267,6 +267,30 @@ def test_run_that_ends_while_somebody_logs_waits_for_nobody(
     assert left.index("a log line\n") < left.index("d SUCCESS")
 
 
+def test_nothing_is_drawn_in_the_middle_of_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asked(Terminal):
+        times = 0
+
+        def fileno(self) -> int:  # before each drawing
+            with self.changed:
+                self.times += 1
+                self.changed.notify_all()
+            return super().fileno()
+
+    terminal = Asked()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    hook = ProgressHook(terminal, live=True)
+    hook.on_dag_start(DagStartEvent("one", "d", 0.0, ("a",), None))
+    print("half", end="", flush=True)
+    with terminal.changed:
+        asked = terminal.times
+        assert terminal.changed.wait_for(lambda: terminal.times >= asked + 2, 10)
+    assert terminal.getvalue().endswith("half")
+    print(" a line")
+    assert screen(terminal.getvalue()).endswith("\nhalf a line\n0/1 done, 0 running\n")
+    hook.on_dag_end(DagEndEvent("one", "d", 0.0, "SUCCESS", 1.0, None))
+
+
 def test_stream_that_somebody_has_replaced_meanwhile_is_left_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -194,9 +194,9 @@ class ProgressHook(RunHook):
     def _redraw(self, stop: threading.Event) -> None:
         while not stop.wait(_REDRAW_S):
             with self._lock:
+                size = self._size()
                 if stop.is_set() or self._mid_line:
                     continue
-                size = self._size()
                 # Written over and not erased before, so that nothing flickers.
                 start = self._start(size)
                 try:
