@@ -331,6 +331,7 @@ def test_serializer_that_wrote_a_result_is_remembered(open_store: Any) -> None:
     store.save([Change(run, run.tasks["a"])])
     assert store.load_results("r1", ["a"]) == {"a": {1, 2}}
     name, size, head = store.stored_result("r1", "a", 5)
+    assert store.stored_results("r1", 5) == {"a": (name, size, head)}
     assert (name, len(head)) == ("pickle", 5)
     assert size > 5
     with pytest.raises(UnknownRunError):

@@ -274,6 +274,12 @@ class SqliteStateStore:
             raise UnknownRunError(problem)
         return str(row[0]), int(row[1]), bytes(row[2])
 
+    def stored_results(self, run_id: str, most: int = 200) -> dict[str, tuple[str, int, bytes]]:
+        """Return every kept result of a run undecoded, by task; see :meth:`stored_result`."""
+        with self._reading() as db:
+            rows = db.execute(_PEEK_RESULTS, (most, run_id)).fetchall()
+        return {str(name): (str(row[0]), int(row[1]), bytes(row[2])) for name, *row in rows}
+
     # Inside.
 
     def _read_run(self, run_id: str, dead: set[int], *, results: bool) -> RunRecord:
@@ -586,6 +592,11 @@ _PEEK_RESULT = (
     "SELECT results.serializer, length(results.data), substr(results.data, 1, ?) FROM runs"
     " JOIN tasks ON tasks.run = runs.seq JOIN results ON results.run = runs.seq"
     " AND results.place = tasks.place WHERE runs.run_id = ? AND tasks.name = ?"
+)
+_PEEK_RESULTS = (
+    "SELECT tasks.name, results.serializer, length(results.data), substr(results.data, 1, ?)"
+    " FROM runs JOIN tasks ON tasks.run = runs.seq JOIN results ON results.run = runs.seq"
+    " AND results.place = tasks.place WHERE runs.run_id = ?"
 )
 _PRUNE = (
     "DELETE FROM runs WHERE finished_at IS NOT NULL"
