@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import operator
 import sqlite3
 import threading
@@ -10,7 +11,7 @@ import time
 import zlib
 from collections import Counter, OrderedDict
 from contextlib import ExitStack, closing, contextmanager, suppress
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from flowrun.errors import (
     AlreadyResumedError,
@@ -44,13 +45,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator, Sequence
 
     from flowrun.state.protocol import Change, RunQuery
-    from flowrun.state.records import RunRecord, RunSummary
+    from flowrun.state.records import RunRecord, RunSummary, TaskRecord
     from flowrun.state.rows import Row
     from flowrun.state.serializers import ResultSerializer
     from flowrun.state.sqlite_file import JournalMode, Synchronous
 
 T = TypeVar("T")
 
+_LOG = logging.getLogger("flowrun.state")
 _status_of = operator.attrgetter("status")
 _CACHED_RUNS = 64
 _DEAD = "OWNER_DIED: the process that worked on this run has died"
@@ -288,10 +290,8 @@ class SqliteStateStore:
             if found is None:
                 raise UnknownRunError(run_id)
             seq, row = found
-            tasks = {task.name: task for task in self._tasks(db, seq, run_id)}
+            tasks = {task.name: task for task in self._tasks(db, seq, row)}
             counts: dict[str, int] = json.loads(str(row[10]))
-            if len(tasks) != sum(counts.values()):
-                raise DamagedRecordError(run_id, None, "rows of its tasks are missing")
             if row[3] is not None and counts != Counter(map(_status_of, tasks.values())):
                 problem = "the rows of its tasks are older, or newer, than its end"
                 raise DamagedRecordError(run_id, None, problem)
@@ -314,7 +314,11 @@ class SqliteStateStore:
                 "time": query.before if isinstance(query.before, int | float) else None,
             }
             for seq, *row, stored in db.execute(_list_statement(query), values):
-                check_row(tuple(row), stored, str(row[0]), None)
+                try:
+                    check_row(tuple(row), stored, str(row[0]), None)
+                except DamagedRecordError as error:
+                    how = f"; list_runs(before={error.run_id!r}) lists the older ones"
+                    raise DamagedRecordError(error.run_id, None, error.problem + how) from None
                 alive = self._is_alive(row, dead)
                 if row[3] is None:
                     # Its own row is written when it ends; until then its tasks tell.
@@ -361,8 +365,13 @@ class SqliteStateStore:
     def _recover(self) -> None:
         with self._transaction() as (db, _):
             for run_id, owner in db.execute(_UNFINISHED).fetchall():
-                if not self._owner_lives(owner):
+                if self._owner_lives(owner):
+                    continue
+                try:
                     self._end_dead(db, run_id)
+                except DamagedRecordError as error:
+                    # One damaged run must not keep the others, and new ones, from their store.
+                    _LOG.warning("a run that was left behind cannot be ended: %s", error)
 
     def _end_dead(self, db: sqlite3.Connection, run_id: str) -> None:
         """End what a dead process has left behind, as its own end would have been."""
@@ -370,7 +379,7 @@ class SqliteStateStore:
         if found is None:  # pragma: no cover - it was read in the same transaction
             return
         seq, row = found
-        tasks = self._tasks(db, seq, run_id)
+        tasks = self._tasks(db, seq, row)
         run = run_of_row(row, {task.name: task for task in tasks}, alive=False)
         # Its clock may have been ahead of this one: nothing ends before it began.
         told = [(task.ready_at, task.started_at, task.finished_at) for task in tasks]
@@ -399,11 +408,15 @@ class SqliteStateStore:
         check_row(tuple(row), stored, run_id, None)
         return int(seq), tuple(row)
 
-    def _tasks(self, db: sqlite3.Connection, seq: int, run_id: str) -> list[Any]:
-        tasks: list[Any] = []
+    def _tasks(self, db: sqlite3.Connection, seq: int, run: Row) -> list[TaskRecord]:
+        """Return all tasks of a run, whose own row is given."""
+        run_id = str(run[0])
+        tasks: list[TaskRecord] = []
         for *row, stored in db.execute(_SELECT_TASKS, (seq,)):
             check_row(tuple(row), stored, run_id, str(row[0]))
             tasks.append(task_of_row(tuple(row)))
+        if len(tasks) != sum(json.loads(str(run[10])).values()):
+            raise DamagedRecordError(run_id, None, "rows of its tasks are missing")
         return tasks
 
     def _results(
@@ -430,10 +443,10 @@ class SqliteStateStore:
     def _seq_before(self, db: sqlite3.Connection, before: str | float | None) -> int | None:
         if not isinstance(before, str):
             return None
-        found = self._run_row(db, before)
+        found = db.execute(_SEQ_OF, (before,)).fetchone()  # its row need not be whole
         if found is None:
             raise UnknownRunError(before)
-        return found[0]
+        return int(found[0])
 
     def _until_certain(self, read: Callable[[set[int]], T]) -> T:
         """Read again if an owner is found dead: it may have ended its run since (D3).
@@ -560,6 +573,7 @@ _FAMILY = (
     "SELECT run_id, finished_at, owner FROM runs WHERE run_id = ? UNION ALL"
     " SELECT run_id, finished_at, owner FROM runs WHERE resumed_from = ?"
 )
+_SEQ_OF = "SELECT seq FROM runs WHERE run_id = ?"
 _OWNER_OF = "SELECT finished_at, owner FROM runs WHERE run_id = ?"
 _UNFINISHED = "SELECT run_id, owner FROM runs WHERE finished_at IS NULL"
 _INSERT_TASK = (

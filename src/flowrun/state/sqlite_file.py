@@ -17,7 +17,7 @@ from flowrun.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
 Synchronous: TypeAlias = Literal["FULL", "NORMAL"]
 JournalMode: TypeAlias = Literal["WAL", "DELETE"]
@@ -74,6 +74,9 @@ CREATE TABLE results (
     PRIMARY KEY (run, place)
 ) STRICT;
 """
+
+MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {}
+"""What makes a file of one schema version a file of the next, by the older one."""
 
 _PAUSE_S = 0.005
 _SIDECARS = ("-wal", "-shm", "-journal", "-owners")
@@ -166,9 +169,17 @@ class SqliteFile:
                 if version == 0:
                     problem = "it holds no runs yet"
                     raise self._refusal(problem)
+                if version < SCHEMA_VERSION:
+                    problem = (
+                        f"an older flowrun wrote it (schema {version}); a SqliteStateStore that"
+                        " opens it to write makes it a newer one"
+                    )
+                    raise self._refusal(problem)
                 return
             if version == 0:
-                self._create_schema(connection)
+                connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            if version < SCHEMA_VERSION:
+                self._bring_up_to_date(connection)
             self._set_journal_mode(connection)
 
     def _create_file(self) -> None:
@@ -202,16 +213,20 @@ class SqliteFile:
             raise self._refusal(problem)
         return int(version)
 
-    def _create_schema(self, connection: sqlite3.Connection) -> None:
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    def _bring_up_to_date(self, connection: sqlite3.Connection) -> None:
+        """Make the schema, or migrate an older one, in one transaction (D5)."""
         connection.execute("BEGIN IMMEDIATE")
         # Somebody else may have been quicker.
-        if self._checked_version(connection) == 0:  # pragma: no branch - a race of two makers
+        version = self._checked_version(connection)
+        if version == 0:
             for statement in SCHEMA.split(";"):
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        connection.execute("COMMIT")
+        else:
+            for older in range(version, SCHEMA_VERSION):
+                MIGRATIONS[older](connection)
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        connection.execute("COMMIT")  # closed without it, the connection takes all of it back
 
     def _set_journal_mode(self, connection: sqlite3.Connection) -> None:
         """Change the mode, waiting for others as for any lock; SQLite does not wait here."""
