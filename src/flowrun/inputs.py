@@ -69,7 +69,7 @@ class Inputs:
         values = [tasks[parent].result for parent in graph.parents[number]]
         if self._preserved:
             self._restore(number, values)
-        return plan.arguments(values, self._context)
+        return plan.arguments(graph.dependency_names[number], values, self._context)
 
     def changeable(self, number: int) -> Changeable:
         """Return what a task's first attempt might change, if it will be asked for again."""
@@ -79,8 +79,7 @@ class Inputs:
             return NOTHING
         known = self._preserved.get(number) or {}
         found: dict[str, object] = {}
-        for place in graph.plans[number].used:
-            parent = graph.parents[number][place]
+        for parent in graph.plans[number].passed_on(graph.parents[number]):
             name, value = graph.names[parent], self._tasks[parent].result
             # What is not retained is made again for a resume (S2), but not for a retry.
             wanted = retried or graph.specs[parent].retain_result
