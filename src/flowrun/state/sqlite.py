@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import operator
 import sqlite3
 import threading
 import time
 import zlib
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from flowrun.errors import (
     AlreadyResumedError,
     DamagedRecordError,
-    ResultNotReadableError,
     ResultNotStorableError,
     RunAliveError,
     RunLostError,
@@ -25,27 +23,33 @@ from flowrun.errors import (
     UnknownRunError,
 )
 from flowrun.state.ownership import Ownership
-from flowrun.state.records import NoResult, Reason, TaskStatus, run_status
+from flowrun.state.records import NoResult, Reason, TaskStatus
 from flowrun.state.rows import (
     RUN_COLUMNS,
     TASK_COLUMNS,
-    check_row,
     checksum,
     run_of_row,
     run_row,
-    summary_of_row,
-    task_of_row,
     task_row,
 )
 from flowrun.state.serializers import JsonSerializer
 from flowrun.state.sqlite_file import SqliteFile, check_settings
+from flowrun.state.sqlite_read import (
+    PEEK_RESULT,
+    PEEK_RESULTS,
+    read_results,
+    read_run,
+    read_run_row,
+    read_runs,
+    read_tasks,
+)
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Collection, Generator, Sequence
 
     from flowrun.state.protocol import Change, RunQuery
-    from flowrun.state.records import RunRecord, RunSummary, TaskRecord
+    from flowrun.state.records import RunRecord, RunSummary
     from flowrun.state.rows import Row
     from flowrun.state.serializers import ResultSerializer
     from flowrun.state.sqlite_file import JournalMode, Synchronous
@@ -53,7 +57,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LOG = logging.getLogger("flowrun.state")
-_status_of = operator.attrgetter("status")
 _CACHED_RUNS = 64
 _DEAD = "OWNER_DIED: the process that worked on this run has died"
 
@@ -246,7 +249,13 @@ class SqliteStateStore:
         cached = self._cached(run_id) if results else None
         if cached is not None:
             return cached
-        run = self._until_certain(lambda dead: self._read_run(run_id, dead, results=results))
+
+        def read(dead: set[int]) -> RunRecord:
+            with self._reading() as db:
+                serializer = self.serializer if results else None
+                return read_run(db, run_id, serializer, partial(self._is_alive, dead))
+
+        run = self._until_certain(read)
         if results and run.finished_at is not None:
             self._keep_in_cache(run)
         return run
@@ -254,14 +263,17 @@ class SqliteStateStore:
     def load_results(self, run_id: str, task_names: Collection[str]) -> dict[str, object]:
         """Return the kept results of these tasks; see :meth:`StateStoreProtocol.load_results`."""
         with self._reading() as db:
-            found = self._run_row(db, run_id)
-            if found is None:
-                raise UnknownRunError(run_id)
-            return self._results(db, found[0], run_id, set(task_names))
+            seq, _ = read_run_row(db, run_id)
+            return read_results(db, seq, run_id, self.serializer, set(task_names))
 
     def list_runs(self, query: RunQuery) -> list[RunSummary]:
         """Return the runs that match, newest first, without their tasks."""
-        return self._until_certain(lambda dead: self._read_runs(query, dead))
+
+        def read(dead: set[int]) -> list[RunSummary]:
+            with self._reading() as db:
+                return read_runs(db, query, partial(self._is_alive, dead))
+
+        return self._until_certain(read)
 
     def stored_result(self, run_id: str, task_name: str, most: int = 200) -> tuple[str, int, bytes]:
         """Return a kept result undecoded: its serializer's name, its size, its first bytes.
@@ -270,7 +282,7 @@ class SqliteStateStore:
             UnknownRunError: There is no such run, or no kept result of that task.
         """
         with self._reading() as db:
-            row = db.execute(_PEEK_RESULT, (most, run_id, task_name)).fetchone()
+            row = db.execute(PEEK_RESULT, (most, run_id, task_name)).fetchone()
         if row is None:
             problem = f"{run_id}/{task_name}"
             raise UnknownRunError(problem)
@@ -279,59 +291,10 @@ class SqliteStateStore:
     def stored_results(self, run_id: str, most: int = 200) -> dict[str, tuple[str, int, bytes]]:
         """Return every kept result of a run undecoded, by task; see :meth:`stored_result`."""
         with self._reading() as db:
-            rows = db.execute(_PEEK_RESULTS, (most, run_id)).fetchall()
+            rows = db.execute(PEEK_RESULTS, (most, run_id)).fetchall()
         return {str(name): (str(row[0]), int(row[1]), bytes(row[2])) for name, *row in rows}
 
     # Inside.
-
-    def _read_run(self, run_id: str, dead: set[int], *, results: bool) -> RunRecord:
-        with self._reading() as db:
-            found = self._run_row(db, run_id)
-            if found is None:
-                raise UnknownRunError(run_id)
-            seq, row = found
-            tasks = {task.name: task for task in self._tasks(db, seq, row)}
-            counts: dict[str, int] = json.loads(str(row[10]))
-            if row[3] is not None and counts != Counter(map(_status_of, tasks.values())):
-                problem = "the rows of its tasks are older, or newer, than its end"
-                raise DamagedRecordError(run_id, None, problem)
-            if results:
-                for name, value in self._results(db, seq, run_id, None).items():
-                    tasks[name].result = value
-                for task in tasks.values():
-                    if task.result is NoResult.STORED:
-                        raise DamagedRecordError(run_id, task.name, "its result is missing")
-        return run_of_row(row, tasks, alive=self._is_alive(row, dead))
-
-    def _read_runs(self, query: RunQuery, dead: set[int]) -> list[RunSummary]:
-        found: list[RunSummary] = []
-        with self._reading() as db:
-            values = {
-                "dag": query.dag_name,
-                "ancestor": query.resumed_from,
-                "status": None if query.status is None else str(query.status),
-                "seq": self._seq_before(db, query.before),
-                "time": query.before if isinstance(query.before, int | float) else None,
-            }
-            for seq, *row, stored in db.execute(_list_statement(query), values):
-                try:
-                    check_row(tuple(row), stored, str(row[0]), None)
-                except DamagedRecordError as error:
-                    how = f"; list_runs(before={error.run_id!r}) lists the older ones"
-                    raise DamagedRecordError(error.run_id, None, error.problem + how) from None
-                alive = self._is_alive(row, dead)
-                if row[3] is None:
-                    # Its own row is written when it ends; until then its tasks tell.
-                    counts = dict(db.execute(_COUNT_TASKS, (seq,)).fetchall())
-                    row[4] = str(run_status(counts))
-                    if query.status is not None and row[4] != query.status:
-                        continue
-                else:
-                    counts = json.loads(str(row[10]))
-                found.append(summary_of_row(tuple(row), counts, alive=alive))
-                if len(found) == query.limit:
-                    break
-        return found
 
     def _dumped(self, run_id: str, task_name: str, value: object) -> bytes:
         try:
@@ -375,11 +338,8 @@ class SqliteStateStore:
 
     def _end_dead(self, db: sqlite3.Connection, run_id: str) -> None:
         """End what a dead process has left behind, as its own end would have been."""
-        found = self._run_row(db, run_id)
-        if found is None:  # pragma: no cover - it was read in the same transaction
-            return
-        seq, row = found
-        tasks = self._tasks(db, seq, row)
+        seq, row = read_run_row(db, run_id)
+        tasks = read_tasks(db, seq, row)
         run = run_of_row(row, {task.name: task for task in tasks}, alive=False)
         # Its clock may have been ahead of this one: nothing ends before it began.
         told = [(task.ready_at, task.started_at, task.finished_at) for task in tasks]
@@ -400,54 +360,6 @@ class SqliteStateStore:
         row = run_row(run, None)
         db.execute(_END_RUN, (row[3], row[4], row[5], row[10], checksum(row), seq))
 
-    def _run_row(self, db: sqlite3.Connection, run_id: str) -> tuple[int, Row] | None:
-        found = db.execute(_SELECT_RUN, (run_id,)).fetchone()
-        if found is None:
-            return None
-        seq, *row, stored = found
-        check_row(tuple(row), stored, run_id, None)
-        return int(seq), tuple(row)
-
-    def _tasks(self, db: sqlite3.Connection, seq: int, run: Row) -> list[TaskRecord]:
-        """Return all tasks of a run, whose own row is given."""
-        run_id = str(run[0])
-        tasks: list[TaskRecord] = []
-        for *row, stored in db.execute(_SELECT_TASKS, (seq,)):
-            check_row(tuple(row), stored, run_id, str(row[0]))
-            tasks.append(task_of_row(tuple(row)))
-        if len(tasks) != sum(json.loads(str(run[10])).values()):
-            raise DamagedRecordError(run_id, None, "rows of its tasks are missing")
-        return tasks
-
-    def _results(
-        self, db: sqlite3.Connection, seq: int, run_id: str, wanted: set[str] | None
-    ) -> dict[str, object]:
-        found: dict[str, object] = {}
-        for name, serializer, stored, place in db.execute(_SELECT_RESULTS, (seq,)).fetchall():
-            if wanted is not None and name not in wanted:
-                continue
-            if serializer != self.serializer.name:
-                msg = (
-                    f"the result of task {name!r} in run {run_id!r} was written by the"
-                    f" {serializer!r} serializer, and this store has {self.serializer.name!r};"
-                    " open the file with the serializer that wrote it"
-                )
-                raise ResultNotReadableError(msg)
-            data = db.execute(_SELECT_RESULT, (seq, place)).fetchone()
-            if data is None or zlib.crc32(data[0]) != stored:
-                problem = "its result does not match its checksum; the file was damaged"
-                raise DamagedRecordError(run_id, name, problem)
-            found[name] = self.serializer.loads(data[0])
-        return found
-
-    def _seq_before(self, db: sqlite3.Connection, before: str | float | None) -> int | None:
-        if not isinstance(before, str):
-            return None
-        found = db.execute(_SEQ_OF, (before,)).fetchone()  # its row need not be whole
-        if found is None:
-            raise UnknownRunError(before)
-        return int(found[0])
-
     def _until_certain(self, read: Callable[[set[int]], T]) -> T:
         """Read again if an owner is found dead: it may have ended its run since (D3).
 
@@ -460,7 +372,7 @@ class SqliteStateStore:
                 return found
             self._dead.update(dead)
 
-    def _is_alive(self, row: Sequence[object], dead: set[int]) -> bool:
+    def _is_alive(self, dead: set[int], row: Sequence[object]) -> bool:
         """Return whether a run is alive, and note an owner who was not known to be dead."""
         owner = row[9] if isinstance(row[9], int) else None
         if row[3] is not None or owner in self._dead:
@@ -546,34 +458,15 @@ def _copied(run: RunRecord) -> RunRecord:
     return run_of_row(run_row(run, None), tasks, alive=False)
 
 
-def _list_statement(query: RunQuery) -> str:
-    """Return the constant statement whose conditions an index serves."""
-    condition = " AND ".join(
-        text
-        for text, wanted in (
-            ("dag_name = :dag", query.dag_name),
-            ("resumed_from = :ancestor", query.resumed_from),
-            ("(status = :status OR finished_at IS NULL)", query.status),
-            ("seq < :seq", isinstance(query.before, str) or None),
-            ("created_at < :time", isinstance(query.before, int | float) or None),
-        )
-        if wanted is not None
-    )
-    return _LIST.replace("{condition}", condition or "TRUE")
-
-
 _INSERT_RUN = f"INSERT INTO runs ({RUN_COLUMNS}, checksum) VALUES ({', '.join('?' * 12)})"  # noqa: S608 - constants
-_SELECT_RUN = f"SELECT seq, {RUN_COLUMNS}, checksum FROM runs WHERE run_id = ?"  # noqa: S608 - constants
 _END_RUN = (
     "UPDATE runs SET finished_at = ?, status = ?, error = ?, task_counts = ?, owner = NULL,"
     " checksum = ? WHERE seq = ?"
 )
-_LIST = f"SELECT seq, {RUN_COLUMNS}, checksum FROM runs WHERE {{condition}} ORDER BY seq DESC"  # noqa: S608 - constants
 _FAMILY = (
     "SELECT run_id, finished_at, owner FROM runs WHERE run_id = ? UNION ALL"
     " SELECT run_id, finished_at, owner FROM runs WHERE resumed_from = ?"
 )
-_SEQ_OF = "SELECT seq FROM runs WHERE run_id = ?"
 _OWNER_OF = "SELECT finished_at, owner FROM runs WHERE run_id = ?"
 _UNFINISHED = "SELECT run_id, owner FROM runs WHERE finished_at IS NULL"
 _INSERT_TASK = (
@@ -584,8 +477,6 @@ _UPDATE_TASK = (
     " finished_at = ?, error = ?, reason = ?, abandoned = ?, earlier = ?, result_state = ?,"
     " checksum = ? WHERE run = ? AND place = ?"
 )
-_SELECT_TASKS = f"SELECT {TASK_COLUMNS}, checksum FROM tasks WHERE run = ? ORDER BY place"  # noqa: S608 - constants
-_COUNT_TASKS = "SELECT status, count(*) FROM tasks WHERE run = ? GROUP BY status"
 _INSERT_RESULT = (
     "INSERT OR REPLACE INTO results (run, place, serializer, data, checksum) VALUES (?, ?, ?, ?, ?)"
 )
@@ -595,22 +486,6 @@ _CARRY_RESULT = (
     " SELECT ?, ?, results.serializer, results.data, results.checksum FROM runs"
     " JOIN tasks ON tasks.run = runs.seq JOIN results ON results.run = runs.seq"
     " AND results.place = tasks.place WHERE runs.run_id = ? AND tasks.name = ?"
-)
-_SELECT_RESULTS = (
-    "SELECT tasks.name, results.serializer, results.checksum, results.place FROM results"
-    " JOIN tasks ON tasks.run = results.run AND tasks.place = results.place"
-    " WHERE results.run = ?"
-)
-_SELECT_RESULT = "SELECT data FROM results WHERE run = ? AND place = ?"
-_PEEK_RESULT = (
-    "SELECT results.serializer, length(results.data), substr(results.data, 1, ?) FROM runs"
-    " JOIN tasks ON tasks.run = runs.seq JOIN results ON results.run = runs.seq"
-    " AND results.place = tasks.place WHERE runs.run_id = ? AND tasks.name = ?"
-)
-_PEEK_RESULTS = (
-    "SELECT tasks.name, results.serializer, length(results.data), substr(results.data, 1, ?)"
-    " FROM runs JOIN tasks ON tasks.run = runs.seq JOIN results ON results.run = runs.seq"
-    " AND results.place = tasks.place WHERE runs.run_id = ?"
 )
 _PRUNE = (
     "DELETE FROM runs WHERE finished_at IS NOT NULL"
