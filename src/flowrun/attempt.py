@@ -114,15 +114,17 @@ class Invocation:
         """Run suspended code to its end, step by step, each in its own context."""
         run, coroutine = self._context.run, self._coroutine
         while True:
+            advance: Callable[[Any], object] = coroutine.send
             try:
-                value = yield self._awaited
+                given = yield self._awaited
             except GeneratorExit:  # the loop was closed before the code had ended
                 run(coroutine.close)
                 raise
             except BaseException as error:  # noqa: BLE001 - cancelled: the code's to deal with
-                suspended = run(self._step, coroutine.throw, error)
-            else:
-                suspended = run(self._step, coroutine.send, value)
+                # Not from in here: what the code raises later would seem to be caused by it.
+                advance, given = coroutine.throw, error
+            suspended = run(self._step, advance, given)
+            del given  # an error's traceback holds this frame
             if not suspended:
                 return
 

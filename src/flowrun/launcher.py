@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from sys import getrefcount
-from typing import TYPE_CHECKING, ParamSpec, Protocol
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol
 from weakref import getweakrefcount
 
 from flowrun.attempt import Halfway, Invocation, first_step
@@ -116,7 +116,7 @@ class Launcher:
         self._lane = Lane(slots, self._granted)
         self._line = slots.queue  # who waits for a slot
         self._held = 0  # slots that its own tasks have left
-        self._granted_slots = 0  # slots that it stood in line for; they are used, not passed on
+        self._granted_slots = 0  # slots that are meant for its next task, and not passed on
         self._active: set[Invocation] = set()
         self._deadlines: Deadlines[Invocation] = Deadlines(self._loop, clock, settler.due)
         self._open = False
@@ -238,8 +238,8 @@ class Launcher:
             carry: Whether the caller carries async tasks; if not they are left alone.
 
         Returns:
-            That task, with a slot for it if the caller carries it; or ``None`` if there is none
-            to launch, no slot for it, or the loop is to have a turn.
+            That task, with a slot for it, which is kept if the caller does not carry it; or
+            ``None`` if there is none to launch, no slot for it, or the loop is to have a turn.
         """
         ready, staged = self._ledger.ready, self._staged
         ordered, late, asyncs = ready.ordered, ready.late, self._graph.is_async
@@ -249,7 +249,12 @@ class Launcher:
             if self._instant > self._slice_end and self._slice_is_over():
                 return None
             if not carry and not staged and asyncs[number := ready.first()]:
-                return number  # a carrier need not stand in line for a slot
+                # Kept for the carrier: one that found no slot would end, and be made anew.
+                if not self._granted_slots:
+                    if not self._slot():
+                        return None
+                    self._granted_slots += 1
+                return number
             if self._held > 0 and not self._line:
                 self._held -= 1  # in the place of the one that has just ended
             elif not self._slot():
@@ -349,8 +354,9 @@ class Launcher:
 
         One asyncio task for each of them would cost more than all the rest. None may feel what
         ran before it: each has a context of its own, and as soon as anybody but the event loop
-        knows the asyncio task, to cancel it later perhaps, it carries no other. Nor does it
-        where the user has set a task factory, which is to see them all.
+        knows the asyncio task, to cancel it later perhaps, or something was left on it, it
+        carries no other. Nor does it where the user has set a task factory, which is to see
+        them all.
         """
         if self._alone:  # it may be one that makes tasks which begin at once
             await asyncio.sleep(0)
@@ -358,12 +364,13 @@ class Launcher:
         carrier = asyncio.current_task()
         assert carrier is not None  # noqa: S101 - this is one
         references, weak_references = getrefcount(carrier), getweakrefcount(carrier)
+        marks = _marks(carrier)
         used = False
         while (
             not (used and self._alone)
-            and not carrier.cancelling()
             and getrefcount(carrier) == references
             and getweakrefcount(carrier) == weak_references
+            and _marks(carrier) == marks
         ):
             used = True
             number = invocation = None
@@ -416,6 +423,7 @@ class Launcher:
         if type(value) is Halfway:
             invocation = Invocation(number, spec, attempt, NO_ARGUMENTS, context, self._clock)
             invocation.go_on_from(value, instant)
+            self._instant = self._now()
             return invocation
         attempt.ended = True
         self._instant = now = self._monotonic() + self._offset
@@ -442,6 +450,20 @@ class Launcher:
             step(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - by design: see above
             self._settler.broke(error)
+
+
+def _marks(carrier: Any) -> tuple[object, ...]:  # noqa: ANN401 - see below
+    """Return what the code that an asyncio task runs can leave on it.
+
+    A cancellation that it took back is still to come, before Python 3.13; who waits for the
+    asyncio task's end waits for the end of that code. There is no public way to see either.
+    """
+    return (
+        carrier.cancelling(),
+        carrier.get_name(),
+        carrier._must_cancel,  # noqa: SLF001
+        carrier._callbacks,  # noqa: SLF001
+    )
 
 
 def _nothing() -> None:
