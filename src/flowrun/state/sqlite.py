@@ -62,10 +62,17 @@ _DEAD = "OWNER_DIED: the process that worked on this run has died"
 
 
 class _Owned(NamedTuple):
-    """A run that this store has created: its number in the file, its tasks' places."""
+    """A run that this store has created.
+
+    Attributes:
+        seq: Its number in the file.
+        places: Its tasks' places among its rows.
+        deps: What its tasks' rows say of their dependencies, by place.
+    """
 
     seq: int
     places: dict[str, int]
+    deps: list[str]
 
 
 class SqliteStateStore:
@@ -172,7 +179,7 @@ class SqliteStateStore:
                 if task.result is NoResult.STORED
             ]
             db.executemany(_CARRY_RESULT, kept)
-        self._owned[run.run_id] = _Owned(seq, places)
+        self._owned[run.run_id] = _Owned(seq, places, [str(row[1]) for row in rows])
 
     def save(self, changes: Sequence[Change]) -> None:
         """Keep all these changes, or none; see :meth:`StateStoreProtocol.save`."""
@@ -192,7 +199,7 @@ class SqliteStateStore:
                 ends.append(run)
                 continue
             place = owned.places[task.name]
-            row = task_row(task)
+            row = task_row(task, owned.deps[place])
             tasks.append((*row, checksum(row), owned.seq, place))
             if not isinstance(task.result, NoResult):
                 data = self._dumped(run.run_id, task.name, task.result)
