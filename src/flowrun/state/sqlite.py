@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import heapq
+import logging
 import sqlite3
 import threading
 import time
 import zlib
 from collections import OrderedDict
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, NamedTuple
 
 from flowrun.errors import (
     AlreadyResumedError,
@@ -21,13 +22,13 @@ from flowrun.errors import (
     StoreFileError,
     UnknownRunError,
 )
+from flowrun.state import statements as sql
 from flowrun.state.ownership import Ownership
-from flowrun.state.records import NoResult, Reason, TaskStatus, run_status
+from flowrun.state.records import NoResult, Reason, TaskStatus
 from flowrun.state.rows import (
-    RUN_COLUMNS,
-    TASK_COLUMNS,
     check_row,
     checksum,
+    counts_of_row,
     run_of_row,
     run_row,
     summary_of_row,
@@ -42,13 +43,17 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Sequence
 
     from flowrun.state.protocol import Change, RunQuery
-    from flowrun.state.records import RunRecord, RunSummary
+    from flowrun.state.records import RunRecord, RunSummary, TaskRecord
     from flowrun.state.rows import Row
     from flowrun.state.serializers import ResultSerializer
     from flowrun.state.sqlite_file import JournalMode, Synchronous
 
 _CACHED_RUNS = 64
 _DEAD = "OWNER_DIED: the process that worked on this run has died"
+_PRUNING_S = 0.05
+_VACUUMED_PAGES = 1000
+
+_log = logging.getLogger("flowrun.state")
 
 
 class _Owned(NamedTuple):
@@ -109,6 +114,8 @@ class SqliteStateStore:
         )
         self.path = self._file.path
         self.serializer: ResultSerializer = serializer or JsonSerializer()
+        # Held while the writer waits for another process: who reads must not need it.
+        self._writing = threading.RLock()
         self._lock = threading.RLock()
         self._readers: list[sqlite3.Connection] = []
         self._owned: dict[str, _Owned] = {}
@@ -116,11 +123,17 @@ class SqliteStateStore:
         self._cache: OrderedDict[str, tuple[float, RunRecord]] = OrderedDict()
         self._closed = False
         self._readonly = _readonly
-        self._ownership = None if _readonly else Ownership(self.path)
-        with self._file.translated():
-            self._writer = self._file.connect(readonly=_readonly)
-        if recover and not _readonly:
-            self._recover()
+        self._ownership: Ownership | None = None
+        with ExitStack() as undo:
+            if not _readonly:
+                self._ownership = Ownership(self._file.real_path)
+                undo.callback(self._ownership.close)
+            with self._file.translated():
+                self._writer = self._file.connect(readonly=_readonly)
+            undo.callback(self._writer.close)
+            if recover and not _readonly:
+                self._recover()
+            undo.pop_all()
 
     @classmethod
     def open_readonly(cls, db_path: str | os.PathLike[str]) -> SqliteStateStore:
@@ -142,11 +155,11 @@ class SqliteStateStore:
             if run.resumed_from is not None:
                 self._check_ancestor(db, run, run.resumed_from)
             row = run_row(run, owner)
-            seq = db.execute(_INSERT_RUN, (*row, checksum(row))).lastrowid
+            seq = db.execute(sql.INSERT_RUN, (*row, checksum(row))).lastrowid
             assert seq is not None  # noqa: S101 - an INSERT has a row id
             rows = [task_row(task) for task in run.tasks.values()]
             db.executemany(
-                _INSERT_TASK,
+                sql.INSERT_TASK,
                 [(seq, place, *row, checksum(row)) for place, row in enumerate(rows)],
             )
             places = {name: place for place, name in enumerate(run.tasks)}
@@ -155,7 +168,10 @@ class SqliteStateStore:
                 for name, task in run.tasks.items()
                 if task.result is NoResult.STORED
             ]
-            db.executemany(_CARRY_RESULT, kept)
+            carried = db.executemany(sql.CARRY_RESULT, kept).rowcount
+            if kept and carried != len(kept):
+                problem = "results of it that the new run would keep are missing"
+                raise DamagedRecordError(str(run.resumed_from), None, problem)
         self._owned[run.run_id] = _Owned(seq, places)
 
     def save(self, changes: Sequence[Change]) -> None:
@@ -186,27 +202,38 @@ class SqliteStateStore:
         with self._transaction() as (db, owner):
             for run_id in {change.run.run_id for change in changes}:
                 self._check_owner(db, run_id, owner)
-            db.executemany(_UPDATE_TASK, tasks)
-            db.executemany(_INSERT_RESULT, results)
-            db.executemany(_DELETE_RESULT, dropped)
+            if tasks and db.executemany(sql.UPDATE_TASK, tasks).rowcount != len(tasks):
+                problem = "rows of its tasks are missing"
+                raise DamagedRecordError(changes[0].run.run_id, None, problem)
+            db.executemany(sql.INSERT_RESULT, results)
+            db.executemany(sql.DELETE_RESULT, dropped)
             for run in ends:
                 self._write_end(db, self._owned[run.run_id].seq, run)
         for run in ends:
             del self._owned[run.run_id]
 
     def prune_runs(self, *, keep_last: int | None, created_before: float | None) -> int:
-        """Delete finished runs and give their space back to the file system."""
-        with self._transaction() as (db, _):
-            deleted = db.execute(_PRUNE, {"before": created_before, "keep": keep_last}).rowcount
-        with self._lock, self._file.translated():
+        """Delete finished runs and give their space back to the file system.
+
+        In many short transactions, with pauses, so that nobody waits long to write. A damaged
+        run is left as it is: its row does not say for sure when it was, or of which DAG.
+        """
+        seqs = self._prunable(keep_last, created_before)
+        deleted = 0
+        while seqs:
+            with self._transaction() as (db, _):
+                until = time.monotonic() + _PRUNING_S
+                while seqs and time.monotonic() < until:
+                    deleted += db.execute(sql.PRUNE_RUN, (seqs.pop(),)).rowcount
+            time.sleep(_PRUNING_S)
+        with self._lock:
             self._cache.clear()
-            self._writer.execute("PRAGMA incremental_vacuum").fetchall()
-            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        return int(deleted)
+        self._give_back()
+        return deleted
 
     def close(self) -> None:
         """Close the file; runs that have not finished are nobody's from now on."""
-        with self._lock:
+        with self._writing, self._lock:
             if self._closed:
                 return
             self._closed = True
@@ -228,12 +255,10 @@ class SqliteStateStore:
             if found is None:
                 raise UnknownRunError(run_id)
             seq, row = found
-            tasks = {task.name: task for task in self._tasks(db, seq, run_id)}
-            if len(tasks) != sum(json.loads(str(row[10])).values()):
-                raise DamagedRecordError(run_id, None, "rows of its tasks are missing")
+            tasks = self._tasks(db, seq, row)
             if results:
-                for name, value in self._results(db, seq, run_id, None).items():
-                    tasks[name].result = value
+                for name, *stored in db.execute(sql.SELECT_RESULTS, (seq,)):
+                    tasks[name].result = self._loaded(run_id, name, *stored)
                 for task in tasks.values():
                     if task.result is NoResult.STORED:
                         raise DamagedRecordError(run_id, task.name, "its result is missing")
@@ -248,11 +273,28 @@ class SqliteStateStore:
             found = self._run_row(db, run_id)
             if found is None:
                 raise UnknownRunError(run_id)
-            return self._results(db, found[0], run_id, set(task_names))
+            wanted = set(task_names)
+            places = [
+                (name, place)
+                for place, name in db.execute(sql.SELECT_PLACES, (found[0],))
+                if name in wanted
+            ]
+            kept: dict[str, object] = {}
+            for name, place in places:
+                stored = db.execute(sql.SELECT_RESULT, (found[0], place)).fetchone()
+                if stored is not None:
+                    kept[name] = self._loaded(run_id, name, *stored)
+            return kept
 
     def list_runs(self, query: RunQuery) -> list[RunSummary]:
-        """Return the runs that match, newest first, without their tasks."""
+        """Return the runs that match, newest first, without their tasks.
+
+        Raises:
+            DamagedRecordError: A row of one of them is damaged; its ``others`` are the list
+                without those.
+        """
         found: list[RunSummary] = []
+        damaged: DamagedRecordError | None = None
         with self._reading() as db:
             values = {
                 "dag": query.dag_name,
@@ -261,20 +303,20 @@ class SqliteStateStore:
                 "seq": self._seq_before(db, query.before),
                 "time": query.before if isinstance(query.before, int | float) else None,
             }
-            for seq, *row, stored in db.execute(_list_statement(query), values):
-                check_row(tuple(row), stored, str(row[0]), None)
-                alive = self._is_alive(row)
-                if row[3] is None:
-                    # Its own row is written when it ends; until then its tasks tell.
-                    counts = dict(db.execute(_COUNT_TASKS, (seq,)).fetchall())
-                    row[4] = str(run_status(counts))
-                    if query.status is not None and row[4] != query.status:
-                        continue
-                else:
-                    counts = json.loads(str(row[10]))
-                found.append(summary_of_row(tuple(row), counts, alive=alive))
+            cursors = [db.execute(text, values) for text in sql.list_runs(query)]
+            for _, counts, *row, stored in heapq.merge(*cursors, key=_seq_of, reverse=True):
+                try:
+                    summary = self._summary(tuple(row), stored, counts)
+                except DamagedRecordError as error:
+                    damaged = damaged or error
+                    continue
+                if query.status is None or summary.status == query.status:
+                    found.append(summary)
                 if len(found) == query.limit:
                     break
+        if damaged is not None:
+            damaged.others = tuple(found)
+            raise damaged
         return found
 
     def stored_result(self, run_id: str, task_name: str, most: int = 200) -> tuple[str, int, bytes]:
@@ -284,7 +326,7 @@ class SqliteStateStore:
             UnknownRunError: There is no such run, or no kept result of that task.
         """
         with self._reading() as db:
-            row = db.execute(_PEEK_RESULT, (most, run_id, task_name)).fetchone()
+            row = db.execute(sql.PEEK_RESULT, (most, run_id, task_name)).fetchone()
         if row is None:
             problem = f"{run_id}/{task_name}"
             raise UnknownRunError(problem)
@@ -305,7 +347,7 @@ class SqliteStateStore:
 
     def _check_ancestor(self, db: sqlite3.Connection, run: RunRecord, ancestor: str) -> None:
         """Let one heir at a time in, and end an ancestor that died (S5, D3)."""
-        rows = db.execute(_FAMILY, (ancestor, ancestor)).fetchall()
+        rows = db.execute(sql.FAMILY, (ancestor, ancestor)).fetchall()
         for run_id, finished_at, owner in rows:
             if finished_at is None and self._owner_lives(owner):
                 raise RunAliveError(ancestor, f"run {run_id!r} is still being worked on")
@@ -316,16 +358,20 @@ class SqliteStateStore:
                 self._end_dead(db, run_id)
 
     def _check_owner(self, db: sqlite3.Connection, run_id: str, owner: int) -> None:
-        row = db.execute(_OWNER_OF, (run_id,)).fetchone()
+        row = db.execute(sql.OWNER_OF, (run_id,)).fetchone()
         if row is None or row[0] is not None or row[1] != owner:
             self._owned.pop(run_id, None)
             raise RunLostError(run_id)
 
     def _recover(self) -> None:
         with self._transaction() as (db, _):
-            for run_id, owner in db.execute(_UNFINISHED).fetchall():
+            for run_id, owner in db.execute(sql.UNFINISHED).fetchall():
                 if not self._owner_lives(owner):
-                    self._end_dead(db, run_id)
+                    try:
+                        self._end_dead(db, run_id)
+                    except DamagedRecordError as error:
+                        # It must not keep the other runs from being recovered and read.
+                        _log.warning("not recovered: %s", error, extra={"run_id": run_id})
 
     def _end_dead(self, db: sqlite3.Connection, run_id: str) -> None:
         """End what a dead process has left behind, as its own end would have been."""
@@ -333,10 +379,10 @@ class SqliteStateStore:
         if found is None:  # pragma: no cover - it was read in the same transaction
             return
         seq, row = found
-        tasks = self._tasks(db, seq, run_id)
-        run = run_of_row(row, {task.name: task for task in tasks}, alive=False)
+        tasks = self._tasks(db, seq, row)
+        run = run_of_row(row, tasks, alive=False)
         now = max([time.time(), run.created_at])
-        for place, task in enumerate(tasks):
+        for place, task in enumerate(tasks.values()):
             if task.status is TaskStatus.RUNNING:
                 task.fail(now, _DEAD, Reason.OWNER_DIED)
             elif task.status is TaskStatus.PENDING:
@@ -344,57 +390,111 @@ class SqliteStateStore:
             else:
                 continue
             values = task_row(task)
-            db.execute(_UPDATE_TASK, (*values, checksum(values), seq, place))
+            db.execute(sql.UPDATE_TASK, (*values, checksum(values), seq, place))
         run.finish(now, _DEAD)
         self._write_end(db, seq, run)
 
     def _write_end(self, db: sqlite3.Connection, seq: int, run: RunRecord) -> None:
         row = run_row(run, None)
-        db.execute(_END_RUN, (row[3], row[4], row[5], row[10], checksum(row), seq))
+        db.execute(sql.END_RUN, (row[3], row[4], row[5], row[10], checksum(row), seq))
+
+    def _prunable(self, keep_last: int | None, created_before: float | None) -> list[int]:
+        """Return the numbers of the runs to delete, the oldest last."""
+        text = sql.PRUNABLE_BY_AGE if keep_last is None else sql.PRUNABLE_BY_NUMBER
+        seqs: list[int] = []
+        with self._reading() as db:
+            for seq, *row, stored in db.execute(
+                text, {"before": created_before, "keep": keep_last}
+            ):
+                try:
+                    check_row(tuple(row), stored, str(row[0]), None)
+                except DamagedRecordError as error:
+                    _log.warning("not deleted: %s", error, extra={"run_id": row[0]})
+                else:
+                    seqs.append(seq)
+        return sorted(seqs, reverse=True)
+
+    def _give_back(self) -> None:
+        """Shrink the file by its free pages, a few at a time."""
+        free = self._free_pages()
+        while free:
+            with self._transaction() as (db, _):
+                db.execute(f"PRAGMA incremental_vacuum({_VACUUMED_PAGES})").fetchall()
+            before, free = free, self._free_pages()
+            if free >= before:
+                break
+            time.sleep(_PRUNING_S)
+        with self._writing, self._file.translated():
+            self._require_open()
+            # Writers stand still while it waits for readers, so it does not: what it cannot
+            # give back now goes with the next one.
+            self._writer.execute("PRAGMA busy_timeout = 0")
+            try:
+                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            finally:
+                self._writer.execute(self._file.busy_timeout)
+
+    def _free_pages(self) -> int:
+        with self._reading() as db:
+            return int(db.execute("PRAGMA freelist_count").fetchone()[0])
 
     def _run_row(self, db: sqlite3.Connection, run_id: str) -> tuple[int, Row] | None:
-        found = db.execute(_SELECT_RUN, (run_id,)).fetchone()
+        found = db.execute(sql.SELECT_RUN, (run_id,)).fetchone()
         if found is None:
             return None
         seq, *row, stored = found
         check_row(tuple(row), stored, run_id, None)
         return int(seq), tuple(row)
 
-    def _tasks(self, db: sqlite3.Connection, seq: int, run_id: str) -> list[Any]:
-        tasks: list[Any] = []
-        for *row, stored in db.execute(_SELECT_TASKS, (seq,)):
+    def _tasks(self, db: sqlite3.Connection, seq: int, run: Row) -> dict[str, TaskRecord]:
+        """Return all tasks of a run whose row was checked, in their order."""
+        run_id = str(run[0])
+        tasks: dict[str, TaskRecord] = {}
+        for place, *row, stored in db.execute(sql.SELECT_TASKS, (seq,)):
             check_row(tuple(row), stored, run_id, str(row[0]))
-            tasks.append(task_of_row(tuple(row)))
+            if place != len(tasks):
+                break
+            tasks[str(row[0])] = task_of_row(tuple(row), run_id)
+        if len(tasks) != sum(counts_of_row(run).values()):
+            raise DamagedRecordError(run_id, None, "rows of its tasks are missing")
         return tasks
 
-    def _results(
-        self, db: sqlite3.Connection, seq: int, run_id: str, wanted: set[str] | None
-    ) -> dict[str, object]:
-        found: dict[str, object] = {}
-        for name, serializer, stored, place in db.execute(_SELECT_RESULTS, (seq,)).fetchall():
-            if wanted is not None and name not in wanted:
-                continue
-            if serializer != self.serializer.name:
-                msg = (
-                    f"the result of task {name!r} in run {run_id!r} was written by the"
-                    f" {serializer!r} serializer, and this store has {self.serializer.name!r};"
-                    " open the file with the serializer that wrote it"
-                )
-                raise ResultNotReadableError(msg)
-            data = db.execute(_SELECT_RESULT, (seq, place)).fetchone()
-            if data is None or zlib.crc32(data[0]) != stored:
-                problem = "its result does not match its checksum; the file was damaged"
-                raise DamagedRecordError(run_id, name, problem)
-            found[name] = self.serializer.loads(data[0])
-        return found
+    def _summary(self, row: Row, stored: object, counts: str | None) -> RunSummary:
+        check_row(row, stored, str(row[0]), None)
+        # A run's own row is written when it ends; until then its tasks tell.
+        return summary_of_row(
+            row,
+            counts_of_row(row) if counts is None else _split(counts),
+            alive=self._is_alive(row),
+        )
+
+    def _loaded(self, run_id: str, name: str, serializer: str, stored: int, data: bytes) -> object:
+        """Return the value of a stored result."""
+        if serializer != self.serializer.name:
+            msg = (
+                f"the result of task {name!r} in run {run_id!r} was written by the"
+                f" {serializer!r} serializer, and this store has {self.serializer.name!r};"
+                " open the file with the serializer that wrote it"
+            )
+            raise ResultNotReadableError(msg)
+        if zlib.crc32(data) != stored:
+            problem = "its result does not match its checksum; the file was damaged"
+            raise DamagedRecordError(run_id, name, problem)
+        try:
+            return self.serializer.loads(data)
+        except Exception as error:
+            told = error if isinstance(error, ResultNotReadableError) else repr(error)
+            msg = f"the result of task {name!r} in run {run_id!r} cannot be read: {told}"
+            raise ResultNotReadableError(msg) from error
 
     def _seq_before(self, db: sqlite3.Connection, before: str | float | None) -> int | None:
         if not isinstance(before, str):
             return None
-        found = self._run_row(db, before)
+        # Only where it stands: the runs before a damaged one can be listed.
+        found = db.execute(sql.SEQ_OF, (before,)).fetchone()
         if found is None:
             raise UnknownRunError(before)
-        return found[0]
+        return int(found[0])
 
     def _is_alive(self, row: Sequence[object]) -> bool:
         owner = row[9]
@@ -430,7 +530,7 @@ class SqliteStateStore:
             msg = f"{str(self.path)!r} was opened to read only; open a SqliteStateStore to write"
             raise StoreFileError(msg)
         ownership.check_process()
-        with self._lock, self._file.translated():
+        with self._writing, self._file.translated():
             self._require_open()
             self._writer.execute("BEGIN IMMEDIATE")
             try:
@@ -476,70 +576,11 @@ def _copied(run: RunRecord) -> RunRecord:
     return run_of_row(run_row(run, None), tasks, alive=False)
 
 
-def _list_statement(query: RunQuery) -> str:
-    """Return the constant statement whose conditions an index serves."""
-    condition = " AND ".join(
-        text
-        for text, wanted in (
-            ("dag_name = :dag", query.dag_name),
-            ("resumed_from = :ancestor", query.resumed_from),
-            ("(status = :status OR finished_at IS NULL)", query.status),
-            ("seq < :seq", isinstance(query.before, str) or None),
-            ("created_at < :time", isinstance(query.before, int | float) or None),
-        )
-        if wanted is not None
-    )
-    return _LIST.replace("{condition}", condition or "TRUE")
+def _seq_of(row: Sequence[int]) -> int:
+    return row[0]
 
 
-_INSERT_RUN = f"INSERT INTO runs ({RUN_COLUMNS}, checksum) VALUES ({', '.join('?' * 12)})"  # noqa: S608 - constants
-_SELECT_RUN = f"SELECT seq, {RUN_COLUMNS}, checksum FROM runs WHERE run_id = ?"  # noqa: S608 - constants
-_END_RUN = (
-    "UPDATE runs SET finished_at = ?, status = ?, error = ?, task_counts = ?, owner = NULL,"
-    " checksum = ? WHERE seq = ?"
-)
-_LIST = f"SELECT seq, {RUN_COLUMNS}, checksum FROM runs WHERE {{condition}} ORDER BY seq DESC"  # noqa: S608 - constants
-_FAMILY = (
-    "SELECT run_id, finished_at, owner FROM runs WHERE run_id = ? UNION ALL"
-    " SELECT run_id, finished_at, owner FROM runs WHERE resumed_from = ?"
-)
-_OWNER_OF = "SELECT finished_at, owner FROM runs WHERE run_id = ?"
-_UNFINISHED = "SELECT run_id, owner FROM runs WHERE finished_at IS NULL"
-_INSERT_TASK = (
-    f"INSERT INTO tasks (run, place, {TASK_COLUMNS}, checksum) VALUES ({', '.join('?' * 15)})"  # noqa: S608 - constants
-)
-_UPDATE_TASK = (
-    "UPDATE tasks SET name = ?, deps = ?, status = ?, attempt = ?, ready_at = ?, started_at = ?,"
-    " finished_at = ?, error = ?, reason = ?, abandoned = ?, earlier = ?, result_state = ?,"
-    " checksum = ? WHERE run = ? AND place = ?"
-)
-_SELECT_TASKS = f"SELECT {TASK_COLUMNS}, checksum FROM tasks WHERE run = ? ORDER BY place"  # noqa: S608 - constants
-_COUNT_TASKS = "SELECT status, count(*) FROM tasks WHERE run = ? GROUP BY status"
-_INSERT_RESULT = (
-    "INSERT OR REPLACE INTO results (run, place, serializer, data, checksum) VALUES (?, ?, ?, ?, ?)"
-)
-_DELETE_RESULT = "DELETE FROM results WHERE run = ? AND place = ?"
-_CARRY_RESULT = (
-    "INSERT INTO results (run, place, serializer, data, checksum)"
-    " SELECT ?, ?, results.serializer, results.data, results.checksum FROM runs"
-    " JOIN tasks ON tasks.run = runs.seq JOIN results ON results.run = runs.seq"
-    " AND results.place = tasks.place WHERE runs.run_id = ? AND tasks.name = ?"
-)
-_SELECT_RESULTS = (
-    "SELECT tasks.name, results.serializer, results.checksum, results.place FROM results"
-    " JOIN tasks ON tasks.run = results.run AND tasks.place = results.place"
-    " WHERE results.run = ?"
-)
-_SELECT_RESULT = "SELECT data FROM results WHERE run = ? AND place = ?"
-_PEEK_RESULT = (
-    "SELECT results.serializer, length(results.data), substr(results.data, 1, ?) FROM runs"
-    " JOIN tasks ON tasks.run = runs.seq JOIN results ON results.run = runs.seq"
-    " AND results.place = tasks.place WHERE runs.run_id = ? AND tasks.name = ?"
-)
-_PRUNE = (
-    "DELETE FROM runs WHERE finished_at IS NOT NULL"
-    " AND (:before IS NULL OR created_at < :before)"
-    " AND (:keep IS NULL OR seq NOT IN (SELECT seq FROM (SELECT seq, row_number() OVER"
-    " (PARTITION BY dag_name ORDER BY seq DESC) AS age FROM runs"
-    " WHERE finished_at IS NOT NULL) WHERE age <= :keep))"
-)
+def _split(counts: str) -> dict[str, int]:
+    """Return what ``statements`` joined: ``"SUCCESS=2,FAILED=1"``."""
+    pairs = [pair.split("=") for pair in counts.split(",")]
+    return {status: int(number) for status, number in pairs}

@@ -1,4 +1,4 @@
-"""The SQLite file: who may open it, its schema, its connections, its errors in our words."""
+"""The SQLite file: who may open it, its connections, its errors in our words."""
 
 from __future__ import annotations
 
@@ -14,65 +14,17 @@ from flowrun.errors import (
     StoreFileError,
     StoreFullError,
 )
+from flowrun.state.schema import APPLICATION_ID, STEPS, upgrade
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
+
+    from flowrun.state.schema import Step
 
 Synchronous: TypeAlias = Literal["FULL", "NORMAL"]
 JournalMode: TypeAlias = Literal["WAL", "DELETE"]
 
-APPLICATION_ID = 0x666C6F77  # "flow"
-SCHEMA_VERSION = 1
 MINIMUM_SQLITE = (3, 37, 0)  # STRICT tables
-
-SCHEMA = """
-CREATE TABLE runs (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
-    run_id TEXT NOT NULL UNIQUE,
-    dag_name TEXT NOT NULL,
-    created_at REAL NOT NULL,
-    finished_at REAL,
-    status TEXT NOT NULL,
-    error TEXT,
-    metadata TEXT NOT NULL,
-    resumed_from TEXT,
-    targets TEXT,
-    owner INTEGER,
-    task_counts TEXT NOT NULL,
-    checksum INTEGER NOT NULL
-) STRICT;
-CREATE INDEX runs_by_dag ON runs (dag_name, seq);
-CREATE INDEX runs_by_ancestor ON runs (resumed_from, seq) WHERE resumed_from IS NOT NULL;
-CREATE INDEX runs_by_time ON runs (created_at);
-CREATE INDEX runs_by_status ON runs (status, seq);
-CREATE INDEX runs_unfinished ON runs (seq) WHERE finished_at IS NULL;
-CREATE TABLE tasks (
-    run INTEGER NOT NULL REFERENCES runs (seq) ON DELETE CASCADE,
-    place INTEGER NOT NULL,
-    name TEXT NOT NULL,
-    deps TEXT NOT NULL,
-    status TEXT NOT NULL,
-    attempt INTEGER NOT NULL,
-    ready_at REAL,
-    started_at REAL,
-    finished_at REAL,
-    error TEXT,
-    reason TEXT,
-    abandoned INTEGER NOT NULL,
-    earlier TEXT NOT NULL,
-    result_state TEXT NOT NULL,
-    checksum INTEGER NOT NULL,
-    PRIMARY KEY (run, place)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE results (
-    run INTEGER NOT NULL REFERENCES runs (seq) ON DELETE CASCADE,
-    place INTEGER NOT NULL,
-    serializer TEXT NOT NULL,
-    data BLOB NOT NULL,
-    checksum INTEGER NOT NULL,
-    PRIMARY KEY (run, place)
-) STRICT;
-"""
 
 _SIDECARS = ("-wal", "-shm", "-journal", "-owners")
 
@@ -85,14 +37,21 @@ class SqliteFile:
         synchronous: ``"FULL"`` survives power loss, ``"NORMAL"`` the death of the process.
         journal_mode: ``"WAL"``, or ``"DELETE"`` for file systems that cannot share memory.
         busy_timeout_s: How long to wait for somebody else's lock.
-        readonly: Never create or change anything.
+        readonly: Never create or change anything; an older file is read as it is.
+        steps: What makes the schema; the file's version is the number of those it has had.
+
+    Attributes:
+        path: The path as it was given, for messages.
+        busy_timeout: The pragma that sets a connection's wait for a lock to what was asked for.
+        real_path: Where the file really is, whatever the current folder becomes; SQLite's own
+            files and the lock file are beside it.
 
     Raises:
         StoreFileError: The file is foreign, newer, damaged, or cannot be used; it was left as
             it was.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the store's settings
         self,
         db_path: str | os.PathLike[str],
         *,
@@ -100,11 +59,14 @@ class SqliteFile:
         journal_mode: JournalMode,
         busy_timeout_s: float,
         readonly: bool,
+        steps: Sequence[Step] = STEPS,
     ) -> None:
-        self.path = _checked_path(db_path, readonly=readonly)
+        self.path, self.real_path = _checked_path(db_path, readonly=readonly)
+        self._steps = steps
         self._synchronous = synchronous
         self._journal_mode = journal_mode
         self._busy_timeout_s = busy_timeout_s
+        self.busy_timeout = f"PRAGMA busy_timeout = {int(busy_timeout_s * 1000)}"
         self._readonly = readonly
         with self.translated():
             self._prepare()
@@ -113,20 +75,23 @@ class SqliteFile:
         """Open a connection: the only place where one is opened, and every pragma set."""
         mode = "ro" if readonly else "rw"
         connection = sqlite3.connect(
-            f"{self.path.resolve().as_uri()}?mode={mode}",
+            f"{self.real_path.as_uri()}?mode={mode}",
             uri=True,
             isolation_level=None,
             check_same_thread=False,
             timeout=self._busy_timeout_s,
             cached_statements=64,
         )
+        # A damaged byte must not keep a row from being compared with its checksum.
+        connection.text_factory = _decoded
         try:
             connection.execute("PRAGMA trusted_schema = OFF")
             connection.execute("PRAGMA cell_size_check = ON")
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("PRAGMA secure_delete = ON")
             if not readonly:
-                connection.execute(_SYNCHRONOUS[self._synchronous])
+                for pragma in _SYNCHRONOUS[self._synchronous, self._journal_mode]:
+                    connection.execute(pragma)
         except BaseException:
             connection.close()
             raise
@@ -157,9 +122,15 @@ class SqliteFile:
                     problem = "it holds no runs yet"
                     raise self._refusal(problem)
                 return
-            if version == 0:
-                self._create_schema(connection)
-            connection.execute(_JOURNAL_MODE[self._journal_mode])
+            if version < len(self._steps):
+                self._upgrade(connection)
+            (mode,) = connection.execute(_JOURNAL_MODE[self._journal_mode]).fetchone()
+            if mode != self._journal_mode.lower():  # pragma: no cover - needs such a file system
+                problem = (
+                    f"its file system cannot keep the journal mode {self._journal_mode!r} (it is"
+                    f" {mode!r}); open it with journal_mode='DELETE'"
+                )
+                raise self._refusal(problem)
 
     def _create_file(self) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
@@ -180,11 +151,14 @@ class SqliteFile:
         if application != APPLICATION_ID:
             problem = "it is a database of some other program"
             raise self._refusal(problem)
-        if version > SCHEMA_VERSION:
+        if version > len(self._steps):
             problem = (
-                f"a newer flowrun wrote it (schema {version}, this one knows {SCHEMA_VERSION});"
+                f"a newer flowrun wrote it (schema {version}, this one knows {len(self._steps)});"
                 " use that one"
             )
+            raise self._refusal(problem)
+        if version < 1:
+            problem = f"it is damaged (there is no schema {version})"
             raise self._refusal(problem)
         strange = [name for kind, name in objects if kind in ("trigger", "view")]
         if strange:
@@ -192,15 +166,13 @@ class SqliteFile:
             raise self._refusal(problem)
         return int(version)
 
-    def _create_schema(self, connection: sqlite3.Connection) -> None:
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    def _upgrade(self, connection: sqlite3.Connection) -> None:
+        """Take a file from its version to ours, in one transaction (D5)."""
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # heard by an empty file only
         connection.execute("BEGIN IMMEDIATE")
-        # Somebody else may have been quicker.
-        if self._checked_version(connection) == 0:  # pragma: no branch - a race of two makers
-            for statement in SCHEMA.split(";"):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        # Somebody else may have been quicker. Where a step fails, closing the connection
+        # rolls all of them back.
+        upgrade(connection, self._checked_version(connection), self._steps)
         connection.execute("COMMIT")
 
     def _in_our_words(self, error: sqlite3.Error) -> StoreError:
@@ -224,9 +196,14 @@ class SqliteFile:
         return StoreFileError(f"{str(self.path)!r} cannot be used as a state store: {problem}")
 
 
+# On macOS an ordinary sync leaves the data in the drive's cache; elsewhere "fullfsync" is nothing.
+_CAREFUL = ("PRAGMA fullfsync = ON", "PRAGMA checkpoint_fullfsync = ON")
 _SYNCHRONOUS = {
-    "FULL": "PRAGMA synchronous = FULL",
-    "NORMAL": "PRAGMA synchronous = NORMAL",
+    ("FULL", "WAL"): ("PRAGMA synchronous = FULL", *_CAREFUL),
+    # With FULL alone power loss may bring a deleted rollback journal back, and so undo a commit.
+    ("FULL", "DELETE"): ("PRAGMA synchronous = EXTRA", *_CAREFUL),
+    ("NORMAL", "WAL"): ("PRAGMA synchronous = NORMAL", "PRAGMA checkpoint_fullfsync = ON"),
+    ("NORMAL", "DELETE"): ("PRAGMA synchronous = NORMAL",),
 }
 _JOURNAL_MODE = {
     "WAL": "PRAGMA journal_mode = WAL",
@@ -240,8 +217,8 @@ def check_settings(synchronous: str, journal_mode: str, busy_timeout_s: float) -
     Raises:
         ValueError: Says which, and what it may be.
     """
-    if synchronous not in _SYNCHRONOUS:
-        msg = f"synchronous must be one of {', '.join(_SYNCHRONOUS)}, not {synchronous!r}"
+    if synchronous not in ("FULL", "NORMAL"):
+        msg = f"synchronous must be one of FULL, NORMAL, not {synchronous!r}"
         raise ValueError(msg)
     if journal_mode not in _JOURNAL_MODE:
         msg = f"journal_mode must be one of {', '.join(_JOURNAL_MODE)}, not {journal_mode!r}"
@@ -251,7 +228,12 @@ def check_settings(synchronous: str, journal_mode: str, busy_timeout_s: float) -
         raise ValueError(msg)
 
 
-def _checked_path(db_path: str | os.PathLike[str], *, readonly: bool) -> Path:
+def _decoded(text: bytes) -> str:
+    return text.decode("utf-8", "surrogateescape")
+
+
+def _checked_path(db_path: str | os.PathLike[str], *, readonly: bool) -> tuple[Path, Path]:
+    """Return the path as given and where it leads, if a store can be there."""
     text = os.fspath(db_path)
     path = Path(text)
 
@@ -277,8 +259,9 @@ def _checked_path(db_path: str | os.PathLike[str], *, readonly: bool) -> Path:
     if readonly and not path.is_file():
         problem = "there is no such file"
         raise refusal(problem)
+    real_path = Path(os.path.realpath(path))  # Path.resolve() may raise for a loop of links
     for sidecar in _SIDECARS:
-        if path.with_name(path.name + sidecar).is_symlink():
-            problem = f"{path.name + sidecar!r} beside it is a link; remove it"
+        if real_path.with_name(real_path.name + sidecar).is_symlink():
+            problem = f"{real_path.name + sidecar!r} beside it is a link; remove it"
             raise refusal(problem)
-    return path
+    return path, real_path
