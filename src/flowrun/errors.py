@@ -413,7 +413,7 @@ class RunLostError(StoreError):
 
 
 class ForkedStoreError(StoreError):
-    """The store was opened in a parent process; open a new one in the child."""
+    """The store was open in a parent process when this one was forked."""
 
 
 def listed(names: Sequence[str], most: int = 20) -> str:

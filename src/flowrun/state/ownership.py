@@ -13,7 +13,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from flowrun.errors import ForkedStoreError, StoreFileError
+from flowrun.errors import StoreFileError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,7 +93,7 @@ _lock = threading.Lock()
 
 
 def _forget_parent() -> None:
-    """Let a forked child begin anew: what its parent holds is held in no name of the child's."""
+    """Let a forked child begin anew: it has none of the locks that its parent holds."""
     global _lock  # noqa: PLW0603 - another thread of the parent's may have held it
     _lock = threading.Lock()
     for file in _FILES.values():
@@ -120,7 +120,6 @@ class Ownership:
     """
 
     def __init__(self, path: Path) -> None:
-        self._process = os.getpid()
         self._key = str(path)
         self._open = True
         lock_path = path.with_name(f"{path.name}-owners")
@@ -140,23 +139,10 @@ class Ownership:
         """Return whether that owner still lives, in this process or in another."""
         return owner is not None and self._file.is_held(owner)
 
-    def check_process(self) -> None:
-        """Refuse to work in a forked child, which has none of its parent's locks.
-
-        Raises:
-            ForkedStoreError: This is not the process that opened the store.
-        """
-        if os.getpid() != self._process:
-            msg = (
-                f"the store on {self._key!r} was opened in process {self._process} and cannot be"
-                " used in a forked child; open a new SqliteStateStore there"
-            )
-            raise ForkedStoreError(msg)
-
     def close(self) -> None:
         """Give the claim up."""
         with _lock:
-            if not self._open or os.getpid() != self._process:
+            if not self._open:
                 return
             self._open = False
             self._file.unlock(self.owner)

@@ -82,6 +82,7 @@ class SqliteStateStore:
         busy_timeout_s: How long to wait for another process's lock.
 
     Raises:
+        ForkedStoreError: A parent process had the file open when this one was forked.
         StoreFileError: The file is foreign, newer, damaged or cannot be used; it was left as
             it was.
         ValueError: A setting means nothing.
@@ -125,6 +126,7 @@ class SqliteStateStore:
         self._readonly = _readonly
         self._ownership: Ownership | None = None
         with ExitStack() as undo:
+            undo.callback(self._file.close)
             if not _readonly:
                 self._ownership = Ownership(self._file.real_path)
                 undo.callback(self._ownership.close)
@@ -233,6 +235,8 @@ class SqliteStateStore:
 
     def close(self) -> None:
         """Close the file; runs that have not finished are nobody's from now on."""
+        if self._file.is_inherited:
+            return  # to close a connection of the parent's would harm the file, too
         with self._writing, self._lock:
             if self._closed:
                 return
@@ -242,6 +246,7 @@ class SqliteStateStore:
             self._readers.clear()
             if self._ownership is not None:
                 self._ownership.close()
+            self._file.close()
 
     # Reading.
 
@@ -529,7 +534,7 @@ class SqliteStateStore:
         if ownership is None:
             msg = f"{str(self.path)!r} was opened to read only; open a SqliteStateStore to write"
             raise StoreFileError(msg)
-        ownership.check_process()
+        self._file.check_process()
         with self._writing, self._file.translated():
             self._require_open()
             self._writer.execute("BEGIN IMMEDIATE")
@@ -544,8 +549,7 @@ class SqliteStateStore:
     @contextmanager
     def _reading(self) -> Generator[sqlite3.Connection, None, None]:
         """Lend a reader's connection, with one view of the file for all that is read."""
-        if self._ownership is not None:
-            self._ownership.check_process()
+        self._file.check_process()
         with self._file.translated():
             with self._lock:
                 self._require_open()

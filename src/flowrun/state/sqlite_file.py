@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import weakref
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from flowrun.errors import (
+    ForkedStoreError,
     StoreBusyError,
     StoreError,
     StoreFileError,
@@ -29,6 +31,24 @@ MINIMUM_SQLITE = (3, 37, 0)  # STRICT tables
 _SIDECARS = ("-wal", "-shm", "-journal", "-owners")
 
 
+_OPEN: weakref.WeakSet[SqliteFile] = weakref.WeakSet()
+_INHERITED: set[str] = set()
+
+
+def _remember_parent() -> None:
+    """Take note, in a forked child, of the files that its parent had open.
+
+    SQLite remembers in the process's memory which locks it holds on a file, and the child has
+    that memory but not the locks: what it wrote, even by a connection of its own, could be lost
+    (howtocorrupt.html, section 2.6).
+    """
+    _INHERITED.update(str(file.real_path) for file in _OPEN)
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
+    os.register_at_fork(after_in_child=_remember_parent)
+
+
 class SqliteFile:
     """One database file, checked before anything is written to it.
 
@@ -47,6 +67,7 @@ class SqliteFile:
             files and the lock file are beside it.
 
     Raises:
+        ForkedStoreError: A parent process had it open when this one was forked.
         StoreFileError: The file is foreign, newer, damaged, or cannot be used; it was left as
             it was.
     """
@@ -68,8 +89,34 @@ class SqliteFile:
         self._busy_timeout_s = busy_timeout_s
         self.busy_timeout = f"PRAGMA busy_timeout = {int(busy_timeout_s * 1000)}"
         self._readonly = readonly
-        with self.translated():
-            self._prepare()
+        self._process = os.getpid()
+        if str(self.real_path) in _INHERITED:
+            raise self._forked()
+        _OPEN.add(self)
+        try:
+            with self.translated():
+                self._prepare()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Say that all connections have been closed."""
+        _OPEN.discard(self)
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this is a forked child of the process that opened the file."""
+        return os.getpid() != self._process
+
+    def check_process(self) -> None:
+        """Refuse to work in a forked child.
+
+        Raises:
+            ForkedStoreError: This is not the process that opened the file.
+        """
+        if self.is_inherited:
+            raise self._forked()
 
     def connect(self, *, readonly: bool) -> sqlite3.Connection:
         """Open a connection: the only place where one is opened, and every pragma set."""
@@ -191,6 +238,13 @@ class SqliteFile:
         if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
             return self._refusal(f"it, or its folder, cannot be written to ({error})")
         return StoreError(f"{where}: {error}")
+
+    def _forked(self) -> ForkedStoreError:
+        return ForkedStoreError(
+            f"the store on {str(self.path)!r} was open in a parent process and cannot be used in a"
+            " forked child, where SQLite has lost its locks; start the process by 'spawn' or"
+            " 'forkserver', or fork before the store is opened"
+        )
 
     def _refusal(self, problem: str) -> StoreFileError:
         return StoreFileError(f"{str(self.path)!r} cannot be used as a state store: {problem}")
