@@ -423,8 +423,11 @@ class SqliteStateStore:
         """Shrink the file by its free pages, a few at a time."""
         free = self._free_pages()
         while free:
-            with self._transaction() as (db, _):
-                db.execute(f"PRAGMA incremental_vacuum({_VACUUMED_PAGES})").fetchall()
+            with self._writing, self._file.translated():
+                self._require_open()
+                # The module's execute() would stop after the first page: it takes no second
+                # step of a statement without columns.
+                self._writer.executescript(f"PRAGMA incremental_vacuum({_VACUUMED_PAGES})")
             before, free = free, self._free_pages()
             if free >= before:
                 break
