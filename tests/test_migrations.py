@@ -1,185 +1,240 @@
-"""Files of older versions of the schema: kept as they were made then, one of each version (D5)."""
+"""Files of older releases, and the steps that bring them to the present schema (D5)."""
 
 from __future__ import annotations
 
-import asyncio
 import os
-import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
 from contextlib import closing
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from flowrun import Engine, SqliteStateStore
-from flowrun.errors import StoreBusyError, StoreError, StoreFileError
-from flowrun.state import sqlite_file
-from flowrun.state.records import Reason
+from flowrun import Engine, RunQuery, SqliteStateStore
+from flowrun.errors import StoreError, StoreFileError
+from flowrun.state.schema import APPLICATION_ID, STEPS, statements
+from flowrun.state.sqlite_file import SqliteFile
 
 from .conftest import WAIT_S, statuses
-from .data.make_runs import declare
+from .data.make_runs import Switch, declare
 
+DATA = Path(__file__).with_name("data")
+OLD = range(1, len(STEPS))
 MakeEngine = Callable[..., Engine]
-DATA = Path(__file__).parent / "data"
-
-
-@pytest.fixture(params=sorted(DATA.glob("runs-v*.db")), ids=lambda path: str(path.stem))
-def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """Copy a file of some version of the schema."""
-    copy = tmp_path / "runs.db"
-    shutil.copyfile(request.param, copy)
-    return copy
-
-
-def version_of(path: Path) -> int:
-    with closing(sqlite3.connect(path)) as database:
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    return int(version)
-
-
-def test_there_is_a_file_of_every_version() -> None:
-    versions = [version_of(path) for path in sorted(DATA.glob("runs-v*.db"))]
-    assert versions == list(range(1, sqlite_file.SCHEMA_VERSION + 1))
-    assert sorted(sqlite_file.MIGRATIONS) == versions[:-1]
-
-
-def test_all_that_an_older_file_holds_can_be_read(path: Path, make_engine: MakeEngine) -> None:
-    with closing(SqliteStateStore(path)) as store:
-        engine = make_engine(state_store=store)
-        runs = {run.run_id: run for run in engine.list_runs()}
-        assert list(runs) == ["dead", "whole", "part", "resumed", "failed"]
-        assert [str(run.status) for run in runs.values()] == [
-            "RUNNING",
-            "SUCCESS",
-            "SUCCESS",
-            "SUCCESS",
-            "FAILED",
-        ]
-        assert not runs["dead"].alive
-        assert (runs["part"].targets, runs["resumed"].resumed_from) == (("clean",), "failed")
-        assert runs["resumed"].metadata == {"night": 1}
-        report = engine.get_run_report("failed")
-        assert report["tasks"]["extract"]["result"] == {
-            "rows": [(1, "ü"), (2, None)],
-            "seen": {1.5, 2.5},
-        }
-        load = report["tasks"]["load"]
-        assert [attempt["attempt"] for attempt in load["attempts"]] == [1, 2]
-        assert "ConnectionError: the target is down" in (load["error"] or "")
-        assert report["created_at"] < (load["started_at"] or 0) < (load["finished_at"] or 0)
-        assert engine.get_run_report("whole")["tasks"]["load"]["result"] == 2
-    assert version_of(path) == sqlite_file.SCHEMA_VERSION
-
-
-async def test_runs_of_an_older_file_are_ended_and_resumed(
-    path: Path, make_engine: MakeEngine
-) -> None:
-    with closing(SqliteStateStore(path, recover=True)) as store:
-        engine = make_engine(state_store=store)
-        dead = engine.get_run_report("dead")
-        assert statuses(dead) == {"first": "SUCCESS", "die": "SKIPPED"}
-        assert dead["tasks"]["die"]["reason"] == Reason.OWNER_DIED
-        engine.task(name="first", dag="deadly")(lambda: 0)
-        engine.task(name="die", dag="deadly")(lambda first: first + 1)
-        report = engine.get_run_report(await asyncio.wait_for(engine.resume("dead"), WAIT_S))
-        assert report["tasks"]["die"]["result"] == 2  # it was given what was kept
-        declare(engine, failing=False)
-        await asyncio.wait_for(engine.resume("failed", from_tasks=["load"]), WAIT_S)
 
 
 @pytest.fixture
-def next_version(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Pretend that there is one more version of the schema, with one more column."""
-    now = sqlite_file.SCHEMA_VERSION
-    calls: list[int] = []
-
-    def migrate(connection: sqlite3.Connection) -> None:
-        calls.append(now)
-        connection.execute("ALTER TABLE runs ADD COLUMN note TEXT")
-        connection.execute("UPDATE runs SET note = dag_name")
-
-    monkeypatch.setitem(sqlite_file.MIGRATIONS, now, migrate)
-    monkeypatch.setattr(sqlite_file, "SCHEMA_VERSION", now + 1)
-    return calls
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "runs.db"
 
 
-def test_older_file_is_migrated_once(path: Path, next_version: list[int]) -> None:
-    with closing(SqliteStateStore(path)) as first, closing(SqliteStateStore(path)) as second:
-        assert first.load_run("whole", results=True).tasks["load"].result == 2
-        assert second.load_run("part", results=False).dag_name == "nightly"
-    assert len(next_version) == 1
-    assert version_of(path) == sqlite_file.SCHEMA_VERSION
+def make_old(path: Path, version: int) -> None:
     with closing(sqlite3.connect(path)) as database:
-        assert database.execute("SELECT note FROM runs WHERE seq = 5").fetchall() == [("deadly",)]
+        database.executescript((DATA / f"schema-{version}.sql").read_text(encoding="utf-8"))
 
 
-def test_migration_that_fails_leaves_the_file_as_it_was(
-    path: Path, next_version: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    older = version_of(path)
-    before = path.read_bytes()
-    step = sqlite_file.MIGRATIONS[sqlite_file.SCHEMA_VERSION - 1]
-
-    def fails(connection: sqlite3.Connection) -> None:
-        step(connection)
-        connection.execute("SELECT no_such_column FROM runs")
-
-    monkeypatch.setitem(sqlite_file.MIGRATIONS, sqlite_file.SCHEMA_VERSION - 1, fails)
-    with pytest.raises(StoreError, match="no such column"):
-        SqliteStateStore(path)
-    assert len(next_version) == 1
-    assert (version_of(path), path.read_bytes()) == (older, before)
+def schema_of(path: Path) -> tuple[int, int, set[tuple[str, str, str]]]:
+    with closing(sqlite3.connect(path)) as database:
+        (version,) = database.execute("PRAGMA user_version").fetchone()
+        (vacuum,) = database.execute("PRAGMA auto_vacuum").fetchone()
+        rows = database.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
+    # A dump puts quotes around the names.
+    return version, vacuum, {(kind, name, (sql or "").replace('"', "")) for kind, name, sql in rows}
 
 
-def test_file_that_is_only_read_is_not_migrated(path: Path, next_version: list[int]) -> None:
-    before = path.read_bytes()
-    with pytest.raises(StoreFileError, match="older flowrun wrote it .* opens it to write"):
-        SqliteStateStore.open_readonly(path)
-    assert (next_version, path.read_bytes()) == ([], before)
+def open_with(path: Path, *more: Any) -> SqliteFile:
+    return SqliteFile(
+        path,
+        synchronous="FULL",
+        journal_mode="WAL",
+        busy_timeout_s=WAIT_S,
+        readonly=False,
+        steps=(*STEPS, *more),
+    )
 
 
-def test_file_that_somebody_else_migrates_is_waited_for(
-    path: Path, next_version: list[int]
-) -> None:
-    with closing(sqlite3.connect(path, isolation_level=None)) as database:
-        database.execute("BEGIN IMMEDIATE")
-        with pytest.raises(StoreBusyError, match="locked by somebody else"):
-            SqliteStateStore(path, busy_timeout_s=0.05)
-        database.execute(f"PRAGMA user_version = {sqlite_file.SCHEMA_VERSION}")
-        database.execute("ALTER TABLE runs ADD COLUMN note TEXT")
-        database.execute("COMMIT")
+def test_there_is_a_file_of_every_older_version() -> None:  # D5
+    assert {file.name for file in DATA.glob("schema-*.sql")} == {f"schema-{n}.sql" for n in OLD}
+
+
+@pytest.mark.parametrize("version", OLD)
+def test_older_file_gets_the_schema_of_a_new_one(path: Path, version: int) -> None:  # D5
+    make_old(path, version)
+    assert schema_of(path)[0] == version
     SqliteStateStore(path).close()
-    assert next_version == []
+    new = path.with_name("new.db")
+    SqliteStateStore(new).close()
+    assert schema_of(path) == schema_of(new)
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+@pytest.mark.parametrize("version", OLD)
+async def test_runs_of_an_older_file_are_listed_reported_and_resumed(  # D5
+    path: Path, make_engine: MakeEngine, version: int
+) -> None:
+    make_old(path, version)
+    engine = make_engine(state_store=SqliteStateStore(path))
+    ran: list[str] = []
+    broken = Switch()
+    broken.on = False
+    declare(engine, ran, broken)
+    died, part, resumed, failed = engine.list_runs()
+    assert [run.status for run in (died, part, resumed, failed)] == [
+        "RUNNING",
+        "SUCCESS",
+        "SUCCESS",
+        "FAILED",
+    ]
+    assert (died.alive, part.targets, resumed.resumed_from) == (False, ("nothing",), failed.run_id)
+    report = engine.get_run_report(failed.run_id)
+    assert report["metadata"] == {"night": 1, "by": ["cron", None]}
+    assert statuses(report) == {
+        "rows": "SUCCESS",
+        "frame": "SUCCESS",
+        "nothing": "SUCCESS",
+        "load": "FAILED",
+        "tell": "SKIPPED",
+    }
+    assert report["tasks"]["rows"]["result"] == (1, 2, 3)
+    assert report["tasks"]["frame"]["result_state"] == "released"
+    assert report["tasks"]["load"]["attempt"] == 2
+    assert "the database is away \N{SNOWMAN}" in (report["tasks"]["load"]["error"] or "")
+    done = engine.get_run_report(resumed.run_id)["tasks"]
+    assert done["load"]["result"] == {
+        "when": datetime(2026, 3, 1, 3, 12, tzinfo=UTC),
+        7: Decimal("1.50"),
+    }
+    assert done["nothing"]["result"] is None
+    # What the dead process had not done is done, and no more.
+    new = await engine.resume(died.run_id)
+    assert ran == ["second"]
+    assert engine.get_run_report(new)["tasks"]["second"]["result"] == "keptkept"
+    ended = engine.get_run_report(died.run_id)
+    assert ended["tasks"]["second"]["reason"] == "OWNER_DIED"
+    await engine.resume(failed.run_id, from_tasks=["load"])
+    assert ran == ["second", "frame", "load", "tell"]
+
+
+@pytest.mark.parametrize("version", OLD)
+def test_older_file_is_read_as_it_is(path: Path, version: int) -> None:
+    make_old(path, version)
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA journal_mode = WAL")
+    before = path.read_bytes()
+    with closing(SqliteStateStore.open_readonly(path)) as store:
+        for status in (None, "FAILED", "RUNNING"):
+            for run in store.list_runs(RunQuery(status=status)):  # type: ignore[arg-type]
+                assert store.load_run(run.run_id, results=True).run_id == run.run_id
+    assert path.read_bytes() == before
+
+
+def test_step_that_fails_in_the_middle_leaves_the_file_as_it_was(path: Path) -> None:  # D5
+    make_old(path, 1)
+    before = schema_of(path)
+    bad = statements(
+        "CREATE TABLE more (x); UPDATE runs SET metadata = '[]'; CREATE TABLE runs (x)"
+    )
+    with pytest.raises(StoreError, match="table runs already exists"):
+        open_with(path, bad)
+    assert schema_of(path) == before
+    with closing(SqliteStateStore(path)) as store:
+        assert store.list_runs(RunQuery())[-1].metadata == {"night": 1, "by": ["cron", None]}
+
+
+def run_python(code: str, *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 KILLED = """
-    import os, sys
-    from flowrun import SqliteStateStore
-    from flowrun.state import sqlite_file
-
-    def migrate(connection):
-        connection.execute("ALTER TABLE runs ADD COLUMN note TEXT")
-        connection.execute("PRAGMA user_version = 99")
-        os.kill(os.getpid(), 9)
-
-    sqlite_file.MIGRATIONS[sqlite_file.SCHEMA_VERSION] = migrate
-    sqlite_file.SCHEMA_VERSION += 1
-    SqliteStateStore(sys.argv[1])
+    import os, signal, sys
+    from flowrun.state.schema import STEPS, statements
+    from flowrun.state.sqlite_file import SqliteFile
+    def die(connection):
+        # More than fits into the cache, so that some of it has reached the file.
+        connection.execute("PRAGMA cache_size = 5")
+        connection.execute("CREATE TABLE more (x)")
+        connection.executemany("INSERT INTO more VALUES (?)", [("x" * 5000,)] * 200)
+        os.kill(os.getpid(), signal.SIGKILL)
+    SqliteFile(sys.argv[1], synchronous="FULL", journal_mode="WAL", busy_timeout_s=5.0,
+               readonly=False, steps=(*STEPS, die))
 """
 
 
-@pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL")
-def test_process_that_is_killed_while_it_migrates_leaves_the_older_file(path: Path) -> None:
-    older = version_of(path)
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(KILLED), path], timeout=WAIT_S, check=False
-    )
-    assert done.returncode == -9
-    assert version_of(path) == older
+@pytest.mark.skipif(os.name == "nt", reason="kills a process as POSIX does")
+@pytest.mark.parametrize("mode", ["WAL", "DELETE"])
+def test_process_killed_in_a_step_leaves_the_file_as_it_was(path: Path, mode: str) -> None:  # D5
+    make_old(path, 1)
+    with closing(sqlite3.connect(path)) as database:
+        database.execute(f"PRAGMA journal_mode = {mode}")
+    before = schema_of(path)
+    process = run_python(KILLED, path)
+    _, err = process.communicate(timeout=WAIT_S)
+    assert process.returncode == -signal.SIGKILL, err
+    assert schema_of(path) == before
     with closing(SqliteStateStore(path)) as store:
-        assert store.load_run("whole", results=True).tasks["load"].result == 2
+        assert len(store.list_runs(RunQuery())) == 4
+    assert schema_of(path)[0] == len(STEPS)
+
+
+RACER = """
+    import sys
+    from flowrun.state.schema import STEPS, statements
+    from flowrun.state.sqlite_file import SqliteFile
+    sys.stdin.readline()
+    # It could be taken twice, and would then show it.
+    step = statements("CREATE TABLE IF NOT EXISTS taken (x); INSERT INTO taken VALUES (1)")
+    SqliteFile(sys.argv[1], synchronous="FULL", journal_mode="WAL", busy_timeout_s=30.0,
+               readonly=False, steps=(*STEPS, step))
+"""
+
+
+@pytest.mark.parametrize("version", [0, 1])
+def test_processes_that_open_a_file_at_once_take_each_step_once(  # D5
+    path: Path, version: int
+) -> None:
+    if version:
+        make_old(path, version)
+    racers = [run_python(RACER, path) for _ in range(4)]
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    for racer in racers:
+        _, err = racer.communicate(timeout=WAIT_S)
+        assert racer.returncode == 0, err
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("SELECT count(*) FROM taken").fetchone() == (1,)
+        assert database.execute("PRAGMA user_version").fetchone() == (len(STEPS) + 1,)
+
+
+def test_file_with_one_step_more_is_a_newer_one(path: Path) -> None:  # D4
+    open_with(path, statements("CREATE TABLE more (x)"))
+    before = path.read_bytes()
+    for open_it in (SqliteStateStore, SqliteStateStore.open_readonly):
+        with pytest.raises(StoreFileError, match="a newer flowrun wrote it .schema 3, .* knows 2"):
+            open_it(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("version", [0, -1])
+def test_version_that_no_release_wrote_is_refused(path: Path, version: int) -> None:
+    make_old(path, 1)
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,)
+        database.execute(f"PRAGMA user_version = {version}")
+    with pytest.raises(StoreFileError, match=f"there is no schema {version}"):
+        SqliteStateStore(path)

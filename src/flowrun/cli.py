@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from flowrun import completion
 from flowrun.engine import Engine
 from flowrun.errors import (
+    DamagedRecordError,
     FlowrunError,
     RunCancelledError,
     RunLostError,
@@ -372,15 +373,21 @@ async def _with_signals(engine: Engine, work: Awaitable[str]) -> str:
 def list_runs(options: argparse.Namespace) -> int:
     """``flowrun runs``."""
     status = None if options.status is None else RunStatus(options.status)
+    damaged: DamagedRecordError | None = None
     with closing(open_file(options.db)) as store:
-        runs = store.list_runs(RunQuery(options.dag, status, None, options.limit, None))
+        try:
+            runs = store.list_runs(RunQuery(options.dag, status, None, options.limit, None))
+        except DamagedRecordError as error:
+            runs, damaged = list(error.others), error
     if options.json:
         _print_json([run._asdict() for run in runs])
-        return SUCCESS
-    for run in runs:
-        print(_run_line(run))
-    if not runs:
-        print("no runs")
+    else:
+        for run in runs:
+            print(_run_line(run))
+        if not runs and damaged is None:
+            print("no runs")
+    if damaged is not None:
+        raise damaged
     return SUCCESS
 
 

@@ -49,7 +49,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from typing import Self
+    from typing import Any, Self
 
 
 def close_match(name: object, candidates: Iterable[str]) -> str:
@@ -381,18 +381,21 @@ class DamagedRecordError(StoreError):
     Attributes:
         run_id: The run it belongs to.
         task_name: The task, or ``None`` for the run's own row.
+        others: Where a list of runs was asked for: the :class:`RunSummary` of those that are not
+            damaged.
     """
 
     def __init__(self, run_id: str, task_name: str | None, problem: str) -> None:
         self.run_id = run_id
         self.task_name = task_name
+        self.others: tuple[Any, ...] = ()
         self.problem = problem
         where = f"run {run_id!r}" + (f", task {task_name!r}" if task_name is not None else "")
         super().__init__(f"damaged record of {where}: {problem}")
 
     def __reduce__(self) -> tuple[object, ...]:
         """Rebuild from the constructor's own arguments, so that pickling keeps them."""
-        return type(self), (self.run_id, self.task_name, self.problem)
+        return type(self), (self.run_id, self.task_name, self.problem), {"others": self.others}
 
 
 class RunLostError(StoreError):
@@ -411,7 +414,7 @@ class RunLostError(StoreError):
 
 
 class ForkedStoreError(StoreError):
-    """The store was opened in a parent process; open a new one in the child."""
+    """The store was open in a parent process when this one was forked."""
 
 
 def listed(names: Sequence[str], most: int = 20) -> str:

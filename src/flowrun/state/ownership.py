@@ -13,7 +13,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from flowrun.errors import ForkedStoreError, StoreFileError
+from flowrun.errors import StoreFileError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,31 +37,35 @@ class _LockFile:
         self.path = path
         self.users = 0
         self.held: set[int] = set()
+        self._asking = threading.Lock()
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         self.descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0), 0o600)
 
     def lock(self) -> int:
         """Hold a byte that nobody else holds, and return its place."""
-        while True:
-            owner = secrets.randbelow(_MOST_OWNERS) + 1
-            if self._locked(owner, shared=False):  # pragma: no branch - taken once in 2**40
-                self.held.add(owner)
-                return owner
+        with self._asking:
+            while True:
+                owner = secrets.randbelow(_MOST_OWNERS) + 1
+                if self._locked(owner, shared=False):  # pragma: no branch - taken once in 2**40
+                    self.held.add(owner)
+                    return owner
 
     def unlock(self, owner: int) -> None:
         """Hold it no more."""
-        self.held.discard(owner)
-        self._unlocked(owner)
+        with self._asking:
+            self.held.discard(owner)
+            self._unlocked(owner)
 
     def is_held(self, owner: int) -> bool:
         """Return whether a living process holds that byte."""
-        if owner in self.held:
-            return True
-        # A shared lock, so that two who look at the same time do not see each other.
-        if not self._locked(owner, shared=True):
-            return True
-        self._unlocked(owner)
-        return False
+        with self._asking:  # on Windows the place to lock is the descriptor's position
+            if owner in self.held:
+                return True
+            # A shared lock, so that two who look at the same time do not see each other.
+            if not self._locked(owner, shared=True):
+                return True
+            self._unlocked(owner)
+            return False
 
     def _locked(self, owner: int, *, shared: bool) -> bool:
         try:
@@ -85,14 +89,28 @@ class _LockFile:
 
 
 _FILES: dict[str, _LockFile] = {}
-_LOCK = threading.Lock()
+_lock = threading.Lock()
+
+
+def _forget_parent() -> None:
+    """Let a forked child begin anew: it has none of the locks that its parent holds."""
+    global _lock  # noqa: PLW0603 - another thread of the parent's may have held it
+    _lock = threading.Lock()
+    for file in _FILES.values():
+        os.close(file.descriptor)
+    _FILES.clear()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
+    os.register_at_fork(after_in_child=_forget_parent)
 
 
 class Ownership:
     """This store's claim to its runs.
 
     Args:
-        path: The database; the lock file is beside it, with ``-owners`` added to its name.
+        path: The database, links resolved, so that all who use it find one lock file: it is
+            beside it, with ``-owners`` added to its name.
 
     Attributes:
         owner: The number under which this store owns runs.
@@ -102,11 +120,10 @@ class Ownership:
     """
 
     def __init__(self, path: Path) -> None:
-        self._process = os.getpid()
-        self._key = os.path.realpath(path)
+        self._key = str(path)
         self._open = True
         lock_path = path.with_name(f"{path.name}-owners")
-        with _LOCK:
+        with _lock:
             file = _FILES.get(self._key)
             if file is None:
                 try:
@@ -122,23 +139,10 @@ class Ownership:
         """Return whether that owner still lives, in this process or in another."""
         return owner is not None and self._file.is_held(owner)
 
-    def check_process(self) -> None:
-        """Refuse to work in a forked child, which has none of its parent's locks.
-
-        Raises:
-            ForkedStoreError: This is not the process that opened the store.
-        """
-        if os.getpid() != self._process:
-            msg = (
-                f"the store on {self._key!r} was opened in process {self._process} and cannot be"
-                " used in a forked child; open a new SqliteStateStore there"
-            )
-            raise ForkedStoreError(msg)
-
     def close(self) -> None:
         """Give the claim up."""
-        with _LOCK:
-            if not self._open or os.getpid() != self._process:
+        with _lock:
+            if not self._open:
                 return
             self._open = False
             self._file.unlock(self.owner)

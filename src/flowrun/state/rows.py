@@ -12,10 +12,10 @@ from flowrun.state.records import (
     NoResult,
     Reason,
     RunRecord,
-    RunStatus,
     RunSummary,
     TaskRecord,
     TaskStatus,
+    run_status,
 )
 
 Row: TypeAlias = tuple[object, ...]
@@ -91,8 +91,36 @@ def check_row(row: Row, stored: object, run_id: str, task_name: str | None) -> N
         raise DamagedRecordError(run_id, task_name, problem)
 
 
+_NONSENSE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+
+def _senseless(run_id: str, task_name: str | None, error: Exception) -> DamagedRecordError:
+    """Tell of a row whose checksum is right, but which flowrun cannot have written."""
+    problem = (
+        f"its values make no sense ({type(error).__name__}); some other program, or a newer"
+        " flowrun, has changed it. Restore it from a backup"
+    )
+    return DamagedRecordError(run_id, task_name, problem)
+
+
+def counts_of_row(row: Row) -> dict[str, int]:
+    """Return the number of tasks by status that a checked run's row holds."""
+    try:
+        counts = json.loads(str(row[10]))
+        return {TaskStatus(name).value: int(number) for name, number in counts.items()}
+    except _NONSENSE as error:
+        raise _senseless(str(row[0]), None, error) from None
+
+
 def run_of_row(row: Row, tasks: dict[str, TaskRecord], *, alive: bool) -> RunRecord:
     """Return the run that a checked row holds."""
+    try:
+        return _run_of_row(row, tasks, alive=alive)
+    except _NONSENSE as error:
+        raise _senseless(str(row[0]), None, error) from None
+
+
+def _run_of_row(row: Row, tasks: dict[str, TaskRecord], *, alive: bool) -> RunRecord:
     run_id, dag_name, created_at, finished_at, _, error, metadata, resumed_from, targets, *_ = row
     run = RunRecord(
         str(run_id),
@@ -112,10 +140,11 @@ def run_of_row(row: Row, tasks: dict[str, TaskRecord], *, alive: bool) -> RunRec
 def summary_of_row(row: Row, counts: dict[str, int], *, alive: bool) -> RunSummary:
     """Return the line that a list of runs shows of a checked row."""
     run = run_of_row(row, {}, alive=alive)
+    status = run_status(counts)
     return RunSummary(
         run.run_id,
         run.dag_name,
-        RunStatus(str(row[4])),
+        status,
         run.created_at,
         run.finished_at,
         run.error,
@@ -127,8 +156,15 @@ def summary_of_row(row: Row, counts: dict[str, int], *, alive: bool) -> RunSumma
     )
 
 
-def task_of_row(row: Row) -> TaskRecord:
+def task_of_row(row: Row, run_id: str) -> TaskRecord:
     """Return the task that a checked row holds, its result not yet read."""
+    try:
+        return _task_of_row(row)
+    except _NONSENSE as error:
+        raise _senseless(run_id, str(row[0]), error) from None
+
+
+def _task_of_row(row: Row) -> TaskRecord:
     name, deps, status, attempt, ready_at, started_at, finished_at, error, reason, *rest = row
     abandoned, earlier, result_state = rest
     task = TaskRecord(str(name), tuple(json.loads(str(deps))))

@@ -2,63 +2,64 @@
 
 from __future__ import annotations
 
+import heapq
 import logging
+import operator
 import sqlite3
 import threading
 import time
 import zlib
-from collections import OrderedDict
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections import Counter, OrderedDict
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from flowrun.errors import (
     AlreadyResumedError,
     DamagedRecordError,
+    ResultNotReadableError,
     ResultNotStorableError,
     RunAliveError,
     RunLostError,
-    StoreBusyError,
     StoreFileError,
     UnknownRunError,
 )
+from flowrun.state import statements as sql
 from flowrun.state.ownership import Ownership
 from flowrun.state.records import NoResult, Reason, TaskStatus
 from flowrun.state.rows import (
-    RUN_COLUMNS,
-    TASK_COLUMNS,
+    check_row,
     checksum,
+    counts_of_row,
     run_of_row,
     run_row,
+    summary_of_row,
+    task_of_row,
     task_row,
 )
 from flowrun.state.serializers import JsonSerializer
 from flowrun.state.sqlite_file import SqliteFile, check_settings
-from flowrun.state.sqlite_read import (
-    PEEK_RESULT,
-    PEEK_RESULTS,
-    read_results,
-    read_run,
-    read_run_row,
-    read_runs,
-    read_tasks,
-)
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Collection, Generator, Sequence
 
     from flowrun.state.protocol import Change, RunQuery
-    from flowrun.state.records import RunRecord, RunSummary
+    from flowrun.state.records import RunRecord, RunSummary, TaskRecord
     from flowrun.state.rows import Row
     from flowrun.state.serializers import ResultSerializer
     from flowrun.state.sqlite_file import JournalMode, Synchronous
 
 T = TypeVar("T")
 
-_LOG = logging.getLogger("flowrun.state")
 _CACHED_RUNS = 64
 _DEAD = "OWNER_DIED: the process that worked on this run has died"
+_PRUNING_S = 0.05
+_VACUUMED_PAGES = 1000
+
+_log = logging.getLogger("flowrun.state")
+_seq_of = operator.itemgetter(0)
+_status_of = operator.attrgetter("status")
 
 
 class _Owned(NamedTuple):
@@ -94,6 +95,7 @@ class SqliteStateStore:
         busy_timeout_s: How long to wait for another process's lock.
 
     Raises:
+        ForkedStoreError: A parent process had the file open when this one was forked.
         StoreFileError: The file is foreign, newer, damaged or cannot be used; it was left as
             it was.
         ValueError: A setting means nothing.
@@ -126,6 +128,8 @@ class SqliteStateStore:
         )
         self.path = self._file.path
         self.serializer: ResultSerializer = serializer or JsonSerializer()
+        # Held while the writer waits for another process: who reads must not need it.
+        self._writing = threading.RLock()
         self._lock = threading.RLock()
         self._readers: list[sqlite3.Connection] = []
         self._owned: dict[str, _Owned] = {}
@@ -134,9 +138,11 @@ class SqliteStateStore:
         self._cache: OrderedDict[str, tuple[float, RunRecord]] = OrderedDict()
         self._closed = False
         self._readonly = _readonly
-        self._ownership = None if _readonly else Ownership(self.path)
+        self._ownership: Ownership | None = None
         with ExitStack() as undo:
-            if self._ownership is not None:
+            undo.callback(self._file.close)
+            if not _readonly:
+                self._ownership = Ownership(self._file.real_path)
                 undo.callback(self._ownership.close)
             with self._file.translated():
                 self._writer = self._file.connect(readonly=_readonly)
@@ -165,11 +171,11 @@ class SqliteStateStore:
             if run.resumed_from is not None:
                 self._check_ancestor(db, run, run.resumed_from)
             row = run_row(run, owner)
-            seq = db.execute(_INSERT_RUN, (*row, checksum(row))).lastrowid
+            seq = db.execute(sql.INSERT_RUN, (*row, checksum(row))).lastrowid
             assert seq is not None  # noqa: S101 - an INSERT has a row id
             rows = [task_row(task) for task in run.tasks.values()]
             db.executemany(
-                _INSERT_TASK,
+                sql.INSERT_TASK,
                 [(seq, place, *row, checksum(row)) for place, row in enumerate(rows)],
             )
             places = {name: place for place, name in enumerate(run.tasks)}
@@ -178,7 +184,10 @@ class SqliteStateStore:
                 for name, task in run.tasks.items()
                 if task.result is NoResult.STORED
             ]
-            db.executemany(_CARRY_RESULT, kept)
+            carried = db.executemany(sql.CARRY_RESULT, kept).rowcount
+            if kept and carried != len(kept):
+                problem = "results of it that the new run would keep are missing"
+                raise DamagedRecordError(str(run.resumed_from), None, problem)
         self._owned[run.run_id] = _Owned(seq, places, [str(row[1]) for row in rows])
 
     def save(self, changes: Sequence[Change]) -> None:
@@ -209,9 +218,11 @@ class SqliteStateStore:
         with self._transaction() as (db, owner):
             for run_id in {change.run.run_id for change in changes}:
                 self._check_owner(db, run_id, owner)
-            db.executemany(_UPDATE_TASK, tasks)
-            db.executemany(_INSERT_RESULT, results)
-            db.executemany(_DELETE_RESULT, dropped)
+            if tasks and db.executemany(sql.UPDATE_TASK, tasks).rowcount != len(tasks):
+                problem = "rows of its tasks are missing"
+                raise DamagedRecordError(changes[0].run.run_id, None, problem)
+            db.executemany(sql.INSERT_RESULT, results)
+            db.executemany(sql.DELETE_RESULT, dropped)
             for run in ends:
                 self._write_end(db, self._owned[run.run_id].seq, run)
         for run in ends:
@@ -220,26 +231,27 @@ class SqliteStateStore:
     def prune_runs(self, *, keep_last: int | None, created_before: float | None) -> int:
         """Delete finished runs and give their space back to the file system.
 
-        What somebody else is just reading is given back later, when nobody does.
+        In many short transactions, with pauses, so that nobody waits long to write. A damaged
+        run is left as it is: its row does not say for sure when it was, or of which DAG.
         """
-        with self._transaction() as (db, _):
-            deleted = db.execute(_PRUNE, {"before": created_before, "keep": keep_last}).rowcount
-        with self._lock, self._file.translated():
+        seqs = self._prunable(keep_last, created_before)
+        deleted = 0
+        while seqs:
+            with self._transaction() as (db, _):
+                until = time.monotonic() + _PRUNING_S
+                while seqs and time.monotonic() < until:
+                    deleted += db.execute(sql.PRUNE_RUN, (seqs.pop(),)).rowcount
+            time.sleep(_PRUNING_S)
+        with self._lock:
             self._cache.clear()
-            # It gives a row without columns per page, of which execute() takes the first only.
-            self._writer.executescript("PRAGMA incremental_vacuum")
-            # While this waited for a reader it would hold the lock that all writers need.
-            with (
-                suppress(StoreBusyError),
-                self._file.translated(),
-                closing(self._file.connect(readonly=False, waits=False)) as hasty,
-            ):
-                hasty.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        return int(deleted)
+        self._give_back()
+        return deleted
 
     def close(self) -> None:
         """Close the file; runs that have not finished are nobody's from now on."""
-        with self._lock:
+        if self._file.is_inherited:
+            return  # to close a connection of the parent's would harm the file, too
+        with self._writing, self._lock:
             if self._closed:
                 return
             self._closed = True
@@ -248,6 +260,7 @@ class SqliteStateStore:
             self._readers.clear()
             if self._ownership is not None:
                 self._ownership.close()
+            self._file.close()
 
     # Reading.
 
@@ -256,13 +269,7 @@ class SqliteStateStore:
         cached = self._cached(run_id) if results else None
         if cached is not None:
             return cached
-
-        def read(dead: set[int]) -> RunRecord:
-            with self._reading() as db:
-                serializer = self.serializer if results else None
-                return read_run(db, run_id, serializer, partial(self._is_alive, dead))
-
-        run = self._until_certain(read)
+        run = self._until_certain(partial(self._read_run, run_id, results))
         if results and run.finished_at is not None:
             self._keep_in_cache(run)
         return run
@@ -270,17 +277,30 @@ class SqliteStateStore:
     def load_results(self, run_id: str, task_names: Collection[str]) -> dict[str, object]:
         """Return the kept results of these tasks; see :meth:`StateStoreProtocol.load_results`."""
         with self._reading() as db:
-            seq, _ = read_run_row(db, run_id)
-            return read_results(db, seq, run_id, self.serializer, set(task_names))
+            found = self._run_row(db, run_id)
+            if found is None:
+                raise UnknownRunError(run_id)
+            wanted = set(task_names)
+            places = [
+                (name, place)
+                for place, name in db.execute(sql.SELECT_PLACES, (found[0],))
+                if name in wanted
+            ]
+            kept: dict[str, object] = {}
+            for name, place in places:
+                stored = db.execute(sql.SELECT_RESULT, (found[0], place)).fetchone()
+                if stored is not None:
+                    kept[name] = self._loaded(run_id, name, *stored)
+            return kept
 
     def list_runs(self, query: RunQuery) -> list[RunSummary]:
-        """Return the runs that match, newest first, without their tasks."""
+        """Return the runs that match, newest first, without their tasks.
 
-        def read(dead: set[int]) -> list[RunSummary]:
-            with self._reading() as db:
-                return read_runs(db, query, partial(self._is_alive, dead))
-
-        return self._until_certain(read)
+        Raises:
+            DamagedRecordError: A row of one of them is damaged; its ``others`` are the list
+                without those.
+        """
+        return self._until_certain(partial(self._read_runs, query))
 
     def stored_result(self, run_id: str, task_name: str, most: int = 200) -> tuple[str, int, bytes]:
         """Return a kept result undecoded: its serializer's name, its size, its first bytes.
@@ -289,7 +309,7 @@ class SqliteStateStore:
             UnknownRunError: There is no such run, or no kept result of that task.
         """
         with self._reading() as db:
-            row = db.execute(PEEK_RESULT, (most, run_id, task_name)).fetchone()
+            row = db.execute(sql.PEEK_RESULT, (most, run_id, task_name)).fetchone()
         if row is None:
             problem = f"{run_id}/{task_name}"
             raise UnknownRunError(problem)
@@ -298,10 +318,57 @@ class SqliteStateStore:
     def stored_results(self, run_id: str, most: int = 200) -> dict[str, tuple[str, int, bytes]]:
         """Return every kept result of a run undecoded, by task; see :meth:`stored_result`."""
         with self._reading() as db:
-            rows = db.execute(PEEK_RESULTS, (most, run_id)).fetchall()
+            rows = db.execute(sql.PEEK_RESULTS, (most, run_id)).fetchall()
         return {str(name): (str(row[0]), int(row[1]), bytes(row[2])) for name, *row in rows}
 
     # Inside.
+
+    def _read_run(self, run_id: str, results: bool, dead: set[int]) -> RunRecord:  # noqa: FBT001 - bound by place
+        with self._reading() as db:
+            found = self._run_row(db, run_id)
+            if found is None:
+                raise UnknownRunError(run_id)
+            seq, row = found
+            tasks = self._tasks(db, seq, row)
+            if row[3] is not None and counts_of_row(row) != Counter(
+                map(_status_of, tasks.values())
+            ):
+                problem = "the rows of its tasks are older, or newer, than its end"
+                raise DamagedRecordError(run_id, None, problem)
+            if results:
+                for name, *stored in db.execute(sql.SELECT_RESULTS, (seq,)):
+                    tasks[name].result = self._loaded(run_id, name, *stored)
+                for task in tasks.values():
+                    if task.result is NoResult.STORED:
+                        raise DamagedRecordError(run_id, task.name, "its result is missing")
+        return run_of_row(row, tasks, alive=self._is_alive(row, dead))
+
+    def _read_runs(self, query: RunQuery, dead: set[int]) -> list[RunSummary]:
+        found: list[RunSummary] = []
+        damaged: DamagedRecordError | None = None
+        with self._reading() as db:
+            values = {
+                "dag": query.dag_name,
+                "ancestor": query.resumed_from,
+                "status": None if query.status is None else str(query.status),
+                "seq": self._seq_before(db, query.before),
+                "time": query.before if isinstance(query.before, int | float) else None,
+            }
+            cursors = [db.execute(text, values) for text in sql.list_runs(query)]
+            for _, counts, *row, stored in heapq.merge(*cursors, key=_seq_of, reverse=True):
+                try:
+                    summary = self._summary(tuple(row), stored, counts, dead)
+                except DamagedRecordError as error:
+                    damaged = damaged or error
+                    continue
+                if query.status is None or summary.status == query.status:
+                    found.append(summary)
+                if len(found) == query.limit:
+                    break
+        if damaged is not None:
+            damaged.others = tuple(found)
+            raise damaged
+        return found
 
     def _dumped(self, run_id: str, task_name: str, value: object) -> bytes:
         try:
@@ -316,7 +383,7 @@ class SqliteStateStore:
 
     def _check_ancestor(self, db: sqlite3.Connection, run: RunRecord, ancestor: str) -> None:
         """Let one heir at a time in, and end an ancestor that died (S5, D3)."""
-        rows = db.execute(_FAMILY, (ancestor, ancestor)).fetchall()
+        rows = db.execute(sql.FAMILY, (ancestor, ancestor)).fetchall()
         for run_id, finished_at, owner in rows:
             if finished_at is None and self._owner_lives(owner):
                 raise RunAliveError(ancestor, f"run {run_id!r} is still being worked on")
@@ -327,31 +394,33 @@ class SqliteStateStore:
                 self._end_dead(db, run_id)
 
     def _check_owner(self, db: sqlite3.Connection, run_id: str, owner: int) -> None:
-        row = db.execute(_OWNER_OF, (run_id,)).fetchone()
+        row = db.execute(sql.OWNER_OF, (run_id,)).fetchone()
         if row is None or row[0] is not None or row[1] != owner:
             self._owned.pop(run_id, None)
             raise RunLostError(run_id)
 
     def _recover(self) -> None:
         with self._transaction() as (db, _):
-            for run_id, owner in db.execute(_UNFINISHED).fetchall():
-                if self._owner_lives(owner):
-                    continue
-                try:
-                    self._end_dead(db, run_id)
-                except DamagedRecordError as error:
-                    # One damaged run must not keep the others, and new ones, from their store.
-                    _LOG.warning("a run that was left behind cannot be ended: %s", error)
+            for run_id, owner in db.execute(sql.UNFINISHED).fetchall():
+                if not self._owner_lives(owner):
+                    try:
+                        self._end_dead(db, run_id)
+                    except DamagedRecordError as error:
+                        # It must not keep the other runs from being recovered and read.
+                        _log.warning("not recovered: %s", error, extra={"run_id": run_id})
 
     def _end_dead(self, db: sqlite3.Connection, run_id: str) -> None:
         """End what a dead process has left behind, as its own end would have been."""
-        seq, row = read_run_row(db, run_id)
-        tasks = read_tasks(db, seq, row)
-        run = run_of_row(row, {task.name: task for task in tasks}, alive=False)
+        found = self._run_row(db, run_id)
+        if found is None:  # pragma: no cover - it was read in the same transaction
+            return
+        seq, row = found
+        tasks = self._tasks(db, seq, row)
+        run = run_of_row(row, tasks, alive=False)
         # Its clock may have been ahead of this one: nothing ends before it began.
-        told = [(task.ready_at, task.started_at, task.finished_at) for task in tasks]
+        told = [(task.ready_at, task.started_at, task.finished_at) for task in tasks.values()]
         now = max(time.time(), run.created_at, *[moment or 0.0 for each in told for moment in each])
-        for place, task in enumerate(tasks):
+        for place, task in enumerate(tasks.values()):
             if task.status is TaskStatus.RUNNING:
                 task.fail(now, _DEAD, Reason.OWNER_DIED)
             elif task.status is TaskStatus.PENDING:
@@ -359,13 +428,114 @@ class SqliteStateStore:
             else:
                 continue
             values = task_row(task)
-            db.execute(_UPDATE_TASK, (*values, checksum(values), seq, place))
+            db.execute(sql.UPDATE_TASK, (*values, checksum(values), seq, place))
         run.finish(now, _DEAD)
         self._write_end(db, seq, run)
 
     def _write_end(self, db: sqlite3.Connection, seq: int, run: RunRecord) -> None:
         row = run_row(run, None)
-        db.execute(_END_RUN, (row[3], row[4], row[5], row[10], checksum(row), seq))
+        db.execute(sql.END_RUN, (row[3], row[4], row[5], row[10], checksum(row), seq))
+
+    def _prunable(self, keep_last: int | None, created_before: float | None) -> list[int]:
+        """Return the numbers of the runs to delete, the oldest last."""
+        text = sql.PRUNABLE_BY_AGE if keep_last is None else sql.PRUNABLE_BY_NUMBER
+        seqs: list[int] = []
+        with self._reading() as db:
+            for seq, *row, stored in db.execute(
+                text, {"before": created_before, "keep": keep_last}
+            ):
+                try:
+                    check_row(tuple(row), stored, str(row[0]), None)
+                except DamagedRecordError as error:
+                    _log.warning("not deleted: %s", error, extra={"run_id": row[0]})
+                else:
+                    seqs.append(seq)
+        return sorted(seqs, reverse=True)
+
+    def _give_back(self) -> None:
+        """Shrink the file by its free pages, a few at a time."""
+        free = self._free_pages()
+        while free:
+            with self._writing, self._file.translated():
+                self._require_open()
+                # The module's execute() would stop after the first page: it takes no second
+                # step of a statement without columns.
+                self._writer.executescript(f"PRAGMA incremental_vacuum({_VACUUMED_PAGES})")
+            before, free = free, self._free_pages()
+            if free >= before:
+                break
+            time.sleep(_PRUNING_S)
+        with self._writing, self._file.translated():
+            self._require_open()
+            # Writers stand still while it waits for readers, so it does not: what it cannot
+            # give back now goes with the next one.
+            self._writer.execute("PRAGMA busy_timeout = 0")
+            try:
+                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            finally:
+                self._writer.execute(self._file.busy_timeout)
+
+    def _free_pages(self) -> int:
+        with self._reading() as db:
+            return int(db.execute("PRAGMA freelist_count").fetchone()[0])
+
+    def _run_row(self, db: sqlite3.Connection, run_id: str) -> tuple[int, Row] | None:
+        found = db.execute(sql.SELECT_RUN, (run_id,)).fetchone()
+        if found is None:
+            return None
+        seq, *row, stored = found
+        check_row(tuple(row), stored, run_id, None)
+        return int(seq), tuple(row)
+
+    def _tasks(self, db: sqlite3.Connection, seq: int, run: Row) -> dict[str, TaskRecord]:
+        """Return all tasks of a run whose row was checked, in their order."""
+        run_id = str(run[0])
+        tasks: dict[str, TaskRecord] = {}
+        for place, *row, stored in db.execute(sql.SELECT_TASKS, (seq,)):
+            check_row(tuple(row), stored, run_id, str(row[0]))
+            if place != len(tasks):
+                break
+            tasks[str(row[0])] = task_of_row(tuple(row), run_id)
+        if len(tasks) != sum(counts_of_row(run).values()):
+            raise DamagedRecordError(run_id, None, "rows of its tasks are missing")
+        return tasks
+
+    def _summary(self, row: Row, stored: object, counts: str | None, dead: set[int]) -> RunSummary:
+        check_row(row, stored, str(row[0]), None)
+        # A run's own row is written when it ends; until then its tasks tell.
+        return summary_of_row(
+            row,
+            counts_of_row(row) if counts is None else _split(counts),
+            alive=self._is_alive(row, dead),
+        )
+
+    def _loaded(self, run_id: str, name: str, serializer: str, stored: int, data: bytes) -> object:
+        """Return the value of a stored result."""
+        if serializer != self.serializer.name:
+            msg = (
+                f"the result of task {name!r} in run {run_id!r} was written by the"
+                f" {serializer!r} serializer, and this store has {self.serializer.name!r};"
+                " open the file with the serializer that wrote it"
+            )
+            raise ResultNotReadableError(msg)
+        if zlib.crc32(data) != stored:
+            problem = "its result does not match its checksum; the file was damaged"
+            raise DamagedRecordError(run_id, name, problem)
+        try:
+            return self.serializer.loads(data)
+        except Exception as error:
+            told = error if isinstance(error, ResultNotReadableError) else repr(error)
+            msg = f"the result of task {name!r} in run {run_id!r} cannot be read: {told}"
+            raise ResultNotReadableError(msg) from error
+
+    def _seq_before(self, db: sqlite3.Connection, before: str | float | None) -> int | None:
+        if not isinstance(before, str):
+            return None
+        # Only where it stands: the runs before a damaged one can be listed.
+        found = db.execute(sql.SEQ_OF, (before,)).fetchone()
+        if found is None:
+            raise UnknownRunError(before)
+        return int(found[0])
 
     def _until_certain(self, read: Callable[[set[int]], T]) -> T:
         """Read again if an owner is found dead: it may have ended its run since (D3).
@@ -379,7 +549,7 @@ class SqliteStateStore:
                 return found
             self._dead.update(dead)
 
-    def _is_alive(self, dead: set[int], row: Sequence[object]) -> bool:
+    def _is_alive(self, row: Sequence[object], dead: set[int]) -> bool:
         """Return whether a run is alive, and note an owner who was not known to be dead."""
         owner = row[9] if isinstance(row[9], int) else None
         if row[3] is not None or owner in self._dead:
@@ -418,8 +588,8 @@ class SqliteStateStore:
         if ownership is None:
             msg = f"{str(self.path)!r} was opened to read only; open a SqliteStateStore to write"
             raise StoreFileError(msg)
-        ownership.check_process()
-        with self._lock, self._file.translated():
+        self._file.check_process()
+        with self._writing, self._file.translated():
             self._require_open()
             self._writer.execute("BEGIN IMMEDIATE")
             try:
@@ -433,8 +603,7 @@ class SqliteStateStore:
     @contextmanager
     def _reading(self) -> Generator[sqlite3.Connection, None, None]:
         """Lend a reader's connection, with one view of the file for all that is read."""
-        if self._ownership is not None:
-            self._ownership.check_process()
+        self._file.check_process()
         with self._file.translated():
             with self._lock:
                 self._require_open()
@@ -465,39 +634,7 @@ def _copied(run: RunRecord) -> RunRecord:
     return run_of_row(run_row(run, None), tasks, alive=False)
 
 
-_INSERT_RUN = f"INSERT INTO runs ({RUN_COLUMNS}, checksum) VALUES ({', '.join('?' * 12)})"  # noqa: S608 - constants
-_END_RUN = (
-    "UPDATE runs SET finished_at = ?, status = ?, error = ?, task_counts = ?, owner = NULL,"
-    " checksum = ? WHERE seq = ?"
-)
-_FAMILY = (
-    "SELECT run_id, finished_at, owner FROM runs WHERE run_id = ? UNION ALL"
-    " SELECT run_id, finished_at, owner FROM runs WHERE resumed_from = ?"
-)
-_OWNER_OF = "SELECT finished_at, owner FROM runs WHERE run_id = ?"
-_UNFINISHED = "SELECT run_id, owner FROM runs WHERE finished_at IS NULL"
-_INSERT_TASK = (
-    f"INSERT INTO tasks (run, place, {TASK_COLUMNS}, checksum) VALUES ({', '.join('?' * 15)})"  # noqa: S608 - constants
-)
-_UPDATE_TASK = (
-    "UPDATE tasks SET name = ?, deps = ?, status = ?, attempt = ?, ready_at = ?, started_at = ?,"
-    " finished_at = ?, error = ?, reason = ?, abandoned = ?, earlier = ?, result_state = ?,"
-    " checksum = ? WHERE run = ? AND place = ?"
-)
-_INSERT_RESULT = (
-    "INSERT OR REPLACE INTO results (run, place, serializer, data, checksum) VALUES (?, ?, ?, ?, ?)"
-)
-_DELETE_RESULT = "DELETE FROM results WHERE run = ? AND place = ?"
-_CARRY_RESULT = (
-    "INSERT INTO results (run, place, serializer, data, checksum)"
-    " SELECT ?, ?, results.serializer, results.data, results.checksum FROM runs"
-    " JOIN tasks ON tasks.run = runs.seq JOIN results ON results.run = runs.seq"
-    " AND results.place = tasks.place WHERE runs.run_id = ? AND tasks.name = ?"
-)
-_PRUNE = (
-    "DELETE FROM runs WHERE finished_at IS NOT NULL"
-    " AND (:before IS NULL OR created_at < :before)"
-    " AND (:keep IS NULL OR seq NOT IN (SELECT seq FROM (SELECT seq, row_number() OVER"
-    " (PARTITION BY dag_name ORDER BY seq DESC) AS age FROM runs"
-    " WHERE finished_at IS NOT NULL) WHERE age <= :keep))"
-)
+def _split(counts: str) -> dict[str, int]:
+    """Return what ``statements`` joined: ``"SUCCESS=2,FAILED=1"``."""
+    pairs = [pair.split("=") for pair in counts.split(",")]
+    return {status: int(number) for status, number in pairs}

@@ -1,85 +1,54 @@
-"""The SQLite file: who may open it, its schema, its connections, its errors in our words."""
+"""The SQLite file: who may open it, its connections, its errors in our words."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
 import time
+import weakref
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from flowrun.errors import (
+    ForkedStoreError,
     StoreBusyError,
     StoreError,
     StoreFileError,
     StoreFullError,
 )
+from flowrun.state.schema import APPLICATION_ID, STEPS, upgrade
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Generator, Sequence
+
+    from flowrun.state.schema import Step
 
 Synchronous: TypeAlias = Literal["FULL", "NORMAL"]
 JournalMode: TypeAlias = Literal["WAL", "DELETE"]
 
-APPLICATION_ID = 0x666C6F77  # "flow"
-SCHEMA_VERSION = 1
 MINIMUM_SQLITE = (3, 37, 0)  # STRICT tables
-
-SCHEMA = """
-CREATE TABLE runs (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
-    run_id TEXT NOT NULL UNIQUE,
-    dag_name TEXT NOT NULL,
-    created_at REAL NOT NULL,
-    finished_at REAL,
-    status TEXT NOT NULL,
-    error TEXT,
-    metadata TEXT NOT NULL,
-    resumed_from TEXT,
-    targets TEXT,
-    owner INTEGER,
-    task_counts TEXT NOT NULL,
-    checksum INTEGER NOT NULL
-) STRICT;
-CREATE INDEX runs_by_dag ON runs (dag_name, seq);
-CREATE INDEX runs_by_ancestor ON runs (resumed_from, seq) WHERE resumed_from IS NOT NULL;
-CREATE INDEX runs_by_time ON runs (created_at);
-CREATE INDEX runs_by_status ON runs (status, seq);
-CREATE INDEX runs_unfinished ON runs (seq) WHERE finished_at IS NULL;
-CREATE TABLE tasks (
-    run INTEGER NOT NULL REFERENCES runs (seq) ON DELETE CASCADE,
-    place INTEGER NOT NULL,
-    name TEXT NOT NULL,
-    deps TEXT NOT NULL,
-    status TEXT NOT NULL,
-    attempt INTEGER NOT NULL,
-    ready_at REAL,
-    started_at REAL,
-    finished_at REAL,
-    error TEXT,
-    reason TEXT,
-    abandoned INTEGER NOT NULL,
-    earlier TEXT NOT NULL,
-    result_state TEXT NOT NULL,
-    checksum INTEGER NOT NULL,
-    PRIMARY KEY (run, place)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE results (
-    run INTEGER NOT NULL REFERENCES runs (seq) ON DELETE CASCADE,
-    place INTEGER NOT NULL,
-    serializer TEXT NOT NULL,
-    data BLOB NOT NULL,
-    checksum INTEGER NOT NULL,
-    PRIMARY KEY (run, place)
-) STRICT;
-"""
-
-MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {}
-"""What makes a file of one schema version a file of the next, by the older one."""
 
 _PAUSE_S = 0.005
 _SIDECARS = ("-wal", "-shm", "-journal", "-owners")
+
+
+_OPEN: weakref.WeakSet[SqliteFile] = weakref.WeakSet()
+_INHERITED: set[str] = set()
+
+
+def _remember_parent() -> None:
+    """Take note, in a forked child, of the files that its parent had open.
+
+    SQLite remembers in the process's memory which locks it holds on a file, and the child has
+    that memory but not the locks: what it wrote, even by a connection of its own, could be lost
+    (howtocorrupt.html, section 2.6).
+    """
+    _INHERITED.update(str(file.real_path) for file in _OPEN)
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
+    os.register_at_fork(after_in_child=_remember_parent)
 
 
 class SqliteFile:
@@ -90,14 +59,22 @@ class SqliteFile:
         synchronous: ``"FULL"`` survives power loss, ``"NORMAL"`` the death of the process.
         journal_mode: ``"WAL"``, or ``"DELETE"`` for file systems that cannot share memory.
         busy_timeout_s: How long to wait for somebody else's lock.
-        readonly: Never create or change anything.
+        readonly: Never create or change anything; an older file is read as it is.
+        steps: What makes the schema; the file's version is the number of those it has had.
+
+    Attributes:
+        path: The path as it was given, for messages.
+        busy_timeout: The pragma that sets a connection's wait for a lock to what was asked for.
+        real_path: Where the file really is, whatever the current folder becomes; SQLite's own
+            files and the lock file are beside it.
 
     Raises:
+        ForkedStoreError: A parent process had it open when this one was forked.
         StoreFileError: The file is foreign, newer, damaged, or cannot be used; it was left as
             it was.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the store's settings
         self,
         db_path: str | os.PathLike[str],
         *,
@@ -105,38 +82,65 @@ class SqliteFile:
         journal_mode: JournalMode,
         busy_timeout_s: float,
         readonly: bool,
+        steps: Sequence[Step] = STEPS,
     ) -> None:
-        self.path = _checked_path(db_path, readonly=readonly)
+        self.path, self.real_path = _checked_path(db_path, readonly=readonly)
+        self._steps = steps
         self._synchronous = synchronous
         self._journal_mode = journal_mode
         self._busy_timeout_s = busy_timeout_s
+        self.busy_timeout = f"PRAGMA busy_timeout = {int(busy_timeout_s * 1000)}"
         self._readonly = readonly
-        with self.translated():
-            self._prepare()
+        self._process = os.getpid()
+        if str(self.real_path) in _INHERITED:
+            raise self._forked()
+        _OPEN.add(self)
+        try:
+            with self.translated():
+                self._prepare()
+        except BaseException:
+            self.close()
+            raise
 
-    def connect(self, *, readonly: bool, waits: bool = True) -> sqlite3.Connection:
-        """Open a connection: the only place where one is opened, and every pragma set.
+    def close(self) -> None:
+        """Say that all connections have been closed."""
+        _OPEN.discard(self)
 
-        Args:
-            readonly: It never creates or changes anything.
-            waits: It waits for somebody else's lock, in place of giving up at once.
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this is a forked child of the process that opened the file."""
+        return os.getpid() != self._process
+
+    def check_process(self) -> None:
+        """Refuse to work in a forked child.
+
+        Raises:
+            ForkedStoreError: This is not the process that opened the file.
         """
+        if self.is_inherited:
+            raise self._forked()
+
+    def connect(self, *, readonly: bool) -> sqlite3.Connection:
+        """Open a connection: the only place where one is opened, and every pragma set."""
         mode = "ro" if readonly else "rw"
         connection = sqlite3.connect(
-            f"{self.path.resolve().as_uri()}?mode={mode}",
+            f"{self.real_path.as_uri()}?mode={mode}",
             uri=True,
             isolation_level=None,
             check_same_thread=False,
-            timeout=self._busy_timeout_s if waits else 0.0,
+            timeout=self._busy_timeout_s,
             cached_statements=64,
         )
+        # A damaged byte must not keep a row from being compared with its checksum.
+        connection.text_factory = _decoded
         try:
             connection.execute("PRAGMA trusted_schema = OFF")
             connection.execute("PRAGMA cell_size_check = ON")
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("PRAGMA secure_delete = ON")
             if not readonly:
-                connection.execute(_SYNCHRONOUS[self._synchronous])
+                for pragma in _SYNCHRONOUS[self._synchronous, self._journal_mode]:
+                    connection.execute(pragma)
         except BaseException:
             connection.close()
             raise
@@ -169,18 +173,16 @@ class SqliteFile:
                 if version == 0:
                     problem = "it holds no runs yet"
                     raise self._refusal(problem)
-                if version < SCHEMA_VERSION:
-                    problem = (
-                        f"an older flowrun wrote it (schema {version}); a SqliteStateStore that"
-                        " opens it to write makes it a newer one"
-                    )
-                    raise self._refusal(problem)
                 return
-            if version == 0:
-                connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-            if version < SCHEMA_VERSION:
-                self._bring_up_to_date(connection)
-            self._set_journal_mode(connection)
+            if version < len(self._steps):
+                self._upgrade(connection)
+            mode = self._set_journal_mode(connection)
+            if mode != self._journal_mode.lower():  # pragma: no cover - needs such a file system
+                problem = (
+                    f"its file system cannot keep the journal mode {self._journal_mode!r} (it is"
+                    f" {mode!r}); open it with journal_mode='DELETE'"
+                )
+                raise self._refusal(problem)
 
     def _create_file(self) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
@@ -201,11 +203,14 @@ class SqliteFile:
         if application != APPLICATION_ID:
             problem = "it is a database of some other program"
             raise self._refusal(problem)
-        if version > SCHEMA_VERSION:
+        if version > len(self._steps):
             problem = (
-                f"a newer flowrun wrote it (schema {version}, this one knows {SCHEMA_VERSION});"
+                f"a newer flowrun wrote it (schema {version}, this one knows {len(self._steps)});"
                 " use that one"
             )
+            raise self._refusal(problem)
+        if version < 1:
+            problem = f"it is damaged (there is no schema {version})"
             raise self._refusal(problem)
         strange = [name for kind, name in objects if kind in ("trigger", "view")]
         if strange:
@@ -213,33 +218,27 @@ class SqliteFile:
             raise self._refusal(problem)
         return int(version)
 
-    def _bring_up_to_date(self, connection: sqlite3.Connection) -> None:
-        """Make the schema, or migrate an older one, in one transaction (D5)."""
+    def _upgrade(self, connection: sqlite3.Connection) -> None:
+        """Take a file from its version to ours, in one transaction (D5)."""
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # heard by an empty file only
         connection.execute("BEGIN IMMEDIATE")
-        # Somebody else may have been quicker.
-        version = self._checked_version(connection)
-        if version == 0:
-            for statement in SCHEMA.split(";"):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        else:
-            for older in range(version, SCHEMA_VERSION):
-                MIGRATIONS[older](connection)
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        connection.execute("COMMIT")  # closed without it, the connection takes all of it back
+        # Somebody else may have been quicker. Where a step fails, closing the connection
+        # rolls all of them back.
+        upgrade(connection, self._checked_version(connection), self._steps)
+        connection.execute("COMMIT")
 
-    def _set_journal_mode(self, connection: sqlite3.Connection) -> None:
+    def _set_journal_mode(self, connection: sqlite3.Connection) -> str:
         """Change the mode, waiting for others as for any lock; SQLite does not wait here."""
         deadline = time.monotonic() + self._busy_timeout_s
         while True:
             try:
-                connection.execute(_JOURNAL_MODE[self._journal_mode])
+                (mode,) = connection.execute(_JOURNAL_MODE[self._journal_mode]).fetchone()
             except sqlite3.OperationalError as error:
                 if not _is_busy(error) or time.monotonic() >= deadline:
                     raise
                 time.sleep(_PAUSE_S)
             else:
-                return
+                return str(mode)
 
     def _in_our_words(self, error: sqlite3.Error) -> StoreError:
         code = _code_of(error)
@@ -258,6 +257,13 @@ class SqliteFile:
             return self._refusal(f"it, or its folder, cannot be written to ({error})")
         return StoreError(f"{where}: {error}")
 
+    def _forked(self) -> ForkedStoreError:
+        return ForkedStoreError(
+            f"the store on {str(self.path)!r} was open in a parent process and cannot be used in a"
+            " forked child, where SQLite has lost its locks; start the process by 'spawn' or"
+            " 'forkserver', or fork before the store is opened"
+        )
+
     def _refusal(self, problem: str) -> StoreFileError:
         return StoreFileError(f"{str(self.path)!r} cannot be used as a state store: {problem}")
 
@@ -271,9 +277,14 @@ def _is_busy(error: sqlite3.Error) -> bool:
     return _code_of(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
+# On macOS an ordinary sync leaves the data in the drive's cache; elsewhere "fullfsync" is nothing.
+_CAREFUL = ("PRAGMA fullfsync = ON", "PRAGMA checkpoint_fullfsync = ON")
 _SYNCHRONOUS = {
-    "FULL": "PRAGMA synchronous = FULL",
-    "NORMAL": "PRAGMA synchronous = NORMAL",
+    ("FULL", "WAL"): ("PRAGMA synchronous = FULL", *_CAREFUL),
+    # With FULL alone power loss may bring a deleted rollback journal back, and so undo a commit.
+    ("FULL", "DELETE"): ("PRAGMA synchronous = EXTRA", *_CAREFUL),
+    ("NORMAL", "WAL"): ("PRAGMA synchronous = NORMAL", "PRAGMA checkpoint_fullfsync = ON"),
+    ("NORMAL", "DELETE"): ("PRAGMA synchronous = NORMAL",),
 }
 _JOURNAL_MODE = {
     "WAL": "PRAGMA journal_mode = WAL",
@@ -287,8 +298,8 @@ def check_settings(synchronous: str, journal_mode: str, busy_timeout_s: float) -
     Raises:
         ValueError: Says which, and what it may be.
     """
-    if synchronous not in _SYNCHRONOUS:
-        msg = f"synchronous must be one of {', '.join(_SYNCHRONOUS)}, not {synchronous!r}"
+    if synchronous not in ("FULL", "NORMAL"):
+        msg = f"synchronous must be one of FULL, NORMAL, not {synchronous!r}"
         raise ValueError(msg)
     if journal_mode not in _JOURNAL_MODE:
         msg = f"journal_mode must be one of {', '.join(_JOURNAL_MODE)}, not {journal_mode!r}"
@@ -298,7 +309,12 @@ def check_settings(synchronous: str, journal_mode: str, busy_timeout_s: float) -
         raise ValueError(msg)
 
 
-def _checked_path(db_path: str | os.PathLike[str], *, readonly: bool) -> Path:
+def _decoded(text: bytes) -> str:
+    return text.decode("utf-8", "surrogateescape")
+
+
+def _checked_path(db_path: str | os.PathLike[str], *, readonly: bool) -> tuple[Path, Path]:
+    """Return the path as given and where it leads, if a store can be there."""
     text = os.fspath(db_path)
     path = Path(text)
 
@@ -324,8 +340,9 @@ def _checked_path(db_path: str | os.PathLike[str], *, readonly: bool) -> Path:
     if readonly and not path.is_file():
         problem = "there is no such file"
         raise refusal(problem)
+    real_path = Path(os.path.realpath(path))  # Path.resolve() may raise for a loop of links
     for sidecar in _SIDECARS:
-        if path.with_name(path.name + sidecar).is_symlink():
-            problem = f"{path.name + sidecar!r} beside it is a link; remove it"
+        if real_path.with_name(real_path.name + sidecar).is_symlink():
+            problem = f"{real_path.name + sidecar!r} beside it is a link; remove it"
             raise refusal(problem)
-    return path
+    return path, real_path

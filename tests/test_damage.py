@@ -1,0 +1,368 @@
+"""Damaged and hostile rows: an error that names the run and the task, never wrong data (D7)."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import sqlite3
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowrun import (
+    Change,
+    Engine,
+    JsonSerializer,
+    RunQuery,
+    RunRecord,
+    SqliteStateStore,
+    TaskRecord,
+)
+from flowrun.cli import main
+from flowrun.errors import (
+    DamagedRecordError,
+    ResultNotReadableError,
+    StoreError,
+    UnknownRunError,
+)
+from flowrun.state.records import NoResult, RunStatus
+from flowrun.state.rows import RUN_COLUMNS, TASK_COLUMNS, checksum
+
+MakeEngine = Callable[..., Engine]
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "runs.db"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[SqliteStateStore]:
+    store = SqliteStateStore(path, synchronous="NORMAL")
+    yield store
+    store.close()
+
+
+def keep(store: SqliteStateStore, *run_ids: str, **more: Any) -> None:
+    """Keep finished runs in which ``a`` has succeeded and ``b`` has, too."""
+    for run_id in run_ids:
+        tasks = {"a": TaskRecord("a"), "b": TaskRecord("b", ("a",))}
+        run = RunRecord(run_id, "d", 1.0, tasks, **more)
+        store.create_run(run)
+        for task in tasks.values():
+            task.start(2.0, 2.0)
+            task.succeed(3.0, [task.name])
+        run.finish(4.0)
+        store.save([*(Change(run, task) for task in tasks.values()), Change(run, None)])
+
+
+def execute(path: Path, statement: str, *values: object) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.execute(statement, values)
+        database.commit()
+
+
+def forge_run(path: Path, run_id: str, **values: object) -> None:
+    """Change a run's row, and its checksum along with it."""
+    forge(path, "runs", RUN_COLUMNS, "run_id = ?", (run_id,), values)
+
+
+def forge_task(path: Path, run_id: str, name: str, **values: object) -> None:
+    where = "run = (SELECT seq FROM runs WHERE run_id = ?) AND name = ?"
+    forge(path, "tasks", TASK_COLUMNS, where, (run_id, name), values)
+
+
+def forge(
+    path: Path, table: str, columns: str, where: str, which: tuple[str, ...], values: dict[str, Any]
+) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        for column, value in values.items():
+            database.execute(f"UPDATE {table} SET {column} = ? WHERE {where}", (value, *which))
+        (row,) = database.execute(f"SELECT {columns} FROM {table} WHERE {where}", which)
+        database.execute(f"UPDATE {table} SET checksum = ? WHERE {where}", (checksum(row), *which))
+        database.commit()
+
+
+def forge_result(path: Path, run_id: str, place: int, data: bytes) -> None:
+    execute(
+        path,
+        "UPDATE results SET data = ?, checksum = ? WHERE place = ?"
+        " AND run = (SELECT seq FROM runs WHERE run_id = ?)",
+        data,
+        zlib.crc32(data),
+        place,
+        run_id,
+    )
+
+
+# -- hostile results --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (DEEP.encode(), "nested more deeply"),
+        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "nested more deeply"),
+        (b"9" * 1_000_000, "ValueError"),
+        (b'{"$flowrun":["int","' + b"z" * 100 + b'"]}', "ValueError"),
+        (b'{"$flowrun":["Decimal","1e999999999999999999"]}', "cannot be read"),
+        (b"\xff\xfe", "UnicodeDecodeError"),
+        (b'"' + b"x" * 2_000_000 + b'"', "more than the 1000000"),
+        (b"", "JSONDecodeError"),
+    ],
+)
+def test_hostile_result_is_an_error_that_names_run_and_task(
+    path: Path, store: SqliteStateStore, data: bytes, why: str
+) -> None:
+    keep(store, "r1", "r2")
+    forge_result(path, "r1", 1, data)
+    with closing(SqliteStateStore(path, JsonSerializer(max_bytes=1_000_000))) as reader:
+        for read in (
+            lambda: reader.load_run("r1", results=True),
+            lambda: reader.load_results("r1", ["a", "b"]),
+        ):
+            with pytest.raises(ResultNotReadableError, match="task 'b' in run 'r1'") as caught:
+                read()
+            assert why in str(caught.value)
+            assert len(str(caught.value)) < 2000
+        # A report that does not ask for it never sees it; nor do other results.
+        assert reader.load_run("r1", results=False).tasks["b"].result is NoResult.STORED
+        assert reader.load_results("r1", ["a"]) == {"a": ["a"]}
+        assert reader.load_run("r2", results=True).tasks["b"].result == ["b"]
+
+
+class Fragile:
+    """A serializer of somebody else's, which raises what it likes."""
+
+    name = "json"
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def dumps(self, value: object) -> bytes:
+        return b"x"
+
+    def loads(self, data: bytes) -> object:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [RecursionError("deep"), MemoryError(), KeyError("x")])
+def test_whatever_a_serializer_raises_names_run_and_task(
+    path: Path, store: SqliteStateStore, error: Exception
+) -> None:
+    keep(store, "r1")
+    with (
+        closing(SqliteStateStore(path, Fragile(error))) as reader,
+        pytest.raises(
+            ResultNotReadableError, match="task 'a' in run 'r1' cannot be read"
+        ) as caught,
+    ):
+        reader.load_run("r1", results=True)
+    assert caught.value.__cause__ is error
+
+
+# -- rows whose checksum is right, but which flowrun cannot have written ----------------------
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"metadata": DEEP},
+        {"metadata": "9" * 10_000},
+        {"metadata": "5"},
+        {"targets": "{"},
+        {"targets": "7"},
+        {"task_counts": DEEP},
+        {"task_counts": '{"WRONG": 2}'},
+        {"task_counts": '{"SUCCESS": "x"}'},
+        {"task_counts": "[]"},
+    ],
+)
+def test_forged_run_is_an_error_that_names_it(
+    path: Path, store: SqliteStateStore, values: dict[str, Any]
+) -> None:
+    keep(store, "r1", "r2", "r3")
+    forge_run(path, "r2", **values)
+    with pytest.raises(DamagedRecordError, match="run 'r2': its values make no sense"):
+        store.load_run("r2", results=False)
+    with pytest.raises(DamagedRecordError, match="run 'r2'") as caught:
+        store.list_runs(RunQuery())
+    assert [run.run_id for run in caught.value.others] == ["r3", "r1"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"deps": DEEP},
+        {"deps": "1"},
+        {"status": "WRONG"},
+        {"reason": "WRONG"},
+        {"earlier": DEEP},
+        {"earlier": "[[1]]"},
+        {"earlier": "[5]"},
+        {"result_state": "WRONG"},
+    ],
+)
+def test_forged_task_is_an_error_that_names_it(
+    path: Path, store: SqliteStateStore, values: dict[str, Any]
+) -> None:
+    keep(store, "r1", "r2")
+    forge_task(path, "r1", "b", **values)
+    with pytest.raises(DamagedRecordError, match="run 'r1', task 'b': its values make no sense"):
+        store.load_run("r1", results=True)
+    assert store.load_run("r2", results=True).status == "SUCCESS"
+
+
+# -- one damaged row among many ---------------------------------------------------------------
+
+
+def damage(path: Path, run_id: str) -> None:
+    execute(path, "UPDATE runs SET dag_name = 'x' || dag_name WHERE run_id = ?", run_id)
+
+
+def test_list_tells_of_the_damaged_and_has_the_others(path: Path, store: SqliteStateStore) -> None:
+    keep(store, *(f"r{number}" for number in range(6)))
+    damage(path, "r3")
+    damage(path, "r1")
+    with pytest.raises(DamagedRecordError, match="run 'r3'") as caught:
+        store.list_runs(RunQuery())
+    error = pickle.loads(pickle.dumps(caught.value))
+    assert [run.run_id for run in error.others] == ["r5", "r4", "r2", "r0"]
+    with pytest.raises(DamagedRecordError, match="run 'r3'") as caught:
+        store.list_runs(RunQuery(status=RunStatus.SUCCESS, limit=3))
+    assert [run.run_id for run in caught.value.others] == ["r5", "r4", "r2"]
+    # Pages that hold no damaged one are as ever, also those after one.
+    assert [run.run_id for run in store.list_runs(RunQuery(limit=2))] == ["r5", "r4"]
+    assert [run.run_id for run in store.list_runs(RunQuery(before="r3", limit=1))] == ["r2"]
+    assert [run.run_id for run in store.list_runs(RunQuery(before="r1"))] == ["r0"]
+    with pytest.raises(DamagedRecordError, match="run 'r3'"):
+        store.load_run("r3", results=False)
+    assert store.load_run("r2", results=True).status == "SUCCESS"
+
+
+@pytest.mark.parametrize("column", ["dag_name", "error", "metadata"])
+def test_bytes_that_are_no_text_are_damage_like_any_other(
+    path: Path, store: SqliteStateStore, column: str
+) -> None:
+    keep(store, "r1", "r2")
+    execute(path, f"UPDATE runs SET {column} = CAST(x'ff41' AS TEXT) WHERE run_id = 'r1'")
+    with pytest.raises(DamagedRecordError, match="run 'r1'") as caught:
+        store.list_runs(RunQuery())
+    assert [run.run_id for run in caught.value.others] == ["r2"]
+
+
+def test_terminal_shows_the_others_and_tells_of_the_damage(
+    path: Path, store: SqliteStateStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep(store, "r1", "r2")
+    damage(path, "r1")
+    assert main(["runs", str(path)]) != 0
+    out, err = capsys.readouterr()
+    assert "r2" in out
+    assert "damaged record of run 'r1'" in err
+    damage(path, "r2")
+    assert main(["runs", str(path)]) != 0
+    assert "no runs" not in capsys.readouterr().out
+
+
+def test_prune_leaves_the_damaged_alone(
+    path: Path, store: SqliteStateStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    keep(store, *(f"r{number}" for number in range(5)))
+    execute(path, "UPDATE runs SET created_at = 0.5 WHERE run_id = 'r4'")
+    with caplog.at_level(logging.WARNING, "flowrun.state"):
+        assert store.prune_runs(keep_last=None, created_before=0.9) == 0
+    assert "not deleted: damaged record of run 'r4'" in caplog.text
+    assert store.prune_runs(keep_last=1, created_before=None) == 4
+    with pytest.raises(DamagedRecordError) as caught:
+        store.list_runs(RunQuery())
+    assert (caught.value.run_id, caught.value.others) == ("r4", ())
+
+
+def leave_behind(path: Path, *run_ids: str) -> None:
+    with closing(SqliteStateStore(path, synchronous="NORMAL")) as dead:
+        for run_id in run_ids:
+            tasks = {"a": TaskRecord("a"), "b": TaskRecord("b", ("a",))}
+            run = RunRecord(run_id, "d", 1.0, tasks)
+            dead.create_run(run)
+            tasks["a"].start(2.0, 2.0)
+            dead.save([Change(run, tasks["a"])])
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "UPDATE runs SET dag_name = 'x' WHERE run_id = 'r2'",
+        "UPDATE tasks SET attempt = 7 WHERE run = 2 AND place = 1",
+        "DELETE FROM tasks WHERE run = 2 AND place = 1",
+        "DELETE FROM tasks WHERE run = 2 AND place = 0",
+        "UPDATE tasks SET place = 5 WHERE run = 2 AND place = 0",
+        "UPDATE tasks SET status = CAST(x'ff' AS TEXT) WHERE run = 2 AND place = 0",
+    ],
+)
+def test_damaged_run_does_not_keep_recover_from_the_others(  # D3 D7
+    path: Path, caplog: pytest.LogCaptureFixture, harm: str
+) -> None:
+    leave_behind(path, "r1", "r2", "r3")
+    execute(path, harm)
+    with (
+        caplog.at_level(logging.WARNING, "flowrun.state"),
+        closing(SqliteStateStore(path, recover=True)) as store,
+    ):
+        assert "not recovered: damaged record of run 'r2'" in caplog.text
+        for run_id in ("r1", "r3"):
+            assert store.load_run(run_id, results=True).tasks["a"].reason == "OWNER_DIED"
+        with pytest.raises(DamagedRecordError, match="run 'r2'"):
+            store.load_run("r2", results=False)
+
+
+async def test_damaged_run_is_not_resumed_and_the_others_are(
+    path: Path, make_engine: MakeEngine
+) -> None:
+    leave_behind(path, "r1", "r2")
+    execute(path, "UPDATE tasks SET attempt = 7 WHERE run = 1 AND place = 1")
+    engine = make_engine(state_store=SqliteStateStore(path))
+    ran: list[str] = []
+    engine.task(name="a", dag="d")(lambda: ran.append("a"))
+    engine.task(name="b", dag="d", deps=["a"])(lambda: ran.append("b"))
+    for ask in (engine.plan_resume, engine.get_run_report):
+        with pytest.raises(DamagedRecordError, match="run 'r1', task 'b'"):
+            ask("r1")
+    with pytest.raises(DamagedRecordError, match="run 'r1', task 'b'"):
+        await engine.resume("r1")
+    assert ran == []
+    await engine.resume("r2")
+    assert ran == ["a", "b"]
+
+
+def test_result_that_went_missing_is_not_carried_over(path: Path, store: SqliteStateStore) -> None:
+    keep(store, "r1")
+    old = store.load_run("r1", results=False)
+    execute(path, "DELETE FROM results WHERE place = 1")
+    heir = RunRecord("r2", "d", 5.0, old.tasks, resumed_from="r1")
+    with pytest.raises(DamagedRecordError, match="run 'r1': results of it .* are missing"):
+        store.create_run(heir)
+    with pytest.raises(UnknownRunError):
+        store.load_run("r2", results=False)
+
+
+def test_success_is_not_acknowledged_where_its_row_is_missing(
+    path: Path, store: SqliteStateStore
+) -> None:  # S1
+    run = RunRecord("r1", "d", 1.0, {"a": TaskRecord("a"), "b": TaskRecord("b")})
+    store.create_run(run)
+    execute(path, "DELETE FROM tasks WHERE place = 0")
+    run.tasks["a"].start(2.0, 2.0)
+    run.tasks["a"].succeed(3.0, 1)
+    with pytest.raises(DamagedRecordError, match="run 'r1': rows of its tasks are missing"):
+        store.save([Change(run, run.tasks["a"])])
+    execute(path, "DROP TABLE results")
+    run.tasks["b"].start(2.0, 2.0)
+    run.tasks["b"].succeed(3.0, 1)
+    with pytest.raises(StoreError, match="no such table"):
+        store.save([Change(run, run.tasks["b"])])
