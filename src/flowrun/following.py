@@ -203,5 +203,7 @@ class Following:
 
     def _comes_before(self, number: int) -> bool:
         """Return whether a task is ready that is to be launched before this one."""
-        ready = self._ledger.ready
-        return bool(ready) and ready.first() < number
+        try:
+            return self._ledger.ready.first() < number
+        except IndexError:  # none, or the loop has just taken it
+            return False

@@ -248,7 +248,8 @@ class Launcher:
         while ordered or late or staged:
             if self._instant > self._slice_end and self._slice_is_over():
                 return None
-            if not carry and not staged and asyncs[number := ready.first()]:
+            # A thread may have taken what was staged: then there may be nothing left.
+            if not (carry or staged) and (ordered or late) and asyncs[number := ready.first()]:
                 # Kept for the carrier: one that found no slot would end, and be made anew.
                 if not self._granted_slots:
                     if not self._slot():
@@ -260,7 +261,7 @@ class Launcher:
             elif not self._slot():
                 self._following.stage()
                 return None
-            if not staged and asyncs[ready.first()]:
+            if not staged and (ordered or late) and asyncs[ready.first()]:
                 return ready.pop()
             self._launch_elsewhere()
         self._give_slots_back()
@@ -345,7 +346,10 @@ class Launcher:
         self._active.add(invocation)
         timeout_s = invocation.spec.timeout_s
         if timeout_s is not None:
-            self._deadlines.add(self._monotonic() + timeout_s, invocation)
+            started = invocation.started  # some of its time may be over already
+            if started is None:
+                started = self._monotonic()
+            self._deadlines.add(started + timeout_s, invocation)
 
     # Async tasks.
 
