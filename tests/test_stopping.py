@@ -249,7 +249,7 @@ async def test_retry_waits_for_its_predecessor_and_runs_when_it_ends(
     inside: list[int] = []
     most: list[int] = []
 
-    @engine.task(dag="d", timeout_s=0.2, retries=1)
+    @engine.task(dag="d", timeout_s=1.0, retries=1)
     def slow() -> str:
         attempt = current_attempt()
         inside.append(attempt.attempt)
