@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import pickle
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flowrun import Change, InMemoryStateStore, RunQuery, RunRecord, SqliteStateStore, TaskRecord
+from flowrun import (
+    Change,
+    InMemoryStateStore,
+    RunQuery,
+    RunRecord,
+    RunSummary,
+    SqliteStateStore,
+    StateStoreProtocol,
+    TaskRecord,
+    build_default_engine,
+)
 from flowrun.errors import AlreadyResumedError, RunAliveError, UnknownRunError
 from flowrun.state.records import NoResult, Reason, RunStatus
 
@@ -16,13 +28,94 @@ Store = Any
 MakeRun = Callable[..., RunRecord]
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    made: Store = (
-        InMemoryStateStore()
-        if request.param == "memory"
-        else SqliteStateStore(tmp_path / "runs.db")
+class PickleJar:
+    """What somebody else might write, in less than 60 lines: pickles, the newest one last."""
+
+    blocking = True
+
+    def __init__(self) -> None:
+        self.jar: dict[str, bytes] = {}
+
+    def create_run(self, run: RunRecord) -> None:
+        old = run.resumed_from
+        if old is not None:
+            heirs = self.list_runs(RunQuery(resumed_from=old))
+            if self.load_run(old, results=False).alive or any(heir.alive for heir in heirs):
+                raise RunAliveError(old, "it is being worked on")
+            if run.sole_heir and heirs:
+                raise AlreadyResumedError(old, "somebody has resumed it")
+            for name, value in self.load_results(old, list(run.tasks)).items():
+                run.tasks[name].result = value
+        self.jar[run.run_id] = pickle.dumps(run)
+
+    def save(self, changes: Sequence[Change]) -> None:
+        for run, task in changes:
+            kept = self.load_run(run.run_id, results=True)
+            if task is None:
+                kept.finish(run.finished_at or 0.0, run.error)
+            else:
+                if task.result is NoResult.STORED:
+                    task.result = kept.tasks[task.name].result
+                kept.tasks[task.name] = task
+            self.jar[run.run_id] = pickle.dumps(kept)
+
+    def load_run(self, run_id: str, *, results: bool) -> RunRecord:
+        if run_id not in self.jar:
+            raise UnknownRunError(run_id)
+        run: RunRecord = pickle.loads(self.jar[run_id])
+        for task in run.tasks.values():
+            if not results and not isinstance(task.result, NoResult):
+                task.result = NoResult.STORED
+        return run
+
+    def load_results(self, run_id: str, task_names: Collection[str]) -> dict[str, object]:
+        tasks = self.load_run(run_id, results=True).tasks.items()
+        kept = {name: task.result for name, task in tasks if not isinstance(task.result, NoResult)}
+        return {name: value for name, value in kept.items() if name in task_names}
+
+    def list_runs(self, query: RunQuery) -> list[RunSummary]:
+        before = query.before
+        if isinstance(before, str):
+            before = self.load_run(before, results=False).run_id
+        ids = list(self.jar)[: list(self.jar).index(before) if isinstance(before, str) else None]
+        runs = [self.load_run(run_id, results=False).summary() for run_id in reversed(ids)]
+        return [run for run in runs if fits(run, query)][: query.limit]
+
+    def prune_runs(self, *, keep_last: int | None, created_before: float | None) -> int:
+        return sum(1 for run in doomed(self, keep_last, created_before) if self.jar.pop(run.run_id))
+
+    def close(self) -> None: ...
+
+
+def fits(run: RunSummary, query: RunQuery) -> bool:
+    return (
+        query.dag_name in (None, run.dag_name)
+        and query.status in (None, run.status)
+        and query.resumed_from in (None, run.resumed_from)
+        and (not isinstance(query.before, float) or run.created_at < query.before)
     )
+
+
+def doomed(store: PickleJar, keep_last: int | None, before: float | None) -> list[RunSummary]:
+    ended = [run for run in store.list_runs(RunQuery()) if run.finished_at is not None]
+    later: Counter[str] = Counter()
+    found: list[RunSummary] = []
+    for run in ended:
+        later[run.dag_name] += 1
+        if keep_last is None or later[run.dag_name] > keep_last:
+            found += [run] if before is None or run.created_at < before else []
+    return found
+
+
+@pytest.fixture(params=["memory", "sqlite", "somebody else's"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    made: Store
+    if request.param == "memory":
+        made = InMemoryStateStore()
+    elif request.param == "sqlite":
+        made = SqliteStateStore(tmp_path / "runs.db")
+    else:
+        made = PickleJar()
     yield made
     made.close()
     made.close()
@@ -206,3 +299,23 @@ def test_second_heir_is_refused(store: Store) -> None:  # S5
         store.create_run(sole)
     store.create_run(make_run("r6", resumed_from="r1"))
     assert {run.run_id for run in store.list_runs(RunQuery())} == {"r1", "r3", "r6"}
+
+
+async def test_engine_runs_and_resumes_on_it(store: Store) -> None:
+    as_promised: StateStoreProtocol = store
+    fails = [True]
+    async with build_default_engine(state_store=as_promised) as engine:
+        engine.task(name="a", dag="d")(lambda: [1, 2])
+
+        @engine.task(dag="d", retries=1)
+        async def b(a: list[int]) -> int:
+            if fails[0]:
+                raise ConnectionError
+            return len(a)
+
+        old = await engine.run_once("d", metadata={"n": 1})
+        assert engine.get_run_report(old)["tasks"]["b"]["attempt"] == 2
+        fails[0] = False
+        report = engine.get_run_report(await engine.resume(old))
+    assert (report["status"], report["resumed_from"]) == ("SUCCESS", old)
+    assert (report["tasks"]["b"]["result"], report["metadata"]) == (2, {"n": 1})
