@@ -16,6 +16,8 @@ from flowrun import Engine, SchedulerConfig, current_attempt, fn_hook
 from flowrun.attempt import Invocation
 from flowrun.clock import Clock
 from flowrun.following import Following
+from flowrun.ledger import Ready
+from flowrun.slots import Lane
 
 from .conftest import WAIT_S, statuses
 
@@ -406,3 +408,81 @@ async def test_thread_takes_the_last_staged_task_while_the_loop_looks_for_one(  
     may_end.set()
     report = engine.get_run_report(await asyncio.wait_for(run, WAIT_S))
     assert report["status"] == "SUCCESS"
+
+
+async def test_thread_takes_what_is_staged_before_an_async_task(  # R4
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = asyncio.Event()
+    begun = threading.Semaphore(0)
+    may_fail, may_end, took = threading.Event(), threading.Event(), threading.Event()
+    clock = ActingClock(lambda: None)  # all tasks are short
+    engine = make_engine(max_workers=2, config=SchedulerConfig(clock=clock), max_parallel=3)
+    engine.task(name="holds a slot", dag="other")(release.wait)
+
+    @engine.task(dag="d")
+    def fails() -> None:
+        begun.release()
+        assert may_fail.wait(WAIT_S)
+        raise ValueError
+
+    @engine.task(dag="d")
+    def ends() -> None:
+        begun.release()
+        assert may_end.wait(WAIT_S)
+
+    engine.task(name="staged", dag="d")(took.set)
+
+    @engine.task(dag="d")
+    async def behind_it() -> None:
+        pass
+
+    runs = [asyncio.create_task(engine.run_once(dag)) for dag in ("other", "d")]
+    for _ in range(2):
+        while not begun.acquire(blocking=False):
+            await asyncio.sleep(0)
+    renew = Lane.renew
+
+    def late(self: Lane) -> bool:
+        may_end.set()
+        assert took.wait(WAIT_S)
+        release.set()
+        return renew(self)
+
+    monkeypatch.setattr(Lane, "renew", late)
+    may_fail.set()
+    _, run_id = await asyncio.wait_for(asyncio.gather(*runs), WAIT_S)
+    assert list(statuses(engine.get_run_report(run_id)).values()) == ["FAILED", *["SUCCESS"] * 3]
+
+
+async def test_task_that_is_being_staged_comes_before_a_later_one(  # R6
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_end, went_on = threading.Event(), threading.Event()
+    order: list[str] = []
+    clock = ActingClock(lambda: None)  # all tasks are short
+    engine = make_engine(config=SchedulerConfig(clock=clock), max_parallel=1)
+
+    def work() -> None:
+        order.append(current_attempt().task_name)
+        if len(order) > 1:
+            went_on.set()
+        assert may_end.wait(WAIT_S)
+
+    engine.task(name="first", dag="d")(work)
+    engine.task(name="second", dag="d")(work)
+    engine.task(name="child", dag="d", deps=["first"])(work)
+    expected = engine.list_tasks("d")
+    pop = Ready.pop
+
+    def late(self: Ready) -> int:
+        number = pop(self)
+        if number:
+            may_end.set()
+            assert went_on.wait(WAIT_S)
+        return number
+
+    monkeypatch.setattr(Ready, "pop", late)
+    await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+    assert expected == ["first", "second", "child"]
+    assert order == expected

@@ -106,9 +106,10 @@ class Following:
             number = ready.first()
             if asyncs[number] or specs[number].executor is not None:
                 return
-            invocation = self._prepare(number, self._ledger.tasks[number].attempt + 1)
+            # In this order: a thread that ends meanwhile must not find it nowhere, and go on
+            # with a later one.
+            staged.append(self._prepare(number, self._ledger.tasks[number].attempt + 1))
             self.last_staged = ready.pop()
-            staged.append(invocation)
 
     def unstage(self) -> None:
         """Put back what no thread has taken; other tasks are to come first."""
@@ -117,15 +118,14 @@ class Following:
 
     def take(self) -> Invocation | None:
         """Take the first staged attempt, if there is one left: several threads do so."""
-        try:
-            return self.staged.popleft()
-        except IndexError:
-            return None
+        with self._lock:
+            return self.staged.popleft() if self.staged else None
 
     def stop(self) -> None:
         """Let threads go on with nothing more."""
-        self._stopped = True
-        self.staged.clear()
+        with self._lock:
+            self._stopped = True
+            self.staged.clear()
 
     def next_of(self, ended: Invocation) -> Invocation | None:
         """Say what a thread goes on with, in the slot of an attempt that has just ended.
@@ -133,6 +133,7 @@ class Following:
         Called in that thread.
         """
         children = self._graph.children[ended.number] if ended.ok else ()
+        staged = self.staged
         with self._lock:
             before = self._horizon
             ended.unheard = True
@@ -142,14 +143,14 @@ class Following:
             now = self._now()
             if not self._may_go_on(ended):
                 return None
-            invocation = self.take()
-            if invocation is None:
+            if not staged:
                 invocation = self._only_child(ended, children, before, now)
                 if invocation is not None:
                     self._horizon = before
-            elif invocation.number >= self._horizon or self._comes_before(invocation.number):
-                self.staged.appendleft(invocation)
+            elif staged[0].number >= self._horizon or self._comes_before(staged[0].number):
                 return None
+            else:
+                invocation = staged.popleft()
         if invocation is not None:
             task = self._ledger.tasks[invocation.number]
             task.start(now, now if task.ready_at is None else task.ready_at)

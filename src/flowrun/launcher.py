@@ -261,7 +261,7 @@ class Launcher:
             elif not self._slot():
                 self._following.stage()
                 return None
-            if not staged and (ordered or late) and asyncs[ready.first()]:
+            if carry and not staged and (ordered or late) and asyncs[ready.first()]:
                 return ready.pop()
             self._launch_elsewhere()
         self._give_slots_back()
