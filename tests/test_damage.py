@@ -322,11 +322,11 @@ def test_damaged_run_does_not_keep_recover_from_the_others(  # D3 D7
 
 
 async def test_damaged_run_is_not_resumed_and_the_others_are(
-    path: Path, make_engine: MakeEngine
+    path: Path, store: SqliteStateStore, make_engine: MakeEngine
 ) -> None:
     leave_behind(path, "r1", "r2")
     execute(path, "UPDATE tasks SET attempt = 7 WHERE run = 1 AND place = 1")
-    engine = make_engine(state_store=SqliteStateStore(path))
+    engine = make_engine(state_store=store)
     ran: list[str] = []
     engine.task(name="a", dag="d")(lambda: ran.append("a"))
     engine.task(name="b", dag="d", deps=["a"])(lambda: ran.append("b"))

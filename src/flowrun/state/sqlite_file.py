@@ -35,7 +35,7 @@ _OPEN: weakref.WeakSet[SqliteFile] = weakref.WeakSet()
 _INHERITED: set[str] = set()
 
 
-def _remember_parent() -> None:
+def _remember_parent() -> None:  # pragma: no cover - in a forked child, before it is measured
     """Take note, in a forked child, of the files that its parent had open.
 
     SQLite remembers in the process's memory which locks it holds on a file, and the child has
