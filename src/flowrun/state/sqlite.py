@@ -40,7 +40,7 @@ from flowrun.state.sqlite_file import SqliteFile, check_settings
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection, Generator, Sequence
+    from collections.abc import Collection, Generator, Iterable, Sequence
 
     from flowrun.state.protocol import Change, RunQuery
     from flowrun.state.records import RunRecord, RunSummary, TaskRecord
@@ -205,8 +205,7 @@ class SqliteStateStore:
             for run_id in {change.run.run_id for change in changes}:
                 self._check_owner(db, run_id, owner)
             if tasks and db.executemany(sql.UPDATE_TASK, tasks).rowcount != len(tasks):
-                problem = "rows of its tasks are missing"
-                raise DamagedRecordError(changes[0].run.run_id, None, problem)
+                raise self._missing(db, last.values())
             db.executemany(sql.INSERT_RESULT, results)
             db.executemany(sql.DELETE_RESULT, dropped)
             for run in ends:
@@ -367,6 +366,19 @@ class SqliteStateStore:
         if row is None or row[0] is not None or row[1] != owner:
             self._owned.pop(run_id, None)
             raise RunLostError(run_id)
+
+    def _missing(self, db: sqlite3.Connection, changes: Iterable[Change]) -> DamagedRecordError:
+        """Find out whose row it was that could not be changed."""
+        gone = [
+            (run.run_id, task.name)
+            for run, task in changes
+            if task is not None and not self._has_row(db, run.run_id, task.name)
+        ]
+        return DamagedRecordError(*gone[0], "its row is missing; the file was damaged")
+
+    def _has_row(self, db: sqlite3.Connection, run_id: str, task_name: str) -> bool:
+        seq, places = self._owned[run_id]
+        return db.execute(sql.HAS_TASK, (seq, places[task_name])).fetchone() is not None
 
     def _recover(self) -> None:
         with self._transaction() as (db, _):
