@@ -226,7 +226,7 @@ class SqliteStateStore:
                 until = time.monotonic() + _PRUNING_S
                 while seqs and time.monotonic() < until:
                     deleted += db.execute(sql.PRUNE_RUN, (seqs.pop(),)).rowcount
-            time.sleep(_PRUNING_S)
+            time.sleep(_PRUNING_S if seqs else 0)
         with self._lock:
             self._cache.clear()
         self._give_back()
@@ -443,7 +443,7 @@ class SqliteStateStore:
             before, free = free, self._free_pages()
             if free >= before:
                 break
-            time.sleep(_PRUNING_S)
+            time.sleep(_PRUNING_S if free else 0)
         with self._writing, self._file.translated():
             self._require_open()
             # Writers stand still while it waits for readers, so it does not: what it cannot
