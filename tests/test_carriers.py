@@ -76,6 +76,132 @@ async def test_late_cancellation_of_a_finished_task_hits_no_other(  # A5
     assert report["tasks"]["second"]["result"] == "undisturbed"
 
 
+@pytest.mark.parametrize("suspends", [False, True])
+async def test_cancellation_that_a_task_took_back_hits_no_other(  # A5
+    make_engine: MakeEngine, suspends: bool
+) -> None:
+    engine = make_engine(max_parallel=1)
+
+    async def changes_its_mind() -> str:
+        if suspends:
+            await asyncio.sleep(0)
+        me = asyncio.current_task()
+        assert me is not None
+        me.cancel()
+        me.uncancel()
+        return "well"
+
+    async def waits() -> str:
+        await asyncio.sleep(0)
+        return "undisturbed"
+
+    engine.task(dag="d")(changes_its_mind)
+    engine.task(dag="d", deps=[changes_its_mind])(waits)
+    tasks = engine.get_run_report(await engine.run_once("d"))["tasks"]
+    assert [task["result"] for task in tasks.values()] == ["well", "undisturbed"]
+
+
+@pytest.mark.parametrize("suspends", [False, True])
+async def test_end_of_an_asyncio_task_is_told_when_the_task_in_it_has_ended(
+    make_engine: MakeEngine, suspends: bool
+) -> None:
+    engine = make_engine(max_parallel=1)
+    over = asyncio.Event()
+
+    @engine.task(dag="d")
+    async def first() -> None:
+        if suspends:
+            await asyncio.sleep(0)
+        me = asyncio.current_task()
+        assert me is not None
+        me.set_name("the first")
+        me.add_done_callback(lambda _: over.set())
+
+    @engine.task(dag="d", deps=[first], timeout_s=WAIT_S)
+    async def second() -> str:
+        await over.wait()
+        me = asyncio.current_task()
+        assert me is not None
+        return me.get_name()
+
+    tasks = engine.get_run_report(await engine.run_once("d"))["tasks"]
+    assert tasks["second"]["status"] == "SUCCESS"
+    assert tasks["second"]["result"] != "the first"
+
+
+async def test_error_after_a_cancellation_that_was_caught_has_no_other_context(  # A5
+    engine: Engine,
+) -> None:
+    @engine.task(dag="d")
+    async def stubborn() -> None:
+        me = asyncio.current_task()
+        assert me is not None
+        me.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+        msg = "all by itself"
+        raise ValueError(msg)
+
+    task = engine.get_run_report(await engine.run_once("d"))["tasks"]["stubborn"]
+    assert "ValueError: all by itself" in (task["error"] or "")
+    assert "CancelledError" not in (task["error"] or "")
+
+
+@pytest.mark.parametrize("fails_by", ["retries", "many tasks"])
+async def test_tasks_that_fail_at_once_let_the_loop_in(engine: Engine, fails_by: str) -> None:
+    calls = 0
+
+    async def fails() -> None:
+        nonlocal calls
+        calls += 1
+        msg = "at once"
+        raise ValueError(msg)
+
+    if fails_by == "retries":
+        engine.task(dag="d", retries=100_000)(fails)
+    else:
+        for number in range(20_000):
+            engine.task(name=f"t{number}", dag="d")(fails)
+    engine.validate("d")
+    run = asyncio.create_task(engine.run_once("d"))
+    while not calls:
+        await asyncio.sleep(0)
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert calls < 20_000
+
+
+@pytest.mark.parametrize("max_parallel", [1, 2])
+async def test_task_that_has_to_wait_for_a_slot_does_not_keep_the_loop_busy(  # R3
+    make_engine: MakeEngine, max_parallel: int
+) -> None:
+    made = 0
+    engine = make_engine(max_parallel=max_parallel)
+    release = asyncio.Event()
+
+    async def holds() -> None:
+        await release.wait()
+
+    async def waits() -> None:
+        pass
+
+    for number in range(max_parallel):
+        engine.task(name=f"holds{number}", dag="holds")(holds)
+    engine.task(dag="waits")(waits)
+    runs = [asyncio.create_task(engine.run_once(dag)) for dag in ("waits", "holds")]
+    runs.insert(0, asyncio.create_task(engine.run_once("holds")))
+    known: set[asyncio.Task[Any]] = set()
+    for _ in range(200):
+        await asyncio.sleep(0)
+        new = asyncio.all_tasks() - known
+        made += len(new)
+        known |= new
+    release.set()
+    await asyncio.gather(*runs)
+    assert made < 20
+
+
 @pytest.mark.parametrize("how", ["weakly", "cancelled", "cancelled and caught"])
 async def test_asyncio_task_that_somebody_knows_or_has_cancelled_carries_no_other(
     make_engine: MakeEngine, how: str

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -278,3 +282,203 @@ def test_broken_pipe_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
         monkeypatch.setattr(sys, "stdout", Gone())
         assert main(["completion", "bash"]) == 0
+
+
+def test_prune_refuses_what_would_delete_everything(
+    jobs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flowrun(jobs, "run", "jobs:engine", "daily", "--no-progress", code=1)
+    for wrong in (
+        ["prune", "runs.db", "--keep-last", "-1"],
+        ["prune", "runs.db", "--keep-last", "all"],
+        ["prune", "runs.db", "--older-than-s", "-1"],
+        ["prune", "runs.db", "--older-than-s", "nan"],
+        ["runs", "runs.db", "--limit", "0"],
+        ["report", "runs.db", "latest", "--json", "--html", "page.html"],
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(wrong)
+        assert caught.value.code == 2
+        assert "error: argument --" in capsys.readouterr().err
+    kept = json.loads(flowrun(jobs, "prune", "runs.db", "--keep-last", "1", "--json").stdout)
+    assert kept == {"deleted": 0}
+    kept = json.loads(flowrun(jobs, "prune", "runs.db", "--keep-last", "0", "--json").stdout)
+    assert kept == {"deleted": 1}
+
+
+@pytest.mark.parametrize(
+    ("code", "place", "message"),
+    [
+        ("1 / 0", "mine:engine", "cannot import 'mine': ZeroDivisionError: division by zero"),
+        ("x = (", "mine:engine", "cannot import 'mine': SyntaxError: '(' was never closed"),
+        ("from os import nothing", "mine:engine", "cannot import name 'nothing' from 'os'"),
+        ("def make(): 1 / 0", "mine:make", "'mine:make' made no Engine: ZeroDivisionError"),
+        ("raise ValueError('\\x1b[2J')", "mine:engine", r"ValueError: \x1b[2J"),
+    ],
+)
+def test_jobs_that_raise_are_one_readable_line(
+    jobs: Path, code: str, place: str, message: str
+) -> None:
+    (jobs / "mine.py").write_text(code, encoding="utf-8")
+    shown = flowrun(jobs, "list", place, code=2).stderr
+    assert message in shown
+    assert shown.startswith("flowrun: ")
+    assert len(shown.splitlines()) == 1
+    told = flowrun(jobs, "list", place, "--traceback", code=2).stderr
+    assert told.startswith("Traceback")
+    assert "mine" in told
+
+
+def test_validate_tells_a_script(jobs: Path) -> None:
+    (jobs / "bad").touch()
+    told = json.loads(flowrun(jobs, "validate", "jobs:engine", "--json", code=1).stdout)
+    assert told["daily"] is None
+    assert "missing dependency" in told["bad"]
+    assert json.loads(flowrun(jobs, "validate", "jobs:engine", "slow", "--json").stdout) == {
+        "slow": None
+    }
+
+
+def test_screens_without_unicode_get_letters(jobs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    ran = flowrun(jobs, "run", "jobs:engine", "daily", "--no-progress", code=1).stdout
+    assert "[ok] " in ran
+    assert "[FAILED] load" in ran
+    assert "`- load" in flowrun(jobs, "show", "jobs:engine", "daily").stdout
+
+
+def test_a_failure_is_said_once(jobs: Path) -> None:
+    shown = flowrun(jobs, "run", "jobs:engine", "daily", code=1).stderr
+    assert shown.count("ValueError") == 1
+    quiet = flowrun(jobs, "run", "jobs:engine", "daily", "--no-progress", code=1).stderr
+    assert quiet.startswith("task 'load' failed: ValueError")
+
+
+def test_run_where_logging_has_no_last_resort(
+    jobs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging, "lastResort", None)
+    assert main(["run", "jobs:engine", "daily", "--target", "extract"]) == 0
+    assert "1 task: 1 succeeded" in capsys.readouterr().out
+
+
+def test_plan_stays_in_columns_with_wide_names(
+    jobs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide = """
+        from flowrun import SqliteStateStore, build_default_engine
+
+        store = SqliteStateStore("runs.db")
+        engine = build_default_engine(state_store=store)
+        engine.task(name="注文", dag="d")(lambda: 1)
+        engine.task(name="sums", dag="d", deps=["注文"])(lambda: 1 / 0)
+    """
+    (jobs / "jobs.py").write_text(textwrap.dedent(wide), encoding="utf-8")
+    flowrun(jobs, "run", "jobs:engine", "d", "--no-progress", code=1)
+    assert main(["resume", "jobs:engine", "latest", "--dry-run"]) == 0
+    assert capsys.readouterr().out == "keep  注文  succeeded before\nrun   sums  was FAILED\n"
+
+
+LIVE = """
+    import sys
+    from flowrun import SqliteStateStore, build_default_engine
+
+    engine = build_default_engine(state_store=SqliteStateStore("runs.db"), max_workers=2)
+    engine.task(name="first", dag="live")(lambda: {"rows": 3})
+    before = "first"
+    for number in range(60):
+        engine.task(name=f"t{number}", dag="live", deps=[before])(lambda: "x" * 1000)
+        before = f"t{number}"
+
+    @engine.task(dag="live", deps=["first"], timeout_s=None)
+    def gate():
+        print("begun", flush=True)
+        sys.stdin.readline()
+"""
+
+
+def test_reads_a_file_that_another_process_writes(jobs: Path) -> None:
+    (jobs / "live.py").write_text(textwrap.dedent(LIVE), encoding="utf-8")
+    with subprocess.Popen(
+        [sys.executable, "-m", "flowrun", "run", "live:engine", "live", "--no-progress"],
+        cwd=jobs,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "begun\n"
+        for _ in range(3):  # the other tasks are written meanwhile
+            listed = flowrun(jobs, "runs", "runs.db").stdout
+            assert listed.split()[3:5] == ["RUNNING", "live"]
+        (run,) = json.loads(flowrun(jobs, "runs", "runs.db", "--json").stdout)
+        assert (run["status"], run["finished_at"]) == ("RUNNING", None)
+        assert "live: Running" in flowrun(jobs, "report", "runs.db", "latest").stdout
+        report = json.loads(flowrun(jobs, "report", "runs.db", "latest", "--json").stdout)
+        assert report["tasks"]["first"]["status"] == "SUCCESS"
+        assert report["tasks"]["gate"]["status"] == "RUNNING"
+        # Somebody else is in the middle of a transaction: readers do not wait for it.
+        with closing(sqlite3.connect(jobs / "runs.db", isolation_level=None)) as busy:
+            busy.execute("BEGIN IMMEDIATE")
+            flowrun(jobs, "report", "runs.db", run["run_id"], "--html", "live.html")
+            assert flowrun(jobs, "runs", "runs.db").stdout.split()[3] == "RUNNING"
+            busy.execute("ROLLBACK")
+        assert "Running" in (jobs / "live.html").read_text(encoding="utf-8")
+        out, err = writer.communicate("go on\n", timeout=WAIT_S)
+    assert (writer.returncode, err) == (0, "")
+    assert "62 tasks: 62 succeeded" in out
+    assert "live: Succeeded" in flowrun(jobs, "report", "runs.db", "latest").stdout
+
+
+BOMB = """
+    import os
+    from flowrun import PickleSerializer, SqliteStateStore, build_default_engine
+
+    class Bomb:
+        def __reduce__(self):
+            return open, (os.path.abspath("exploded"), "w")
+
+    store = SqliteStateStore("runs.db", PickleSerializer())
+    engine = build_default_engine(state_store=store)
+    engine.task(name="bomb", dag="d")(Bomb)
+    engine.task(name="plain", dag="d")(lambda: [1, 2])
+"""
+
+
+def test_pickled_results_are_shown_without_being_unpickled(jobs: Path) -> None:
+    (jobs / "pickled.py").write_text(textwrap.dedent(BOMB), encoding="utf-8")
+    flowrun(jobs, "run", "pickled:engine", "d", "--no-progress")
+    flowrun(jobs, "report", "runs.db", "latest")
+    flowrun(jobs, "report", "runs.db", "latest", "--json")
+    flowrun(jobs, "report", "runs.db", "latest", "--html", "page.html")
+    page = (jobs / "page.html").read_text(encoding="utf-8")
+    assert len(re.findall(r"pickle, \d+ bytes, not decoded", page)) == 2
+    # The engine's own page, though it could.
+    own = """
+import pickled, re
+page = pickled.engine.report_html(pickled.engine.list_runs()[0].run_id)
+print(len(re.findall("pickle, [0-9]+ bytes, not decoded", page)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", own],
+        cwd=jobs,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == "2\n"
+    assert not (jobs / "exploded").exists()
+    # It is a bomb indeed.
+    read = "import pickled; pickled.engine.get_run_report(pickled.engine.list_runs()[0].run_id)"
+    subprocess.run([sys.executable, "-c", read], cwd=jobs, timeout=60, check=True)
+    assert (jobs / "exploded").exists()
+
+
+def test_page_shows_what_json_results_begin_with(jobs: Path) -> None:
+    flowrun(jobs, "run", "jobs:engine", "daily", "--no-progress", code=1)
+    flowrun(jobs, "report", "runs.db", "latest", "--html", "page.html", code=1)
+    page = (jobs / "page.html").read_text(encoding="utf-8")
+    assert '"result":"[1, 2]"' in page
+    assert len(page.encode()) < 100_000

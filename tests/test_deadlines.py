@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from flowrun import Engine, SchedulerConfig
 from flowrun.clock import Clock
 from flowrun.deadlines import Deadlines
 
@@ -254,3 +255,24 @@ async def test_deadlines_on_a_real_loop() -> None:
     assert names == ["a", "b"]
     assert clock.monotonic() - start >= 0.02
     deadlines.close()
+
+
+async def test_time_before_an_async_task_waits_counts(
+    make_engine: Callable[..., Engine],
+) -> None:  # A1
+    clock = VirtualClock()
+    engine = make_engine(config=SchedulerConfig(clock=clock))
+    waits = asyncio.Event()
+
+    @engine.task(dag="d", timeout_s=6)
+    async def works_then_waits() -> None:
+        clock.now += 5
+        asyncio.get_running_loop().call_soon(waits.set)
+        await asyncio.Event().wait()
+
+    run = asyncio.create_task(engine.run_once("d"))
+    await asyncio.wait_for(waits.wait(), WAIT_S)
+    assert clock.armed() == [6]
+    clock.advance(6)
+    report = engine.get_run_report(await asyncio.wait_for(run, WAIT_S))
+    assert report["tasks"]["works_then_waits"]["reason"] == "TIMEOUT"

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from flowrun import Engine, current_attempt, fn_hook
+from flowrun import Engine, SchedulerConfig, current_attempt, fn_hook
+from flowrun.attempt import Invocation
+from flowrun.clock import Clock
+from flowrun.following import Following
 
 from .conftest import WAIT_S, statuses
 
@@ -322,3 +326,83 @@ async def test_handed_in_threads_are_asked_for_every_task(make_engine: MakeEngin
         chain(engine, 20, lambda: None)
         await engine.run_once("d")
         assert pool.calls == 20
+
+
+async def test_thread_that_takes_a_staged_task_just_before_the_loop_does(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop_thread = threading.current_thread()
+    missed: list[bool] = []
+    take = Following.take
+
+    def late(self: Following) -> Invocation | None:
+        if threading.current_thread() is loop_thread and self.staged and not missed:
+            missed.append(True)
+            return None
+        return take(self)
+
+    monkeypatch.setattr(Following, "take", late)
+    engine = make_engine(max_parallel=1)
+    clock = time.monotonic
+
+    def work() -> None:
+        until = clock() + 0.002  # too long for its thread to go on
+        while clock() < until:
+            pass
+
+    for number in range(5):
+        engine.task(name=f"t{number}", dag="d")(work)
+    run_id = await engine.run_once("d")
+    assert missed
+    assert engine.get_run_report(run_id)["status"] == "SUCCESS"
+
+
+class ActingClock(Clock):
+    """A clock that stands still, and acts when the loop reads it for the n-th time."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        self.left = -1
+        self.act = act
+        self.loop_thread = threading.current_thread()
+
+    def monotonic(self) -> float:  # type: ignore[override]
+        if threading.current_thread() is self.loop_thread and self.left >= 0:
+            self.left -= 1
+            if self.left < 0:
+                self.act()
+        return 0.0
+
+
+@pytest.mark.parametrize("nth", range(4))
+async def test_thread_takes_the_last_staged_task_while_the_loop_looks_for_one(  # R4
+    make_engine: MakeEngine, nth: int
+) -> None:
+    may_end, took = threading.Event(), threading.Event()
+
+    def let_the_thread_go_on() -> None:
+        may_end.set()
+        took.wait(0.2)  # in vain where it has to ask the loop first
+
+    clock = ActingClock(let_the_thread_go_on)
+    engine = make_engine(max_workers=1, config=SchedulerConfig(clock=clock), max_parallel=2)
+    staged = asyncio.Event()
+
+    @engine.task(dag="d")
+    async def first() -> None:
+        asyncio.get_running_loop().call_soon(staged.set)
+        await staged.wait()
+        clock.left = nth
+
+    @engine.task(dag="d")
+    def second() -> None:
+        assert may_end.wait(WAIT_S)
+
+    @engine.task(dag="d")
+    def third() -> None:
+        took.set()
+
+    run = asyncio.create_task(engine.run_once("d"))
+    await asyncio.wait({run}, timeout=0.1)
+    may_end.set()
+    report = engine.get_run_report(await asyncio.wait_for(run, WAIT_S))
+    assert report["status"] == "SUCCESS"

@@ -17,6 +17,8 @@ import pytest
 
 from flowrun import RunQuery, RunRecord, SqliteStateStore, TaskRecord
 from flowrun.errors import ForkedStoreError, RunAliveError, StoreFileError
+from flowrun.state import ownership, sqlite_file
+from flowrun.state.ownership import Ownership
 
 from .conftest import WAIT_S, open_files
 
@@ -225,3 +227,28 @@ def test_who_reads_does_not_wait_for_its_own_writer(path: Path, open_store: Any)
         other.execute("COMMIT")
         writer.join(WAIT_S)
     assert store.load_run("r2", results=False).alive
+
+
+def test_forked_child_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs in a child, run here: what a child does is not measured."""
+    files = {"x": ownership._LockFile(tmp_path / "x-owners")}
+    monkeypatch.setattr(ownership, "_FILES", files)
+    monkeypatch.setattr(ownership, "_lock", threading.Lock())
+    inherited: set[str] = set()
+    monkeypatch.setattr(sqlite_file, "_INHERITED", inherited)
+    descriptor = files["x"].descriptor
+    ownership._forget_parent()
+    assert files == {}
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+    with closing(SqliteStateStore(tmp_path / "runs.db")):
+        sqlite_file._remember_parent()
+    assert inherited == {str(tmp_path / "runs.db")}
+
+
+def test_claim_is_given_up_once(tmp_path: Path) -> None:
+    claims = [Ownership(tmp_path / "runs.db") for _ in range(2)]
+    claims[0].close()
+    claims[0].close()
+    assert claims[1].is_alive(claims[1].owner)
+    claims[1].close()

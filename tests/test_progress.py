@@ -13,6 +13,7 @@ from collections.abc import Callable
 import pytest
 
 from flowrun import Engine
+from flowrun.hooks import DagEndEvent, DagStartEvent, TaskStartEvent
 from flowrun.progress import ProgressHook
 
 MakeEngine = Callable[..., Engine]
@@ -41,13 +42,13 @@ class Terminal(io.StringIO):
 def screen(text: str) -> str:
     """Return what is left on the screen when redrawn lines have been erased."""
     lines: list[str] = [""]
-    for part in re.split(r"(\r\x1b\[\d+A\x1b\[J|\x1b\[K|\n)", text):
+    for part in re.split(r"(\r\x1b\[\d+A|\x1b\[[JK]|\n)", text):
         match = re.match(r"\r\x1b\[(\d+)A", part)
         if match:
             lines = [*lines[: len(lines) - 1 - int(match[1])], ""]
         elif part == "\n":
             lines.append("")
-        elif part != "\x1b[K":
+        elif part not in {"\x1b[K", "\x1b[J"}:
             lines[-1] += part
     return "\n".join(lines)
 
@@ -119,7 +120,7 @@ async def test_terminal_is_redrawn_and_prints_and_logs_stay_above(
         print("half ", end="")
         print("a line")
         logging.getLogger("mine").warning("a log line")
-        await asyncio.to_thread(terminal.wait_for, r"0/16 done, 16 running\x1b\[K\n\r")
+        await asyncio.to_thread(terminal.wait_for, r"0/16 done, 16 running\x1b\[K\n\x1b\[J\r")
         go_on.set()
         await run
     finally:
@@ -154,7 +155,10 @@ async def test_no_color_and_dumb_terminals(
     assert "\x1b" not in dumb.getvalue()
 
 
-async def test_two_runs_at_once_end_one_after_the_other(make_engine: MakeEngine) -> None:
+async def test_two_runs_at_once_end_one_after_the_other(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
     terminal = Terminal()
     engine = make_engine(hooks=[ProgressHook(terminal, live=True)])
     begun, go_on = asyncio.Event(), asyncio.Event()
@@ -171,7 +175,11 @@ async def test_two_runs_at_once_end_one_after_the_other(make_engine: MakeEngine)
     go_on.set()
     await long
     left = screen(terminal.getvalue())
-    assert left.index("short SUCCESS") < left.index("long SUCCESS")
+    ends = [line for line in left.splitlines() if "SUCCESS" in line]
+    assert [re.sub(r".*\x1b\[0m (.*) in .*: ", r"\1, ", line) for line in ends] == [
+        "short SUCCESS, 1 ok",
+        "long SUCCESS, 1 ok",
+    ]
 
 
 async def test_cancelled_run_leaves_nothing_drawn(make_engine: MakeEngine) -> None:
@@ -190,6 +198,112 @@ async def test_cancelled_run_leaves_nothing_drawn(make_engine: MakeEngine) -> No
     with pytest.raises(asyncio.CancelledError):
         await run
     assert "running" not in screen(terminal.getvalue())
+
+
+def test_task_that_a_broken_run_leaves_is_drawn_no_more() -> None:
+    terminal = Terminal()
+    hook = ProgressHook(terminal, live=True)
+    for run in ("one", "two"):
+        hook.on_dag_start(DagStartEvent(run, "d", 0.0, ("a",), None))
+    hook.on_task_start(TaskStartEvent("one", "d", "a", 0.0, 1))
+    terminal.wait_for("0/2 done, 1 running")
+    hook.on_dag_end(DagEndEvent("one", "d", 0.0, "FAILED", 1.0, "the disk is full"))
+    terminal.wait_for("0/1 done, 0 running")
+    hook.on_dag_end(DagEndEvent("two", "d", 0.0, "FAILED", 1.0, "the disk is full"))
+    assert "running" not in screen(terminal.getvalue())
+
+
+def test_terminal_that_goes_away_is_drawn_on_no_more() -> None:
+    gone = threading.Event()
+
+    class Gone(Terminal):
+        def write(self, text: str) -> int:
+            if gone.is_set():
+                drawing.append(threading.current_thread())
+                raise OSError(5, "Input/output error")
+            return super().write(text)
+
+    drawing: list[threading.Thread] = []
+    terminal = Gone()
+    hook = ProgressHook(terminal, live=True)
+    hook.on_dag_start(DagStartEvent("one", "d", 0.0, ("a",), None))
+    terminal.wait_for("0/1 done")
+    gone.set()
+    for thread in threading.enumerate():
+        if thread.name == "flowrun-progress":
+            thread.join(10)
+    assert [thread.name for thread in drawing] == ["flowrun-progress"]
+    gone.clear()
+    hook.on_dag_end(DagEndEvent("one", "d", 0.0, "SUCCESS", 1.0, None))
+    assert "d SUCCESS in 1.0 s" in terminal.getvalue()
+
+
+def test_run_that_ends_while_somebody_logs_waits_for_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    handler = logging.StreamHandler(terminal)
+    logging.getLogger().addHandler(handler)
+    hook = ProgressHook(terminal, live=True)
+    try:
+        hook.on_dag_start(DagStartEvent("one", "d", 0.0, ("a",), None))
+        terminal.wait_for("0/1 done")
+        end = DagEndEvent("one", "d", 0.0, "SUCCESS", 1.0, None)
+        ending = threading.Thread(target=hook.on_dag_end, args=(end,), daemon=True)
+        handler.acquire()  # as who logs does
+        try:
+            ending.start()
+            terminal.wait_for(r"A\x1b\[J$")  # the drawing has been erased; now the handler's turn
+            handler.stream.write("a log line\n")
+        finally:
+            handler.release()
+        ending.join(10)
+        assert not ending.is_alive()
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert handler.stream is terminal
+    left = screen(terminal.getvalue())
+    assert left.index("a log line\n") < left.index("d SUCCESS")
+
+
+def test_nothing_is_drawn_in_the_middle_of_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asked(Terminal):
+        times = 0
+
+        def fileno(self) -> int:  # before each drawing
+            with self.changed:
+                self.times += 1
+                self.changed.notify_all()
+            return super().fileno()
+
+    terminal = Asked()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    hook = ProgressHook(terminal, live=True)
+    hook.on_dag_start(DagStartEvent("one", "d", 0.0, ("a",), None))
+    print("half", end="", flush=True)
+    with terminal.changed:
+        asked = terminal.times
+        assert terminal.changed.wait_for(lambda: terminal.times >= asked + 2, 10)
+    assert terminal.getvalue().endswith("half")
+    print(" a line")
+    assert screen(terminal.getvalue()).endswith("\nhalf a line\n0/1 done, 0 running\n")
+    hook.on_dag_end(DagEndEvent("one", "d", 0.0, "SUCCESS", 1.0, None))
+
+
+def test_stream_that_somebody_has_replaced_meanwhile_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    hook = ProgressHook(terminal, live=True)
+    hook.on_dag_start(DagStartEvent("one", "d", 0.0, ("a",), None))
+    assert sys.stdout is not terminal
+    assert sys.stdout.isatty()
+    mine = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", mine)
+    hook.on_dag_end(DagEndEvent("one", "d", 0.0, "SUCCESS", 1.0, None))
+    assert sys.stdout is mine
 
 
 def test_durations_are_written_for_people() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flowrun.render import preview
+from flowrun.render import preview, stored_previews
 from flowrun.render.page import as_json, critical_path, page_data
 from flowrun.render.wording import is_kept
 
@@ -179,3 +179,41 @@ def test_preview_is_the_values_own_repr(value: object, shown: str) -> None:
 )
 def test_preview_is_bounded(value: object) -> None:
     assert len(preview(value)) <= 2_001
+
+
+def test_results_in_the_store_are_shown_without_a_pickle_being_read() -> None:
+    report = reports.success()
+    names = list(report["tasks"])
+    asked: list[tuple[str, int]] = []
+    long = '{"text":"' + "é" * 5000 + '"}'
+
+    def peek(run_id: str, most: int) -> dict[str, tuple[str, int, bytes]]:
+        asked.append((run_id, most))
+        kept = {
+            "json": b'{"span":{"$flowrun":["tuple",1,2]}}',
+            "json, long": long.encode(),
+            "json, broken": b"{",
+            "pickle": b"\x80\x05cos\nsystem\n",
+            "mine": b"x",
+        }
+        shown = zip(names, kept.items(), strict=False)
+        return {
+            name: (kind.partition(",")[0], len(data), data[:most]) for name, (kind, data) in shown
+        }
+
+    told = stored_previews(report, peek)
+    assert asked == [(report["run_id"], 2000)]
+    assert [told[name] for name in names[:5]] == [
+        "{'span': (1, 2)}",
+        '{"text":"' + "é" * 995 + "…",
+        "{",
+        "pickle, 13 bytes, not decoded",
+        "mine, 1 byte, not decoded",
+    ]
+    for name in names[:5]:
+        report["tasks"][name].update(status="SUCCESS", result=None, result_state="stored")
+    data = page_data(report, critical=[], marks=None, result_preview=preview, stored=told)
+    shown = {task["name"]: task.get("result") for task in data["tasks"]}
+    assert shown[names[3]] == "pickle, 13 bytes, not decoded"
+    hidden = page_data(report, critical=[], marks=None, result_preview=None, stored=told)
+    assert {task["state"] for task in hidden["tasks"] if task["name"] in told} == {"hidden"}

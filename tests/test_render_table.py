@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flowrun.render import report_table
 from flowrun.render.escape import columns
@@ -119,3 +121,18 @@ def test_hostile_texts_cannot_write_to_the_screen() -> None:  # V1
     shown = report_table(reports.hostile())
     assert not set(shown) & set("\x1b\x07\u202e\u202c\u2066\ud800")
     assert "\\u202egnp.exe\\u202c" in shown
+
+
+PIECES = [*"ab c注文を가ｱ－é½🚀🧪☺™", "e\u0301", "❤\ufe0f", "🇨🇭", "👩\u200d👧", "👍🏽"]
+NAMES = st.lists(st.sampled_from(PIECES), min_size=1, max_size=60).map("".join)
+
+
+@given(NAMES, NAMES, st.integers(40, 120))
+def test_no_line_is_wider_than_a_terminal_shows_it(name: str, error: str, width: int) -> None:
+    wcwidth = pytest.importorskip("wcwidth", reason="wcwidth comes with pyte (group 'dev')")
+    report = reports.single()
+    (task,) = report["tasks"].values()
+    failed = reports.task([], reports.attempt(1, 0, 0, 1, f"ValueError: {error}"))
+    report.update(dag_name=name, tasks={name: task, f"{name}2": failed}, metadata={name: error})
+    lines = report_table(report, width).split("\n")
+    assert max(map(wcwidth.wcswidth, lines)) <= width

@@ -64,7 +64,7 @@ def called_with(
     """Call a function as its task would be called."""
     results = results or {}
     plan = plan_call(read(function, **(bound or {})), list(results))
-    args, kwargs = plan.arguments(list(results.values()), context)
+    args, kwargs = plan.arguments(list(results), list(results.values()), context)
     return functools.partial(function, **(bound or {}))(*args, **kwargs)
 
 
@@ -90,8 +90,8 @@ class TestResults:
         def load() -> None: ...
 
         plan = plan_call(read(load), ["extract", "transform"])
-        assert plan.arguments([1, 2], RunContext(Deps())) == ((), {})
-        assert plan.used == ()
+        assert plan.arguments(["extract", "transform"], [1, 2], RunContext(Deps())) == ((), {})
+        assert list(plan.passed_on((7, 8))) == []
 
     def test_required_and_optional_parameters_are_told_apart(self) -> None:
         def load(a: int, b: int = 1, *, c: int, d: int = 2) -> None: ...
@@ -114,8 +114,11 @@ class TestResults:
             return orders
 
         plan = plan_call(read(load), ["create_table", "orders"])
-        assert plan.arguments(["ignored", 1], None) == ((), {"orders": 1})
-        assert plan.used == (1,)
+        assert plan.arguments(["create_table", "orders"], ["ignored", 1], None) == (
+            (),
+            {"orders": 1},
+        )
+        assert list(plan.passed_on((7, 8))) == [8]
 
     def test_none_is_a_result_like_any_other(self) -> None:  # I2
         assert called_with(lambda orders=5: orders, {"orders": None}) is None
@@ -131,7 +134,7 @@ class TestResults:
             ("not a name", 3),
         ]
         assert called_with(load) == []
-        assert plan_call(read(load), ["b", "a"]).used == (0, 1)
+        assert list(plan_call(read(load), ["b", "a"]).passed_on((7, 8))) == [7, 8]
 
     def test_upstream_disables_named_injection(self) -> None:
         def load(upstream: dict[str, object], a: object = "default", **more: object) -> object:
@@ -171,7 +174,7 @@ class TestResults:
 
         assert called_with(load, {"b": 2}) == ("A", 2, "C")
         assert called_with(load) == ("A", "B", "C")
-        assert plan_call(read(load), ["b"]).arguments([2], None) == (("A", 2), {})
+        assert plan_call(read(load), ["b"]).arguments(["b"], [2], None) == (("A", 2), {})
 
     def test_positional_only_upstream_and_context_are_passed_by_position(self) -> None:
         def load(upstream: object, context: RunContext[Deps], /, **more: object) -> object:
@@ -654,7 +657,7 @@ class TestKindsOfCallables:
     def test_builtin_without_a_signature_takes_nothing(self) -> None:
         assert read(max).takes_nothing
         assert read(functools.partial(max, 1)).takes_nothing
-        assert plan_call(read(max), ["a"]).arguments([1], None) == ((), {})
+        assert plan_call(read(max), ["a"]).arguments(["a"], [1], None) == ((), {})
 
     def test_builtin_with_a_signature_is_read(self) -> None:
         assert called_with(len, {"obj": [1, 2]}) == 2

@@ -29,8 +29,11 @@ def test_slots_are_taken_until_none_is_free() -> None:
     runner = Runner(slots)
     assert [runner.lane.take() for _ in range(3)] == [True, True, False]
     assert slots.free == 0
+    assert not runner.lane.may_take
     runner.lane.give_back()
-    assert runner.grants == 1  # handed to itself, as nobody else waits
+    assert runner.grants == 0  # it has not waited for itself
+    assert runner.lane.may_take
+    assert runner.lane.take()
     runner.lane.give_back()
     runner.lane.give_back()
     assert slots.free == 2
@@ -67,9 +70,19 @@ def test_slot_is_kept_while_nobody_waits() -> None:
     assert runner.lane.take()
     assert all(runner.lane.renew() for _ in range(10))
     assert (slots.free, runner.grants) == (0, 0)
-    # It waits for a second slot itself: that is no reason to let go of the first.
+
+
+def test_lane_that_waits_for_one_more_keeps_what_it_has() -> None:
+    slots = Slots(2)
+    holder, runner = Runner(slots), Runner(slots)
+    assert holder.lane.take()
+    assert runner.lane.take()
     assert not runner.lane.take()
-    assert runner.lane.renew()
+    assert not runner.lane.may_take
+    assert runner.lane.renew()  # nobody but itself waits
+    holder.lane.give_back()
+    assert runner.grants == 1
+    assert not runner.lane.may_take
 
 
 def test_long_run_lets_another_in_after_one_task() -> None:  # R3

@@ -363,6 +363,7 @@ def test_serializer_that_wrote_a_result_is_remembered(open_store: Any) -> None:
     store.save([Change(run, run.tasks["a"])])
     assert store.load_results("r1", ["a"]) == {"a": {1, 2}}
     name, size, head = store.stored_result("r1", "a", 5)
+    assert store.stored_results("r1", 5) == {"a": (name, size, head)}
     assert (name, len(head)) == ("pickle", 5)
     assert size > 5
     with pytest.raises(UnknownRunError):
@@ -610,6 +611,35 @@ def test_lock_of_somebody_else_is_waited_for_a_bounded_time(path: Path, open_sto
     waiting.join(WAIT_S)
     assert [run.run_id for run in store.list_runs(RunQuery())] == ["r2"]
     other.close()
+
+
+def test_pruning_waits_for_no_reader_and_gives_the_space_back_later(
+    path: Path, open_store: Any
+) -> None:
+    store = open_store(busy_timeout_s=10 * WAIT_S)
+    run = make_run()
+    store.create_run(run)
+    run.tasks["a"].start(2.0, 2.0)
+    run.tasks["a"].succeed(3.0, "x" * 300_000)
+    run.tasks["b"].start(3.0, 3.0)
+    run.tasks["b"].succeed(4.0, None)
+    run.finish(4.0)
+    store.save([*(Change(run, task) for task in run.tasks.values()), Change(run, None)])
+    made_by_sqlite(path, "PRAGMA wal_checkpoint(TRUNCATE)")
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT count(*) FROM runs").fetchone() == (1,)
+        pruning = threading.Thread(
+            target=store.prune_runs, kwargs={"keep_last": 0, "created_before": None}
+        )
+        pruning.start()
+        pruning.join(WAIT_S)
+        assert not pruning.is_alive()
+        store.create_run(make_run("r2"))  # nor does anybody who writes wait
+        assert path.stat().st_size > 300_000
+    assert store.prune_runs(keep_last=0, created_before=None) == 0
+    assert path.stat().st_size < 150_000
+    assert path.with_name("runs.db-wal").stat().st_size == 0
 
 
 def test_reader_sees_a_live_file_and_changes_nothing(path: Path, open_store: Any) -> None:

@@ -249,7 +249,7 @@ async def test_retry_waits_for_its_predecessor_and_runs_when_it_ends(
     inside: list[int] = []
     most: list[int] = []
 
-    @engine.task(dag="d", timeout_s=0.2, retries=1)
+    @engine.task(dag="d", timeout_s=1.0, retries=1)
     def slow() -> str:
         attempt = current_attempt()
         inside.append(attempt.attempt)
@@ -766,3 +766,46 @@ async def test_nothing_is_left_after_all_this() -> None:
     gc.collect()
     assert flowrun_threads() == threads
     assert asyncio.all_tasks() == tasks
+
+
+async def test_slot_that_is_granted_to_a_run_that_has_just_ended_is_passed_on(  # R2 R3
+    make_engine: MakeEngine,
+) -> None:
+    engine = make_engine(max_parallel=1)
+    waiting: list[str] = []
+
+    @engine.task(dag="holder")
+    async def hold() -> None:
+        while not waiting or engine.list_runs(dag_name="waiter")[0].status != "RUNNING":
+            await asyncio.sleep(0)
+            waiting[:] = [each.run_id for each in engine.list_runs(dag_name="waiter")]
+        await asyncio.sleep(0)
+        engine.cancel(waiting[0])  # it hears of this, and then that it has the slot
+
+    engine.task(name="never", dag="waiter")(hold)
+    engine.task(name="after", dag="third")(lambda: None)
+    holder = asyncio.create_task(engine.run_once("holder"))
+    waiter = asyncio.create_task(engine.run_once("waiter"))
+    with pytest.raises(RunCancelledError):
+        await asyncio.wait_for(waiter, WAIT_S)
+    await asyncio.wait_for(holder, WAIT_S)
+    await asyncio.wait_for(engine.run_once("third"), WAIT_S)
+
+
+async def test_run_that_waits_for_one_more_slot_goes_on_in_the_one_it_has(  # R3
+    make_engine: MakeEngine,
+) -> None:
+    engine = make_engine(max_parallel=2)
+    may_end = asyncio.Event()
+    engine.task(name="hold", dag="holder", timeout_s=None)(may_end.wait)
+    holder = asyncio.create_task(engine.run_once("holder"))
+
+    async def work() -> None:
+        await asyncio.sleep(0)
+
+    for number in range(20):
+        engine.task(name=f"t{number}", dag="d")(work)
+    run_id = await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+    may_end.set()
+    await holder
+    assert engine.get_run_report(run_id)["status"] == "SUCCESS"

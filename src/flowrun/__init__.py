@@ -7,36 +7,35 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from flowrun.config import SchedulerConfig
-from flowrun.context import Attempt, RunContext, current_attempt
-from flowrun.engine import DagScope, Engine, build_default_engine
-from flowrun.errors import (
-    FlowrunError,
-    NonRetryableError,
-    RunCancelledError,
-)
-from flowrun.hooks import (
-    DagEndEvent,
-    DagStartEvent,
-    RunHook,
-    TaskFailureEvent,
-    TaskRetryEvent,
-    TaskSkipEvent,
-    TaskStartEvent,
-    TaskSuccessEvent,
-    fn_hook,
-)
-from flowrun.policy import RetryPolicy
-from flowrun.registry import TaskRegistry, TaskSpec, TaskTemplate, task, task_template
-from flowrun.report import AttemptReport, RunReport, TaskReport
-from flowrun.resume import PlannedTask, ResumePlan
-from flowrun.state.memory import InMemoryStateStore, StateStore
-from flowrun.state.protocol import Change, RunQuery, StateStoreProtocol
-from flowrun.state.records import RunRecord, RunStatus, RunSummary, TaskRecord, TaskStatus
-
 if TYPE_CHECKING:
+    from flowrun.config import SchedulerConfig
+    from flowrun.context import Attempt, RunContext, current_attempt
+    from flowrun.engine import DagScope, Engine, build_default_engine
+    from flowrun.errors import (
+        FlowrunError,
+        NonRetryableError,
+        RunCancelledError,
+    )
+    from flowrun.hooks import (
+        DagEndEvent,
+        DagStartEvent,
+        RunHook,
+        TaskFailureEvent,
+        TaskRetryEvent,
+        TaskSkipEvent,
+        TaskStartEvent,
+        TaskSuccessEvent,
+        fn_hook,
+    )
+    from flowrun.policy import RetryPolicy
     from flowrun.processes import ProcessPerAttemptExecutor
     from flowrun.progress import ProgressHook
+    from flowrun.registry import TaskRegistry, TaskSpec, TaskTemplate, task, task_template
+    from flowrun.report import AttemptReport, RunReport, TaskReport
+    from flowrun.resume import PlannedTask, ResumePlan
+    from flowrun.state.memory import InMemoryStateStore, StateStore
+    from flowrun.state.protocol import Change, RunQuery, StateStoreProtocol
+    from flowrun.state.records import RunRecord, RunStatus, RunSummary, TaskRecord, TaskStatus
     from flowrun.state.serializers import JsonSerializer, PickleSerializer, ResultSerializer
     from flowrun.state.sqlite import SqliteStateStore
 
@@ -91,21 +90,84 @@ __all__ = [
     "task_template",
 ]
 
-# What needs sqlite3, json, pickle or multiprocessing is loaded when it is first asked for:
-# most programs use one of them or none, and importing flowrun should cost nothing.
-_LAZY = {
-    "JsonSerializer": "flowrun.state.serializers",
-    "PickleSerializer": "flowrun.state.serializers",
-    "ProcessPerAttemptExecutor": "flowrun.processes",
-    "ProgressHook": "flowrun.progress",
-    "ResultSerializer": "flowrun.state.serializers",
-    "SqliteStateStore": "flowrun.state.sqlite",
+# Everything is loaded when it is first asked for: a program that only looks at a file of runs
+# needs no scheduler, and one that only declares tasks no SQLite, and importing costs nothing.
+_HOMES = {
+    "flowrun.config": ("SchedulerConfig",),
+    "flowrun.context": (
+        "Attempt",
+        "RunContext",
+        "current_attempt",
+    ),
+    "flowrun.engine": (
+        "DagScope",
+        "Engine",
+        "build_default_engine",
+    ),
+    "flowrun.errors": (
+        "FlowrunError",
+        "NonRetryableError",
+        "RunCancelledError",
+    ),
+    "flowrun.hooks": (
+        "DagEndEvent",
+        "DagStartEvent",
+        "RunHook",
+        "TaskFailureEvent",
+        "TaskRetryEvent",
+        "TaskSkipEvent",
+        "TaskStartEvent",
+        "TaskSuccessEvent",
+        "fn_hook",
+    ),
+    "flowrun.policy": ("RetryPolicy",),
+    "flowrun.processes": ("ProcessPerAttemptExecutor",),
+    "flowrun.progress": ("ProgressHook",),
+    "flowrun.registry": (
+        "TaskRegistry",
+        "TaskSpec",
+        "TaskTemplate",
+        "task",
+        "task_template",
+    ),
+    "flowrun.report": (
+        "AttemptReport",
+        "RunReport",
+        "TaskReport",
+    ),
+    "flowrun.resume": (
+        "PlannedTask",
+        "ResumePlan",
+    ),
+    "flowrun.state.memory": (
+        "InMemoryStateStore",
+        "StateStore",
+    ),
+    "flowrun.state.protocol": (
+        "Change",
+        "RunQuery",
+        "StateStoreProtocol",
+    ),
+    "flowrun.state.records": (
+        "RunRecord",
+        "RunStatus",
+        "RunSummary",
+        "TaskRecord",
+        "TaskStatus",
+    ),
+    "flowrun.state.serializers": (
+        "JsonSerializer",
+        "PickleSerializer",
+        "ResultSerializer",
+    ),
+    "flowrun.state.sqlite": ("SqliteStateStore",),
 }
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - stands for each lazy export
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - stands for each export
     """Load an export that is not loaded yet."""
-    module = _LAZY.get(name)
+    module = _HOME_OF.get(name)
     if module is None:
         msg = f"module 'flowrun' has no attribute {name!r}"
         raise AttributeError(msg)
@@ -117,5 +179,5 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - stands for each lazy export
 
 
 def __dir__() -> list[str]:
-    """List the lazy exports too."""
+    """List the exports that are not loaded yet, too."""
     return sorted({*globals(), *__all__})

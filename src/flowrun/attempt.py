@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
-import pickle
 import types
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from flowrun.context import CURRENT
 from flowrun.errors import ExecutorError, RemoteTaskError
 from flowrun.failure import error_line, error_text
-from flowrun.remote import Facts, PackedCall, RemoteCall, Reply, unpacked
+from flowrun.inputs import NO_ARGUMENTS, NOTHING, frozen
 
 if TYPE_CHECKING:
     import contextvars
@@ -23,12 +21,11 @@ if TYPE_CHECKING:
     from flowrun.context import Attempt
     from flowrun.inbox import Inbox
     from flowrun.registry import TaskSpec
+    from flowrun.remote import RemoteCall
+    from flowrun.signature import Arguments
     from flowrun.state.records import Preserved
 
 _Code: TypeAlias = "Coroutine[Any, Any, object]"
-Arguments: TypeAlias = tuple[tuple[object, ...], dict[str, object]]
-NO_ARGUMENTS: Arguments = ((), {})
-NOTHING: Mapping[str, object] = {}
 
 
 class Invocation:
@@ -56,6 +53,7 @@ class Invocation:
         stopped: Whether it was told to stop.
         closed: The scheduler has its outcome; what comes later is late.
         abandoned: It was given up while its code still ran.
+        suspended: Whether it is code of the event loop that :meth:`rest` has to run on.
         recorded: Whether its success stands in the record already.
         unheard: Whether its thread has ended it before the loop heard of it.
         following: The attempt that its thread went on with at once, in its place.
@@ -76,6 +74,7 @@ class Invocation:
     stopped = False
     closed = False
     abandoned = False
+    suspended = False
     recorded = False
     unheard = False
     following: Invocation | None = None
@@ -100,30 +99,32 @@ class Invocation:
         # Popped by whoever ends it: its thread, or the loop that gives it up. Popping is atomic.
         self._claim = [None]
 
-    def step_here(self) -> bool:
-        """Run the code, in its own context, to its end or to its first suspension.
-
-        For code of an async task, called inside the asyncio task that carries it.
-
-        Returns:
-            Whether it is suspended; then :meth:`rest` has to follow.
-        """
-        return self._context.run(self._first_step)
+    def go_on_from(self, step: Halfway, started: float) -> None:
+        """Take over code that its first step has left suspended, or that has failed in it."""
+        self.started = started
+        self._awaited = step.awaited
+        if step.coroutine is None:
+            self.error = step.error
+        else:
+            self._coroutine = step.coroutine
+            self.suspended = True
 
     @types.coroutine
     def rest(self) -> Generator[Any, Any, None]:
         """Run suspended code to its end, step by step, each in its own context."""
         run, coroutine = self._context.run, self._coroutine
         while True:
+            advance: Callable[[Any], object] = coroutine.send
             try:
-                value = yield self._awaited
+                given = yield self._awaited
             except GeneratorExit:  # the loop was closed before the code had ended
                 run(coroutine.close)
                 raise
             except BaseException as error:  # noqa: BLE001 - cancelled: the code's to deal with
-                suspended = run(self._step, coroutine.throw, error)
-            else:
-                suspended = run(self._step, coroutine.send, value)
+                # Not from in here: what the code raises later would seem to be caused by it.
+                advance, given = coroutine.throw, error
+            suspended = run(self._step, advance, given)
+            del given  # an error's traceback holds this frame
             if not suspended:
                 return
 
@@ -184,6 +185,8 @@ class Invocation:
         """
         self._done = inbox.put
         self._late = late
+        from flowrun.remote import PackedCall  # noqa: PLC0415 - for other executors only
+
         # Nobody tells when a foreign pool starts it: its clock starts at submission.
         self._start_clock()
         call = PackedCall(self.remote_call()) if kind == "process" else _ForeignCall(self)
@@ -192,6 +195,8 @@ class Invocation:
 
     def remote_call(self) -> RemoteCall:
         """Return the call in the form in which it can leave this process."""
+        from flowrun.remote import Facts, RemoteCall  # noqa: PLC0415 - see start_sync
+
         seen = self.attempt
         facts = Facts(seen.run_id, seen.dag_name, seen.task_name, seen.attempt, self.spec.timeout_s)
         args, kwargs = self.arguments
@@ -213,6 +218,11 @@ class Invocation:
             self.task.cancel()
             return True
         return self.future is not None and self.future.cancel()
+
+    @property
+    def runs_for_s(self) -> float:
+        """How long its code has run until now."""
+        return self._clock.monotonic() - (self.started or 0.0)
 
     @property
     def has_ended(self) -> bool:
@@ -262,35 +272,13 @@ class Invocation:
         if self.started is None:
             self._start_clock()
         if self.inputs:
-            self.preserved = {name: _frozen(value) for name, value in self.inputs.items()}
+            self.preserved = frozen(self.inputs)
 
     def _start_clock(self) -> None:
         self.started = started = self._clock.monotonic()
         timeout_s = self.spec.timeout_s
         if timeout_s is not None:
             self.attempt.deadline = started + timeout_s
-
-    def _first_step(self) -> bool:
-        self.begin()
-        args, kwargs = self.arguments
-        try:
-            made: Any = self.spec.function(*args, **kwargs)
-            usual = type(made) is types.CoroutineType
-            self._coroutine = coroutine = cast("_Code", made) if usual else _awaiting(made)
-        except BaseException as error:  # noqa: BLE001 - everything is the task's failure (A5)
-            self.error = error
-            return False
-        # As in _step, without the call: most code ends here.
-        try:
-            self._awaited = coroutine.send(None)
-        except StopIteration as end:
-            self.value = end.value
-            self.ok = True
-            return False
-        except BaseException as error:  # noqa: BLE001 - everything is the task's failure (A5)
-            self.error = error
-            return False
-        return True
 
     def _step(self, advance: Callable[[Any], object], value: object) -> bool:
         try:
@@ -355,6 +343,8 @@ class Invocation:
 
     def _collect(self, future: Future[Any]) -> None:
         """Read what came back; here, in the thread that brought it, and not on the loop."""
+        from flowrun.remote import Reply, unpacked  # noqa: PLC0415 - see start_sync
+
         try:
             reply = future.result()
         except BrokenExecutor as error:
@@ -381,29 +371,54 @@ class Invocation:
         return error_text(self.error or RemoteTaskError("unknown", "no reply"))
 
 
-UNCHANGING = frozenset((int, float, complex, str, bytes, bool, type(None)))
-"""Types of values that a task cannot change."""
+class Halfway:
+    """What a first step leaves that is not the task's value.
 
-
-def _frozen(value: object) -> Callable[[], object]:
-    """Return what makes the value anew, as it is now, as often as it is called.
-
-    It is kept as a pickle, or as a deep copy where its type says how to make one or it cannot
-    be pickled. What cannot be copied at all (an open connection) is shared.
+    Attributes:
+        error: What was raised.
+        coroutine: The code, if it is suspended.
+        awaited: What it waits for.
     """
-    if not hasattr(type(value), "__deepcopy__"):
-        try:
-            data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
-            pickle.loads(data)  # noqa: S301 - our own bytes; refuses what would not come back
-        except Exception:  # noqa: BLE001, S110 - a value's own methods may raise anything
-            pass
-        else:
-            return lambda: pickle.loads(data)  # noqa: S301 - our own bytes
+
+    __slots__ = ("awaited", "coroutine", "error")
+
+    def __init__(
+        self,
+        error: BaseException | None = None,
+        coroutine: _Code | None = None,
+        awaited: Any = None,  # noqa: ANN401 - a matter between the code and the event loop
+    ) -> None:
+        self.error = error
+        self.coroutine = coroutine
+        self.awaited = awaited
+
+
+def first_step(
+    function: Callable[..., Any], arguments: Arguments, attempt: Attempt
+) -> object | Halfway:
+    """Run an async task's code to its end or to its first suspension.
+
+    Called in the task's own context, inside the asyncio task that carries it.
+
+    Returns:
+        The task's value, or why there is none yet.
+    """
+    CURRENT.set(attempt)
+    args, kwargs = arguments
     try:
-        twin = copy.deepcopy(value)
-    except Exception:  # noqa: BLE001 - see above
-        return lambda: value
-    return lambda: copy.deepcopy(twin)
+        made: Any = function(*args, **kwargs)
+        usual = type(made) is types.CoroutineType
+        coroutine: Any = cast("_Code", made) if usual else _awaiting(made)
+    except BaseException as error:  # noqa: BLE001 - everything is the task's failure (A5)
+        return Halfway(error)
+    try:
+        awaited = coroutine.send(None)
+    except StopIteration as end:
+        value: object = end.value
+        return value
+    except BaseException as error:  # noqa: BLE001 - everything is the task's failure (A5)
+        return Halfway(error)
+    return Halfway(None, coroutine, awaited)
 
 
 class _ForeignCall:

@@ -9,25 +9,40 @@ import argparse
 import asyncio
 import importlib
 import json
+import logging
+import math
 import os
+import shutil
 import signal
 import sys
 import traceback
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flowrun import completion
 from flowrun.engine import Engine
-from flowrun.errors import DamagedRecordError, FlowrunError, RunCancelledError, UnknownRunError
+from flowrun.errors import (
+    DamagedRecordError,
+    FlowrunError,
+    RunCancelledError,
+    RunLostError,
+    StoreBusyError,
+    StoreFullError,
+    UnknownRunError,
+)
 from flowrun.progress import ProgressHook
-from flowrun.render import for_terminal, report_html, report_table
+from flowrun.render import for_terminal, report_html, report_table, stored_previews
+from flowrun.render.escape import columns, padded
 from flowrun.report import build_report
 from flowrun.state.protocol import RunQuery
 from flowrun.state.records import RunStatus
+from flowrun.teller import TASK_FAILED
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+    from types import FrameType
 
     from flowrun.report import RunReport
     from flowrun.state.records import RunSummary
@@ -35,6 +50,11 @@ if TYPE_CHECKING:
 
 SUCCESS, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 LATEST = "latest"
+_USUAL_WIDTH = 80
+_NOT_ASCII = "✔✘⊘▶○├─└│…"
+
+
+_BROKE_THE_RUN = (RunCancelledError, RunLostError, StoreBusyError, StoreFullError)
 
 
 class UsageError(FlowrunError):
@@ -47,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: The words after the program's name; those of the process by default.
     """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # whoever took the place of a stream may lack it
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     parser = make_parser()
     options = parser.parse_args(arguments)
     try:
@@ -54,18 +77,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except RunCancelledError as error:
-        print(f"flowrun: {for_terminal(str(error))}", file=sys.stderr)
-        return FAILED
     except BrokenPipeError:
         # Whoever read us has gone (``| head``); nothing more can be said to them.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SUCCESS
-    except (FlowrunError, OSError, ValueError) as error:
+    except (FlowrunError, RunCancelledError, OSError, ValueError) as error:
         if options.traceback:
             traceback.print_exc()
         print(f"flowrun: {for_terminal(str(error))}", file=sys.stderr)
-        return USAGE
+        return FAILED if isinstance(error, _BROKE_THE_RUN) else USAGE
 
 
 def make_parser() -> argparse.ArgumentParser:  # noqa: PLR0915 - a list of commands
@@ -75,9 +95,8 @@ def make_parser() -> argparse.ArgumentParser:  # noqa: PLR0915 - a list of comma
         description="Run DAGs and look at their runs.",
         epilog="Exit codes: 0 success, 1 the run failed, 2 wrong use, 130 interrupted.",
     )
-    parser.add_argument(
-        "--traceback", action="store_true", help="show the whole traceback of an error"
-    )
+    told = {"action": "store_true", "help": "show the whole traceback of an error"}
+    parser.add_argument("--traceback", **told)  # type: ignore[arg-type]
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def command(
@@ -85,6 +104,8 @@ def make_parser() -> argparse.ArgumentParser:  # noqa: PLR0915 - a list of comma
     ) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         added.set_defaults(command=function)
+        # Here too; without a default, which would hide the one before the command.
+        added.add_argument("--traceback", default=argparse.SUPPRESS, **told)  # type: ignore[arg-type]
         return added
 
     def engine(added: argparse.ArgumentParser) -> None:
@@ -125,28 +146,51 @@ def make_parser() -> argparse.ArgumentParser:  # noqa: PLR0915 - a list of comma
     validate = command("validate", validate_dags, "check DAGs without running them")
     engine(validate)
     validate.add_argument("dag", metavar="DAG", nargs="*", help="all of them by default")
+    as_json(validate)
 
     runs = command("runs", list_runs, "list the runs in a SQLite file, newest first")
     runs.add_argument("db", metavar="DB", type=Path)
     runs.add_argument("--dag", help="only runs of this DAG")
     runs.add_argument("--status", choices=[status.value for status in RunStatus])
-    runs.add_argument("--limit", type=int, default=20, help="at most so many (20)")
+    runs.add_argument("--limit", type=_number(1), default=20, metavar="N", help="at most N (20)")
     as_json(runs)
 
     report = command("report", show_report, "print the report of a run in a SQLite file")
     report.add_argument("db", metavar="DB", type=Path)
     report.add_argument("run", metavar="RUN", help=f"a run's id, or {LATEST!r}")
-    report.add_argument("--html", metavar="FILE", type=Path, help="write a page to this file")
-    as_json(report)
+    kind = report.add_mutually_exclusive_group()
+    kind.add_argument("--html", metavar="FILE", type=Path, help="write a page to this file")
+    kind.add_argument("--json", action="store_true", help="print JSON for a script")
 
     prune = command("prune", prune_runs, "delete old finished runs from a SQLite file")
     prune.add_argument("db", metavar="DB", type=Path)
-    prune.add_argument("--keep-last", type=int, metavar="N", help="keep N runs of each DAG")
-    prune.add_argument("--older-than-s", type=float, metavar="SECONDS", help="only older ones")
+    prune.add_argument("--keep-last", type=_number(0), metavar="N", help="keep N runs of each DAG")
+    prune.add_argument("--older-than-s", type=_seconds, metavar="SECONDS", help="only older ones")
+    as_json(prune)
 
-    completion = command("completion", print_completion, "print a completion script for a shell")
-    completion.add_argument("shell", choices=sorted(_COMPLETIONS))
+    complete = command("completion", print_completion, "print a completion script for a shell")
+    complete.add_argument("shell", choices=completion.SHELLS)
     return parser
+
+
+def _number(least: int) -> Callable[[str], int]:
+    """Return what reads a whole number that is not smaller."""
+
+    def number(text: str) -> int:
+        if int(text) < least:
+            msg = f"{text} is less than {least}"
+            raise argparse.ArgumentTypeError(msg)
+        return int(text)
+
+    return number
+
+
+def _seconds(text: str) -> float:
+    """Read a time that can have passed."""
+    if not 0 <= float(text) < math.inf:
+        msg = f"{text} is no number of seconds, 0 or more"
+        raise argparse.ArgumentTypeError(msg)
+    return float(text)
 
 
 def _progress(added: argparse.ArgumentParser) -> None:
@@ -187,11 +231,13 @@ def resume_run(options: argparse.Namespace) -> int:
         tasks = {name: task._asdict() for name, task in plan.tasks.items()}
         _print_json({**plan._asdict(), "tasks": tasks})
         return SUCCESS
-    width = max(map(len, plan.tasks), default=0)
-    for name, task in plan.tasks.items():
-        print(f"{task.action:4}  {for_terminal(name):{width}}  {for_terminal(task.why)}")
-    for name in plan.dropped:
-        print(f"drop  {for_terminal(name):{width}}  no longer in the DAG")
+    rows: list[tuple[str, str, str]] = [
+        (task.action, for_terminal(name), task.why) for name, task in plan.tasks.items()
+    ]
+    rows += [("drop", for_terminal(name), "no longer in the DAG") for name in plan.dropped]
+    width = max((columns(name) for _, name, _ in rows), default=0)
+    for action, name, why in rows:
+        print(f"{action:4}  {padded(name, width)}  {for_terminal(why)}")
     return SUCCESS
 
 
@@ -209,23 +255,29 @@ def list_dags(options: argparse.Namespace) -> int:
 
 def show_dag(options: argparse.Namespace) -> int:
     """``flowrun show``."""
-    print(load_engine(options.engine).display_dag(options.dag, style=options.style))
+    engine = load_engine(options.engine)
+    print(engine.display_dag(options.dag, style=options.style, ascii_only=_is_ascii_only()))
     return SUCCESS
 
 
 def validate_dags(options: argparse.Namespace) -> int:
     """``flowrun validate``."""
     engine = load_engine(options.engine)
-    code = SUCCESS
+    problems: dict[str, str | None] = {}
     for dag in options.dag or engine.list_dags():
         try:
             engine.validate(dag)
         except ValueError as error:
-            code = FAILED
-            print(f"{for_terminal(dag)}: {for_terminal(str(error), multiline=True)}")
+            problems[dag] = str(error)
         else:
-            print(f"{for_terminal(dag)}: fine, {len(engine.list_tasks(dag))} task(s)")
-    return code
+            problems[dag] = None
+    if options.json:
+        _print_json(problems)
+    else:
+        for dag, problem in problems.items():
+            fine = f"fine, {len(engine.list_tasks(dag))} task(s)" if problem is None else problem
+            print(f"{for_terminal(dag)}: {for_terminal(fine, multiline=True)}")
+    return FAILED if any(problems.values()) else SUCCESS
 
 
 def load_engine(place: str) -> Engine:
@@ -242,13 +294,20 @@ def load_engine(place: str) -> Engine:
         sys.path.insert(0, "")
     try:
         found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         msg = f"cannot import {module_name!r}: {error}"
+        raise UsageError(msg) from error
+    except Exception as error:  # what a module does while it is imported may raise anything
+        msg = f"cannot import {module_name!r}: {type(error).__name__}: {error}"
         raise UsageError(msg) from error
     for name in attribute.split("."):
         found = getattr(found, name, None)
     if not isinstance(found, Engine) and callable(found):
-        found = found()
+        try:
+            found = found()
+        except Exception as error:
+            msg = f"{place!r} made no Engine: {type(error).__name__}: {error}"
+            raise UsageError(msg) from error
     if not isinstance(found, Engine):
         msg = f"{place!r} is no flowrun Engine (or a function that returns one)"
         raise UsageError(msg)
@@ -259,12 +318,15 @@ def _execute(engine: Engine, work: Awaitable[str], options: argparse.Namespace) 
     """Await a run with its progress shown and signals obeyed; print its report."""
     if options.progress:
         engine.add_hook(ProgressHook())
+        if logging.lastResort is not None:
+            # Where nobody has set up logging, a failure would be said twice.
+            logging.lastResort.addFilter(lambda record: record.msg != TASK_FAILED)
     run_id = asyncio.run(_with_signals(engine, work))
     report = engine.get_run_report(run_id, results=False)
     if options.json:
         _print_json(report)
     else:
-        print(report_table(report))
+        _print_table(report)
     return SUCCESS if report["status"] == "SUCCESS" else FAILED
 
 
@@ -274,17 +336,23 @@ async def _with_signals(engine: Engine, work: Awaitable[str]) -> str:
     running = asyncio.ensure_future(work)
     told: list[int] = []
 
-    def stop(number: int) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - as signal calls it
         if told:
-            os._exit(128 + number)  # pragma: no cover - ends the process at once
+            with suppress(OSError):  # pragma: no cover - ends the process at once
+                os.write(2, b"interrupted\n")
+            os._exit(INTERRUPTED)  # pragma: no cover - as above
         told.append(number)
-        running.cancel()
+        loop.call_soon_threadsafe(running.cancel)
+        with suppress(RuntimeError):  # in the middle of another print
+            print("interrupted: cancelling; once more to leave at once", file=sys.stderr)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        try:
-            loop.add_signal_handler(number, stop, number)
-        except NotImplementedError:  # pragma: no cover - on Windows Ctrl-C raises instead
-            break
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        # The loop's own handlers wait while a task blocks the loop; but only with them does a
+        # signal that comes just before the loop falls asleep wake it.
+        with suppress(NotImplementedError):  # on Windows it wakes without
+            loop.add_signal_handler(number, told.copy)
+        signal.signal(number, stop)
     try:
         async with engine:
             return await running
@@ -292,6 +360,11 @@ async def _with_signals(engine: Engine, work: Awaitable[str]) -> str:
         if told:
             raise KeyboardInterrupt from None
         raise
+    finally:
+        for number, handler in before.items():
+            with suppress(NotImplementedError):
+                loop.remove_signal_handler(number)
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 # Commands on a SQLite file.
@@ -328,13 +401,14 @@ def show_report(options: argparse.Namespace) -> int:
                 raise UnknownRunError(LATEST)
             run_id = runs[0].run_id
         report = build_report(store.load_run(run_id, results=False))
+        stored = stored_previews(report, store.stored_results) if options.html else {}
     if options.html is not None:
-        options.html.write_text(report_html(report), encoding="utf-8")
+        options.html.write_text(report_html(report, stored=stored), encoding="utf-8")
         print(options.html)
     elif options.json:
         _print_json(report)
     else:
-        print(report_table(report))
+        _print_table(report)
     return _code_of(report)
 
 
@@ -353,7 +427,10 @@ def prune_runs(options: argparse.Namespace) -> int:
         raise UsageError(msg)
     with closing(SqliteStateStore(options.db)) as store:
         deleted = store.prune_runs(keep_last=options.keep_last, created_before=before)
-    print(f"{deleted} run(s) deleted")
+    if options.json:
+        _print_json({"deleted": deleted})
+    else:
+        print(f"{deleted} run(s) deleted")
     return SUCCESS
 
 
@@ -373,7 +450,7 @@ def open_file(path: Path) -> SqliteStateStore:
 
 def print_completion(options: argparse.Namespace) -> int:
     """``flowrun completion``."""
-    print(_COMPLETIONS[options.shell])
+    print(completion.script(make_parser(), options.shell))
     return SUCCESS
 
 
@@ -384,18 +461,25 @@ def _code_of(report: RunReport) -> int:
 def _run_line(run: RunSummary) -> str:
     started = datetime.fromtimestamp(run.created_at, tz=UTC).strftime("%Y-%m-%d %H:%M:%S")
     took = "" if run.finished_at is None else f"{run.finished_at - run.created_at:.1f} s"
-    state = run.status.value if run.finished_at is not None or run.alive else "DEAD"
     counts = ", ".join(f"{number} {status.lower()}" for status, number in run.task_counts.items())
-    return for_terminal(f"{run.run_id}  {started}  {state:7}  {took:>9}  {run.dag_name}  {counts}")
+    return for_terminal(
+        f"{run.run_id}  {started}  {run.status.value:7}  {took:>9}  {run.dag_name}  {counts}"
+    )
+
+
+def _print_table(report: RunReport) -> None:
+    wide = shutil.get_terminal_size().columns if sys.stdout.isatty() else _USUAL_WIDTH
+    print(report_table(report, wide, ascii_only=_is_ascii_only()))
+
+
+def _is_ascii_only() -> bool:
+    """Return whether standard output cannot show the signs and lines of tables and trees."""
+    try:
+        _NOT_ASCII.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _print_json(value: object) -> None:
     print(json.dumps(value, indent=2, default=str))
-
-
-_COMMANDS = "run resume list show validate runs report prune completion"
-_COMPLETIONS = {
-    "bash": f"complete -o default -W '{_COMMANDS}' flowrun",
-    "zsh": f"compctl -k '({_COMMANDS})' -f flowrun",
-    "fish": f"complete -c flowrun -n __fish_use_subcommand -a '{_COMMANDS}'",
-}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,12 @@ if TYPE_CHECKING:
 
 def _new_run_id() -> str:
     return os.urandom(16).hex()
+
+
+def _chance() -> float:
+    import random  # noqa: PLC0415 - few retries have a jitter
+
+    return random.random()  # noqa: S311 - no secret
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class SchedulerConfig:
     hook_timeout_s: float = 10.0
     clock: Clock = field(default_factory=Clock)
     new_run_id: Callable[[], str] = _new_run_id
-    chance: Callable[[], float] = random.random
+    chance: Callable[[], float] = _chance
 
     def __post_init__(self) -> None:
         """Refuse what cannot be scheduled by."""

@@ -403,7 +403,12 @@ class Engine:
         return list(self._graph(dag_name).names)
 
     def display_dag(
-        self, dag_name: str, *, style: GraphStyle = "tree", run_id: str | None = None
+        self,
+        dag_name: str,
+        *,
+        style: GraphStyle = "tree",
+        run_id: str | None = None,
+        ascii_only: bool = False,
     ) -> str:
         """Return a picture of a DAG in text.
 
@@ -411,6 +416,7 @@ class Engine:
             dag_name: The DAG.
             style: ``"tree"`` for people, ``"mermaid"`` or ``"dot"`` for programs that draw.
             run_id: Show this run's statuses and durations on the nodes.
+            ascii_only: Draw a tree for screens that can show nothing else.
 
         Raises:
             UnknownDagError: There is no such DAG.
@@ -422,8 +428,9 @@ class Engine:
         report = None if run_id is None else self.get_run_report(run_id, results=False)
         if report is not None and report["targets"] is not None:
             deps = {name: task["deps"] for name, task in report["tasks"].items()}
-            return render.graph_text(dag_name, deps, style=style, report=report)
-        return render.graph_text(dag_name, self._graph(dag_name).deps(), style=style, report=report)
+        else:
+            deps = self._graph(dag_name).deps()
+        return render.graph_text(dag_name, deps, style=style, report=report, ascii_only=ascii_only)
 
     def get_run_report(self, run_id: str, *, results: bool = True) -> RunReport:
         """Return what is known of a run; see :class:`flowrun.report.RunReport`.
@@ -460,12 +467,17 @@ class Engine:
     def report_html(self, run_id: str) -> str:
         """Return the report of a run as one self-contained HTML page.
 
+        Of what a SQLite store keeps only the beginning is read, and no pickle is decoded.
+
         Raises:
             UnknownRunError: There is no such run.
         """
         from flowrun import render  # noqa: PLC0415 - drawing is not needed to run
 
-        return render.report_html(self.get_run_report(run_id))
+        peek = getattr(self._store, "stored_results", None)
+        report = self.get_run_report(run_id, results=peek is None)
+        stored = None if peek is None else render.stored_previews(report, peek)
+        return render.report_html(report, stored=stored)
 
     def list_runs(
         self,

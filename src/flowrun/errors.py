@@ -45,7 +45,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -57,6 +56,8 @@ def close_match(name: object, candidates: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest candidate, or an empty string."""
     if not isinstance(name, str):
         return ""
+    import difflib  # noqa: PLC0415 - for errors only
+
     found = difflib.get_close_matches(name, list(candidates), n=1)
     return f" Did you mean {found[0]!r}?" if found else ""
 

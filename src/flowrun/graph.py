@@ -69,13 +69,11 @@ class Graph:
         dag_name: str,
         specs: Sequence[TaskSpec],
         parents: Sequence[tuple[int, ...]],
-        plans: Sequence[CallPlan],
         targets: tuple[str, ...] | None = None,
     ) -> None:
         self.dag_name = dag_name
         self.specs = tuple(specs)
         self.parents = tuple(parents)
-        self.plans = tuple(plans)
         self.targets = targets
         self.names = tuple(spec.name for spec in self.specs)
         self.index = {name: number for number, name in enumerate(self.names)}
@@ -83,11 +81,10 @@ class Graph:
         self.dependency_names = tuple(
             [tuple([names[parent] for parent in dependencies]) for dependencies in self.parents]
         )
-        children: list[list[int]] = [[] for _ in self.specs]
-        for number, dependencies in enumerate(self.parents):
-            for parent in dependencies:
-                children[parent].append(number)
-        self.children = tuple(map(tuple, children))
+        self.plans: tuple[CallPlan, ...] = tuple(
+            [plan_call(spec.signature, given) for spec, given in zip(specs, self.dependency_names)]  # noqa: B905 - a hot path
+        )
+        self.children = tuple(map(tuple, _children(self.parents)))
         self.is_async = tuple([spec.signature.is_async for spec in self.specs])
         self.context_tasks = tuple(
             spec.name
@@ -121,6 +118,8 @@ class Graph:
         if problems:
             raise _together(dag_name, problems)
         order = _order(dag_name, specs, resolved)
+        if order == list(range(len(order))):
+            return cls(dag_name, specs, resolved)
         place = [0] * len(order)
         for number, declared in enumerate(order):
             place[declared] = number
@@ -128,13 +127,6 @@ class Graph:
             dag_name,
             [specs[declared] for declared in order],
             [tuple([place[parent] for parent in resolved[declared]]) for declared in order],
-            [
-                plan_call(
-                    specs[declared].signature,
-                    [specs[parent].name for parent in resolved[declared]],
-                )
-                for declared in order
-            ],
         )
 
     def subgraph(self, targets: Iterable[str]) -> Graph:
@@ -157,7 +149,6 @@ class Graph:
             self.dag_name,
             [self.specs[number] for number in kept],
             [tuple([place[parent] for parent in self.parents[number]]) for number in kept],
-            [self.plans[number] for number in kept],
             wanted,
         )
 
@@ -361,17 +352,37 @@ def _together(dag_name: str, problems: Sequence[GraphError]) -> GraphError:
     return kind(dag_name, lines)
 
 
+def _children(parents: Sequence[Sequence[int]]) -> list[list[int]]:
+    children: list[list[int]] = [[] for _ in parents]
+    for number, dependencies in enumerate(parents):
+        for parent in dependencies:
+            children[parent].append(number)
+    return children
+
+
 def _order(dag_name: str, specs: Sequence[TaskSpec], parents: Sequence[Sequence[int]]) -> list[int]:
     """Return positions in topological order: by depth, then as declared.
 
     Raises:
         CycleError: With one whole cycle.
     """
-    unmet = [len(dependencies) for dependencies in parents]
-    children: list[list[int]] = [[] for _ in parents]
+    depth = [0] * len(parents)
     for number, dependencies in enumerate(parents):
+        deepest = 0
         for parent in dependencies:
-            children[parent].append(number)
+            if parent >= number:  # declared later: how deep that is cannot be told yet
+                return _order_by_levels(dag_name, specs, parents)
+            if depth[parent] >= deepest:
+                deepest = depth[parent] + 1
+        depth[number] = deepest
+    return sorted(range(len(parents)), key=depth.__getitem__)
+
+
+def _order_by_levels(
+    dag_name: str, specs: Sequence[TaskSpec], parents: Sequence[Sequence[int]]
+) -> list[int]:
+    children = _children(parents)
+    unmet = [len(dependencies) for dependencies in parents]
     level = [number for number, count in enumerate(unmet) if not count]
     order: list[int] = []
     while level:

@@ -6,6 +6,7 @@ and when it settles, each edge once.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 from collections import deque
 from typing import TYPE_CHECKING
@@ -77,6 +78,7 @@ class Ledger:
         "_consumers",
         "_graph",
         "_live",
+        "_resumed",
         "_settled",
         "_unmet",
         "lets_go",
@@ -88,6 +90,7 @@ class Ledger:
     def __init__(self, graph: Graph, record: RunRecord, *, live: bool) -> None:
         self._graph = graph
         self._live = live
+        self._resumed = record.resumed_from is not None
         self.tasks = list(record.tasks.values())
         self.ready = Ready()
         self.open = len(graph)
@@ -98,9 +101,10 @@ class Ledger:
 
     def begin(self, now: float) -> None:
         """Settle what was carried over from an earlier run, and find what is ready."""
-        kept = [
-            number for number, task in enumerate(self.tasks) if task.status is TaskStatus.SUCCESS
-        ]
+        kept: list[int] = []
+        if self._resumed:
+            succeeded = TaskStatus.SUCCESS
+            kept = [number for number, task in enumerate(self.tasks) if task.status is succeeded]
         self.open -= len(kept)
         for number in kept:
             self._settled[number] = True
@@ -110,10 +114,13 @@ class Ledger:
             if self.lets_go:
                 for parent in self._graph.parents[number]:
                     self._consumers[parent] -= 1
-        for number, unmet in enumerate(self._unmet):
-            if not unmet and not self._settled[number]:
-                self.tasks[number].ready_at = now
-                self.ready.push(number)
+        number = -1
+        with contextlib.suppress(ValueError):  # there are no more
+            while True:
+                number = self._unmet.index(0, number + 1)
+                if not self._settled[number]:
+                    self.tasks[number].ready_at = now
+                    self.ready.push(number)
 
     def make_ready(self, number: int, now: float) -> None:
         """A task can be launched (again)."""
@@ -122,12 +129,12 @@ class Ledger:
 
     def open_children(self, number: int, now: float) -> None:
         """A task has succeeded: its children have one unmet parent less."""
-        unmet = self._unmet
+        unmet, settled, ready = self._unmet, self._settled, self.ready
         for child in self._graph.children[number]:
             left = unmet[child] = unmet[child] - 1
-            if not left and not self._settled[child]:
+            if not left and not settled[child]:
                 self.tasks[child].ready_at = now
-                self.ready.push(child)
+                ready.push(child)
 
     def waits_for_one(self, number: int) -> bool:
         """Return whether all its parents but one have succeeded."""

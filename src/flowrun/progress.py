@@ -8,13 +8,15 @@ import shutil
 import sys
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING, TextIO, cast
 
 from flowrun.hooks import RunHook
-from flowrun.render.escape import for_terminal
+from flowrun.render.escape import columns, for_terminal, shortened
+from flowrun.render.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable
 
     from flowrun.hooks import (
         DagEndEvent,
@@ -28,8 +30,18 @@ if TYPE_CHECKING:
 
 _REDRAW_S = 0.1
 _MOST_LINES = 12
+_MOST_ROWS = 4
+_KEPT_PIECES = 2_000
 _SIGNS = {"run": "*", "ok": "+", "failed": "x", "retry": "~", "skipped": "-"}
 _COLOURS = {"run": "36", "ok": "32", "failed": "31", "retry": "33", "skipped": "90"}
+
+
+class _Run:
+    """How many tasks a run has, and how many of them have ended in which way."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.counts: dict[str, int] = {}
 
 
 class ProgressHook(RunHook):
@@ -54,24 +66,26 @@ class ProgressHook(RunHook):
         self._live = (self._stream.isatty() and not dumb) if live is None else live
         self._colour = self._live and not os.environ.get("NO_COLOR")
         self._lock = threading.RLock()
+        # Held while streams are diverted, which takes the locks of log handlers. Who writes holds
+        # such a lock already and takes only the other one.
+        self._turn = threading.Lock()
         self._running: dict[tuple[str, str], tuple[float, int]] = {}
-        self._counts: dict[str, int] = {}
-        self._total = 0
-        self._runs = 0
-        self._drawn = 0
+        self._runs: dict[str, _Run] = {}
+        self._drawn: list[int] = []
+        self._kept: deque[str] = deque(maxlen=_KEPT_PIECES)
         self._mid_line = False
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
         self._diverted: _Diverted | None = None
 
     def on_dag_start(self, event: DagStartEvent) -> None:
         """Begin to show a run."""
-        with self._lock:
-            self._runs += 1
-            self._total += len(event.task_names)
-            if self._runs == 1 and self._live:
+        with self._turn:
+            with self._lock:
+                self._runs[event.run_id] = _Run(len(event.task_names))
+            if self._live and self._diverted is None:
                 self._begin_drawing()
-            self._say(f"run {event.run_id} of {event.dag_name}: {len(event.task_names)} tasks")
+            tasks = counted(len(event.task_names), "task")
+            self._say(for_terminal(f"run {event.run_id} of {event.dag_name}: {tasks}"))
 
     def on_task_start(self, event: TaskStartEvent) -> None:
         """Show a running task."""
@@ -97,8 +111,8 @@ class ProgressHook(RunHook):
         """Keep a retry on the screen."""
         with self._lock:
             self._running.pop((event.run_id, event.task_name), None)
-        wait = f", again in {event.delay_s:g} s" if event.delay_s else ", again"
-        self._line("retry", f"{event.task_name}: {event.message}{wait}")
+        wait = f"again in {event.delay_s:g} s" if event.delay_s else "again"
+        self._line("retry", f"{event.task_name}: {event.message}", f", {wait}")
 
     def on_task_skip(self, event: TaskSkipEvent) -> None:
         """Count a skip."""
@@ -108,133 +122,212 @@ class ProgressHook(RunHook):
 
     def on_dag_end(self, event: DagEndEvent) -> None:
         """Say how the run ended; with the last run the drawing ends."""
-        with self._lock:
-            self._runs -= 1
-            last = self._runs == 0
-            if last:
-                self._end_drawing()
-            counts = ", ".join(f"{number} {word}" for word, number in self._counts.items())
+        with self._turn:
+            with self._lock:
+                run = self._runs.pop(event.run_id)
+                for key in [key for key in self._running if key[0] == event.run_id]:
+                    del self._running[key]
+            if not self._runs and self._diverted is not None:
+                self._end_drawing(self._diverted)
+            counts = ", ".join(f"{number} {word}" for word, number in run.counts.items())
             self._line(
                 "ok" if event.status == "SUCCESS" else "failed",
                 f"{event.dag_name} {event.status} in {seconds(event.duration_s)}: {counts}",
             )
-            if last:
-                self._counts.clear()
-                self._total = 0
+            if not self._runs:
+                with self._lock:
+                    self._kept.clear()
 
     def _ended(self, run_id: str, task_name: str, word: str) -> None:
         with self._lock:
             self._running.pop((run_id, task_name), None)
-            self._counts[word] = self._counts.get(word, 0) + 1
+            counts = self._runs[run_id].counts
+            counts[word] = counts.get(word, 0) + 1
 
-    def _line(self, kind: str, text: str) -> None:
-        sign = _SIGNS[kind]
+    def _line(self, kind: str, text: str, ending: str = "") -> None:
+        sign, shown = _SIGNS[kind], for_terminal(text)
+        if self._live:
+            # The report has the whole of a long error; here it must not push the others away.
+            room = self._size().columns * _MOST_ROWS - len(ending) - len(sign) - 1
+            shown = shortened(shown, room)
         if self._colour:
             sign = f"\x1b[{_COLOURS[kind]}m{sign}\x1b[0m"
-        self._say(f"{sign} {for_terminal(text)}", safe=True)
+        self._say(f"{sign} {shown}{ending}")
 
-    def _say(self, text: str, *, safe: bool = False) -> None:
+    def _say(self, line: str) -> None:
         """Write a line that stays, above whatever is redrawn."""
         with self._lock:
-            self.write_above((text if safe else for_terminal(text)) + "\n")
+            self.write_above(f"\n{line}\n" if self._mid_line else f"{line}\n")
 
     def write_above(self, text: str) -> None:
         """Write text above the lines that are redrawn, in one piece."""
         with self._lock:
-            erased = self._erased()
-            if text:
-                self._mid_line = not text.endswith("\n")
+            size = self._size()
+            start = self._start(size)
+            self._mid_line = not text.endswith("\n")
             # In the middle of a line that somebody prints in pieces nothing is drawn.
-            drawing = self._diverted is not None and not self._mid_line
-            block = self._block() if drawing else []
-            self._drawn = len(block)
-            self._stream.write(erased + text + "".join(f"{line}\x1b[K\n" for line in block))
+            block = "" if self._diverted is None or self._mid_line else self._block(size)
+            if self._live:
+                self._kept.append(text)
+            self._stream.write(f"{start}\x1b[J{text}{block}" if start else f"{text}{block}")
             self._stream.flush()
 
     # Drawing.
 
     def _begin_drawing(self) -> None:
-        self._stop.clear()
+        self._stop = threading.Event()
         self._diverted = _Diverted(self, self._stream)
-        self._thread = threading.Thread(target=self._redraw, name="flowrun-progress", daemon=True)
-        self._thread.start()
+        redraw = threading.Thread(
+            target=self._redraw, args=(self._stop,), name="flowrun-progress", daemon=True
+        )
+        redraw.start()
 
-    def _end_drawing(self) -> None:
-        if self._diverted is None:
-            return
-        self._stop.set()
-        self._stream.write(self._erased())
-        self._stream.flush()
-        self._diverted.undo()
-        self._diverted = None
+    def _end_drawing(self, diverted: _Diverted) -> None:
+        with self._lock:
+            self._stop.set()
+            self._diverted = None
+            start = self._start(self._size())
+            self._stream.write(f"{start}\x1b[J" if start else "")
+            self._stream.flush()
+        diverted.undo()
 
-    def _redraw(self) -> None:
-        while not self._stop.wait(_REDRAW_S):
-            self.write_above("")
+    def _redraw(self, stop: threading.Event) -> None:
+        while not stop.wait(_REDRAW_S):
+            with self._lock:
+                size = self._size()
+                if stop.is_set() or self._mid_line:
+                    continue
+                # Written over and not erased before, so that nothing flickers.
+                start = self._start(size)
+                try:
+                    self._stream.write(f"{start}{self._block(size)}\x1b[J")
+                    self._stream.flush()
+                except (OSError, ValueError):  # the terminal has gone; the run goes on
+                    return
 
-    def _erased(self) -> str:
-        """Return what moves up over the drawn lines and clears them."""
-        drawn, self._drawn = self._drawn, 0
-        return f"\r\x1b[{drawn}A\x1b[J" if drawn else ""
+    def _start(self, size: os.terminal_size) -> str:
+        """Return what moves to the first of the drawn lines, which count as drawn no more."""
+        drawn, self._drawn = self._drawn, []
+        if not drawn:
+            return ""
+        if max(drawn) < size.columns:
+            return f"\r\x1b[{len(drawn)}A"
+        # The terminal has become so narrow that a drawn line does not fit any more. Some
+        # terminals now cut it and others wrap it, so nobody knows how far up the first line is.
+        lines = "".join(self._kept).split("\n")
+        return "\x1b[2J\x1b[H" + "\n".join(lines[-size.lines :])
 
-    def _block(self) -> list[str]:
-        size = shutil.get_terminal_size()
-        room = max(1, min(_MOST_LINES, size.lines - 2))
+    def _size(self) -> os.terminal_size:
+        """Return the stream's own size: another stream may be a file, or another terminal."""
+        try:
+            size = os.get_terminal_size(self._stream.fileno())
+        except (OSError, ValueError):
+            return shutil.get_terminal_size()
+        return size if size.columns and size.lines else shutil.get_terminal_size()
+
+    def _block(self, size: os.terminal_size) -> str:
+        """Return the lines to draw, and note how wide each is."""
+        # Beside them stand the line of those that are left out, the counts, and the cursor.
+        room = max(0, min(_MOST_LINES, size.lines - 4))
         now = time.monotonic()
         running = sorted(self._running.items(), key=lambda item: item[1][0])
         lines: list[str] = []
+        most = max(1, size.columns - 1)
         for (_, name), (since, attempt) in running[:room]:
             again = f" (attempt {attempt})" if attempt > 1 else ""
-            lines.append(f"* {for_terminal(name)}{again}  {seconds(now - since)}")
-        if len(running) > room:
+            ending = f"{again}  {seconds(now - since)}"
+            shown = shortened(for_terminal(name), max(1, most - 2 - len(ending)))
+            lines.append(f"* {shown}{ending}")
+        if len(running) > room > 0:
             lines.append(f"  and {len(running) - room} more")
-        done = sum(self._counts.values())
-        words = "".join(f", {number} {word}" for word, number in self._counts.items())
-        lines.append(f"{done}/{self._total} done, {len(running)} running{words}")
-        return [line[: max(1, size.columns - 1)] for line in lines]
+        counts: dict[str, int] = {}
+        for run in self._runs.values():
+            for word, number in run.counts.items():
+                counts[word] = counts.get(word, 0) + number
+        total = sum(run.total for run in self._runs.values())
+        words = "".join(f", {number} {word}" for word, number in counts.items())
+        lines.append(f"{sum(counts.values())}/{total} done, {len(running)} running{words}")
+        lines = [shortened(line, most) for line in lines]
+        self._drawn = [columns(line) for line in lines]
+        return "".join(f"{line}\x1b[K\n" for line in lines)
 
 
 class _Diverted:
     """Standard output, standard error and log handlers, sent above the drawing for a while."""
 
     def __init__(self, hook: ProgressHook, stream: TextIO) -> None:
-        self._saved: Mapping[str, TextIO] = {"stdout": sys.stdout, "stderr": sys.stderr}
+        self._proxies: list[tuple[str, TextIO, _Above]] = []
+        for name in ("stdout", "stderr"):
+            original: TextIO = getattr(sys, name)
+            if original is stream or (original.isatty() and stream.isatty()):
+                proxy = _Above(hook, original)
+                self._proxies.append((name, original, proxy))
+                setattr(sys, name, proxy)
         self._handlers: list[tuple[logging.StreamHandler[TextIO], TextIO]] = []
-        proxies = {
-            name: _Above(hook, original)
-            for name, original in self._saved.items()
-            if original is stream or (original.isatty() and stream.isatty())
-        }
-        for name, proxy in proxies.items():
-            setattr(sys, name, proxy)
-        originals = {id(self._saved[name]): proxy for name, proxy in proxies.items()}
-        for handler in logging.getLogger().handlers:
-            if isinstance(handler, logging.StreamHandler):
-                writes = cast("logging.StreamHandler[TextIO]", handler)
-                above = originals.get(id(writes.stream))
-                if above is not None:
-                    self._handlers.append((writes, writes.stream))
-                    writes.setStream(cast("TextIO", above))
+        above = {id(original): proxy for _, original, proxy in self._proxies}
+        for handler in _handlers():
+            written = handler.stream
+            if id(written) in above:
+                self._handlers.append((handler, written))
+                handler.setStream(cast("TextIO", above[id(written)]))
 
     def undo(self) -> None:
         """Put everything back."""
-        for name, original in self._saved.items():
-            if isinstance(getattr(sys, name), _Above):
+        for name, original, proxy in self._proxies:
+            if getattr(sys, name) is proxy:
                 setattr(sys, name, original)
+            proxy.finish()
         for handler, original in self._handlers:
             handler.setStream(original)
 
 
+def _handlers() -> list[logging.StreamHandler[TextIO]]:
+    """Return every handler of every logger that writes to a stream."""
+    loggers = [logging.getLogger(), *logging.getLogger().manager.loggerDict.values()]
+    found: dict[int, logging.StreamHandler[TextIO]] = {}
+    for logger in loggers:
+        # A name that only others stand below has a place holder.
+        for handler in logger.handlers if isinstance(logger, logging.Logger) else ():
+            if isinstance(handler, logging.StreamHandler):
+                writes = cast("logging.StreamHandler[TextIO]", handler)
+                found[id(writes)] = writes
+    return list(found.values())
+
+
 class _Above:
-    """A stream whose lines are written above the drawing."""
+    """A stream whose lines are written above the drawing, each in one piece.
+
+    ``print`` writes a line and its end one after the other, and another thread's ``print`` may
+    come in between; so each thread's line is held until it has ended, or is flushed.
+    """
 
     def __init__(self, hook: ProgressHook, original: TextIO) -> None:
         self._hook = hook
         self._original = original
+        self._held: dict[int, str] = {}
 
     def write(self, text: str) -> int:
-        self._hook.write_above(text)
+        thread = threading.get_ident()
+        whole, end, rest = (self._held.pop(thread, "") + text).rpartition("\n")
+        if rest:
+            self._held[thread] = rest
+        if end:
+            self._hook.write_above(whole + end)
         return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        held = self._held.pop(threading.get_ident(), "")
+        if held:
+            self._hook.write_above(held)
+
+    def finish(self) -> None:
+        """Write what threads have not ended."""
+        while self._held:
+            self._hook.write_above(self._held.popitem()[1] + "\n")
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._original, name)

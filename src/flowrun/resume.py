@@ -121,4 +121,4 @@ _GONE: Collection[object] = (NoResult.RELEASED, NoResult.ABSENT)
 def _inputs(graph: Graph, number: int) -> Sequence[int]:
     """Return the parents whose results are given to the task, not only waited for."""
     parents = graph.parents[number]
-    return [parents[place] for place in graph.plans[number].used]
+    return graph.plans[number].passed_on(parents)

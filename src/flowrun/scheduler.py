@@ -1,6 +1,6 @@
-"""One run: launch what is ready, settle what ended, retry, skip, stop.
+"""One run: settle what ended, retry, skip, stop; the launcher launches what is ready.
 
-A count of unmet parents per task and a heap of ready ones; each task is touched when it
+A count of unmet parents per task and a queue of ready ones; each task is touched when it
 becomes ready and when it settles, each edge once. Everything here happens on one event loop's
 thread; other threads speak to it through the inbox.
 """
@@ -10,21 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import sys
-import threading
-from collections import deque
 from dataclasses import dataclass, field
-from enum import Enum
 from functools import partial
-from sys import getrefcount
 from typing import TYPE_CHECKING, Any, cast
-from weakref import getweakrefcount
 
-from flowrun.attempt import NO_ARGUMENTS, NOTHING, UNCHANGING, Invocation
-from flowrun.context import Attempt
-from flowrun.deadlines import Deadlines
+from flowrun.attempt import Invocation
 from flowrun.errors import (
-    ExecutorError,
     FlowrunError,
     ResultNotStorableError,
     RunCancelledError,
@@ -32,13 +23,13 @@ from flowrun.errors import (
 )
 from flowrun.failure import bounded, error_line, error_text, redacted
 from flowrun.inbox import Inbox
+from flowrun.inputs import UNCHANGING, Inputs
 from flowrun.journal import Receipt
+from flowrun.launcher import Launcher
 from flowrun.ledger import Ledger
-from flowrun.slots import Lane
 from flowrun.state.protocol import Change
 from flowrun.state.records import Reason
 from flowrun.teller import Teller
-from flowrun.workers import WorkerThreads
 
 if TYPE_CHECKING:
     import logging
@@ -51,9 +42,8 @@ if TYPE_CHECKING:
     from flowrun.graph import Graph
     from flowrun.hooks import HookDispatcher
     from flowrun.journal import Journal
-    from flowrun.signature import CallPlan
     from flowrun.slots import Slots
-    from flowrun.state.records import Preserved, RunRecord, TaskRecord
+    from flowrun.state.records import RunRecord, TaskRecord
 
 
 @dataclass(frozen=True)
@@ -75,12 +65,6 @@ class Services:
     abandoned: set[Invocation] = field(default_factory=set[Invocation])
 
 
-_SLICE_TASKS = 64
-_SLICE_S = 0.01
-_MOST_STAGED = 1024
-_SHORT_S = 0.001
-
-
 class Run:
     """The life of one run on one event loop."""
 
@@ -92,7 +76,6 @@ class Run:
         context: RunContext[Any] | None,
         slots: Slots,
     ) -> None:
-        pool = services.pools[None][0]
         self.graph = graph
         self.record = record
         self._services = services
@@ -100,7 +83,6 @@ class Run:
         self._clock = services.config.clock
         self._monotonic = self._clock.monotonic
         self._journal = services.journal
-        self._context = context
         self._base = contextvars.copy_context()
         self._loop = asyncio.get_running_loop()
         self._inbox = Inbox(self._loop, self._handle, self._after_round)
@@ -109,31 +91,29 @@ class Run:
         self._live = services.journal.live
         self._ledger = Ledger(graph, record, live=self._live)
         self._tasks = self._ledger.tasks
-        self._lane = Lane(slots, self._granted)
-        self._line = slots.queue  # who waits for a slot
-        self._held = 0  # slots that its own tasks have left
-        self._granted_slots = 0  # slots that it stood in line for; they are used, not passed on
-        self._offset = self._clock.time() - self._clock.monotonic()
+        # Somebody may have set the clock back since the run was created.
+        self._offset = max(self._clock.time(), record.created_at) - self._clock.monotonic()
         self._created = self._clock.monotonic()
-        self._deadlines: Deadlines[Invocation] = Deadlines(self._loop, self._clock, self._due)
+        self._inputs = Inputs(graph, record, self._tasks, context, live=self._live)
+        self._launcher = Launcher(
+            graph,
+            record,
+            self._ledger,
+            self._inputs,
+            slots,
+            services.pools,
+            clock=self._clock,
+            offset=self._offset,
+            inbox=self._inbox,
+            base=self._base,
+            settler=self,
+            quiet=self._live and not self._tell.tells_start,
+            live=self._live,
+        )
         self._pending = 0  # submitted to the journal, not yet acknowledged
-        self._active: set[Invocation] = set()
+        self._active = self._launcher.active
         self._timers: dict[int, Timer] = {}  # a retry's wait, or the wait for its predecessor
         self._lingering: dict[int, Invocation] = {}
-        self._preserved: dict[int, Preserved] = {
-            graph.index[name]: inputs for name, inputs in record.inputs.items()
-        }
-        self._pumping = False
-        self._calling = False  # a carrier was made and has not begun
-        self._alone = self._loop.get_task_factory() is not None
-        self._staged: deque[Invocation] = deque()  # for worker threads to go on with
-        self._last_staged = -1
-        self._follow_lock = threading.Lock()
-        self._unheard = 0  # ends that the loop has not heard of
-        self._horizon: int = sys.maxsize  # the first task that one of them may have made ready
-        self._own_pool = pool if isinstance(pool, WorkerThreads) else None
-        self._launched = 0
-        self._slice_end = 0.0
         self._begun = False
         self._ended = False
         self._stopping: Reason | None = None
@@ -204,7 +184,7 @@ class Run:
         try:
             step()
         except Exception as error:  # noqa: BLE001 - by design: see above
-            self._break(error)
+            self.broke(error)
 
     def _later(self, delay_s: float, step: Callable[[], object]) -> Timer:
         return self._clock.call_later(self._loop, delay_s, partial(self._guarded, step))
@@ -212,24 +192,14 @@ class Run:
     def _handle(self, message: object) -> None:
         if isinstance(message, Invocation):
             self._guarded(partial(self._ended_elsewhere, message))
-            self._heard(message)
+            self._launcher.heard(message)
         elif isinstance(message, Receipt):
             self._guarded(partial(self._acknowledged, message))
         else:
             self._guarded(cast("Callable[[], object]", message))
 
     def _after_round(self) -> None:
-        self._guarded(self._pump)
-
-    def _granted(self) -> None:
-        if not self._inbox.put(self._take_grant):
-            self._lane.give_back()
-
-    def _take_grant(self) -> None:
-        if self._ended:
-            self._lane.give_back()
-        else:
-            self._granted_slots += 1
+        self._guarded(self._launcher.pump)
 
     def _wake(self) -> None:
         self._inbox.put(_nothing)
@@ -237,364 +207,41 @@ class Run:
     def _acknowledged(self, receipt: Receipt) -> None:
         self._pending -= 1
         receipt.then(receipt.error)
-        self._progress()
+        self.progressed()
 
     def _now(self) -> float:
         """Return epoch seconds that never go back within a run."""
         return self._monotonic() + self._offset
 
-    # Begin and launch.
+    # Begin.
 
     def _begin(self) -> None:
         self._begun = True
         self._tell.run_started(self.graph.names)
         self._ledger.begin(self._now())
         if self._stopping is None:
-            self._pump()
-        self._progress()
+            self._launcher.begin()
+            self._launcher.pump()
+        self.progressed()
 
-    def _pump(self) -> None:
-        """Launch what is ready while there are slots; a carrier has to run async tasks."""
-        if self._pumping or self._ended or not self._begun:
-            return
-        self._slice_end = 0.0
-        if self._next(carry=False) is _FOR_A_CARRIER and not self._calling:
-            self._calling = True
-            carrier = self._loop.create_task(self._carry())
-            carrier.add_done_callback(self._carrier_gone)
-
-    def _give_slots_back(self) -> None:
-        unused = self._held + self._granted_slots
-        self._held = self._granted_slots = 0
-        for _ in range(unused):
-            self._lane.give_back()
-
-    def _next(self, *, carry: bool) -> Invocation | _ForACarrier | None:
-        """Launch what is ready, up to the first async task.
-
-        Args:
-            carry: Whether the caller carries async tasks; if not they are left alone.
-
-        Returns:
-            That task's invocation, for the caller to run; or that there is one for a carrier;
-            or ``None`` if there is nothing to launch, no slot for it, or the loop's turn.
-        """
-        ready, staged = self._ledger.ready, self._staged
-        ordered, late, asyncs = ready.ordered, ready.late, self.graph.is_async
-        if staged and ready and ready.first() < self._last_staged:
-            self._unstage()
-        self._pumping = True
-        try:
-            while ordered or late or staged:
-                self._launched += 1
-                if self._launched % _SLICE_TASKS == 0 and self._slice_is_over():
-                    return None
-                if not self._slot():
-                    self._stage()
-                    return None
-                invocation = _popped(staged) if staged else None
-                if invocation is None and not (ready and (carry or not asyncs[ready.first()])):
-                    # Threads were faster; or it is for a carrier, which need not stand in line.
-                    self._granted_slots += 1
-                    break
-                try:
-                    number = ready.pop() if invocation is None else invocation.number
-                    task = self._launch(number)
-                    if invocation is None:
-                        invocation = self._prepare(number, task.attempt)
-                except BaseException:
-                    self._held += 1
-                    raise
-                if asyncs[invocation.number]:
-                    return invocation
-                self._hand_over(invocation)
-        finally:
-            self._pumping = False
-        if ready:
-            return _FOR_A_CARRIER
-        self._give_slots_back()
-        return None
-
-    def _slot(self) -> bool:
-        """Take a slot, one of its own first; without one it now stands in line."""
-        if self._granted_slots:
-            self._granted_slots -= 1
-            return True
-        while self._held > 0:
-            self._held -= 1
-            if not self._line or self._lane.renew():
-                return True
-        return self._lane.take()
-
-    def _slice_is_over(self) -> bool:
-        """Return whether the loop must have a turn now, and see to it that it goes on after.
-
-        Tasks that end at once are run without a turn of the loop in between; now and then it
-        must have one, for timers, cancellations and everybody else.
-        """
-        now = self._monotonic()
-        if not self._slice_end:
-            self._slice_end = now + _SLICE_S
-        elif now > self._slice_end:
-            self._wake()
-            return True
-        return False
-
-    def _prepare(self, number: int, attempt: int) -> Invocation:
-        """Bind a task's attempt to what it is given."""
-        graph, record, tasks = self.graph, self.record, self._tasks
-        spec, plan = graph.specs[number], graph.plans[number]
-        arguments, inputs = NO_ARGUMENTS, NOTHING
-        if plan.gives_any:
-            values = [tasks[parent].result for parent in graph.parents[number]]
-            if self._preserved:
-                self._restore(number, values)
-            arguments = plan.arguments(values, self._context)
-            # What can be changed is kept as it is, for a retry or a resume (S4).
-            if not UNCHANGING.issuperset(map(type, values)) and attempt == 1:
-                inputs = self._changeable(number, plan)
-        invocation = Invocation(
-            number,
-            spec,
-            Attempt(record.run_id, record.dag_name, spec.name, attempt),
-            arguments,
-            self._base.copy(),
-            self._clock,
-        )
-        if inputs:
-            invocation.inputs = inputs
-        return invocation
-
-    def _launch(self, number: int) -> TaskRecord:
-        task = self._tasks[number]
-        now = self._monotonic() + self._offset
-        task.start(now, now if task.ready_at is None else task.ready_at)
-        self._tell_launch(task)
-        return task
-
-    def _tell_launch(self, task: TaskRecord) -> None:
+    def launched(self, task: TaskRecord) -> None:
+        """An attempt begins, or is handed to an executor."""
         if not self._live:
             self._post(task)
         if self._tell.tells_start:
             self._tell.started(task)
 
-    def _hand_over(self, invocation: Invocation) -> None:
-        """Hand a sync task to its executor."""
-        spec = invocation.spec
-        pool, kind = self._services.pools[spec.executor]
-        try:
-            if kind == "own":
-                invocation.start_in_thread(pool, self._inbox, self._ended_late, self._follow)
-            else:
-                invocation.start_sync(pool, kind, self._inbox, self._ended_late)
-        except Exception as error:  # noqa: BLE001 - a pool may refuse in any way
-            invocation.error = _refused(error, spec.executor)
-            self._ended_attempt(invocation)
-            return
-        self._watch(invocation)
-
-    # Worker threads go on by themselves: the way to the loop and back takes its time.
-
-    def _stage(self) -> None:
-        """Prepare sync tasks that have no slot yet, for a thread that ends a short one."""
-        ready, staged = self._ledger.ready, self._staged
-        if self._own_pool is None or len(staged) > _MOST_STAGED // 2:
-            return
-        specs, asyncs = self.graph.specs, self.graph.is_async
-        while ready and len(staged) < _MOST_STAGED:
-            number = ready.first()
-            if asyncs[number] or specs[number].executor is not None:
-                return
-            invocation = self._prepare(number, self._tasks[number].attempt + 1)
-            self._last_staged = ready.pop()
-            staged.append(invocation)
-
-    def _unstage(self) -> None:
-        """Put back what no thread has taken; other tasks are to come first."""
-        while (invocation := _popped(self._staged)) is not None:
-            self._ledger.ready.push(invocation.number)
-
-    def _follow(self, ended: Invocation) -> Invocation | None:
-        """Say what a thread goes on with, in the slot of an attempt that has just ended.
-
-        Called in that thread. The loop hears of both together, and does all the rest. It is
-        asked first after a task that took long, where that costs nothing, where somebody else
-        waits for the slot or the thread, and where an end that the loop has not heard of may
-        have made an earlier task ready: the order of launches stays as it would be (R6).
-        """
-        children = self.graph.children[ended.number] if ended.ok else ()
-        with self._follow_lock:
-            before = self._horizon
-            ended.unheard = True
-            self._unheard += 1
-            if children:
-                self._horizon = min(before, children[0])
-            now = self._monotonic() + self._offset
-            if not self._may_go_on(ended, now):
-                return None
-            invocation = _popped(self._staged)
-            if invocation is None:
-                invocation = self._only_child(ended, children, before, now)
-                if invocation is not None:
-                    self._horizon = before
-            elif invocation.number >= self._horizon or self._comes_before(invocation.number):
-                self._staged.appendleft(invocation)
-                return None
-        if invocation is not None:
-            task = self._tasks[invocation.number]
-            task.start(now, now if task.ready_at is None else task.ready_at)
-            invocation.follow(ended)
-        return invocation
-
-    def _may_go_on(self, ended: Invocation, now: float) -> bool:
-        pool = self._own_pool
-        return (
-            self._stopping is None
-            and not ended.stopped
-            and ended.ok
-            and now - self._offset - (ended.started or 0.0) < _SHORT_S
-            and not self._lane.others_wait
-            and pool is not None
-            and not pool.waiting_calls
-            and not hasattr(type(ended.value), "__await__")
-            and not self._loop.is_closed()
-        )
-
-    def _only_child(
-        self, ended: Invocation, children: tuple[int, ...], horizon: int, now: float
-    ) -> Invocation | None:
-        """Return the only task that waits for this one, if it is the next of all."""
-        # A durable success has to be saved (S1), and a result to be released (I2), before a child
-        # may start.
-        if len(children) != 1 or not self._live or self._ledger.lets_go:
-            return None
-        (child,) = children
-        if (
-            self.graph.is_async[child]
-            or self.graph.specs[child].executor is not None
-            or not self._ledger.waits_for_one(child)
-            or child >= horizon
-            or self._comes_before(child)
-        ):
-            return None
-        self._tasks[ended.number].succeed(now, ended.value)
-        ended.recorded = True
-        return self._prepare(child, self._tasks[child].attempt + 1)
-
-    def _comes_before(self, number: int) -> bool:
-        """Return whether a task is ready that is to be launched before this one."""
-        ready = self._ledger.ready
-        return bool(ready) and ready.first() < number
-
-    def _heard(self, ended: Invocation) -> None:
-        """The loop knows of an end: what has become ready by it is no secret any more."""
-        if ended.unheard:
-            with self._follow_lock:
-                self._unheard -= 1
-                if not self._unheard:
-                    self._horizon = sys.maxsize
-
-    def _followed(self, ended: Invocation, invocation: Invocation) -> None:
-        """A thread has gone on from one attempt to another."""
-        self._ledger.claim(invocation.number)
-        self._guarded(partial(self._watch, invocation))
-        self._guarded(partial(self._ended_attempt, ended))
-        self._held -= 1
-        self._tell_launch(self._tasks[invocation.number])
-        if self._stopping is not None and not invocation.stopped:
-            self._stop_attempt(invocation)
-
-    def _watch(self, invocation: Invocation) -> None:
-        self._active.add(invocation)
-        timeout_s = invocation.spec.timeout_s
-        if timeout_s is not None:
-            self._deadlines.add(self._monotonic() + timeout_s, invocation)
-
-    async def _carry(self) -> None:
-        """Run ready async tasks one after another, inside one asyncio task.
-
-        One asyncio task for each of them would cost more than all the rest. None may feel what
-        ran before it: each has a context of its own, and as soon as anybody but the event loop
-        knows the asyncio task, to cancel it later perhaps, it carries no other. Nor does it
-        where the user has set a task factory, which is to see them all.
-        """
-        if self._alone:  # it may be one that makes tasks which begin at once
-            await asyncio.sleep(0)
-        self._calling = False
-        carrier = asyncio.current_task()
-        assert carrier is not None  # noqa: S101 - this is one
-        references, weak_references = getrefcount(carrier), getweakrefcount(carrier)
-        invocation: object = None
-        while (
-            not carrier.cancelling()
-            and getrefcount(carrier) == references
-            and getweakrefcount(carrier) == weak_references
-        ):
-            try:
-                invocation = self._next(carry=True)
-                if not isinstance(invocation, Invocation):
-                    return
-                if invocation.step_here():
-                    invocation.task = carrier
-                    self._guarded(partial(self._suspended, invocation))
-                    await invocation.rest()
-                    if invocation.closed:
-                        self._ended_late(invocation)
-                        return
-                self._ended_attempt(invocation)
-            except Exception as error:  # noqa: BLE001 - by design: see _guarded
-                if isinstance(invocation, Invocation) and not invocation.closed:
-                    self._held += 1
-                self._break(error)
-            if self._alone:
-                return
-
-    def _suspended(self, invocation: Invocation) -> None:
-        """An async task has not ended at once: see what else can be launched meanwhile."""
-        self._watch(invocation)
-        if self._ledger.ready:
-            self._pump()
-
-    def _carrier_gone(self, carrier: asyncio.Task[None]) -> None:
-        if carrier.cancelled():  # by somebody else, and perhaps before it began
-            self._calling = False
-        self._guarded(self._pump)
-
-    def _restore(self, number: int, values: list[object]) -> None:
-        """Put in what an earlier attempt was given, made anew."""
-        preserved = self._preserved.get(number) or {}
-        for place, name in enumerate(self.graph.dependency_names[number]):
-            if name in preserved:
-                values[place] = preserved[name]()
-
-    def _changeable(self, number: int, plan: CallPlan) -> Mapping[str, object]:
-        """Return what a task is given and might change, if it will be asked for again."""
-        graph = self.graph
-        retried = bool(graph.specs[number].retry.retries)
-        if not (retried or self._live):
-            return NOTHING
-        known = self._preserved.get(number) or {}
-        found: dict[str, object] = {}
-        for place in plan.used:
-            parent = graph.parents[number][place]
-            name, value = graph.names[parent], self._tasks[parent].result
-            # What is not retained is made again for a resume (S2), but not for a retry.
-            wanted = retried or graph.specs[parent].retain_result
-            if wanted and type(value) not in UNCHANGING and name not in known:
-                found[name] = value
-        return found
-
     # An attempt has ended.
 
     def _ended_here(self, invocation: Invocation) -> None:
         """The asyncio task of an attempt is done; called by the loop."""
-        self._guarded(partial(self._ended_attempt, invocation))
-        self._guarded(self._pump)
+        self._guarded(partial(self.ended, invocation))
+        self._guarded(self._launcher.pump)
 
     def _ended_elsewhere(self, invocation: Invocation) -> None:
         """An executor's future is done."""
         if invocation.closed:
-            self._ended_late(invocation)
+            self.ended_late(invocation)
             return
         if invocation.ok and hasattr(type(invocation.value), "__await__"):
             if invocation.stopped:
@@ -602,33 +249,35 @@ class Run:
             else:
                 invocation.start_awaiting(self._loop, self._ended_here)
                 return
-        if invocation.following is not None:
-            self._followed(invocation, invocation.following)
-        else:
-            self._ended_attempt(invocation)
+        following = invocation.following
+        if following is None:
+            self.ended(invocation)
+            return
+        self._launcher.followed(invocation, following)
+        if self._stopping is not None and not following.stopped:
+            self._stop_attempt(following)
 
-    def _ended_late(self, invocation: Invocation) -> None:
+    def ended_late(self, invocation: Invocation) -> None:
         """An abandoned attempt has ended after all; called from any thread."""
         self._services.abandoned.discard(invocation)
         invocation.discard(unused=True)
         self._tell.ended_late(invocation.spec.name, invocation.attempt.attempt)
         self._inbox.put(partial(self._predecessor_ended, invocation))
 
-    def _ended_attempt(self, invocation: Invocation) -> None:
+    def ended(self, invocation: Invocation) -> None:
         """Judge what an attempt's end means, and settle its task."""
         self._close(invocation)
         number = invocation.number
         now = self._monotonic() + self._offset
-        if invocation.recorded or (
-            invocation.ok and self._stopping is None and not invocation.timed_out
-        ):
-            # The way that nearly all attempts go.
-            self._succeed(number, now, invocation)
+        if invocation.recorded:
+            self._succeeded(number, self._tasks[number])
+        elif invocation.ok and self._stopping is None and not invocation.timed_out:
+            self.ended_well(number, now, invocation.value)
         else:
             self._ended_badly(invocation, number, now)
         invocation.discard(unused=not invocation.ok)
         if self._stopping is not None or not self._ledger.open:
-            self._progress()
+            self.progressed()
 
     def _ended_badly(self, invocation: Invocation, number: int, now: float) -> None:
         error = invocation.error
@@ -643,17 +292,10 @@ class Run:
             self._failed(number, now, error or _UNKNOWN, text, Reason.ERROR)
 
     def _close(self, invocation: Invocation) -> None:
-        """Take an attempt off the books; its slot is free for the next one."""
-        self._held += 1
-        invocation.closed = True
-        invocation.attempt.ended = True
-        if invocation in self._active:
-            self._active.remove(invocation)
-            if invocation.spec.timeout_s is not None:
-                self._deadlines.forget()
+        """Take an attempt off the books."""
+        self._launcher.take_back(invocation)
         if invocation.preserved is not None:
-            known = self._preserved.get(invocation.number) or {}
-            self._preserved[invocation.number] = {**known, **invocation.preserved}
+            self._inputs.keep(invocation.number, invocation.preserved)
         # Show when the code started, not when it was handed to a pool (A1).
         if invocation.duration_s is not None:
             task, now = self._tasks[invocation.number], self._now()
@@ -670,11 +312,11 @@ class Run:
 
     # Success.
 
-    def _succeed(self, number: int, now: float, invocation: Invocation) -> None:
-        task, value = self._tasks[number], invocation.value
+    def ended_well(self, number: int, now: float, value: object) -> None:
+        """A task has returned: make its success durable; only then it counts."""
+        task = self._tasks[number]
         if self._live:
-            if not invocation.recorded:
-                task.succeed(now, value)
+            task.succeed(now, value)
             self._succeeded(number, task)
             return
         snapshot = task.copy()
@@ -701,21 +343,22 @@ class Run:
             text = f"its result could not be saved: {error_line(error)}"
             task.fail(now, text, Reason.RUN_BROKEN)
             self._failed_for_good(number, text)
-            self._break(error)
+            self.broke(error)
 
     def _succeeded(self, number: int, task: TaskRecord) -> None:
         """A success is acknowledged: tell, let inputs go, let children come (S1)."""
         if self._tell.tells_success:
             self._tell.succeeded(task)
-        if self._preserved:
-            self._preserved.pop(number, None)
+        if type(task.result) not in UNCHANGING:
+            self._inputs.may_change = True
+        if self._inputs.may_change:
+            self._inputs.forget(number)
         self._ledger.settle(number)
         if self._stopping is None:
             self._ledger.open_children(number, task.finished_at or 0.0)
 
     def _settle(self, number: int) -> None:
-        if self._preserved:
-            self._preserved.pop(number, None)
+        self._inputs.forget(number)
         self._ledger.settle(number)
 
     # Failure and retry.
@@ -765,8 +408,8 @@ class Run:
             " ProcessPerAttemptExecutor."
         )
         self._fail_for_good(number, line)
-        self._progress()
-        self._pump()
+        self.progressed()
+        self._launcher.pump()
 
     def _retry(self, number: int, line: str) -> None:
         task = self._tasks[number]
@@ -784,20 +427,14 @@ class Run:
     def _waited(self, number: int) -> None:
         del self._timers[number]
         self._ledger.make_ready(number, self._now())
-        self._pump()
+        self._launcher.pump()
 
     def _fail_for_good(self, number: int, line: str) -> None:
         self._commit([number], partial(self._failed_for_good, number, line))
 
     def _failed_for_good(self, number: int, line: str) -> None:
         self._tell.failed(self._tasks[number], line)
-        if self._live and number in self._preserved:
-            graph = self.graph
-            self.record.inputs[graph.names[number]] = {
-                name: thaw
-                for name, thaw in self._preserved[number].items()
-                if graph.specs[graph.index[name]].retain_result
-            }
+        self._inputs.leave_for_resume(number)
         self._settle(number)
         if self._stopping is None:
             name = self._tasks[number].name
@@ -823,7 +460,7 @@ class Run:
 
     # Time is up.
 
-    def _due(self, invocation: Invocation) -> float | None:
+    def due(self, invocation: Invocation) -> float | None:
         """A deadline was reached; return when to look again, or ``None``."""
         timeout_s = invocation.spec.timeout_s or 0.0
         if invocation.started is None:
@@ -858,8 +495,8 @@ class Run:
             self._timed_out(invocation, now, abandoned=invocation)
         else:
             self._fail_stopped(invocation.number, now, abandoned=True)
-        self._progress()
-        self._pump()
+        self.progressed()
+        self._launcher.pump()
 
     def _timed_out(
         self, invocation: Invocation, now: float, abandoned: Invocation | None = None
@@ -887,8 +524,7 @@ class Run:
             return
         self._stopping = reason
         self._cause = cause
-        self._staged.clear()
-        self._ledger.ready.clear()
+        self._launcher.stop()
         for number, timer in self._timers.items():
             timer.cancel()
             if number in self._lingering:
@@ -898,7 +534,7 @@ class Run:
         for invocation in sorted(self._active, key=_by_number):
             if not invocation.stopped:
                 self._stop_attempt(invocation)
-        self._progress()
+        self.progressed()
 
     def _stop_attempt(self, invocation: Invocation) -> None:
         willing = invocation.stop(f"{self._stopping}: {self._cause}")
@@ -914,7 +550,7 @@ class Run:
         self._tasks[number].fail(now, text, reason, abandoned=abandoned)
         self._fail_for_good(number, text)
 
-    def _progress(self) -> None:
+    def progressed(self) -> None:
         """See whether the run, or its stopping, has come to its end."""
         if self._ended or self._pending or self._active or not self._begun:
             return
@@ -931,7 +567,7 @@ class Run:
         if not self._pending and not self._ended:
             self._finish()
 
-    def _break(self, error: Exception) -> None:
+    def broke(self, error: Exception) -> None:
         """The store or flowrun itself has failed: end the run with that error (R4)."""
         if self._ended:
             self._complete(error)
@@ -942,7 +578,7 @@ class Run:
             self._raise = clear
         try:
             self.stop(Reason.RUN_BROKEN, error_line(clear))
-            self._progress()
+            self.progressed()
         except Exception as second:  # noqa: BLE001 - the last resort before a hang
             self._ended = True
             self._complete(second)
@@ -961,9 +597,7 @@ class Run:
         self._ended = True
         if self._timer is not None:
             self._timer.cancel()
-        self._deadlines.close()
-        self._lane.leave()
-        self._give_slots_back()
+        self._launcher.leave()
         record = self.record
         error = None if self._stopping is None else f"{self._stopping}: {self._cause}"
         record.finish(self._now(), error)
@@ -1016,7 +650,7 @@ class Run:
 
     def _committed(self, then: Callable[[], object], error: Exception | None) -> None:
         if error is not None:
-            self._break(error)
+            self.broke(error)
         then()
 
     def _post(self, task: TaskRecord) -> None:
@@ -1026,27 +660,10 @@ class Run:
 
     def _post_failed(self, error: Exception | None) -> None:
         self._pending += 1  # its receipt was counted off, but it had never been counted
-        self._break(error or _UNKNOWN)
+        self.broke(error or _UNKNOWN)
 
     def _redacted(self, text: str) -> str:
         return redacted(text, self._services.redact)
-
-
-class _ForACarrier(Enum):
-    """There is an async task to be run, and whoever asked cannot run it."""
-
-    FOR_A_CARRIER = 0
-
-
-_FOR_A_CARRIER = _ForACarrier.FOR_A_CARRIER
-
-
-def _popped(queue: deque[Invocation]) -> Invocation | None:
-    """Take the first one, if there is one left: several threads do so."""
-    try:
-        return queue.popleft()
-    except IndexError:
-        return None
 
 
 def _nothing() -> None:
@@ -1058,12 +675,3 @@ def _by_number(invocation: Invocation) -> int:
 
 
 _UNKNOWN = FlowrunError("the attempt ended without a result and without an error")
-
-
-def _refused(error: Exception, executor: str | None) -> Exception:
-    if isinstance(error, FlowrunError):
-        return error
-    name = f"executor {executor!r}" if executor else "the executor"
-    clear = ExecutorError(f"{name} did not take the task: {error_line(error)}")
-    clear.__cause__ = error
-    return clear

@@ -11,7 +11,7 @@ import inspect
 import re
 import types
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar
 
 from flowrun.annotations import ContextUse, context_use
 from flowrun.callables import (
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 Arguments: TypeAlias = tuple[tuple[object, ...], dict[str, object]]
 _Where: TypeAlias = tuple[object, str | None]  # the task and its DAG, for errors
+
+T = TypeVar("T")
 
 UPSTREAM = "upstream"
 """The parameter that is given every dependency's result in one dict."""
@@ -306,61 +308,66 @@ class CallPlan:
     """How one task is called with its dependencies' results: made once, applied per attempt.
 
     Attributes:
-        used: Places, in the dependencies' order, of the results that are passed on; the other
-            dependencies are order only.
         gives_any: Whether a call has any argument at all.
+        only_upstream: Whether all that a call has is ``upstream``.
     """
 
-    __slots__ = ("_by_name", "_extra", "gives_any", "used")
+    __slots__ = ("_by_name", "_extra", "_used", "gives_any", "only_upstream")
 
     def __init__(
-        self, used: tuple[int, ...], by_name: tuple[tuple[str, int], ...], extra: _Extra | None
+        self,
+        used: tuple[int, ...] | None,
+        by_name: tuple[tuple[str, int], ...],
+        extra: _Extra | None,
     ) -> None:
-        self.used = used
+        self._used = used
         self._by_name = by_name
         self._extra = extra
         self.gives_any = bool(by_name) or extra is not None
+        self.only_upstream = extra is not None and extra.only_upstream
 
-    def arguments(self, values: Sequence[object], context: object) -> Arguments:
+    def passed_on(self, dependencies: Sequence[T]) -> Sequence[T]:
+        """Return those dependencies whose results are passed on; the others are order only."""
+        return dependencies if self._used is None else [dependencies[place] for place in self._used]
+
+    def arguments(
+        self, names: Sequence[str], values: Sequence[object], context: object
+    ) -> Arguments:
         """Return the positional and the keyword arguments of a call; do not change them.
 
         Args:
-            values: The dependencies' results, in the order that the plan was made for.
+            names: The dependencies, in the order that the plan was made for.
+            values: Their results.
             context: The run's context, or ``None``.
         """
-        if self._extra is None:
-            return (), {name: values[place] for name, place in self._by_name}
-        if self._extra.only_upstream:
-            return (), {UPSTREAM: dict(zip(self._extra.names, values))}  # noqa: B905 - a hot path
         keywords = {name: values[place] for name, place in self._by_name}
-        return self._extra.positional(values, context, keywords), keywords
+        if self._extra is None:
+            return (), keywords
+        return self._extra.positional(names, values, context, keywords), keywords
 
 
 class _Extra:
     """The rarer part of a plan: context, ``upstream``, positional-only parameters.
 
     Attributes:
-        names: The dependencies' names, where ``upstream`` is wanted.
-        only_upstream: Whether nothing else is.
+        only_upstream: Whether there is nothing but ``upstream``.
     """
 
-    __slots__ = ("_places", "_signature", "names", "only_upstream")
+    __slots__ = ("_places", "_signature", "only_upstream")
 
-    def __init__(
-        self,
-        signature: Signature,
-        names: tuple[str, ...],
-        places: tuple[int | None, ...],
-    ) -> None:
+    def __init__(self, signature: Signature, places: tuple[int | None, ...]) -> None:
         self._signature = signature
-        self.names = names
         self._places = places
         self.only_upstream = signature.wants_upstream and not (
             signature.context_parameter or signature.positional_only
         )
 
     def positional(
-        self, values: Sequence[object], context: object, keywords: dict[str, object]
+        self,
+        names: Sequence[str],
+        values: Sequence[object],
+        context: object,
+        keywords: dict[str, object],
     ) -> tuple[object, ...]:
         """Add to the keyword arguments, and return the positional ones."""
         signature = self._signature
@@ -368,7 +375,7 @@ class _Extra:
         if name is not None and not (context is None and signature.context_has_default):
             keywords[name] = context
         if signature.wants_upstream:
-            keywords[UPSTREAM] = dict(zip(self.names, values))  # noqa: B905 - a hot path
+            keywords[UPSTREAM] = dict(zip(names, values, strict=True))
         if not signature.positional_only:
             return ()
         return self._moved(values, keywords)
@@ -393,6 +400,7 @@ class _Extra:
 
 
 _NO_PLAN = CallPlan((), (), None)
+_UPSTREAM_ONLY = CallPlan(None, (), _Extra(Signature(is_async=False, wants_upstream=True), ()))
 
 
 def plan_call(signature: Signature, dependency_names: Sequence[str]) -> CallPlan:
@@ -409,22 +417,23 @@ def plan_call(signature: Signature, dependency_names: Sequence[str]) -> CallPlan
     Example:
         >>> def total(orders, refunds): ...
         >>> signature = inspect_callable(total, task_name="total", dag_name=None)
-        >>> plan_call(signature, ["refunds", "orders"]).arguments([2, 10], None)
+        >>> names = ["refunds", "orders"]
+        >>> plan_call(signature, names).arguments(names, [2, 10], None)
         ((), {'orders': 10, 'refunds': 2})
     """
     if signature.takes_nothing:
         return _NO_PLAN
-    names = tuple(dependency_names)
     if signature.wants_upstream:
-        places: dict[str, int] = {}
-        used = tuple(range(len(names)))
+        if not (signature.positional_only or signature.context_parameter):
+            return _UPSTREAM_ONLY
+        used, places = None, dict[str, int]()
     else:
-        places = _places(signature, names)
+        places = _places(signature, tuple(dependency_names))
         used = tuple(sorted(places.values()))
     by_position = tuple([places.pop(name, None) for name in signature.positional_only])
     extra = None
     if signature.context_parameter or signature.wants_upstream or by_position:
-        extra = _Extra(signature, names if signature.wants_upstream else (), by_position)
+        extra = _Extra(signature, by_position)
     return CallPlan(used, tuple(places.items()), extra)
 
 

@@ -30,21 +30,31 @@ class Lane:
         grant: Called, from any thread, when a slot that was asked for has been given.
     """
 
-    __slots__ = ("_grant", "_queued", "_slots")
+    __slots__ = ("_grant", "_has", "_queued", "_slots")
 
     def __init__(self, slots: Slots, grant: Callable[[], object]) -> None:
         self._slots = slots
         self._grant = grant
         self._queued = False
+        self._has = 0
+
+    @property
+    def may_take(self) -> bool:
+        """Whether it is worth asking for one more: it has not got all, nor asked already."""
+        return not self._queued and self._has < self._slots.capacity
 
     def take(self) -> bool:
-        """Take a free slot, or stand in line for one and return ``False``."""
+        """Take a free slot, or stand in line for one and return ``False``.
+
+        A lane that has all of them does not stand in line: it would wait for itself.
+        """
         slots = self._slots
         with slots.lock:
             if slots.free and not slots.queue:
                 slots.free -= 1
+                self._has += 1
                 return True
-            if not self._queued:
+            if not self._queued and self._has < slots.capacity:
                 self._queued = True
                 slots.queue.append(self)
             return False
@@ -53,11 +63,13 @@ class Lane:
         """Give one slot to whoever has waited longest."""
         slots = self._slots
         with slots.lock:
+            self._has -= 1
             if not slots.queue:
                 slots.free += 1
                 return
             lane = slots.queue.popleft()
             lane._queued = False  # noqa: SLF001 - of the same class
+            lane._has += 1  # noqa: SLF001
         lane._grant()  # noqa: SLF001
 
     @property

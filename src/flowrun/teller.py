@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from flowrun.hooks import HookChannel
     from flowrun.state.records import RunRecord, TaskRecord
 
+TASK_FAILED = "task %r %s: %s"
+"""The log line of a failure, for who shows failures in another way."""
+
 
 class Teller:
     """Tell of one run: a line to the log at the contract's levels, an event to the hooks.
@@ -181,7 +184,7 @@ class Teller:
         record = self._record
         about = self._about(task)
         verb = "timed out" if task.reason is Reason.TIMEOUT else "failed"
-        self._log.warning("task %r %s: %s", task.name, verb, message, extra=about)
+        self._log.warning(TASK_FAILED, task.name, verb, message, extra=about)
         self._log.debug("traceback of task %r:\n%s", task.name, task.error, extra=about)
         if self._channel.wants(TaskFailureEvent):
             self._channel.emit(

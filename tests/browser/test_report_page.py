@@ -408,3 +408,37 @@ def test_picture_of_a_graph_stands_alone_as_an_image(show: Show, report: RunRepo
         dag_svg("daily_etl", deps, report),
     )
     assert min(size) > 30
+
+
+def test_headings_stand_over_their_numbers(show: Show) -> None:
+    page = show(report_html(reports.failure())).page
+    edges = page.evaluate(
+        """() => {
+            const edge = (node, text) => {
+                const range = document.createRange();
+                range.selectNodeContents(text ?? node);
+                return range.getBoundingClientRect().right;
+            };
+            const heads = [...document.querySelectorAll("th.number button")];
+            const cells = [...document.querySelectorAll("tr.item td.number")];
+            return heads.map((head, place) => [edge(head, head.firstChild), edge(cells[place])]);
+        }"""
+    )
+    assert len(edges) == 4
+    for heading, number in edges:
+        assert heading == pytest.approx(number, abs=1.5)
+
+
+def test_tracebacks_keep_their_marks_below_the_code(show: Show) -> None:
+    page = show(report_html(reports.failure()), viewport={"width": 360, "height": 740}).page
+    page.click("#failures summary")
+    page.click(".node.FAILED")
+    spaces = "node => getComputedStyle(node).whiteSpace"
+    for place in ("#failures pre", "#detail details[open] pre"):
+        assert page.locator(place).first.evaluate(spaces) == "pre"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.emulate_media(media="print")
+    assert page.locator("#failures pre").evaluate(spaces) == "pre-wrap"
+    page = show(report_html(reports.hostile())).page
+    page.locator("#failures summary").first.click()
+    assert page.locator("#failures pre").first.evaluate(spaces) == "pre-wrap"

@@ -6,7 +6,7 @@ from flowrun.render.dot import dot
 from flowrun.render.escape import for_terminal
 from flowrun.render.html import report_html
 from flowrun.render.mermaid import mermaid
-from flowrun.render.page import preview
+from flowrun.render.page import preview, stored_previews
 from flowrun.render.style import GraphStyle, graph_text
 from flowrun.render.svg import dag_svg
 from flowrun.render.table import report_table
@@ -22,5 +22,6 @@ __all__ = [
     "preview",
     "report_html",
     "report_table",
+    "stored_previews",
     "tree",
 ]

@@ -26,6 +26,8 @@ _HIDDEN_TEXT = re.compile(f"[{_HIDDEN}]")
 _HIDDEN_LINE = re.compile(f"[{_HIDDEN}\t\n]")
 _MERMAID_UNSAFE = re.compile(r"[^\w .,:()+-]")
 _NEAR_CONTROLS = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
+_AS_EMOJI = "\ufe0f"  # makes a narrow sign a wide emoji, on most terminals
+_FLAGS = "".join(map(chr, range(0x1F1E6, 0x1F200)))  # two letters make a flag
 _LAST_BYTE = 0xFF
 _LAST_SHORT = 0xFFFF
 
@@ -105,7 +107,8 @@ def shortened(text: str, width: int, mark: str = "…") -> str:
     while room >= 0:
         position += 1
         room -= _column(text[position])
-    return text[:position] + mark[: max(width, 0)]
+    # Half a flag is as wide as a whole one.
+    return text[:position].rstrip(_FLAGS) + mark[: max(width, 0)]
 
 
 def padded(text: str, width: int, *, right: bool = False) -> str:
@@ -115,7 +118,7 @@ def padded(text: str, width: int, *, right: bool = False) -> str:
 
 
 def _column(character: str) -> int:
-    if character.isascii():
+    if character.isascii() or character == _AS_EMOJI:
         return 1
     if unicodedata.combining(character) or unicodedata.category(character) in {"Mn", "Me", "Cf"}:
         return 0

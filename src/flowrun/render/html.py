@@ -37,11 +37,15 @@ _MOST_FAILURES = 20
 _MOST_TRACEBACK = 8_000
 _MOST_LINE = 600
 _MOST_FACT = 300
+_MOST_SCROLLED = 400
 _VERDICTS: dict[str, TaskStatusName] = {"Succeeded": "SUCCESS", "Running": "RUNNING"}
 
 
 def report_html(
-    report: RunReport, *, result_preview: Callable[[object], str] | None = preview
+    report: RunReport,
+    *,
+    result_preview: Callable[[object], str] | None = preview,
+    stored: Mapping[str, str] | None = None,
 ) -> str:
     """Return the report as a page: outcome, failures, graph, timeline and every task.
 
@@ -49,6 +53,8 @@ def report_html(
         report: The run.
         result_preview: Makes the text that is shown of a kept result; its outcome is escaped
             and cut. ``None`` shows no result.
+        stored: What is shown of results that the report leaves in the store, by task; see
+            :func:`flowrun.render.stored_previews`.
     """
     style = graph_css() + _resource("report.css")
     script = _resource("report.js")
@@ -60,7 +66,13 @@ def report_html(
     critical = critical_path(report)
     deps = {name: task["deps"] for name, task in report["tasks"].items()}
     picture = draw(report["dag_name"], deps, report, critical=critical)
-    data = page_data(report, critical=critical, marks=picture.marks, result_preview=result_preview)
+    data = page_data(
+        report,
+        critical=critical,
+        marks=picture.marks,
+        result_preview=result_preview,
+        stored=stored,
+    )
     body = "\n".join(
         (
             _header(report),
@@ -177,9 +189,11 @@ def _failure(report: RunReport, place: int, name: str, task: TaskReport) -> str:
     trace = ""
     if error.strip() != line:
         text = error if len(error) <= _MOST_TRACEBACK else f"…{error[-_MOST_TRACEBACK:]}"
+        # Python marks the place below a line of code: such text is scrolled and not wrapped.
+        kind = "trace" if max(map(len, text.split("\n"))) <= _MOST_SCROLLED else "long"
         trace = (
             "<details><summary>Traceback</summary>"
-            f'<pre tabindex="0">{for_html(text, multiline=True)}</pre></details>'
+            f'<pre class="{kind}" tabindex="0">{for_html(text, multiline=True)}</pre></details>'
         )
     return (
         f'<article class="failure">{_sign("FAILED")}<div>'

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import reprlib
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, TypedDict
 
+from flowrun.errors import ResultNotReadableError
 from flowrun.render.escape import for_terminal
-from flowrun.render.wording import is_kept, own_line
+from flowrun.render.wording import counted, is_kept, own_line
+from flowrun.state.serializers import JsonSerializer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import TypeAlias
 
     from flowrun.report import RunReport, TaskReport
+
+    Peek: TypeAlias = Callable[[str, int], Mapping[str, tuple[str, int, bytes]]]
 
 _MOST_ERROR_BYTES = 2_000_000
 _MOST_PREVIEW_BYTES = 1_000_000
@@ -68,6 +74,27 @@ def preview(value: object) -> str:
     return text if len(text) <= _PREVIEW else f"{text[:_PREVIEW]}…"
 
 
+def stored_previews(report: RunReport, peek: Peek) -> dict[str, str]:
+    """Return what to show of each result that is in the store; no pickle is read for it.
+
+    Args:
+        report: The run.
+        peek: Returns of each of a run's results the serializer's name, the size and the first
+            bytes, as ``SqliteStateStore.stored_results`` does.
+    """
+    found = peek(report["run_id"], _PREVIEW)
+    return {name: _stored_preview(*result) for name, result in found.items()}
+
+
+def _stored_preview(serializer: str, size: int, start: bytes) -> str:
+    if serializer != _JSON.name:
+        return f"{serializer}, {counted(size, 'byte')}, not decoded"
+    if size <= len(start):
+        with suppress(ResultNotReadableError):
+            return preview(_JSON.loads(start))
+    return start.decode("utf-8", "ignore") + "…" * (size > len(start))
+
+
 class _Shortener(reprlib.Repr):
     """Bounded in depth and width; leaves a table's ``repr`` its lines."""
 
@@ -96,6 +123,7 @@ class _Shortener(reprlib.Repr):
 
 
 _SHORTENER = _Shortener()
+_JSON = JsonSerializer()
 
 
 def critical_path(report: RunReport) -> list[str]:
@@ -126,6 +154,7 @@ def page_data(
     critical: list[str],
     marks: list[tuple[int, int]] | None,
     result_preview: Callable[[object], str] | None,
+    stored: Mapping[str, str] | None = None,
 ) -> PageData:
     """Return the data of a report's page.
 
@@ -134,8 +163,9 @@ def page_data(
         critical: The tasks on the critical path.
         marks: Where the graph's marks are, if it has no boxes.
         result_preview: Makes a result's text; ``None`` shows no result.
+        stored: What to show of results that are in the store, by task.
     """
-    builder = _Builder(report, set(critical), result_preview)
+    builder = _Builder(report, set(critical), result_preview, stored or {})
     tasks = [builder.task(name, task) for name, task in report["tasks"].items()]
     return {
         "finished": builder.offset(report["finished_at"]),
@@ -157,11 +187,13 @@ class _Builder:
         report: RunReport,
         critical: set[str],
         result_preview: Callable[[object], str] | None,
+        stored: Mapping[str, str],
     ) -> None:
         self.texts: list[str] = []
         self._report = report
         self._critical = critical
         self._preview = result_preview
+        self._stored = stored
         self._number = {name: number for number, name in enumerate(report["tasks"])}
         self._known: dict[str, int] = {}
         self._error_room = _MOST_ERROR_BYTES
@@ -184,7 +216,7 @@ class _Builder:
         if is_kept(self._report, task):
             made["kept"] = 1
         self._add_times(made, task)
-        self._add_result(made, task)
+        self._add_result(made, name, task)
         return made
 
     def _add_times(self, made: _Task, task: TaskReport) -> None:
@@ -206,18 +238,24 @@ class _Builder:
         if attempts:
             made["attempts"] = attempts
 
-    def _add_result(self, made: _Task, task: TaskReport) -> None:
+    def _add_result(self, made: _Task, name: str, task: TaskReport) -> None:
         if task["status"] != "SUCCESS":
             return
-        if task["result_state"] != "kept":
-            made["state"] = str(task["result_state"])
-        elif self._preview is None:
+        state = task["result_state"]
+        if self._preview is None and state in {"kept", "stored"}:
             made["state"] = "hidden"
+        elif self._preview is not None and state == "kept":
+            self._show(made, self._preview(task["result"]))
+        elif name in self._stored:
+            self._show(made, self._stored[name])
         else:
-            text = for_terminal(self._preview(task["result"]), multiline=True)
-            most = _PREVIEW if self._preview_room > 0 else _SHORT
-            made["result"] = text if len(text) <= most else f"{text[:most]}…"
-            self._preview_room -= len(made["result"])
+            made["state"] = str(state)
+
+    def _show(self, made: _Task, result: str) -> None:
+        text = for_terminal(result, multiline=True)
+        most = _PREVIEW if self._preview_room > 0 else _SHORT
+        made["result"] = text if len(text) <= most else f"{text[:most]}…"
+        self._preview_room -= len(made["result"])
 
     def offset(self, moment: float | None) -> float | None:
         """Return a point in time as seconds since the run was created, to the millisecond."""

@@ -157,6 +157,9 @@ function links(title, indexes) {
   return [make("h3", {text: title}), box];
 }
 
+/* Python marks the place below a line of code: such text is scrolled and not wrapped. */
+const isShort = text => text.split("\n").every(line => line.length <= 400);
+
 const RESULTS = {
   released: "Released after its last consumer (retain_result=False).",
   stored: "In the store; it was not loaded for this report.",
@@ -190,7 +193,7 @@ function attempts(task) {
     const block = make("div", {class: "attempt"}, head, make("p", {class: "hint", text: notes}));
     if (failed) {
       const text = data.texts[attempt.error];
-      block.append(make("details", {open: last}, make("summary", {text: "Error"}), make("pre", {text, tabindex: "0"})));
+      block.append(make("details", {open: last}, make("summary", {text: "Error"}), make("pre", {class: isShort(text) ? "trace" : "", text, tabindex: "0"})));
     }
     return block;
   });

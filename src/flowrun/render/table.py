@@ -149,8 +149,10 @@ class _Page:
         indent = _GAP * 3
         safe = self._text(text)
         room = self._width - len(indent)
-        # Wide characters take two columns: wrapped at half the room, they fit.
-        room = room if columns(safe) <= len(safe) else room // 2
+        if not safe.isascii():
+            # Wide characters take two columns: wrapped at half the room, they fit. So does half
+            # of a flag.
+            room = room - 1 if columns(safe) <= len(safe) else room // 2
         found = textwrap.wrap(safe, room)
         if len(found) > _ERROR_LINES:
             found = [*found[: _ERROR_LINES - 1], "..."]

@@ -92,7 +92,7 @@ _FILES: dict[str, _LockFile] = {}
 _lock = threading.Lock()
 
 
-def _forget_parent() -> None:  # pragma: no cover - in a forked child, before it is measured
+def _forget_parent() -> None:
     """Let a forked child begin anew: it has none of the locks that its parent holds."""
     global _lock  # noqa: PLW0603 - another thread of the parent's may have held it
     _lock = threading.Lock()
@@ -121,6 +121,7 @@ class Ownership:
 
     def __init__(self, path: Path) -> None:
         self._key = str(path)
+        self._open = True
         lock_path = path.with_name(f"{path.name}-owners")
         with _lock:
             file = _FILES.get(self._key)
@@ -139,8 +140,11 @@ class Ownership:
         return owner is not None and self._file.is_held(owner)
 
     def close(self) -> None:
-        """Give the claim up; once."""
+        """Give the claim up."""
         with _lock:
+            if not self._open:
+                return
+            self._open = False
             self._file.unlock(self.owner)
             self._file.users -= 1
             if not self._file.users:

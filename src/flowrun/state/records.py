@@ -210,8 +210,16 @@ class TaskRecord:
     def copy(self) -> TaskRecord:
         """Return a snapshot that later changes do not touch (the result is shared)."""
         twin = TaskRecord(self.name, self.deps)
-        for field in TaskRecord.__slots__:
-            setattr(twin, field, getattr(self, field))
+        twin.status = self.status
+        twin.attempt = self.attempt
+        twin.ready_at = self.ready_at
+        twin.started_at = self.started_at
+        twin.finished_at = self.finished_at
+        twin.error = self.error
+        twin.reason = self.reason
+        twin.abandoned = self.abandoned
+        twin.result = self.result
+        twin.earlier = self.earlier
         return twin
 
     def _last_attempt(self) -> AttemptRecord:

@@ -53,12 +53,17 @@ def run_row(run: RunRecord, owner: int | None) -> Row:
     )
 
 
-def task_row(task: TaskRecord) -> Row:
-    """Return a task's values, in the order of ``TASK_COLUMNS``."""
+def task_row(task: TaskRecord, deps: str | None = None) -> Row:
+    """Return a task's values, in the order of ``TASK_COLUMNS``.
+
+    Args:
+        task: The task.
+        deps: The second of these values, if it is known.
+    """
     result = task.result
     return (
         task.name,
-        json.dumps(task.deps) if task.deps else "[]",
+        json.dumps(task.deps) if deps is None else deps,
         task.status.value,
         task.attempt,
         _real(task.ready_at),
@@ -196,4 +201,4 @@ def _real(value: float | None) -> float | None:
 
 
 def _number(value: object) -> float | None:
-    return None if value is None else float(str(value))
+    return value if value is None or isinstance(value, float) else float(str(value))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import heapq
 import logging
+import operator
 import sqlite3
 import threading
 import time
 import zlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from flowrun.errors import (
     AlreadyResumedError,
@@ -40,7 +42,7 @@ from flowrun.state.sqlite_file import SqliteFile, check_settings
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection, Generator, Iterable, Sequence
+    from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 
     from flowrun.state.protocol import Change, RunQuery
     from flowrun.state.records import RunRecord, RunSummary, TaskRecord
@@ -48,19 +50,30 @@ if TYPE_CHECKING:
     from flowrun.state.serializers import ResultSerializer
     from flowrun.state.sqlite_file import JournalMode, Synchronous
 
+T = TypeVar("T")
+
 _CACHED_RUNS = 64
 _DEAD = "OWNER_DIED: the process that worked on this run has died"
 _PRUNING_S = 0.05
 _VACUUMED_PAGES = 1000
 
 _log = logging.getLogger("flowrun.state")
+_seq_of = operator.itemgetter(0)
+_status_of = operator.attrgetter("status")
 
 
 class _Owned(NamedTuple):
-    """A run that this store has created: its number in the file, its tasks' places."""
+    """A run that this store has created.
+
+    Attributes:
+        seq: Its number in the file.
+        places: Its tasks' places among its rows.
+        deps: What its tasks' rows say of their dependencies, by place.
+    """
 
     seq: int
     places: dict[str, int]
+    deps: list[str]
 
 
 class SqliteStateStore:
@@ -120,6 +133,7 @@ class SqliteStateStore:
         self._lock = threading.RLock()
         self._readers: list[sqlite3.Connection] = []
         self._owned: dict[str, _Owned] = {}
+        self._dead: set[int] = set()
         self._cache_ttl_s = cache_ttl_s
         self._cache: OrderedDict[str, tuple[float, RunRecord]] = OrderedDict()
         self._closed = False
@@ -174,7 +188,7 @@ class SqliteStateStore:
             if kept and carried != len(kept):
                 problem = "results of it that the new run would keep are missing"
                 raise DamagedRecordError(str(run.resumed_from), None, problem)
-        self._owned[run.run_id] = _Owned(seq, places)
+        self._owned[run.run_id] = _Owned(seq, places, [str(row[1]) for row in rows])
 
     def save(self, changes: Sequence[Change]) -> None:
         """Keep all these changes, or none; see :meth:`StateStoreProtocol.save`."""
@@ -194,7 +208,7 @@ class SqliteStateStore:
                 ends.append(run)
                 continue
             place = owned.places[task.name]
-            row = task_row(task)
+            row = task_row(task, owned.deps[place])
             tasks.append((*row, checksum(row), owned.seq, place))
             if not isinstance(task.result, NoResult):
                 data = self._dumped(run.run_id, task.name, task.result)
@@ -254,19 +268,7 @@ class SqliteStateStore:
         cached = self._cached(run_id) if results else None
         if cached is not None:
             return cached
-        with self._reading() as db:
-            found = self._run_row(db, run_id)
-            if found is None:
-                raise UnknownRunError(run_id)
-            seq, row = found
-            tasks = self._tasks(db, seq, row)
-            if results:
-                for name, *stored in db.execute(sql.SELECT_RESULTS, (seq,)):
-                    tasks[name].result = self._loaded(run_id, name, *stored)
-                for task in tasks.values():
-                    if task.result is NoResult.STORED:
-                        raise DamagedRecordError(run_id, task.name, "its result is missing")
-        run = run_of_row(row, tasks, alive=self._is_alive(row))
+        run = self._until_certain(partial(self._read_run, run_id, results))
         if results and run.finished_at is not None:
             self._keep_in_cache(run)
         return run
@@ -297,31 +299,7 @@ class SqliteStateStore:
             DamagedRecordError: A row of one of them is damaged; its ``others`` are the list
                 without those.
         """
-        found: list[RunSummary] = []
-        damaged: DamagedRecordError | None = None
-        with self._reading() as db:
-            values = {
-                "dag": query.dag_name,
-                "ancestor": query.resumed_from,
-                "status": None if query.status is None else str(query.status),
-                "seq": self._seq_before(db, query.before),
-                "time": query.before if isinstance(query.before, int | float) else None,
-            }
-            cursors = [db.execute(text, values) for text in sql.list_runs(query)]
-            for _, counts, *row, stored in heapq.merge(*cursors, key=_seq_of, reverse=True):
-                try:
-                    summary = self._summary(tuple(row), stored, counts)
-                except DamagedRecordError as error:
-                    damaged = damaged or error
-                    continue
-                if query.status is None or summary.status == query.status:
-                    found.append(summary)
-                if len(found) == query.limit:
-                    break
-        if damaged is not None:
-            damaged.others = tuple(found)
-            raise damaged
-        return found
+        return self._until_certain(partial(self._read_runs, query))
 
     def stored_result(self, run_id: str, task_name: str, most: int = 200) -> tuple[str, int, bytes]:
         """Return a kept result undecoded: its serializer's name, its size, its first bytes.
@@ -336,7 +314,60 @@ class SqliteStateStore:
             raise UnknownRunError(problem)
         return str(row[0]), int(row[1]), bytes(row[2])
 
+    def stored_results(self, run_id: str, most: int = 200) -> dict[str, tuple[str, int, bytes]]:
+        """Return every kept result of a run undecoded, by task; see :meth:`stored_result`."""
+        with self._reading() as db:
+            rows = db.execute(sql.PEEK_RESULTS, (most, run_id)).fetchall()
+        return {str(name): (str(row[0]), int(row[1]), bytes(row[2])) for name, *row in rows}
+
     # Inside.
+
+    def _read_run(self, run_id: str, results: bool, dead: set[int]) -> RunRecord:  # noqa: FBT001 - bound by place
+        with self._reading() as db:
+            found = self._run_row(db, run_id)
+            if found is None:
+                raise UnknownRunError(run_id)
+            seq, row = found
+            tasks = self._tasks(db, seq, row)
+            if row[3] is not None and counts_of_row(row) != Counter(
+                map(_status_of, tasks.values())
+            ):
+                problem = "the rows of its tasks are older, or newer, than its end"
+                raise DamagedRecordError(run_id, None, problem)
+            if results:
+                for name, *stored in db.execute(sql.SELECT_RESULTS, (seq,)):
+                    tasks[name].result = self._loaded(run_id, name, *stored)
+                for task in tasks.values():
+                    if task.result is NoResult.STORED:
+                        raise DamagedRecordError(run_id, task.name, "its result is missing")
+        return run_of_row(row, tasks, alive=self._is_alive(row, dead))
+
+    def _read_runs(self, query: RunQuery, dead: set[int]) -> list[RunSummary]:
+        found: list[RunSummary] = []
+        damaged: DamagedRecordError | None = None
+        with self._reading() as db:
+            values = {
+                "dag": query.dag_name,
+                "ancestor": query.resumed_from,
+                "status": None if query.status is None else str(query.status),
+                "seq": self._seq_before(db, query.before),
+                "time": query.before if isinstance(query.before, int | float) else None,
+            }
+            cursors = [db.execute(text, values) for text in sql.list_runs(query)]
+            for _, counts, *row, stored in heapq.merge(*cursors, key=_seq_of, reverse=True):
+                try:
+                    summary = self._summary(tuple(row), stored, counts, dead)
+                except DamagedRecordError as error:
+                    damaged = damaged or error
+                    continue
+                if query.status is None or summary.status == query.status:
+                    found.append(summary)
+                if len(found) == query.limit:
+                    break
+        if damaged is not None:
+            damaged.others = tuple(found)
+            raise damaged
+        return found
 
     def _dumped(self, run_id: str, task_name: str, value: object) -> bytes:
         try:
@@ -377,8 +408,9 @@ class SqliteStateStore:
         return DamagedRecordError(*gone[0], "its row is missing; the file was damaged")
 
     def _has_row(self, db: sqlite3.Connection, run_id: str, task_name: str) -> bool:
-        seq, places = self._owned[run_id]
-        return db.execute(sql.HAS_TASK, (seq, places[task_name])).fetchone() is not None
+        owned = self._owned[run_id]
+        which = (owned.seq, owned.places[task_name])
+        return db.execute(sql.HAS_TASK, which).fetchone() is not None
 
     def _recover(self) -> None:
         with self._transaction() as (db, _):
@@ -398,7 +430,9 @@ class SqliteStateStore:
         seq, row = found
         tasks = self._tasks(db, seq, row)
         run = run_of_row(row, tasks, alive=False)
-        now = max([time.time(), run.created_at])
+        # Its clock may have been ahead of this one: nothing ends before it began.
+        told = [(task.ready_at, task.started_at, task.finished_at) for task in tasks.values()]
+        now = max(time.time(), run.created_at, *[moment or 0.0 for each in told for moment in each])
         for place, task in enumerate(tasks.values()):
             if task.status is TaskStatus.RUNNING:
                 task.fail(now, _DEAD, Reason.OWNER_DIED)
@@ -479,13 +513,13 @@ class SqliteStateStore:
             raise DamagedRecordError(run_id, None, "rows of its tasks are missing")
         return tasks
 
-    def _summary(self, row: Row, stored: object, counts: str | None) -> RunSummary:
+    def _summary(self, row: Row, stored: object, counts: str | None, dead: set[int]) -> RunSummary:
         check_row(row, stored, str(row[0]), None)
         # A run's own row is written when it ends; until then its tasks tell.
         return summary_of_row(
             row,
             counts_of_row(row) if counts is None else _split(counts),
-            alive=self._is_alive(row),
+            alive=self._is_alive(row, dead),
         )
 
     def _loaded(self, run_id: str, name: str, serializer: str, stored: int, data: bytes) -> object:
@@ -516,9 +550,27 @@ class SqliteStateStore:
             raise UnknownRunError(before)
         return int(found[0])
 
-    def _is_alive(self, row: Sequence[object]) -> bool:
-        owner = row[9]
-        return row[3] is None and self._owner_lives(owner if isinstance(owner, int) else None)
+    def _until_certain(self, read: Callable[[set[int]], T]) -> T:
+        """Read again if an owner is found dead: it may have ended its run since (D3).
+
+        An owner who is known to be dead before the reading begins can change nothing any more.
+        """
+        while True:
+            dead: set[int] = set()
+            found = read(dead)
+            if not dead:
+                return found
+            self._dead.update(dead)
+
+    def _is_alive(self, row: Sequence[object], dead: set[int]) -> bool:
+        """Return whether a run is alive, and note an owner who was not known to be dead."""
+        owner = row[9] if isinstance(row[9], int) else None
+        if row[3] is not None or owner in self._dead:
+            return False
+        alive = self._owner_lives(owner)
+        if not alive and owner is not None:
+            dead.add(owner)
+        return alive
 
     def _owner_lives(self, owner: int | None) -> bool:
         return self._ownership is None or self._ownership.is_alive(owner)
@@ -593,10 +645,6 @@ def _copied(run: RunRecord) -> RunRecord:
     """Return a run that its reader may keep; results are shared."""
     tasks = {name: task.copy() for name, task in run.tasks.items()}
     return run_of_row(run_row(run, None), tasks, alive=False)
-
-
-def _seq_of(row: Sequence[int]) -> int:
-    return row[0]
 
 
 def _split(counts: str) -> dict[str, int]:

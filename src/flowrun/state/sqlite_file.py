@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 import weakref
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ JournalMode: TypeAlias = Literal["WAL", "DELETE"]
 MINIMUM_SQLITE = (3, 37, 0)  # STRICT tables
 
 _LONGEST_WAIT_S = 2_000_000  # SQLite counts milliseconds in a C int
+_PAUSE_S = 0.005
 _SIDECARS = ("-wal", "-shm", "-journal", "-owners")
 
 
@@ -36,7 +38,7 @@ _OPEN: weakref.WeakSet[SqliteFile] = weakref.WeakSet()
 _INHERITED: set[str] = set()
 
 
-def _remember_parent() -> None:  # pragma: no cover - in a forked child, before it is measured
+def _remember_parent() -> None:
     """Take note, in a forked child, of the files that its parent had open.
 
     SQLite remembers in the process's memory which locks it holds on a file, and the child has
@@ -164,7 +166,10 @@ class SqliteFile:
         if not self._readonly:
             self._create_file()
         with closing(self.connect(readonly=self._readonly)) as connection:
+            # In one transaction: somebody else may be making the file at this moment.
+            connection.execute("BEGIN")
             version = self._checked_version(connection)
+            connection.execute("COMMIT")
             if self._readonly:
                 if version == 0:
                     problem = "it holds no runs yet"
@@ -172,7 +177,7 @@ class SqliteFile:
                 return
             if version < len(self._steps):
                 self._upgrade(connection)
-            (mode,) = connection.execute(_JOURNAL_MODE[self._journal_mode]).fetchone()
+            mode = self._set_journal_mode(connection)
             if mode != self._journal_mode.lower():  # pragma: no cover - needs such a file system
                 problem = (
                     f"its file system cannot keep the journal mode {self._journal_mode!r} (it is"
@@ -223,16 +228,29 @@ class SqliteFile:
         upgrade(connection, self._checked_version(connection), self._steps)
         connection.execute("COMMIT")
 
+    def _set_journal_mode(self, connection: sqlite3.Connection) -> str:
+        """Change the mode, waiting for others as for any lock; SQLite does not wait here."""
+        deadline = time.monotonic() + self._busy_timeout_s
+        while True:
+            try:
+                (mode,) = connection.execute(_JOURNAL_MODE[self._journal_mode]).fetchone()
+            except sqlite3.OperationalError as error:
+                if not _is_busy(error) or time.monotonic() >= deadline:
+                    raise
+                time.sleep(_PAUSE_S)
+            else:
+                return str(mode)
+
     def _in_our_words(self, error: sqlite3.Error) -> StoreError:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        code = _code_of(error)
         where = f"{str(self.path)!r}"
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        if _is_busy(error):
             return StoreBusyError(
                 f"{where} was locked by somebody else for more than {self._busy_timeout_s:g} s;"
                 " find out who holds it, or raise busy_timeout_s"
             )
-        # A limit on the size of files, as in the tests, is another error: an I/O error.
-        if code == sqlite3.SQLITE_FULL:  # pragma: no cover - needs a disk that is full
+        # A limit on the size of files is another error: an I/O error.
+        if code == sqlite3.SQLITE_FULL:
             return StoreFullError(f"{where}: no space left to write to ({error}); make room")
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             return self._refusal(f"it is damaged, or no SQLite database ({error})")
@@ -249,6 +267,15 @@ class SqliteFile:
 
     def _refusal(self, problem: str) -> StoreFileError:
         return StoreFileError(f"{str(self.path)!r} cannot be used as a state store: {problem}")
+
+
+def _code_of(error: sqlite3.Error) -> int:
+    """Return the primary code; 0 for what the module itself has raised."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return _code_of(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 # On macOS an ordinary sync leaves the data in the drive's cache; elsewhere "fullfsync" is nothing.

@@ -54,6 +54,11 @@ PEEK_RESULT = (
     " JOIN tasks ON tasks.run = runs.seq JOIN results ON results.run = runs.seq"
     " AND results.place = tasks.place WHERE runs.run_id = ? AND tasks.name = ?"
 )
+PEEK_RESULTS = (
+    "SELECT tasks.name, results.serializer, length(results.data), substr(results.data, 1, ?)"
+    " FROM runs JOIN tasks ON tasks.run = runs.seq JOIN results ON results.run = runs.seq"
+    " AND results.place = tasks.place WHERE runs.run_id = ?"
+)
 
 _COUNTS = (
     "CASE WHEN finished_at IS NULL THEN (SELECT group_concat(status || '=' || number) FROM"
