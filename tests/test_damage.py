@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import pickle
 import sqlite3
@@ -218,6 +219,30 @@ def test_forged_task_is_an_error_that_names_it(
     assert store.load_run("r2", results=True).status == "SUCCESS"
 
 
+async def test_run_whose_row_went_missing_takes_no_other_along(
+    path: Path, store: SqliteStateStore, make_engine: MakeEngine
+) -> None:
+    engine = make_engine(state_store=store)
+    started = [asyncio.Event(), asyncio.Event()]
+    go = asyncio.Event()
+
+    for number in (0, 1):
+
+        @engine.task(dag=f"d{number}", name="a")
+        async def a(number: int = number) -> None:
+            started[number].set()
+            await go.wait()
+
+    runs = [asyncio.create_task(engine.run_once(f"d{number}")) for number in (0, 1)]
+    for event in started:
+        await event.wait()
+    execute(path, "DELETE FROM tasks WHERE run = (SELECT seq FROM runs WHERE dag_name = 'd0')")
+    go.set()
+    with pytest.raises(DamagedRecordError, match="task 'a': its row is missing"):
+        await runs[0]
+    assert engine.get_run_report(await runs[1])["status"] == "SUCCESS"
+
+
 # -- one damaged row among many ---------------------------------------------------------------
 
 
@@ -322,11 +347,11 @@ def test_damaged_run_does_not_keep_recover_from_the_others(  # D3 D7
 
 
 async def test_damaged_run_is_not_resumed_and_the_others_are(
-    path: Path, make_engine: MakeEngine
+    path: Path, store: SqliteStateStore, make_engine: MakeEngine
 ) -> None:
     leave_behind(path, "r1", "r2")
     execute(path, "UPDATE tasks SET attempt = 7 WHERE run = 1 AND place = 1")
-    engine = make_engine(state_store=SqliteStateStore(path))
+    engine = make_engine(state_store=store)
     ran: list[str] = []
     engine.task(name="a", dag="d")(lambda: ran.append("a"))
     engine.task(name="b", dag="d", deps=["a"])(lambda: ran.append("b"))
@@ -359,8 +384,17 @@ def test_success_is_not_acknowledged_where_its_row_is_missing(
     execute(path, "DELETE FROM tasks WHERE place = 0")
     run.tasks["a"].start(2.0, 2.0)
     run.tasks["a"].succeed(3.0, 1)
-    with pytest.raises(DamagedRecordError, match="run 'r1': rows of its tasks are missing"):
-        store.save([Change(run, run.tasks["a"])])
+    other = RunRecord("r2", "d", 1.0, {"a": TaskRecord("a")})
+    store.create_run(other)
+    other.tasks["a"].start(2.0, 2.0)
+    batch = [
+        Change(other, other.tasks["a"]),
+        Change(other, None),
+        Change(run, run.tasks["a"]),
+    ]
+    with pytest.raises(DamagedRecordError, match="run 'r1', task 'a': its row is missing"):
+        store.save(batch)
+    assert store.load_run("r2", results=False).tasks["a"].status == "PENDING"
     execute(path, "DROP TABLE results")
     run.tasks["b"].start(2.0, 2.0)
     run.tasks["b"].succeed(3.0, 1)

@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -76,12 +76,25 @@ def test_older_file_gets_the_schema_of_a_new_one(path: Path, version: int) -> No
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
+@pytest.fixture
+def old_store(path: Path) -> Iterator[Callable[[int], SqliteStateStore]]:
+    stores: list[SqliteStateStore] = []
+
+    def make(version: int) -> SqliteStateStore:
+        make_old(path, version)
+        stores.append(SqliteStateStore(path))
+        return stores[-1]
+
+    yield make
+    for store in stores:
+        store.close()
+
+
 @pytest.mark.parametrize("version", OLD)
 async def test_runs_of_an_older_file_are_listed_reported_and_resumed(  # D5
-    path: Path, make_engine: MakeEngine, version: int
+    old_store: Callable[[int], SqliteStateStore], make_engine: MakeEngine, version: int
 ) -> None:
-    make_old(path, version)
-    engine = make_engine(state_store=SqliteStateStore(path))
+    engine = make_engine(state_store=old_store(version))
     ran: list[str] = []
     broken = Switch()
     broken.on = False

@@ -129,11 +129,43 @@ def test_settings_reach_sqlite(path: Path, open_store: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("synchronous", "journal_mode", "expected"),
+    [
+        ("FULL", "WAL", 2),
+        ("NORMAL", "WAL", 1),
+        ("FULL", "DELETE", 3),  # EXTRA: a rollback journal's deletion must survive, too
+        ("NORMAL", "DELETE", 1),
+    ],
+)
+def test_writer_waits_for_the_disk_as_was_asked_for(  # D2
+    open_store: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    synchronous: str,
+    journal_mode: str,
+    expected: int,
+) -> None:
+    made: list[sqlite3.Connection] = []
+    connect = sqlite3.connect
+
+    def connect_and_keep(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        made.append(connect(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", connect_and_keep)
+    open_store(synchronous=synchronous, journal_mode=journal_mode)
+    writer = made[-1]
+    assert writer.execute("PRAGMA synchronous").fetchone() == (expected,)
+    assert writer.execute("PRAGMA fullfsync").fetchone() == (synchronous == "FULL",)
+    assert writer.execute("PRAGMA journal_mode").fetchone() == (journal_mode.lower(),)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"synchronous": "OFF"}, "synchronous must be one of FULL, NORMAL"),
         ({"journal_mode": "MEMORY"}, "journal_mode must be one of"),
         ({"busy_timeout_s": -1.0}, "busy_timeout_s must be"),
+        ({"busy_timeout_s": float("inf")}, "busy_timeout_s must be"),
         ({"cache_ttl_s": -1.0}, "cache_ttl_s must be"),
     ],
 )

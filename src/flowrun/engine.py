@@ -508,6 +508,8 @@ class Engine:
     def prune_runs(self, *, keep_last: int | None = None, older_than_s: float | None = None) -> int:
         """Delete finished runs and give their space back; return how many were deleted.
 
+        Thousands of them take a while; on an event loop call it by ``asyncio.to_thread``.
+
         Args:
             keep_last: Keep this many of the newest finished runs of each DAG.
             older_than_s: Delete only runs created longer ago than this many seconds.

@@ -11,7 +11,7 @@ import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
-from flowrun.errors import ResultNotStorableError, RunLostError
+from flowrun.errors import DamagedRecordError, ResultNotStorableError, RunLostError
 from flowrun.state.protocol import Change
 from flowrun.state.records import NoResult
 
@@ -181,7 +181,7 @@ class Journal:
             except ResultNotStorableError as error:
                 refused = [entry for entry in entries if _is_about(entry, error)]
                 failure: Exception = error
-            except RunLostError as error:
+            except (DamagedRecordError, RunLostError) as error:
                 refused = [
                     entry for entry in entries if entry.changes[0].run.run_id == error.run_id
                 ]

@@ -42,7 +42,7 @@ from flowrun.state.sqlite_file import SqliteFile, check_settings
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Collection, Generator, Sequence
+    from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 
     from flowrun.state.protocol import Change, RunQuery
     from flowrun.state.records import RunRecord, RunSummary, TaskRecord
@@ -219,8 +219,7 @@ class SqliteStateStore:
             for run_id in {change.run.run_id for change in changes}:
                 self._check_owner(db, run_id, owner)
             if tasks and db.executemany(sql.UPDATE_TASK, tasks).rowcount != len(tasks):
-                problem = "rows of its tasks are missing"
-                raise DamagedRecordError(changes[0].run.run_id, None, problem)
+                raise self._missing(db, last.values())
             db.executemany(sql.INSERT_RESULT, results)
             db.executemany(sql.DELETE_RESULT, dropped)
             for run in ends:
@@ -241,7 +240,7 @@ class SqliteStateStore:
                 until = time.monotonic() + _PRUNING_S
                 while seqs and time.monotonic() < until:
                     deleted += db.execute(sql.PRUNE_RUN, (seqs.pop(),)).rowcount
-            time.sleep(_PRUNING_S)
+            time.sleep(_PRUNING_S if seqs else 0)
         with self._lock:
             self._cache.clear()
         self._give_back()
@@ -399,6 +398,20 @@ class SqliteStateStore:
             self._owned.pop(run_id, None)
             raise RunLostError(run_id)
 
+    def _missing(self, db: sqlite3.Connection, changes: Iterable[Change]) -> DamagedRecordError:
+        """Find out whose row it was that could not be changed."""
+        gone = [
+            (run.run_id, task.name)
+            for run, task in changes
+            if task is not None and not self._has_row(db, run.run_id, task.name)
+        ]
+        return DamagedRecordError(*gone[0], "its row is missing; the file was damaged")
+
+    def _has_row(self, db: sqlite3.Connection, run_id: str, task_name: str) -> bool:
+        owned = self._owned[run_id]
+        which = (owned.seq, owned.places[task_name])
+        return db.execute(sql.HAS_TASK, which).fetchone() is not None
+
     def _recover(self) -> None:
         with self._transaction() as (db, _):
             for run_id, owner in db.execute(sql.UNFINISHED).fetchall():
@@ -464,7 +477,7 @@ class SqliteStateStore:
             before, free = free, self._free_pages()
             if free >= before:
                 break
-            time.sleep(_PRUNING_S)
+            time.sleep(_PRUNING_S if free else 0)
         with self._writing, self._file.translated():
             self._require_open()
             # Writers stand still while it waits for readers, so it does not: what it cannot

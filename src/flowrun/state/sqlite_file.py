@@ -29,6 +29,7 @@ JournalMode: TypeAlias = Literal["WAL", "DELETE"]
 
 MINIMUM_SQLITE = (3, 37, 0)  # STRICT tables
 
+_LONGEST_WAIT_S = 2_000_000  # SQLite counts milliseconds in a C int
 _PAUSE_S = 0.005
 _SIDECARS = ("-wal", "-shm", "-journal", "-owners")
 
@@ -304,8 +305,8 @@ def check_settings(synchronous: str, journal_mode: str, busy_timeout_s: float) -
     if journal_mode not in _JOURNAL_MODE:
         msg = f"journal_mode must be one of {', '.join(_JOURNAL_MODE)}, not {journal_mode!r}"
         raise ValueError(msg)
-    if not busy_timeout_s >= 0:
-        msg = f"busy_timeout_s must be 0 or more, not {busy_timeout_s!r}"
+    if not 0 <= busy_timeout_s <= _LONGEST_WAIT_S:
+        msg = f"busy_timeout_s must be 0 to {_LONGEST_WAIT_S:,} seconds, not {busy_timeout_s!r}"
         raise ValueError(msg)
 
 

@@ -30,6 +30,7 @@ UPDATE_TASK = (
     " checksum = ? WHERE run = ? AND place = ?"
 )
 SELECT_TASKS = f"SELECT place, {TASK_COLUMNS}, checksum FROM tasks WHERE run = ? ORDER BY place"  # noqa: S608 - constants
+HAS_TASK = "SELECT 1 FROM tasks WHERE run = ? AND place = ?"
 SELECT_PLACES = "SELECT place, name FROM tasks WHERE run = ?"
 SEQ_OF = "SELECT seq FROM runs WHERE run_id = ?"
 INSERT_RESULT = (
