@@ -13,6 +13,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ class Person:
             env=environment,
             dimensions=(lines, columns),
             timeout=WAIT_S,
+            # Where the tests are a background job of a shell, they and theirs ignore it.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         self.child.delaybeforesend = None
         self.folder = folder
@@ -443,7 +446,7 @@ def test_ctrl_c_in_a_script_leaves_a_sane_terminal(run_script: Callable[..., Per
     )
     person.sees("^0/1 done, 1 running$")
     person.child.sendintr()
-    assert person.waits_for_the_end() == 130
+    assert person.waits_for_the_end() == 130, person.lines
     assert not any("running" in line for line in person.lines)
     assert any(line.startswith("x etl FAILED") for line in person.lines)
 
