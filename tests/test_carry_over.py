@@ -91,7 +91,7 @@ async def test_large_result_is_written_once_and_carried_over_in_the_file(  # S4
     ticking.cancel()
     assert ticks > 10
     assert [count > 1000 for count in serializer.written] == [True, False]
-    assert sum(text.startswith("INSERT OR REPLACE INTO results") for text in said) == 2
+    assert sum(text.startswith("INSERT OR REPLACE INTO results") for text in said) == 1
     assert serializer.read == []
     serializer.written.clear()
     said.clear()

@@ -15,7 +15,7 @@ import pytest
 from flowrun import Change, RunQuery, RunRecord, SqliteStateStore, TaskRecord
 from flowrun.state import statements
 from flowrun.state.records import Reason, RunStatus
-from flowrun.state.rows import checksum, run_row, task_row
+from flowrun.state.rows import checksum, run_row, task_checksum, task_row
 
 from .conftest import WAIT_S
 
@@ -49,22 +49,19 @@ def fill(path: Path, count: int) -> None:
     SqliteStateStore(path).close()
     runs: list[tuple[object, ...]] = []
     tasks: list[tuple[object, ...]] = []
-    results: list[tuple[object, ...]] = []
     for number in range(count):
         run = make_run(number)
         row = run_row(run, None)
         runs.append((*row, checksum(row)))
         for place, task in enumerate(run.tasks.values()):
             row = task_row(task)
-            tasks.append((number + 1, place, *row, checksum(row)))
-            if task.status == "SUCCESS":
-                results.append((number + 1, place, "json", b"1", 2212294583))
+            kept = ("json", b"1", 2212294583) if task.status == "SUCCESS" else (None, None, None)
+            tasks.append((number + 1, place, *row, task_checksum(number + 1, place, row), *kept))
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
         database.execute("PRAGMA synchronous = OFF")
         database.execute("BEGIN")
         database.executemany(statements.INSERT_RUN, runs)
-        database.executemany(statements.INSERT_TASK, tasks)
-        database.executemany(statements.INSERT_RESULT, results)
+        database.executemany(statements.PUT_TASKS[1], tasks)
         database.execute("COMMIT")
 
 

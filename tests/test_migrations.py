@@ -238,7 +238,7 @@ def test_file_with_one_step_more_is_a_newer_one(path: Path) -> None:  # D4
     open_with(path, statements("CREATE TABLE more (x)"))
     before = path.read_bytes()
     for open_it in (SqliteStateStore, SqliteStateStore.open_readonly):
-        with pytest.raises(StoreFileError, match="a newer flowrun wrote it .schema 3, .* knows 2"):
+        with pytest.raises(StoreFileError, match="a newer flowrun wrote it .schema 4, .* knows 3"):
             open_it(path)
     assert path.read_bytes() == before
 

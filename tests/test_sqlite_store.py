@@ -119,7 +119,7 @@ def test_settings_reach_sqlite(path: Path, open_store: Any) -> None:
     store.create_run(make_run())
     database = sqlite3.connect(path)
     assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    assert database.execute("PRAGMA user_version").fetchone() == (2,)
+    assert database.execute("PRAGMA user_version").fetchone() == (3,)
     database.close()
     store.close()
     rollback = open_store(journal_mode="DELETE")
@@ -710,11 +710,12 @@ def test_damaged_row_names_run_and_task_and_the_others_stay_readable(  # D7
         store.create_run(run)
         run.tasks["a"].start(2.0, 2.0)
         run.tasks["a"].succeed(3.0, [1])
-        store.save([Change(run, run.tasks["a"])])
+        run.tasks["b"].start(2.0, 2.0)
+        store.save([Change(run, task) for task in run.tasks.values()])
     made_by_sqlite(
         path,
         "UPDATE tasks SET attempt = 9 WHERE run = 1 AND place = 1",
-        "UPDATE results SET data = x'5b325d' WHERE run = 2",
+        "UPDATE tasks SET data = x'5b325d' WHERE run = 2 AND place = 0",
     )
     with pytest.raises(DamagedRecordError, match="run 'r1', task 'b'") as caught:
         store.load_run("r1", results=False)
@@ -723,10 +724,10 @@ def test_damaged_row_names_run_and_task_and_the_others_stay_readable(  # D7
         store.load_run("r2", results=True)
     assert store.load_run("r2", results=False).tasks["a"].result is NoResult.STORED
     assert store.load_run("r3", results=True).tasks["a"].result == [1]
-    made_by_sqlite(path, "DELETE FROM tasks WHERE run = 2 AND place = 1")
-    with pytest.raises(DamagedRecordError, match="rows of its tasks are missing"):
+    made_by_sqlite(path, "UPDATE tasks SET place = 3 WHERE run = 2 AND place = 1")
+    with pytest.raises(DamagedRecordError, match="run 'r2', task 'b'"):
         store.load_run("r2", results=False)
-    made_by_sqlite(path, "DELETE FROM results WHERE run = 3")
+    made_by_sqlite(path, "UPDATE tasks SET data = NULL WHERE run = 3")
     with pytest.raises(DamagedRecordError, match="task 'a': its result is missing"):
         store.load_run("r3", results=True)
     made_by_sqlite(path, "UPDATE runs SET dag_name = 'other' WHERE seq = 3")

@@ -5,15 +5,17 @@ What settles while one transaction is being written goes with the next one (grou
 
 from __future__ import annotations
 
-import operator
+import contextlib
 import queue
 import threading
+import time
+from collections import deque
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from flowrun.errors import DamagedRecordError, ResultNotStorableError, RunLostError
 from flowrun.state.protocol import Change
-from flowrun.state.records import NoResult
+from flowrun.state.records import NoResult, TaskRecord
 
 if TYPE_CHECKING:
     import logging
@@ -26,14 +28,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Acknowledgement: TypeAlias = "Callable[[Exception | None], object]"
 
-_MOST_ENTRIES = 10_000
+_MOST_ENTRIES = 1000
 _LINGER_S = 0.01
 
 
 class Receipt(NamedTuple):
-    """What a run's inbox is told: call ``then`` with the error, or with ``None``."""
+    """What a run's inbox is told: call each of ``thens`` with the error, or with ``None``."""
 
-    then: Acknowledgement
+    thens: list[Acknowledgement]
     error: Exception | None
 
 
@@ -44,12 +46,24 @@ class _Entry(NamedTuple):
     silent: bool
 
 
-_IS_SILENT = operator.attrgetter("silent")
+class _Start(NamedTuple):
+    """That a task's first attempt has begun."""
+
+    run: RunRecord
+    ready_at: float
+    started_at: float
+    inbox: Inbox
+    failed: Acknowledgement
+    noted: float
 
 
 class _Call(NamedTuple):
     function: Callable[[], Any]
     future: Future[Any]
+
+
+# The thread is at work, or waits for a short time, or for as long as nobody rings.
+_AWAKE, _DOZING, _ASLEEP = range(3)
 
 
 class Journal:
@@ -67,7 +81,11 @@ class Journal:
         self.store = store
         self.live = bool(getattr(store, "live", False))
         self._log = log
-        self._queue: queue.SimpleQueue[_Entry | _Call | None] = queue.SimpleQueue()
+        self._items: deque[_Entry | _Call | None] = deque()
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+        # Who takes a start out, by an atomic pop, does with it what is to be done.
+        self._starts: dict[TaskRecord, _Start] = {}
+        self._state = _ASLEEP
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._debts: dict[str, list[Change]] = {}
@@ -90,16 +108,39 @@ class Journal:
         """
         entry = _Entry(changes, inbox, then, silent)
         if self.store.blocking:
-            self._queue.put(entry)
-            self._ensure_thread()
+            self._put(entry)
         else:
             self._save([entry])
+
+    def note_start(
+        self, run: RunRecord, task: TaskRecord, inbox: Inbox, failed: Acknowledgement
+    ) -> None:
+        """Write that a task's first attempt has begun, unless its end is written soon.
+
+        Most tasks end before that, and then only their ends are written. The store is one that
+        blocks.
+
+        Args:
+            run: The run.
+            task: Its own record of the task, which may change: what is written is taken now.
+            inbox: Where a failure is told.
+            failed: What it is told with.
+        """
+        started_at = task.started_at or 0.0
+        ready_at = started_at if task.ready_at is None else task.ready_at
+        now = time.monotonic()
+        self._starts[task] = _Start(run, ready_at, started_at, inbox, failed, now)
+        if self._state is _ASLEEP:
+            self._ring()
+
+    def drop_start(self, task: TaskRecord) -> None:
+        """Whatever else will be written of a task, its start need not be any more."""
+        self._starts.pop(task, None)
 
     def call(self, function: Callable[[], T]) -> Future[T]:
         """Call a store that blocks, after everything submitted before and off the loop."""
         future: Future[T] = Future()
-        self._queue.put(_Call(function, future))
-        self._ensure_thread()
+        self._put(_Call(function, future))
         return future
 
     def owe(self, run: RunRecord) -> None:
@@ -133,45 +174,97 @@ class Journal:
         with self._lock:
             thread, self._thread = self._thread, None
         if thread is not None:
-            self._queue.put(None)
+            self._items.append(None)
+            self._bell.put(None)
             thread.join(timeout_s)
 
-    def _ensure_thread(self) -> None:
+    def _put(self, item: _Entry | _Call | None) -> None:
+        self._items.append(item)
+        # Whoever goes to sleep looks once more after having said so: one of both sees the other.
+        if self._state is not _AWAKE:
+            self._ring()
+
+    def _ring(self) -> None:
+        self._state = _AWAKE  # so that nobody rings again before it has come
+        self._bell.put(None)
+        if self._thread is None or not self._thread.is_alive():
+            self._start_thread()
+
+    def _start_thread(self) -> None:
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
                 # Daemonic: a store that hangs must not keep the interpreter from ending.
                 self._thread = threading.Thread(
-                    target=self._work, name="flowrun-journal", daemon=True
+                    target=self._run, name="flowrun-journal", daemon=True
                 )
                 self._thread.start()
 
+    def _run(self) -> None:
+        try:
+            self._work()
+        finally:
+            self._state = _ASLEEP  # whoever comes next starts another one
+
     def _work(self) -> None:
+        items = self._items
         waiting: list[_Entry] = []
+        self._state = _AWAKE
         while True:
-            item = self._queue.get()
+            urgent = lingered = False
+            self._sleep()
             while True:
-                if isinstance(item, _Entry):
-                    waiting.append(item)
-                else:
-                    if waiting:
-                        self._save(waiting)
-                        waiting = []
+                while items and len(waiting) < _MOST_ENTRIES:
+                    item = items.popleft()
+                    if isinstance(item, _Entry):
+                        waiting.append(item)
+                        urgent = urgent or not item.silent
+                        continue
+                    self._save(waiting)
+                    waiting = []
                     if item is None:
                         return
                     _answer(item)
                     item = None  # let go of what was called
-                if len(waiting) >= _MOST_ENTRIES:
+                # What nobody waits for goes with what comes next, if that is soon.
+                if urgent or lingered or not waiting:
                     break
-                # What nobody waits for, such as a start, goes with what comes next if that is soon.
-                patience_s = _LINGER_S if waiting and all(map(_IS_SILENT, waiting)) else 0.0
-                try:
-                    item = self._queue.get(timeout=patience_s)
-                except queue.Empty:
-                    break
-            if waiting:
-                self._save(waiting)
-                waiting = []
-            item = None
+                lingered = True
+                self._doze()
+            waiting.extend(self._due_starts())
+            self._save(waiting)
+            waiting = []
+
+    def _sleep(self) -> None:
+        """Wait until there is something to do; for as long as it takes if there is no start."""
+        if not self._items:
+            self._doze()
+        if not (self._items or self._starts):
+            self._state = _ASLEEP
+            if not (self._items or self._starts):
+                self._bell.get()
+            self._state = _AWAKE
+
+    def _doze(self) -> None:
+        """Wait for an item, for a short time."""
+        self._state = _DOZING
+        if not self._items:
+            with contextlib.suppress(queue.Empty):
+                self._bell.get(timeout=_LINGER_S)
+        self._state = _AWAKE
+
+    def _due_starts(self) -> list[_Entry]:
+        """Return the starts whose ends have not come for so long that they are to be written."""
+        found: list[_Entry] = []
+        latest = time.monotonic() - _LINGER_S
+        for task, start in self._starts.copy().items():  # others go on adding and taking out
+            if start.noted > latest:
+                break
+            if self._starts.pop(task, None) is not None:
+                snapshot = TaskRecord(task.name, task.deps)
+                snapshot.start(start.started_at, start.ready_at)
+                changes = [Change(start.run, snapshot)]
+                found.append(_Entry(changes, start.inbox, start.failed, silent=True))
+        return found
 
     def _save(self, entries: list[_Entry]) -> None:
         """Save all entries in one go; one that cannot be kept does not take the others along."""
@@ -189,13 +282,16 @@ class Journal:
             except Exception as error:  # noqa: BLE001 - any failure must reach its runs (R4)
                 refused, failure = entries, error
             else:
+                told: dict[Inbox, list[Acknowledgement]] = {}
                 for entry in entries:
                     if not entry.silent:
-                        entry.inbox.put(Receipt(entry.then, None))
+                        told.setdefault(entry.inbox, []).append(entry.then)
+                for inbox, thens in told.items():
+                    inbox.put(Receipt(thens, None))
                 return
             refused = refused or entries
             for entry in refused:
-                entry.inbox.put(Receipt(entry.then, failure))
+                entry.inbox.put(Receipt([entry.then], failure))
             answered = {id(entry) for entry in refused}
             entries = [entry for entry in entries if id(entry) not in answered]
 

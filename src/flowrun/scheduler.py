@@ -89,6 +89,7 @@ class Run:
         self._channel = services.hooks.channel(self._base, self._wake)
         self._tell = Teller(record, self._channel, services.log)
         self._live = services.journal.live
+        self._notes_starts = services.journal.store.blocking
         self._ledger = Ledger(graph, record, live=self._live)
         self._tasks = self._ledger.tasks
         # Somebody may have set the clock back since the run was created.
@@ -205,8 +206,13 @@ class Run:
         self._inbox.put(_nothing)
 
     def _acknowledged(self, receipt: Receipt) -> None:
-        self._pending -= 1
-        receipt.then(receipt.error)
+        error = receipt.error
+        for then in receipt.thens:
+            self._pending -= 1
+            try:
+                then(error)
+            except Exception as internal:  # noqa: BLE001 - see _guarded
+                self.broke(internal)
         self.progressed()
 
     def _now(self) -> float:
@@ -226,7 +232,9 @@ class Run:
 
     def launched(self, task: TaskRecord) -> None:
         """An attempt begins, or is handed to an executor."""
-        if not self._live:
+        if self._notes_starts and task.attempt == 1:
+            self._journal.note_start(self.record, task, self._inbox, self._post_failed)
+        elif not self._live:
             self._post(task)
         if self._tell.tells_start:
             self._tell.started(task)
@@ -319,7 +327,7 @@ class Run:
             task.succeed(now, value)
             self._succeeded(number, task)
             return
-        snapshot = task.copy()
+        snapshot = self._snapshot(task)
         snapshot.succeed(now, value)
         if not self.graph.specs[number].retain_result:
             snapshot.release()
@@ -604,7 +612,7 @@ class Run:
         end = [Change(record, None)]
         if self._stopping is Reason.RUN_BROKEN:
             # What the store refused before may go now, so that the end it shows is whole.
-            end = [*(Change(record, task.copy()) for task in self._tasks), *end]
+            end = [*(Change(record, self._snapshot(task)) for task in self._tasks), *end]
         if self._live:
             self._journal.store.save(end)
             self._end_saved(None)
@@ -644,7 +652,7 @@ class Run:
         if self._live:
             then()
             return
-        changes = [Change(self.record, self._tasks[number].copy()) for number in numbers]
+        changes = [Change(self.record, self._snapshot(self._tasks[number])) for number in numbers]
         self._pending += 1
         self._journal.submit(changes, self._inbox, partial(self._committed, then))
 
@@ -655,8 +663,13 @@ class Run:
 
     def _post(self, task: TaskRecord) -> None:
         """Save a record without waiting for it; only a failure is reported."""
-        change = [Change(self.record, task.copy())]
+        change = [Change(self.record, self._snapshot(task))]
         self._journal.submit(change, self._inbox, self._post_failed, silent=True)
+
+    def _snapshot(self, task: TaskRecord) -> TaskRecord:
+        """Return a task as it is now, for the store."""
+        self._journal.drop_start(task)
+        return task.copy()
 
     def _post_failed(self, error: Exception | None) -> None:
         self._pending += 1  # its receipt was counted off, but it had never been counted

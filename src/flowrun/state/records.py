@@ -209,7 +209,9 @@ class TaskRecord:
 
     def copy(self) -> TaskRecord:
         """Return a snapshot that later changes do not touch (the result is shared)."""
-        twin = TaskRecord(self.name, self.deps)
+        twin = TaskRecord.__new__(TaskRecord)  # every field is set below
+        twin.name = self.name
+        twin.deps = self.deps
         twin.status = self.status
         twin.attempt = self.attempt
         twin.ready_at = self.ready_at

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import struct
 import zlib
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from flowrun.errors import DamagedRecordError
 from flowrun.state.records import (
@@ -17,6 +18,9 @@ from flowrun.state.records import (
     TaskStatus,
     run_status,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Row: TypeAlias = tuple[object, ...]
 
@@ -33,6 +37,39 @@ TASK_COLUMNS = (
 def checksum(row: Row) -> int:
     """Return the CRC-32 of a row's values."""
     return zlib.crc32(repr(row).encode("utf-8", "surrogatepass"))
+
+
+_packed = struct.Struct("<qqqqddd").pack
+_NAN = float("nan")
+_NULL = "\1"
+
+
+def task_checksum(run: int, place: int, row: Row) -> int:
+    """Return the CRC-32 of a task's values, and of where they stand.
+
+    Of the numbers as they are in memory: to write floats down takes longer than all the rest.
+    NaN stands for NULL, since SQLite makes NULL of NaN.
+
+    Raises:
+        TypeError: A value is of a type that flowrun does not write.
+        struct.error: The same.
+    """
+    values: Any = row
+    name, deps, status, attempt, ready_at, started_at, finished_at, error, reason, *rest = values
+    abandoned, earlier, result_state = rest
+    numbers = _packed(
+        run,
+        place,
+        attempt,
+        abandoned,
+        _NAN if ready_at is None else ready_at,
+        _NAN if started_at is None else started_at,
+        _NAN if finished_at is None else finished_at,
+    )
+    error = _NULL if error is None else error
+    reason = _NULL if reason is None else reason
+    texts = "\0".join([name, deps, status, error, reason, earlier, result_state])  # noqa: FLY002 - it refuses what is no text
+    return zlib.crc32(texts.encode("utf-8", "surrogatepass"), zlib.crc32(numbers))
 
 
 def run_row(run: RunRecord, owner: int | None) -> Row:
@@ -77,13 +114,59 @@ def task_row(task: TaskRecord, deps: str | None = None) -> Row:
     )
 
 
+_quoted = json.JSONEncoder().encode
+
+
+def plan_of(tasks: Mapping[str, TaskRecord]) -> tuple[str, list[str]]:
+    """Return the tasks and their dependencies as JSON: all together, and those of each."""
+    quoted = {name: _quoted(name) for name in tasks}
+    deps = [
+        f"[{', '.join([quoted.get(name) or _quoted(name) for name in task.deps])}]"
+        for task in tasks.values()
+    ]
+    pairs = zip(quoted.values(), deps, strict=True)
+    return f"[{', '.join([f'[{name}, {needed}]' for name, needed in pairs])}]", deps
+
+
+def tasks_of_plan(plan: str, stored: object, run_id: str) -> list[TaskRecord]:
+    """Return the tasks of a run as they were before anything happened to them.
+
+    Raises:
+        DamagedRecordError: It does not match its checksum, or cannot have been written.
+    """
+    _compare(checksum((plan,)), stored, run_id, None)
+    try:
+        return [TaskRecord(str(name), tuple(deps)) for name, deps in json.loads(plan)]
+    except _NONSENSE as error:
+        raise _senseless(run_id, None, error) from None
+
+
+def check_task_row(row: Row, stored: object, run: int, place: int, run_id: str) -> None:
+    """Compare a task's row with the checksum that was stored with it.
+
+    Raises:
+        DamagedRecordError: They differ.
+    """
+    try:
+        found = task_checksum(run, place, row)
+    except (TypeError, struct.error):
+        found = None
+    if found != stored:
+        # Before schema 3 it was made as that of a run still is.
+        _compare(checksum(row), stored, run_id, str(row[0]))
+
+
 def check_row(row: Row, stored: object, run_id: str, task_name: str | None) -> None:
     """Compare a row with the checksum that was stored with it.
 
     Raises:
         DamagedRecordError: They differ.
     """
-    if checksum(row) != stored:
+    _compare(checksum(row), stored, run_id, task_name)
+
+
+def _compare(found: int, stored: object, run_id: str, task_name: str | None) -> None:
+    if found != stored:
         problem = (
             "it does not match its checksum; the file was damaged after it was written. The"
             " other records can still be read; restore this one from a backup"

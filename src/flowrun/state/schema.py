@@ -78,12 +78,41 @@ CREATE TABLE results (
     statements("""
 CREATE INDEX runs_by_dag_and_status ON runs (dag_name, status, seq);
 """),
+    # A task has no row before anything happened to it, and a short result stands in that row.
+    statements("""
+CREATE TABLE plans (
+    run INTEGER PRIMARY KEY REFERENCES runs (seq) ON DELETE CASCADE,
+    tasks TEXT NOT NULL,
+    checksum INTEGER NOT NULL
+) STRICT;
+ALTER TABLE tasks ADD COLUMN serializer TEXT;
+ALTER TABLE tasks ADD COLUMN data BLOB;
+ALTER TABLE tasks ADD COLUMN data_checksum INTEGER;
+"""),
 )
 """The n-th step leads from version n - 1 to version n; a new file takes all of them.
 
 What a release has written is never changed here: another step is added, and
 ``tests/data/make_runs.py`` makes a file of the version that has become an old one.
 """
+
+_LACKING = (
+    (
+        3,
+        statements("""
+CREATE TEMP VIEW tasks AS SELECT *, NULL AS serializer, NULL AS data, NULL AS data_checksum
+    FROM main.tasks;
+CREATE TEMP VIEW plans AS SELECT NULL AS run, NULL AS tasks, NULL AS checksum WHERE FALSE
+"""),
+    ),
+)
+
+
+def complete(connection: sqlite3.Connection, version: int) -> None:
+    """Let a connection that only reads see an older file as if it were of the present version."""
+    for since, step in _LACKING:
+        if version < since:
+            step(connection)
 
 
 def upgrade(connection: sqlite3.Connection, version: int, steps: Sequence[Step]) -> None:

@@ -38,6 +38,7 @@ _FRAMED = 4
 _LONG = 1 << 20
 _REMEMBERED = 64
 _MOST_VISITED = 1_000_000
+_PLAIN_INT = 1 << 63
 _ATOMS = frozenset({type(None), bool, int, float, str, bytes})
 
 
@@ -120,6 +121,8 @@ class JsonSerializer:
         """
         if value is None:  # What most tasks return.
             return b"null"
+        if type(value) is int and -_PLAIN_INT < value < _PLAIN_INT:
+            return b"%d" % value
         try:
             data = encode_at_once(value, self._max_depth)
             if data is None:

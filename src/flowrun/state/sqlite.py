@@ -12,37 +12,41 @@ import zlib
 from collections import Counter, OrderedDict
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from flowrun.errors import (
     AlreadyResumedError,
     DamagedRecordError,
     ResultNotReadableError,
-    ResultNotStorableError,
     RunAliveError,
     RunLostError,
     StoreFileError,
     UnknownRunError,
 )
 from flowrun.state import statements as sql
+from flowrun.state.batch import Batch, Owned, put
 from flowrun.state.ownership import Ownership
 from flowrun.state.records import NoResult, Reason, TaskStatus
 from flowrun.state.rows import (
     check_row,
+    check_task_row,
     checksum,
     counts_of_row,
+    plan_of,
     run_of_row,
     run_row,
     summary_of_row,
+    task_checksum,
     task_of_row,
     task_row,
+    tasks_of_plan,
 )
 from flowrun.state.serializers import JsonSerializer
 from flowrun.state.sqlite_file import SqliteFile, check_settings
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+    from collections.abc import Callable, Collection, Generator, Sequence
 
     from flowrun.state.protocol import Change, RunQuery
     from flowrun.state.records import RunRecord, RunSummary, TaskRecord
@@ -60,20 +64,6 @@ _VACUUMED_PAGES = 1000
 _log = logging.getLogger("flowrun.state")
 _seq_of = operator.itemgetter(0)
 _status_of = operator.attrgetter("status")
-
-
-class _Owned(NamedTuple):
-    """A run that this store has created.
-
-    Attributes:
-        seq: Its number in the file.
-        places: Its tasks' places among its rows.
-        deps: What its tasks' rows say of their dependencies, by place.
-    """
-
-    seq: int
-    places: dict[str, int]
-    deps: list[str]
 
 
 class SqliteStateStore:
@@ -132,7 +122,7 @@ class SqliteStateStore:
         self._writing = threading.RLock()
         self._lock = threading.RLock()
         self._readers: list[sqlite3.Connection] = []
-        self._owned: dict[str, _Owned] = {}
+        self._owned: dict[str, Owned] = {}
         self._dead: set[int] = set()
         self._cache_ttl_s = cache_ttl_s
         self._cache: OrderedDict[str, tuple[float, RunRecord]] = OrderedDict()
@@ -173,58 +163,41 @@ class SqliteStateStore:
             row = run_row(run, owner)
             seq = db.execute(sql.INSERT_RUN, (*row, checksum(row))).lastrowid
             assert seq is not None  # noqa: S101 - an INSERT has a row id
-            rows = [task_row(task) for task in run.tasks.values()]
-            db.executemany(
-                sql.INSERT_TASK,
-                [(seq, place, *row, checksum(row)) for place, row in enumerate(rows)],
-            )
-            places = {name: place for place, name in enumerate(run.tasks)}
-            kept = [
-                (seq, places[name], run.resumed_from, name)
-                for name, task in run.tasks.items()
-                if task.result is NoResult.STORED
-            ]
-            carried = db.executemany(sql.CARRY_RESULT, kept).rowcount
-            if kept and carried != len(kept):
-                problem = "results of it that the new run would keep are missing"
-                raise DamagedRecordError(str(run.resumed_from), None, problem)
-        self._owned[run.run_id] = _Owned(seq, places, [str(row[1]) for row in rows])
+            plan, deps = plan_of(run.tasks)
+            db.execute(sql.INSERT_PLAN, (seq, plan, checksum((plan,))))
+            owned = Owned(seq, {name: place for place, name in enumerate(run.tasks)}, deps)
+            self._carry_over(db, owned, run)
+        self._owned[run.run_id] = owned
+
+    def _carry_over(self, db: sqlite3.Connection, owned: Owned, run: RunRecord) -> None:
+        """Write the tasks that something has happened to; their results come from the ancestor."""
+        told = [task for task in run.tasks.values() if task.status is not TaskStatus.PENDING]
+        if not told:
+            return
+        ancestor = run.resumed_from
+        kept = [task for task in told if task.result is NoResult.STORED]
+        others = [task for task in told if task.result is not NoResult.STORED]
+        put(db, [(*owned.row_of(task), None, None, None) for task in others])
+        of_ancestor = [(*owned.row_of(task), ancestor, task.name) for task in kept]
+        carried = db.executemany(sql.CARRY_TASK, of_ancestor).rowcount
+        if kept and carried != len(kept):
+            problem = "results of it that the new run would keep are missing"
+            raise DamagedRecordError(str(ancestor), None, problem)
+        places = owned.places
+        long = [(owned.seq, places[task.name], ancestor, task.name) for task in kept]
+        db.executemany(sql.CARRY_RESULT, long)
 
     def save(self, changes: Sequence[Change]) -> None:
         """Keep all these changes, or none; see :meth:`StateStoreProtocol.save`."""
-        last = {
-            (change.run.run_id, None if change.task is None else change.task.name): change
-            for change in changes
-        }
-        tasks: list[Row] = []
-        results: list[Row] = []
-        dropped: list[Row] = []
-        ends: list[RunRecord] = []
-        for run, task in last.values():
-            owned = self._owned.get(run.run_id)
-            if owned is None:
-                raise RunLostError(run.run_id)
-            if task is None:
-                ends.append(run)
-                continue
-            place = owned.places[task.name]
-            row = task_row(task, owned.deps[place])
-            tasks.append((*row, checksum(row), owned.seq, place))
-            if not isinstance(task.result, NoResult):
-                data = self._dumped(run.run_id, task.name, task.result)
-                results.append((owned.seq, place, self.serializer.name, data, zlib.crc32(data)))
-            elif task.result is not NoResult.STORED and task.status is TaskStatus.SUCCESS:
-                dropped.append((owned.seq, place))
+        batch = Batch(self.serializer)
+        batch.add(changes, self._owned)
         with self._transaction() as (db, owner):
             for run_id in {change.run.run_id for change in changes}:
                 self._check_owner(db, run_id, owner)
-            if tasks and db.executemany(sql.UPDATE_TASK, tasks).rowcount != len(tasks):
-                raise self._missing(db, last.values())
-            db.executemany(sql.INSERT_RESULT, results)
-            db.executemany(sql.DELETE_RESULT, dropped)
-            for run in ends:
+            batch.write(db)
+            for run in batch.ends:
                 self._write_end(db, self._owned[run.run_id].seq, run)
-        for run in ends:
+        for run in batch.ends:
             del self._owned[run.run_id]
 
     def prune_runs(self, *, keep_last: int | None, created_before: float | None) -> int:
@@ -308,7 +281,7 @@ class SqliteStateStore:
             UnknownRunError: There is no such run, or no kept result of that task.
         """
         with self._reading() as db:
-            row = db.execute(sql.PEEK_RESULT, (most, run_id, task_name)).fetchone()
+            row = db.execute(sql.PEEK_RESULT, (most, most, run_id, task_name)).fetchone()
         if row is None:
             problem = f"{run_id}/{task_name}"
             raise UnknownRunError(problem)
@@ -317,7 +290,7 @@ class SqliteStateStore:
     def stored_results(self, run_id: str, most: int = 200) -> dict[str, tuple[str, int, bytes]]:
         """Return every kept result of a run undecoded, by task; see :meth:`stored_result`."""
         with self._reading() as db:
-            rows = db.execute(sql.PEEK_RESULTS, (most, run_id)).fetchall()
+            rows = db.execute(sql.PEEK_RESULTS, (most, most, run_id)).fetchall()
         return {str(name): (str(row[0]), int(row[1]), bytes(row[2])) for name, *row in rows}
 
     # Inside.
@@ -369,17 +342,6 @@ class SqliteStateStore:
             raise damaged
         return found
 
-    def _dumped(self, run_id: str, task_name: str, value: object) -> bytes:
-        try:
-            return self.serializer.dumps(value)
-        except ResultNotStorableError as error:
-            problem = (
-                f"the result of task {task_name!r} in run {run_id!r} cannot be kept by the"
-                f" {self.serializer.name!r} serializer: {error.problem}. Return something it can"
-                " keep, use another serializer, or declare the task with retain_result=False"
-            )
-            raise ResultNotStorableError(problem, run_id, task_name) from error
-
     def _check_ancestor(self, db: sqlite3.Connection, run: RunRecord, ancestor: str) -> None:
         """Let one heir at a time in, and end an ancestor that died (S5, D3)."""
         rows = db.execute(sql.FAMILY, (ancestor, ancestor)).fetchall()
@@ -397,20 +359,6 @@ class SqliteStateStore:
         if row is None or row[0] is not None or row[1] != owner:
             self._owned.pop(run_id, None)
             raise RunLostError(run_id)
-
-    def _missing(self, db: sqlite3.Connection, changes: Iterable[Change]) -> DamagedRecordError:
-        """Find out whose row it was that could not be changed."""
-        gone = [
-            (run.run_id, task.name)
-            for run, task in changes
-            if task is not None and not self._has_row(db, run.run_id, task.name)
-        ]
-        return DamagedRecordError(*gone[0], "its row is missing; the file was damaged")
-
-    def _has_row(self, db: sqlite3.Connection, run_id: str, task_name: str) -> bool:
-        owned = self._owned[run_id]
-        which = (owned.seq, owned.places[task_name])
-        return db.execute(sql.HAS_TASK, which).fetchone() is not None
 
     def _recover(self) -> None:
         with self._transaction() as (db, _):
@@ -433,6 +381,7 @@ class SqliteStateStore:
         # Its clock may have been ahead of this one: nothing ends before it began.
         told = [(task.ready_at, task.started_at, task.finished_at) for task in tasks.values()]
         now = max(time.time(), run.created_at, *[moment or 0.0 for each in told for moment in each])
+        ended: list[Row] = []
         for place, task in enumerate(tasks.values()):
             if task.status is TaskStatus.RUNNING:
                 task.fail(now, _DEAD, Reason.OWNER_DIED)
@@ -441,7 +390,9 @@ class SqliteStateStore:
             else:
                 continue
             values = task_row(task)
-            db.execute(sql.UPDATE_TASK, (*values, checksum(values), seq, place))
+            stored = task_checksum(seq, place, values)
+            ended.append((seq, place, *values, stored, None, None, None))
+        put(db, ended)
         run.finish(now, _DEAD)
         self._write_end(db, seq, run)
 
@@ -503,22 +454,28 @@ class SqliteStateStore:
     def _tasks(self, db: sqlite3.Connection, seq: int, run: Row) -> dict[str, TaskRecord]:
         """Return all tasks of a run whose row was checked, in their order."""
         run_id = str(run[0])
-        tasks: dict[str, TaskRecord] = {}
+        found: dict[int, TaskRecord] = {}
         for place, *row, stored in db.execute(sql.SELECT_TASKS, (seq,)):
-            check_row(tuple(row), stored, run_id, str(row[0]))
-            if place != len(tasks):
-                break
-            tasks[str(row[0])] = task_of_row(tuple(row), run_id)
-        if len(tasks) != sum(counts_of_row(run).values()):
+            check_task_row(tuple(row), stored, seq, place, run_id)
+            found[place] = task_of_row(tuple(row), run_id)
+        number = sum(counts_of_row(run).values())
+        if run[3] is None and len(found) < number:
+            # Nothing has happened yet to those that have no row.
+            plan = db.execute(sql.SELECT_PLAN, (seq,)).fetchone()
+            planned = [] if plan is None else tasks_of_plan(plan[0], plan[1], run_id)
+            names = [found[place].name for place in found if place < len(planned)]
+            if names == [planned[place].name for place in found if place < len(planned)]:
+                found = {**dict(enumerate(planned)), **found}
+        if [*found] != [*range(number)]:
             raise DamagedRecordError(run_id, None, "rows of its tasks are missing")
-        return tasks
+        return {task.name: task for task in found.values()}
 
     def _summary(self, row: Row, stored: object, counts: str | None, dead: set[int]) -> RunSummary:
         check_row(row, stored, str(row[0]), None)
         # A run's own row is written when it ends; until then its tasks tell.
         return summary_of_row(
             row,
-            counts_of_row(row) if counts is None else _split(counts),
+            _counts(counts_of_row(row), counts),
             alive=self._is_alive(row, dead),
         )
 
@@ -647,7 +604,19 @@ def _copied(run: RunRecord) -> RunRecord:
     return run_of_row(run_row(run, None), tasks, alive=False)
 
 
-def _split(counts: str) -> dict[str, int]:
-    """Return what ``statements`` joined: ``"SUCCESS=2,FAILED=1"``."""
-    pairs = [pair.split("=") for pair in counts.split(",")]
-    return {status: int(number) for status, number in pairs}
+def _counts(counts: dict[str, int], changed: str | None) -> dict[str, int]:
+    """Return the number of tasks by status.
+
+    Args:
+        counts: What the run's own row says.
+        changed: What the rows of its tasks say, as ``statements`` has joined them:
+            ``"SUCCESS=2,FAILED=1"``; there is none of a task that nothing has happened to.
+    """
+    if changed is None:
+        return counts
+    pairs = [pair.split("=") for pair in changed.split(",")]
+    found = {status: int(number) for status, number in pairs}
+    untouched = sum(counts.values()) - sum(found.values())
+    if untouched > 0:
+        found["PENDING"] = found.get("PENDING", 0) + untouched
+    return found

@@ -17,7 +17,7 @@ from flowrun.errors import (
     StoreFileError,
     StoreFullError,
 )
-from flowrun.state.schema import APPLICATION_ID, STEPS, upgrade
+from flowrun.state.schema import APPLICATION_ID, STEPS, complete, upgrade
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -93,6 +93,7 @@ class SqliteFile:
         self.busy_timeout = f"PRAGMA busy_timeout = {int(busy_timeout_s * 1000)}"
         self._readonly = readonly
         self._process = os.getpid()
+        self._version = len(steps)
         if str(self.real_path) in _INHERITED:
             raise self._forked()
         _OPEN.add(self)
@@ -142,6 +143,7 @@ class SqliteFile:
             if not readonly:
                 for pragma in _SYNCHRONOUS[self._synchronous, self._journal_mode]:
                     connection.execute(pragma)
+            complete(connection, self._version)
         except BaseException:
             connection.close()
             raise
@@ -174,6 +176,7 @@ class SqliteFile:
                 if version == 0:
                     problem = "it holds no runs yet"
                     raise self._refusal(problem)
+                self._version = version
                 return
             if version < len(self._steps):
                 self._upgrade(connection)

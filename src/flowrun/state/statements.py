@@ -21,44 +21,68 @@ FAMILY = (
 )
 OWNER_OF = "SELECT finished_at, owner FROM runs WHERE run_id = ?"
 UNFINISHED = "SELECT run_id, owner FROM runs WHERE finished_at IS NULL"
-INSERT_TASK = (
-    f"INSERT INTO tasks (run, place, {TASK_COLUMNS}, checksum) VALUES ({', '.join('?' * 15)})"  # noqa: S608 - constants
-)
+INSERT_PLAN = "INSERT INTO plans (run, tasks, checksum) VALUES (?, ?, ?)"
+SELECT_PLAN = "SELECT tasks, checksum FROM plans WHERE run = ?"
+_WHOLE_TASK = f"run, place, {TASK_COLUMNS}, checksum, serializer, data, data_checksum"
+
+
+def _put_tasks(number: int) -> str:
+    row = f"({', '.join('?' * 18)})"
+    rows = ", ".join([row] * number)
+    return f"INSERT OR REPLACE INTO tasks ({_WHOLE_TASK}) VALUES {rows}"  # noqa: S608 - constants
+
+
+PUT_TASKS = {number: _put_tasks(number) for number in (50, 10, 1)}
+"""Statements by the number of rows that they take: in each, SQLite works by itself only once."""
 UPDATE_TASK = (
     "UPDATE tasks SET name = ?, deps = ?, status = ?, attempt = ?, ready_at = ?, started_at = ?,"
     " finished_at = ?, error = ?, reason = ?, abandoned = ?, earlier = ?, result_state = ?,"
     " checksum = ? WHERE run = ? AND place = ?"
 )
 SELECT_TASKS = f"SELECT place, {TASK_COLUMNS}, checksum FROM tasks WHERE run = ? ORDER BY place"  # noqa: S608 - constants
-HAS_TASK = "SELECT 1 FROM tasks WHERE run = ? AND place = ?"
 SELECT_PLACES = "SELECT place, name FROM tasks WHERE run = ?"
+RUN_OF = "SELECT run_id FROM runs WHERE seq = ?"
 SEQ_OF = "SELECT seq FROM runs WHERE run_id = ?"
 INSERT_RESULT = (
     "INSERT OR REPLACE INTO results (run, place, serializer, data, checksum) VALUES (?, ?, ?, ?, ?)"
 )
 DELETE_RESULT = "DELETE FROM results WHERE run = ? AND place = ?"
+
+# A result stands in its task's row, if it is short, or else in a row of its own.
+_KEPT = (
+    " FROM tasks LEFT JOIN results ON tasks.data IS NULL AND results.run = tasks.run"
+    " AND results.place = tasks.place WHERE tasks.result_state = 'stored'"
+)
+_DATA = "coalesce(tasks.data, results.data)"
+_SERIALIZER = "coalesce(tasks.serializer, results.serializer)"
+_DATA_CHECKSUM = "coalesce(tasks.data_checksum, results.checksum)"
+_FOUND = " AND (tasks.data IS NOT NULL OR results.data IS NOT NULL)"
+_OF_RUN = " AND tasks.run = (SELECT seq FROM runs WHERE run_id = ?)"
+# Not of what coalesce() returns: that would read all of a long result.
+_PEEK = (
+    f"{_SERIALIZER},"
+    " CASE WHEN tasks.data IS NULL THEN length(results.data) ELSE length(tasks.data) END,"
+    " CASE WHEN tasks.data IS NULL THEN substr(results.data, 1, ?)"
+    " ELSE substr(tasks.data, 1, ?) END"
+)
+CARRY_TASK = (
+    f"INSERT INTO tasks ({_WHOLE_TASK}) SELECT {', '.join('?' * 15)}, tasks.serializer,"
+    f" tasks.data, tasks.data_checksum{_KEPT}{_OF_RUN} AND tasks.name = ?{_FOUND}"
+)
 CARRY_RESULT = (
     "INSERT INTO results (run, place, serializer, data, checksum)"
-    " SELECT ?, ?, results.serializer, results.data, results.checksum FROM runs"
-    " JOIN tasks ON tasks.run = runs.seq JOIN results ON results.run = runs.seq"
-    " AND results.place = tasks.place WHERE runs.run_id = ? AND tasks.name = ?"
+    " SELECT ?, ?, results.serializer, results.data, results.checksum"
+    f"{_KEPT}{_OF_RUN} AND tasks.name = ? AND results.data IS NOT NULL"
 )
 SELECT_RESULTS = (
-    "SELECT tasks.name, results.serializer, results.checksum, results.data FROM results"
-    " JOIN tasks ON tasks.run = results.run AND tasks.place = results.place"
-    " WHERE results.run = ?"
+    f"SELECT tasks.name, {_SERIALIZER}, {_DATA_CHECKSUM}, {_DATA}{_KEPT} AND tasks.run = ?{_FOUND}"
 )
-SELECT_RESULT = "SELECT serializer, checksum, data FROM results WHERE run = ? AND place = ?"
-PEEK_RESULT = (
-    "SELECT results.serializer, length(results.data), substr(results.data, 1, ?) FROM runs"
-    " JOIN tasks ON tasks.run = runs.seq JOIN results ON results.run = runs.seq"
-    " AND results.place = tasks.place WHERE runs.run_id = ? AND tasks.name = ?"
+SELECT_RESULT = (
+    f"SELECT {_SERIALIZER}, {_DATA_CHECKSUM}, {_DATA}{_KEPT}"
+    f" AND tasks.run = ? AND tasks.place = ?{_FOUND}"
 )
-PEEK_RESULTS = (
-    "SELECT tasks.name, results.serializer, length(results.data), substr(results.data, 1, ?)"
-    " FROM runs JOIN tasks ON tasks.run = runs.seq JOIN results ON results.run = runs.seq"
-    " AND results.place = tasks.place WHERE runs.run_id = ?"
-)
+PEEK_RESULT = f"SELECT {_PEEK}{_KEPT}{_OF_RUN} AND tasks.name = ?{_FOUND}"
+PEEK_RESULTS = f"SELECT tasks.name, {_PEEK}{_KEPT}{_OF_RUN}{_FOUND}"
 
 _COUNTS = (
     "CASE WHEN finished_at IS NULL THEN (SELECT group_concat(status || '=' || number) FROM"

@@ -1,0 +1,142 @@
+"""What one transaction writes of the tasks of runs: rows, and results in them or beside them."""
+
+from __future__ import annotations
+
+import zlib
+from itertools import chain
+from typing import TYPE_CHECKING, NamedTuple
+
+from flowrun.errors import DamagedRecordError, ResultNotStorableError, RunLostError
+from flowrun.state import statements as sql
+from flowrun.state.records import NoResult, TaskStatus
+from flowrun.state.rows import task_checksum, task_row
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Mapping, Sequence
+
+    from flowrun.state.protocol import Change
+    from flowrun.state.records import RunRecord, TaskRecord
+    from flowrun.state.rows import Row
+    from flowrun.state.serializers import ResultSerializer
+
+_SHORT = 500
+"""Results of so many bytes stand in their tasks' rows, which SQLite then keeps in one page."""
+
+_NOTHING: Row = (None, None, None)
+
+
+class Owned(NamedTuple):
+    """A run that this store has created.
+
+    Attributes:
+        seq: Its number in the file.
+        places: Its tasks' places among its rows.
+        deps: What its tasks' rows say of their dependencies, by place.
+    """
+
+    seq: int
+    places: dict[str, int]
+    deps: list[str]
+
+    def row_of(self, task: TaskRecord) -> Row:
+        """Return where a task's row stands, its values and their checksum."""
+        place = self.places[task.name]
+        row = task_row(task, self.deps[place])
+        return self.seq, place, *row, task_checksum(self.seq, place, row)
+
+
+class Batch:
+    """Changes, made ready to be written.
+
+    Args:
+        serializer: What makes bytes of results.
+
+    Attributes:
+        ends: Runs that end with it.
+    """
+
+    __slots__ = ("_dropped", "_long", "_serializer", "_updated", "_whole", "ends")
+
+    def __init__(self, serializer: ResultSerializer) -> None:
+        self._serializer = serializer
+        self._whole: list[Row] = []
+        self._updated: list[Row] = []
+        self._long: list[Row] = []
+        self._dropped: list[Row] = []
+        self.ends: list[RunRecord] = []
+
+    def add(self, changes: Sequence[Change], runs: Mapping[str, Owned]) -> None:
+        """Make rows of changes; of a record that was given twice the last one counts.
+
+        Raises:
+            ResultNotStorableError: The serializer refuses a result.
+            RunLostError: A run is none of these.
+        """
+        last = {
+            (change.run.run_id, None if change.task is None else change.task.name): change
+            for change in changes
+        }
+        for run, task in last.values():
+            owned = runs.get(run.run_id)
+            if owned is None:
+                raise RunLostError(run.run_id)
+            if task is None:
+                self.ends.append(run)
+            else:
+                self._add_task(run.run_id, task, owned)
+
+    def write(self, db: sqlite3.Connection) -> None:
+        """Write them, in the caller's transaction.
+
+        Raises:
+            DamagedRecordError: A task's result was to stay as it is, but it has no row.
+        """
+        put(db, self._whole)
+        for seq, place, *row in self._updated:
+            if not db.execute(sql.UPDATE_TASK, (*row, seq, place)).rowcount:
+                (run_id,) = db.execute(sql.RUN_OF, (seq,)).fetchone()
+                raise DamagedRecordError(
+                    run_id, str(row[0]), "its row is missing; the file was damaged"
+                )
+        if self._long:
+            db.executemany(sql.INSERT_RESULT, self._long)
+        if self._dropped:
+            db.executemany(sql.DELETE_RESULT, self._dropped)
+
+    def _add_task(self, run_id: str, task: TaskRecord, owned: Owned) -> None:
+        row = owned.row_of(task)
+        result = task.result
+        if result is NoResult.STORED:
+            self._updated.append(row)
+        elif isinstance(result, NoResult):
+            self._whole.append(row + _NOTHING)
+            if task.status is TaskStatus.SUCCESS:
+                self._dropped.append(row[:2])
+        else:
+            data = self._dumped(run_id, task.name, result)
+            kept: Row = (self._serializer.name, data, zlib.crc32(data))
+            if len(data) > _SHORT:
+                self._long.append(row[:2] + kept)
+                kept = _NOTHING
+            self._whole.append(row + kept)
+
+    def _dumped(self, run_id: str, task_name: str, value: object) -> bytes:
+        try:
+            return self._serializer.dumps(value)
+        except ResultNotStorableError as error:
+            problem = (
+                f"the result of task {task_name!r} in run {run_id!r} cannot be kept by the"
+                f" {self._serializer.name!r} serializer: {error.problem}. Return something it can"
+                " keep, use another serializer, or declare the task with retain_result=False"
+            )
+            raise ResultNotStorableError(problem, run_id, task_name) from error
+
+
+def put(db: sqlite3.Connection, rows: Sequence[Row]) -> None:
+    """Write whole rows of tasks, most of them many at a time."""
+    begin = 0
+    for number, text in sql.PUT_TASKS.items():
+        while begin + number <= len(rows):
+            db.execute(text, tuple(chain.from_iterable(rows[begin : begin + number])))
+            begin += number
