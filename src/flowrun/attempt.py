@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from flowrun.remote import RemoteCall
     from flowrun.signature import Arguments
     from flowrun.state.records import Preserved
+    from flowrun.workers import Job, WorkerThreads
 
 _Code: TypeAlias = "Coroutine[Any, Any, object]"
 
@@ -42,6 +43,7 @@ class Invocation:
         inputs: What the first call might change, by dependency; empty if there is nothing.
         preserved: The same, to be had anew for a retry or a resume (S4).
         task: The asyncio task, for code on the event loop.
+        job: The call's way through flowrun's own threads.
         future: The executor's future, for code elsewhere.
         started: When the code started, on the monotonic clock; ``None`` before.
         duration_s: How long it ran, as a remote worker has measured it.
@@ -63,6 +65,7 @@ class Invocation:
     inputs: Mapping[str, object] = NOTHING
     preserved: Preserved | None = None
     task: asyncio.Task[None] | None = None
+    job: Job | None = None
     future: Future[Any] | None = None
     started: float | None = None
     duration_s: float | None = None
@@ -145,7 +148,7 @@ class Invocation:
 
     def start_in_thread(
         self,
-        pool: Executor,
+        pool: WorkerThreads,
         inbox: Inbox,
         late: Callable[[Invocation], object],
         follow: Callable[[Invocation], Invocation | None],
@@ -164,8 +167,8 @@ class Invocation:
         """
         self._done = inbox.put
         self._late = late
-        self.future = pool.submit(self._work, follow)
-        self.future.add_done_callback(self._withdrawn)
+        self._follow = follow
+        self.job = pool.start(self._work, self._withdrawn)
 
     def start_sync(
         self, pool: Executor, kind: str, inbox: Inbox, late: Callable[[Invocation], object]
@@ -217,6 +220,11 @@ class Invocation:
         if self.task is not None:
             self.task.cancel()
             return True
+        if self.job is not None:
+            withdrawn = self.job.cancel()
+            if withdrawn:
+                self._withdrawn()
+            return withdrawn
         return self.future is not None and self.future.cancel()
 
     @property
@@ -231,7 +239,8 @@ class Invocation:
 
     def follow(self, ended: Invocation) -> None:
         """Take the place of an attempt that has ended in a worker thread."""
-        self.future = ended.future
+        self.job = ended.job
+        self._follow = ended._follow
         self._done = ended._done
         self._late = ended._late
 
@@ -247,9 +256,8 @@ class Invocation:
         """Go on without it: its thread no longer counts, its end is reported as late."""
         self.closed = True
         self.abandoned = True
-        give_up = getattr(self.future, "abandon", None)
-        if give_up is not None:
-            give_up()
+        if self.job is not None:
+            self.job.abandon()
 
     def discard(self, *, unused: bool) -> None:
         """Let go of what the code left, and of the reference cycles that tracebacks make.
@@ -292,9 +300,10 @@ class Invocation:
             return False
         return True
 
-    def _work(self, follow: Callable[[Invocation], Invocation | None]) -> None:
+    def _work(self) -> None:
         """Run in a worker thread: this attempt, and those that may follow in its place."""
         invocation: Invocation | None = self
+        follow = self._follow
         while invocation is not None:
             ended = invocation
             try:
@@ -310,10 +319,10 @@ class Invocation:
             else:
                 self._late(ended)
 
-    def _withdrawn(self, future: Future[Any]) -> None:
-        if future.cancelled():  # no thread has begun it, or will
-            self.error = CancelledError()
-            self._done(self)
+    def _withdrawn(self) -> None:
+        """No thread has begun it, or will."""
+        self.error = CancelledError()
+        self._done(self)
 
     def _call(self) -> None:
         self.begin()

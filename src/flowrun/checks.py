@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from flowrun.context import RunContext
 from flowrun.errors import ContextError, DefinitionError, listed
 from flowrun.hooks import EVENT_METHODS
-from flowrun.workers import WorkerThreads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -64,8 +63,6 @@ def with_kind(name: str, pool: Executor | None) -> tuple[Executor, str]:
         msg = f"executor {name!r} must be a concurrent.futures.Executor, not {pool!r}"
         raise TypeError(msg)
     assert pool is not None  # noqa: S101 - it has a submit method
-    if isinstance(pool, WorkerThreads):
-        return pool, "own"
     # Asked by name: importing them here would load multiprocessing for everybody.
     for module, kind in (
         ("concurrent.futures.process", "ProcessPoolExecutor"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from flowrun.inputs import UNCHANGING
 
@@ -18,10 +18,21 @@ if TYPE_CHECKING:
     from flowrun.inputs import Inputs
     from flowrun.ledger import Ledger
     from flowrun.slots import Lane
+    from flowrun.state.records import TaskRecord
     from flowrun.workers import WorkerThreads
 
-_MOST_STAGED = 1024
+_MOST_STAGED = 128
 _SHORT_S = 0.001
+
+
+class Writer(Protocol):
+    """What threads write by themselves, where the store is one that has to be written to."""
+
+    def note(self, task: TaskRecord) -> None:
+        """An attempt begins in this thread."""
+
+    def save(self, ended: Invocation, now: float) -> bool:
+        """Save a success in this thread, if that can be done at once; return whether it was."""
 
 
 class Following:
@@ -42,7 +53,7 @@ class Following:
         loop: The run's event loop.
         prepare: Makes a task's attempt of that number.
         now: Epoch seconds.
-        live: Whether a success needs no saving.
+        writer: Writes what threads have to write; ``None`` where the store needs no writing.
 
     Attributes:
         staged: Attempts that wait for a thread; it takes them from the left.
@@ -50,12 +61,12 @@ class Following:
     """
 
     __slots__ = (
+        "_ends",
         "_graph",
         "_horizon",
         "_inputs",
         "_lane",
         "_ledger",
-        "_live",
         "_lock",
         "_loop",
         "_now",
@@ -63,6 +74,7 @@ class Following:
         "_prepare",
         "_stopped",
         "_unheard",
+        "_writer",
         "last_staged",
         "staged",
     )
@@ -78,7 +90,7 @@ class Following:
         *,
         prepare: Callable[[int, int], Invocation],
         now: Callable[[], float],
-        live: bool,
+        writer: Writer | None,
     ) -> None:
         self._graph = graph
         self._ledger = ledger
@@ -88,9 +100,10 @@ class Following:
         self._loop = loop
         self._prepare = prepare
         self._now = now
-        self._live = live
+        self._writer = writer
         self._lock = threading.Lock()
         self._stopped = False
+        self._ends = 0
         self._unheard = 0  # ends that the loop has not heard of
         self._horizon: int = sys.maxsize  # the first task that one of them may have made ready
         self.staged: deque[Invocation] = deque()
@@ -138,22 +151,27 @@ class Following:
             before = self._horizon
             ended.unheard = True
             self._unheard += 1
+            self._ends = ends = self._ends + 1
             if children:
                 self._horizon = min(before, children[0])
             now = self._now()
             if not self._may_go_on(ended):
                 return None
             if not staged:
-                invocation = self._only_child(ended, children, before, now)
-                if invocation is not None:
-                    self._horizon = before
+                invocation = None
+                if not self._only_child_is_next(children, before):
+                    return None
             elif staged[0].number >= self._horizon or self._comes_before(staged[0].number):
                 return None
             else:
                 invocation = staged.popleft()
+        if invocation is None:
+            invocation = self._go_on_with_child(ended, children, now, before, ends)
         if invocation is not None:
             task = self._ledger.tasks[invocation.number]
             task.start(now, now if task.ready_at is None else task.ready_at)
+            if self._writer is not None:
+                self._writer.note(task)
             invocation.follow(ended)
         return invocation
 
@@ -179,28 +197,49 @@ class Following:
             and not self._loop.is_closed()
         )
 
-    def _only_child(
-        self, ended: Invocation, children: tuple[int, ...], horizon: int, now: float
-    ) -> Invocation | None:
-        """Return the only task that waits for this one, if it is the next of all."""
-        # A durable success has to be saved (S1), and a result to be released (I2), before a child
-        # may start.
-        if len(children) != 1 or not self._live or self._ledger.lets_go:
-            return None
+    def _only_child_is_next(self, children: tuple[int, ...], horizon: int) -> bool:
+        """Return whether a single task waits for this one only, and is the next of all."""
+        # A result has to be released before a child may start (I2); of what a store has been
+        # given the loop lets go after that child.
+        if len(children) != 1 or (self._writer is None and self._ledger.lets_go):
+            return False
         (child,) = children
-        if (
+        return not (
             self._graph.is_async[child]
             or self._graph.specs[child].executor is not None
             or not self._ledger.waits_for_one(child)
             or child >= horizon
             or self._comes_before(child)
-        ):
+        )
+
+    def _go_on_with_child(
+        self, ended: Invocation, children: tuple[int, ...], now: float, horizon: int, ends: int
+    ) -> Invocation | None:
+        """Record a success, in the store first (S1), and go on with the only child."""
+        # Not under the lock: the loop must not wait for a disk.
+        if self._writer is not None and not self._writer.save(ended, now):
             return None
-        self._ledger.tasks[ended.number].succeed(now, ended.value)
-        ended.recorded = True
-        if type(ended.value) not in UNCHANGING:
-            self._inputs.may_change = True
-        return self._prepare(child, self._ledger.tasks[child].attempt + 1)
+        with self._lock:
+            # What was true may have changed meanwhile.
+            goes_on = (
+                self._ends == ends
+                and not self._stopped
+                and not ended.stopped
+                and not self.staged
+                and self._only_child_is_next(children, horizon)
+            )
+            if not goes_on and self._writer is None:
+                return None
+            task = self._ledger.tasks[ended.number]
+            task.succeed(now, ended.value)
+            ended.recorded = True
+            if type(ended.value) not in UNCHANGING:
+                self._inputs.may_change = True
+            if not goes_on:
+                return None
+            self._horizon = horizon
+            (child,) = children
+            return self._prepare(child, self._ledger.tasks[child].attempt + 1)
 
     def _comes_before(self, number: int) -> bool:
         """Return whether a task is ready that is to be launched before this one."""

@@ -86,6 +86,7 @@ class Journal:
         # Who takes a start out, by an atomic pop, does with it what is to be done.
         self._starts: dict[TaskRecord, _Start] = {}
         self._state = _ASLEEP
+        self._saving = threading.Lock()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._debts: dict[str, list[Change]] = {}
@@ -136,6 +137,25 @@ class Journal:
     def drop_start(self, task: TaskRecord) -> None:
         """Whatever else will be written of a task, its start need not be any more."""
         self._starts.pop(task, None)
+
+    def save_at_once(self, change: Change) -> bool:
+        """Save one change in the thread that calls, if nobody else is saving or waits for it.
+
+        Whoever has only this to save need not wait for another thread's turn. Nothing may have
+        been submitted before of the same task.
+
+        Returns:
+            Whether it was saved; if not, submit it.
+        """
+        if self._state is _AWAKE or self._items or not self._saving.acquire(blocking=False):
+            return False
+        try:
+            self.store.save([change])
+        except BaseException:  # noqa: BLE001 - who submits it next is told why
+            return False
+        finally:
+            self._saving.release()
+        return True
 
     def call(self, function: Callable[[], T]) -> Future[T]:
         """Call a store that blocks, after everything submitted before and off the loop."""
@@ -230,8 +250,9 @@ class Journal:
                     break
                 lingered = True
                 self._doze()
-            waiting.extend(self._due_starts())
-            self._save(waiting)
+            with self._saving:  # so that no end gets in between a start and its being written
+                waiting.extend(self._due_starts())
+                self._save(waiting)
             waiting = []
 
     def _sleep(self) -> None:

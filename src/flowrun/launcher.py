@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from flowrun.clock import Clock
+    from flowrun.following import Writer
     from flowrun.graph import Graph
     from flowrun.inbox import Inbox
     from flowrun.inputs import Inputs
@@ -43,6 +44,9 @@ class Settler(Protocol):
 
     def launched(self, task: TaskRecord) -> None:
         """An attempt begins, or is handed to an executor."""
+
+    def followed(self, task: TaskRecord) -> None:
+        """An attempt has begun in a thread, which has noted that with the ``writer``."""
 
     def ended(self, invocation: Invocation) -> None:
         """Its code has ended, in whatever way; the launcher still counts it as active."""
@@ -79,7 +83,7 @@ class Launcher:
         base: The context in which tasks begin.
         settler: Told what happens.
         quiet: Whether the settler need not be told of launches.
-        live: Whether a success needs no saving.
+        writer: What worker threads write to the store; ``None`` where they need not.
     """
 
     def __init__(  # noqa: PLR0913 - it is wired in one place, of a run's parts
@@ -97,7 +101,7 @@ class Launcher:
         base: contextvars.Context,
         settler: Settler,
         quiet: bool,
-        live: bool,
+        writer: Writer | None,
     ) -> None:
         self._graph = graph
         self._record = record
@@ -134,7 +138,7 @@ class Launcher:
             self._loop,
             prepare=self._prepare,
             now=self._now,
-            live=live,
+            writer=writer,
         )
         self._staged = self._following.staged
         self._instant = 0.0  # the latest reading of the clock
@@ -194,7 +198,7 @@ class Launcher:
         self._guarded(self._watch, invocation)
         self._guarded(self._settler.ended, ended)
         self._held -= 1
-        self._settler.launched(self._tasks[invocation.number])
+        self._settler.followed(self._tasks[invocation.number])
 
     def heard(self, ended: Invocation) -> None:
         """The loop knows that an attempt has ended in its thread."""
@@ -332,7 +336,7 @@ class Launcher:
         spec, late = invocation.spec, self._settler.ended_late
         pool, kind = self._pools[spec.executor]
         try:
-            if kind == "own":
+            if isinstance(pool, WorkerThreads):
                 invocation.start_in_thread(pool, self._inbox, late, self._following.next_of)
             else:
                 invocation.start_sync(pool, kind, self._inbox, late)

@@ -89,7 +89,7 @@ class Run:
         self._channel = services.hooks.channel(self._base, self._wake)
         self._tell = Teller(record, self._channel, services.log)
         self._live = services.journal.live
-        self._notes_starts = services.journal.store.blocking
+        self._blocking = services.journal.store.blocking
         self._ledger = Ledger(graph, record, live=self._live)
         self._tasks = self._ledger.tasks
         # Somebody may have set the clock back since the run was created.
@@ -109,7 +109,7 @@ class Run:
             base=self._base,
             settler=self,
             quiet=self._live and not self._tell.tells_start,
-            live=self._live,
+            writer=None if self._live else self,
         )
         self._pending = 0  # submitted to the journal, not yet acknowledged
         self._active = self._launcher.active
@@ -192,7 +192,10 @@ class Run:
 
     def _handle(self, message: object) -> None:
         if isinstance(message, Invocation):
-            self._guarded(partial(self._ended_elsewhere, message))
+            try:
+                self._ended_elsewhere(message)
+            except Exception as error:  # noqa: BLE001 - see _guarded
+                self.broke(error)
             self._launcher.heard(message)
         elif isinstance(message, Receipt):
             self._guarded(partial(self._acknowledged, message))
@@ -232,12 +235,44 @@ class Run:
 
     def launched(self, task: TaskRecord) -> None:
         """An attempt begins, or is handed to an executor."""
-        if self._notes_starts and task.attempt == 1:
-            self._journal.note_start(self.record, task, self._inbox, self._post_failed)
-        elif not self._live:
-            self._post(task)
+        if not self._live:
+            self.note(task)
+            self._post_start(task)
         if self._tell.tells_start:
             self._tell.started(task)
+
+    def followed(self, task: TaskRecord) -> None:
+        """An attempt has begun in a thread, which has noted that."""
+        if not self._live:
+            self._post_start(task)
+        if self._tell.tells_start:
+            self._tell.started(task)
+
+    def note(self, task: TaskRecord) -> None:
+        """Note that an attempt begins, in any thread."""
+        if self._is_noted(task):
+            self._journal.note_start(self.record, task, self._inbox, self._post_failed)
+
+    def save(self, ended: Invocation, now: float) -> bool:
+        """Save a success in the thread that calls, if that can be done at once."""
+        task = self._tasks[ended.number]
+        if not self._is_noted(task):
+            return False
+        snapshot = self._succeeded_snapshot(task, ended.number, now, ended.value)
+        if ended.started is not None:
+            snapshot.started_at = ended.started + self._offset
+        return self._journal.save_at_once(Change(self.record, snapshot))
+
+    def _is_noted(self, task: TaskRecord) -> bool:
+        """Whether a thread may write of this attempt: nothing has been written before of its task.
+
+        Otherwise what waits in the journal could come after it.
+        """
+        return self._blocking and task.attempt == 1
+
+    def _post_start(self, task: TaskRecord) -> None:
+        if not self._is_noted(task):
+            self._post(task)
 
     # An attempt has ended.
 
@@ -327,16 +362,22 @@ class Run:
             task.succeed(now, value)
             self._succeeded(number, task)
             return
-        snapshot = self._snapshot(task)
-        snapshot.succeed(now, value)
-        if not self.graph.specs[number].retain_result:
-            snapshot.release()
+        snapshot = self._succeeded_snapshot(task, number, now, value)
         self._pending += 1
         self._journal.submit(
             [Change(self.record, snapshot)],
             self._inbox,
             partial(self._success_saved, number, now, value),
         )
+
+    def _succeeded_snapshot(
+        self, task: TaskRecord, number: int, now: float, value: object
+    ) -> TaskRecord:
+        snapshot = self._snapshot(task)
+        snapshot.succeed(now, value)
+        if not self.graph.specs[number].retain_result:
+            snapshot.release()
+        return snapshot
 
     def _success_saved(
         self, number: int, now: float, value: object, error: Exception | None

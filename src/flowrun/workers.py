@@ -13,14 +13,14 @@ import threading
 import weakref
 from collections import deque
 from concurrent.futures import Executor, Future
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Call: TypeAlias = tuple["Callable[..., Any]", tuple[Any, ...], dict[str, Any]]
 
 DEFAULT_IDLE_S = 60.0
 _FEW_CANCELLED = 64
@@ -28,57 +28,102 @@ _LOG = logging.getLogger("flowrun.workers")
 _numbers = itertools.count(1)
 
 
-class WorkerFuture(Future[T]):
-    """The future of a call in a worker thread; it can be abandoned while it runs."""
+class Job:
+    """A call on its way through a pool: the little that is needed where no future is.
 
-    def __init__(self, pool: WorkerThreads, call: Call) -> None:
-        super().__init__()
+    Args:
+        pool: The pool.
+        call: What a thread calls; whatever it raises goes to the log.
+        withdrawn: Called instead, if the pool is shut down before.
+
+    Attributes:
+        ended: Whether the call has ended.
+    """
+
+    __slots__ = ("_calls", "_pool", "ended")
+
+    def __init__(
+        self,
+        pool: WorkerThreads,
+        call: Callable[[], object],
+        withdrawn: Callable[[], object],
+    ) -> None:
         self._pool = pool
         # A list, because popping is atomic: the worker that starts the call and the thread
         # that cancels it agree without a lock on which of them it belongs to.
-        self._call = [call]
+        self._calls = [(call, withdrawn)]
+        self.ended = False
 
-    def take_call(self) -> Call | None:
-        """Return the call to whoever asks first, ``None`` to all others."""
+    def take(self) -> tuple[Callable[[], object], Callable[[], object]] | None:
+        """Return ``call`` and ``withdrawn`` to whoever asks first, ``None`` to all others."""
         try:
-            return self._call.pop()
+            return self._calls.pop()
         except IndexError:
             return None
 
+    @property
+    def is_taken(self) -> bool:
+        """Whether somebody has taken it, to run it or not to have it run."""
+        return not self._calls
+
     def cancel(self) -> bool:
         """Withdraw the call if no thread has started it; return whether it will not run."""
-        if not super().cancel():
+        if self.take() is None:
             return False
-        if self.take_call() is not None:
-            # Nobody waits for a worker to come by: the call is let go, and who waits is told.
-            self.set_running_or_notify_cancel()
-            self._pool.note_cancelled()
+        self._pool.note_cancelled()
         return True
 
     def abandon(self) -> bool:
         """Give up the thread that runs the call; return whether there was one to give up.
 
-        It counts no longer, so that another may be started in its place. The future still
-        completes when the call ends; what that result is worth is the caller's to say.
+        It counts no longer, so that another may be started in its place.
         """
         return self._pool.abandon(self)
+
+
+class WorkerFuture(Future[T]):
+    """The future of a call in a worker thread; it can be abandoned while it runs."""
+
+    job: Job
+
+    def cancel(self) -> bool:
+        """Withdraw the call if no thread has started it; return whether it will not run."""
+        if not super().cancel():
+            return False
+        if self.job.cancel():
+            # Nobody waits for a worker to come by: the call is let go, and who waits is told.
+            self.set_running_or_notify_cancel()
+        return True
+
+    def abandon(self) -> bool:
+        """Give up the thread that runs the call; return whether there was one to give up.
+
+        The future still completes when the call ends; what that result is worth is the
+        caller's to say.
+        """
+        return not self.done() and self.job.abandon()
+
+    def withdraw(self) -> None:
+        """The pool will not run it any more, and has taken it out."""
+        if super().cancel():
+            self.set_running_or_notify_cancel()
 
 
 class _Worker:
     """One thread of a pool, as the pool knows it; guarded by the pool's lock.
 
     Attributes:
-        future: What it runs.
+        job: What it runs.
         gate: A lock, held while there is no reason for the thread to come to the queue.
         counts: Whether it is one of the pool's threads still.
         called: Whether it is on its way to the queue.
         thread: The thread itself.
     """
 
-    __slots__ = ("called", "counts", "future", "gate", "thread")
+    __slots__ = ("called", "counts", "gate", "job", "thread")
 
     def __init__(self) -> None:
-        self.future: WorkerFuture[Any] | None = None
+        self.job: Job | None = None
         self.gate = threading.Lock()
         self.gate.acquire()
         self.counts = True
@@ -124,7 +169,7 @@ class WorkerThreads(Executor):
     def _start_anew(self) -> None:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._jobs: deque[WorkerFuture[Any]] = deque()
+        self._jobs: deque[Job] = deque()
         self._cancelled = 0  # of the jobs, at most
         self._spare = self._limit  # threads that may be started; below 0, some have to end
         self._calling = False  # a thread is on its way to the queue
@@ -161,25 +206,43 @@ class WorkerThreads(Executor):
         Raises:
             RuntimeError: The pool was shut down, or the system gives it no thread at all.
         """
-        future: WorkerFuture[T] = WorkerFuture(self, (fn, args, kwargs))
+        future: WorkerFuture[T] = WorkerFuture()
+        future.job = Job(self, partial(_run, future, fn, args, kwargs), future.withdraw)
+        self._enqueue(future.job)
+        return future
+
+    def start(self, call: Callable[[], object], withdrawn: Callable[[], object]) -> Job:
+        """Have a thread call the function, whose outcome is nobody's business here.
+
+        Args:
+            call: The function.
+            withdrawn: Called instead, if the pool is shut down with ``cancel_futures`` before.
+
+        Raises:
+            RuntimeError: The pool was shut down, or the system gives it no thread at all.
+        """
+        job = Job(self, call, withdrawn)
+        self._enqueue(job)
+        return job
+
+    def _enqueue(self, job: Job) -> None:
         with self._lock:
             if self._closed:
                 msg = "cannot submit: these worker threads were shut down"
                 raise RuntimeError(msg)
-            self._jobs.append(future)
+            self._jobs.append(job)
             if not self._calling and (self._idle or self._spare > 0):
                 try:
                     self._call_thread()
                 except RuntimeError:
-                    self._jobs.remove(future)
+                    self._jobs.remove(job)
                     raise
-        return future
 
-    def abandon(self, future: WorkerFuture[Any]) -> bool:
-        """Give up the thread that runs a call; see :meth:`WorkerFuture.abandon`."""
+    def abandon(self, job: Job) -> bool:
+        """Give up the thread that runs a call; see :meth:`Job.abandon`."""
         with self._lock:
-            worker = next((one for one in self._live if one.future is future), None)
-            if worker is None or future.done():
+            worker = next((one for one in self._live if one.job is job), None)
+            if worker is None or job.ended:
                 return False
             self._uncount(worker)
             self._abandoned.add(worker)
@@ -193,7 +256,7 @@ class WorkerThreads(Executor):
             self._cancelled += 1
             if self._cancelled > _FEW_CANCELLED and self._cancelled * 2 > len(self._jobs):
                 # All at once, so that one costs the same however long the queue is.
-                self._jobs = deque(job for job in self._jobs if not job.cancelled())
+                self._jobs = deque(job for job in self._jobs if not job.is_taken)
                 self._cancelled = 0
 
     def lend(self) -> None:
@@ -222,7 +285,7 @@ class WorkerThreads(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - the stdlib's signature
         """Take no more work; wait for what was taken, but never for abandoned threads."""
-        withdrawn: list[WorkerFuture[Any]] = []
+        withdrawn: list[Job] = []
         with self._lock:
             self._closed = True
             if cancel_futures:
@@ -230,8 +293,11 @@ class WorkerThreads(Executor):
                 self._jobs.clear()
             while self._idle:
                 self._idle.pop().gate.release()
-        for future in withdrawn:
-            future.cancel()
+        for job in withdrawn:
+            calls = job.take()
+            if calls is not None:
+                _, withdraw = calls
+                withdraw()
         if wait:
             self._wait_until_left()
 
@@ -286,15 +352,15 @@ class WorkerThreads(Executor):
         with self._lock:
             self._live.add(worker)
         while self._next_job(worker):
-            if worker.future is not None:
-                _run(worker.future)
+            if worker.job is not None:
+                _do(worker.job)
             elif not worker.gate.acquire(timeout=self._idle_s) and self._leave_idle(worker):
                 return
 
     def _next_job(self, worker: _Worker) -> bool:
         """Give the worker its next job, or none for now; return whether it stays at all."""
         with self._lock:
-            worker.future = None  # an idle thread keeps nothing of its last call alive
+            worker.job = None  # an idle thread keeps nothing of its last call alive
             if worker.called:
                 worker.called = self._calling = False
             if not worker.counts:
@@ -305,7 +371,7 @@ class WorkerThreads(Executor):
             if not self._jobs:
                 self._idle.append(worker)
                 return True
-            worker.future = self._jobs.popleft()
+            worker.job = self._jobs.popleft()
             if self._jobs and (self._idle or self._spare > 0):
                 self._call_thread_if_needed()
             return True
@@ -344,11 +410,28 @@ class WorkerThreads(Executor):
         self._spare += 1
 
 
-def _run(future: WorkerFuture[Any]) -> None:
-    call = future.take_call()
-    if call is None:
+def _do(job: Job) -> None:
+    calls = job.take()
+    if calls is None:
         return  # it was cancelled
-    function, args, kwargs = call
+    call, _ = calls
+    del calls, _
+    try:
+        call()
+    except BaseException:  # noqa: BLE001 - it must not end this thread
+        # A callback's SystemExit, or a future that somebody else has completed.
+        _LOG.exception("a call's result could not be handed over")
+    finally:
+        job.ended = True
+        del job, call  # nothing that the caller might want to be rid of
+
+
+def _run(
+    future: WorkerFuture[T],
+    function: Callable[..., T],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> None:
     try:
         if future.set_running_or_notify_cancel():
             try:
@@ -357,13 +440,9 @@ def _run(future: WorkerFuture[Any]) -> None:
                 future.set_exception(error)
             else:
                 future.set_result(result)
-    except BaseException:  # noqa: BLE001 - it must not end this thread
-        # A callback's SystemExit, or a future that somebody else has completed.
-        _LOG.exception("a call's result could not be handed over")
     finally:
-        # The error's traceback holds this frame: leave nothing in it that holds the error,
-        # and nothing that the caller might want to be rid of.
-        del future, call, function, args, kwargs
+        # The error's traceback holds this frame: leave nothing in it that holds the error.
+        del future, function, args, kwargs
 
 
 _POOLS: weakref.WeakSet[WorkerThreads] = weakref.WeakSet()
