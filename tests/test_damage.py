@@ -31,7 +31,7 @@ from flowrun.errors import (
     UnknownRunError,
 )
 from flowrun.state.records import NoResult, RunStatus
-from flowrun.state.rows import RUN_COLUMNS, TASK_COLUMNS, checksum, task_checksum
+from flowrun.state.rows import RUN_COLUMNS, TASK_COLUMNS, check_task_row, checksum, task_checksum
 
 MakeEngine = Callable[..., Engine]
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -226,6 +226,42 @@ def test_forged_task_is_an_error_that_names_it(
     with pytest.raises(DamagedRecordError, match="run 'r1', task 'b': its values make no sense"):
         store.load_run("r1", results=True)
     assert store.load_run("r2", results=True).status == "SUCCESS"
+
+
+def test_tasks_that_are_not_those_of_the_end_are_damage(
+    path: Path, store: SqliteStateStore
+) -> None:
+    keep(store, "r1")
+    forge_task(path, "r1", "b", status="FAILED", error="boom", reason="ERROR")
+    with pytest.raises(DamagedRecordError, match="run 'r1': .* older, or newer, than its end"):
+        store.load_run("r1", results=False)
+
+
+@pytest.mark.parametrize("plan", ["[5]", "{", "[[1, 2]]", '[["b", []], ["a", []]]', '[["a", []]]'])
+def test_forged_plan_is_an_error_that_names_the_run(
+    path: Path, store: SqliteStateStore, plan: str
+) -> None:
+    run = RunRecord("r1", "d", 1.0, {"a": TaskRecord("a"), "b": TaskRecord("b", ("a",))})
+    store.create_run(run)
+    run.tasks["a"].start(2.0, 2.0)
+    store.save([Change(run, run.tasks["a"])])
+    assert store.load_run("r1", results=True).tasks["b"].deps == ("a",)
+    execute(path, "UPDATE plans SET tasks = ?, checksum = ?", plan, checksum((plan,)))
+    with pytest.raises(DamagedRecordError, match="run 'r1'"):
+        store.load_run("r1", results=False)
+
+
+def test_row_with_values_of_other_types_does_not_match_its_checksum() -> None:
+    row = ("a", "[]", "RUNNING", 1, 2.0, 2.0, None, None, None, 0, "[]", "absent")
+    stored = task_checksum(1, 0, row)
+    check_task_row(row, stored, 1, 0, "r1")
+    for place, value in enumerate((None, b"[]", 5, "1", "2.0", b"", [], 1.5, 7, "x", None, 0)):
+        damaged = (*row[:place], value, *row[place + 1 :])
+        with pytest.raises(DamagedRecordError, match="does not match its checksum"):
+            check_task_row(damaged, stored, 1, 0, "r1")
+    for run, place in ((2, 0), (1, 1)):
+        with pytest.raises(DamagedRecordError, match="run 'r1', task 'a'"):
+            check_task_row(row, stored, run, place, "r1")
 
 
 async def test_row_that_went_missing_during_a_run_is_there_at_its_end(

@@ -15,11 +15,13 @@ import pytest
 from flowrun import Engine, SchedulerConfig, current_attempt, fn_hook
 from flowrun.attempt import Invocation
 from flowrun.clock import Clock
+from flowrun.errors import StoreFullError
 from flowrun.following import Following
 from flowrun.ledger import Ready
 from flowrun.slots import Lane
 
 from .conftest import WAIT_S, statuses
+from .test_journal import ThirdPartyStore
 
 MakeEngine = Callable[..., Engine]
 
@@ -486,3 +488,98 @@ async def test_task_that_is_being_staged_comes_before_a_later_one(  # R6
     await asyncio.wait_for(engine.run_once("d"), WAIT_S)
     assert expected == ["first", "second", "child"]
     assert order == expected
+
+
+# -- chains in a store that has to be written to -------------------------------------------------
+
+
+def in_a_worker() -> bool:
+    return threading.current_thread().name.startswith("flowrun-worker")
+
+
+@pytest.mark.parametrize("retain_result", [True, False])
+async def test_success_is_saved_before_its_thread_goes_on_with_the_child(  # S1
+    make_engine: MakeEngine, retain_result: bool
+) -> None:
+    store = ThirdPartyStore()
+    saved_in_workers: list[bool] = []
+    store.before = lambda what: saved_in_workers.append(in_a_worker())
+    events: list[str] = []
+    hook = fn_hook(
+        on_task_start=lambda event: events.append(f"start {event.task_name}"),
+        on_task_success=lambda event: events.append(f"success {event.task_name}"),
+    )
+    engine = make_engine(state_store=store, hooks=[hook])
+    seen: list[str] = []
+
+    def work(upstream: dict[str, int]) -> int:
+        me = current_attempt()
+        tasks = store.runs[me.run_id].tasks
+        seen.extend(tasks[parent].status for parent in upstream)
+        assert tasks[me.task_name].status in ("PENDING", "RUNNING")
+        return sum(upstream.values()) + 1
+
+    for number in range(200):
+        deps = [f"t{number - 1}"] if number else []
+        engine.task(name=f"t{number}", dag="d", deps=deps, retain_result=retain_result)(work)
+    engine.task(name="last", dag="d", deps=["t199"])(lambda t199: t199)
+    report = engine.get_run_report(await engine.run_once("d"))
+    assert report["tasks"]["last"]["result"] == 200
+    assert seen == ["SUCCESS"] * 199
+    names = [*(f"t{n}" for n in range(200)), "last"]
+    assert events == [f"{kind} {name}" for name in names for kind in ("start", "success")]
+    started = [task["started_at"] or 0.0 for task in report["tasks"].values()]
+    finished = [task["finished_at"] or 0.0 for task in report["tasks"].values()]
+    assert all(end <= start for end, start in zip(finished, started[1:], strict=False))
+    assert any(saved_in_workers)
+
+
+async def test_what_a_thread_cannot_save_is_saved_by_the_journal(make_engine: MakeEngine) -> None:
+    store = ThirdPartyStore()
+    refused: list[str] = []
+
+    def before(what: str) -> None:
+        if in_a_worker():
+            refused.append(what)
+            msg = "not by you"
+            raise StoreFullError(msg)
+
+    store.before = before
+    engine = make_engine(state_store=store)
+    ran: list[str] = []
+    chain(engine, 20, lambda: ran.append(current_attempt().task_name))
+    report = engine.get_run_report(await engine.run_once("d"))
+    assert report["status"] == "SUCCESS"
+    assert len(ran) == 20
+    assert refused
+    assert all(task.status == "SUCCESS" for task in store.runs[report["run_id"]].tasks.values())
+
+
+async def test_cancelling_while_a_thread_saves_keeps_what_it_saves(  # R2 S1
+    make_engine: MakeEngine,
+) -> None:
+    store = ThirdPartyStore()
+    inside, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def before(what: str) -> None:
+        if in_a_worker():
+            loop.call_soon_threadsafe(inside.set)
+            assert go_on.wait(WAIT_S)
+
+    store.before = before
+    engine = make_engine(state_store=store)
+    chain(engine, 3, lambda: None)
+    run = asyncio.create_task(engine.run_once("d"))
+    await asyncio.wait_for(inside.wait(), WAIT_S)  # the loop goes on while the thread waits
+    run.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    (summary,) = engine.list_runs()
+    found = statuses(engine.get_run_report(summary.run_id))
+    assert found == {"t0": "SUCCESS", "t1": "SKIPPED", "t2": "SKIPPED"}
+    assert statuses(engine.get_run_report(await engine.resume(summary.run_id))) == dict.fromkeys(
+        found, "SUCCESS"
+    )

@@ -531,6 +531,7 @@ def test_shutdown_cancels_what_is_queued(make_pool: MakePool, gate: Gate) -> Non
     running = pool.submit(gate, "ran")
     gate.wait_for(1)
     queued = [pool.submit(str) for _ in range(3)]
+    assert queued[1].cancel()
     pool.shutdown(wait=False, cancel_futures=True)
     assert all(future.cancelled() for future in queued)
     gate.open()

@@ -33,6 +33,7 @@ class Writer(Protocol):
 
     def save(self, ended: Invocation, now: float) -> bool:
         """Save a success in this thread, if that can be done at once; return whether it was."""
+        ...
 
 
 class Following:

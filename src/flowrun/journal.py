@@ -207,10 +207,6 @@ class Journal:
     def _ring(self) -> None:
         self._state = _AWAKE  # so that nobody rings again before it has come
         self._bell.put(None)
-        if self._thread is None or not self._thread.is_alive():
-            self._start_thread()
-
-    def _start_thread(self) -> None:
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
                 # Daemonic: a store that hangs must not keep the interpreter from ending.
@@ -259,11 +255,10 @@ class Journal:
         """Wait until there is something to do; for as long as it takes if there is no start."""
         if not self._items:
             self._doze()
+        self._state = _ASLEEP
         if not (self._items or self._starts):
-            self._state = _ASLEEP
-            if not (self._items or self._starts):
-                self._bell.get()
-            self._state = _AWAKE
+            self._bell.get()
+        self._state = _AWAKE
 
     def _doze(self) -> None:
         """Wait for an item, for a short time."""

@@ -259,8 +259,7 @@ class Run:
         if not self._is_noted(task):
             return False
         snapshot = self._succeeded_snapshot(task, ended.number, now, ended.value)
-        if ended.started is not None:
-            snapshot.started_at = ended.started + self._offset
+        snapshot.started_at = (ended.started or 0.0) + self._offset  # its thread has begun it
         return self._journal.save_at_once(Change(self.record, snapshot))
 
     def _is_noted(self, task: TaskRecord) -> bool:

@@ -104,9 +104,9 @@ class WorkerFuture(Future[T]):
         return not self.done() and self.job.abandon()
 
     def withdraw(self) -> None:
-        """The pool will not run it any more, and has taken it out."""
-        if super().cancel():
-            self.set_running_or_notify_cancel()
+        """The pool has taken the call out, and will not run it."""
+        super().cancel()
+        self.set_running_or_notify_cancel()
 
 
 class _Worker:
