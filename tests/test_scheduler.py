@@ -6,7 +6,8 @@ import asyncio
 import contextvars
 import threading
 import time
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
@@ -202,6 +203,24 @@ async def test_sync_callable_that_returns_an_awaitable_has_it_awaited(engine: En
     assert tasks["good"]["result"] == "good"
     assert tasks["bad"]["status"] == "FAILED"
     assert "awaited and failed" in (tasks["bad"]["error"] or "")
+
+
+async def test_generator_based_coroutine_is_awaited_and_a_plain_generator_is_not(  # I3
+    engine: Engine,
+) -> None:
+    @types.coroutine
+    def steps() -> Generator[Any, Any, str]:
+        yield from asyncio.sleep(0.001).__await__()
+        return current_attempt().task_name
+
+    engine.task(name="awaited", dag="d", deps=["before"])(lambda: steps())
+    engine.task(name="direct", dag="d")(steps)
+    engine.task(name="before", dag="d")(lambda: None)
+    engine.task(name="plain", dag="d")(lambda: (number for number in range(3)))
+    tasks = engine.get_run_report(await engine.run_once("d"))["tasks"]
+    assert tasks["awaited"]["result"] == "awaited"
+    assert tasks["direct"]["result"] == "direct"
+    assert list(tasks["plain"]["result"]) == [0, 1, 2]  # type: ignore[call-overload]
 
 
 async def test_same_function_under_two_names_is_two_tasks(engine: Engine) -> None:  # I3

@@ -27,6 +27,14 @@ def is_async_generator_function(function: object) -> bool:
     return inspect.isasyncgenfunction(inner) or inspect.isasyncgenfunction(_call_method(inner))
 
 
+def is_awaitable(value: object) -> bool:
+    """Return whether ``await`` takes it: also a generator that ``types.coroutine`` has marked."""
+    if isinstance(value, types.GeneratorType):
+        generator = cast("types.GeneratorType[object, object, object]", value)
+        return bool(generator.gi_code.co_flags & inspect.CO_ITERABLE_COROUTINE)
+    return hasattr(type(value), "__await__")
+
+
 def definition(function: object) -> object:
     """Return the function whose parameters ``inspect.signature`` reads, for its globals."""
     while True:

@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
+from flowrun.callables import is_awaitable
 from flowrun.inputs import UNCHANGING
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ class Following:
             and not self._lane.others_wait
             and pool is not None
             and not pool.waiting_calls
-            and not hasattr(type(ended.value), "__await__")
+            and not is_awaitable(ended.value)
             and not self._loop.is_closed()
         )
 

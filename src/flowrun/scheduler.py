@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from flowrun.attempt import Invocation
+from flowrun.callables import is_awaitable
 from flowrun.errors import (
     FlowrunError,
     ResultNotStorableError,
@@ -285,7 +286,7 @@ class Run:
         if invocation.closed:
             self.ended_late(invocation)
             return
-        if invocation.ok and hasattr(type(invocation.value), "__await__"):
+        if invocation.ok and is_awaitable(invocation.value):
             if invocation.stopped:
                 invocation.ok = False
             else:
