@@ -75,7 +75,10 @@ async def test_many_threads_lose_no_message_and_keep_their_own_order() -> None: 
     def tell(number: int) -> None:
         start.wait(WAIT_S)
         for message in range(each):
-            assert inbox.put((number, message))
+            if (number + message) % 3:
+                inbox.put_unhurried((number, message))
+            else:
+                assert inbox.put((number, message))
 
     tellers = [threading.Thread(target=tell, args=(number,)) for number in range(threads)]
     for teller in tellers:
@@ -89,6 +92,31 @@ async def test_many_threads_lose_no_message_and_keep_their_own_order() -> None: 
     assert in_loop == {threading.get_ident()}
 
 
+async def test_loop_looks_by_itself_for_what_need_not_be_read_at_once() -> None:
+    heard: asyncio.Queue[object] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    inbox = Inbox(loop, heard.put_nowait, lambda: None)
+    woken: list[object] = []
+    wake = loop.call_soon_threadsafe
+
+    def call_soon_threadsafe(*args: object) -> object:
+        woken.append(args)
+        return wake(*args)  # type: ignore[arg-type]
+
+    loop.call_soon_threadsafe = call_soon_threadsafe  # type: ignore[method-assign, assignment]
+    for number in range(100):
+        inbox.put_unhurried(number)
+        assert await asyncio.wait_for(heard.get(), WAIT_S) == number
+    unhurried = len(woken)
+    inbox.put("at once")
+    assert await asyncio.wait_for(heard.get(), WAIT_S) == "at once"
+    assert len(woken) == unhurried + 1
+    # A busy machine may let it miss a turn; then it is woken again.
+    assert 1 <= unhurried < 100
+    inbox.put_unhurried("last")
+    assert await asyncio.wait_for(heard.get(), WAIT_S) == "last"
+
+
 @pytest.mark.parametrize("woken", [False, True])
 def test_nobody_reads_what_is_put_once_the_loop_is_closed(woken: bool) -> None:  # R5
     loop = asyncio.new_event_loop()
@@ -99,4 +127,5 @@ def test_nobody_reads_what_is_put_once_the_loop_is_closed(woken: bool) -> None: 
     loop.close()
     # Every sender is told, not only the first one: a slot that is passed on must not vanish.
     assert [inbox.put(number) for number in range(3)] == [False, False, False]
+    inbox.put_unhurried("nobody")
     assert heard == []

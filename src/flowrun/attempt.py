@@ -166,6 +166,7 @@ class Invocation:
             RuntimeError: The pool is shut down.
         """
         self._done = inbox.put
+        self._done_unhurried = inbox.put_unhurried
         self._late = late
         self._follow = follow
         self.job = pool.start(self._work, self._withdrawn)
@@ -242,6 +243,7 @@ class Invocation:
         self.job = ended.job
         self._follow = ended._follow
         self._done = ended._done
+        self._done_unhurried = ended._done_unhurried
         self._late = ended._late
 
     def claim_end(self) -> bool:
@@ -315,7 +317,10 @@ class Invocation:
                 # Should it fail, the loop tries the same, and says so.
                 with contextlib.suppress(Exception):
                     ended.following = invocation = follow(ended)
-                self._done(ended)
+                if invocation is None:
+                    self._done(ended)
+                else:
+                    self._done_unhurried(ended)
             else:
                 self._late(ended)
 

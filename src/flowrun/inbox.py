@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 
 
 _MOST_IN_A_ROUND = 1000
+_POLL_S = 0.002
 
 
 class Inbox:
@@ -22,7 +24,7 @@ class Inbox:
         finish_round: Called on it after the messages of one wake-up.
     """
 
-    __slots__ = ("_awake", "_finish_round", "_handle", "_loop", "_messages")
+    __slots__ = ("_awake", "_finish_round", "_handle", "_loop", "_messages", "_polls", "_unhurried")
 
     def __init__(
         self,
@@ -35,6 +37,8 @@ class Inbox:
         self._finish_round = finish_round
         self._messages: deque[object] = deque()
         self._awake = False
+        self._polls = False  # the loop looks by itself, soon
+        self._unhurried = False
 
     def put(self, message: object) -> bool:
         """Leave a message; return ``False`` if the loop is closed and nobody will read it."""
@@ -51,8 +55,32 @@ class Inbox:
         # Woken already, unless the loop was closed before it got there.
         return not self._loop.is_closed()
 
+    def put_unhurried(self, message: object) -> None:
+        """Leave a message that need not be read at once, because more will follow it.
+
+        To be woken for each would take the loop, and the interpreter from the thread that goes
+        on, more time than to look by itself every few milliseconds while there are such.
+        """
+        self._messages.append(message)
+        self._unhurried = True
+        # As in put(): whoever looks by itself says so before it looks.
+        if not (self._awake or self._polls):
+            self._awake = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._drain)
+
+    def _poll(self) -> None:
+        self._polls = False
+        if self._messages and not self._awake:
+            self._drain()
+
     def _drain(self) -> None:
         self._awake = False
+        if self._unhurried:
+            self._unhurried = False
+            if not self._polls:
+                self._polls = True
+                self._loop.call_later(_POLL_S, self._poll)
         messages = self._messages
         # Whoever goes on putting more meanwhile must not keep the loop for itself.
         for _ in range(_MOST_IN_A_ROUND):

@@ -6,6 +6,7 @@ What settles while one transaction is being written goes with the next one (grou
 from __future__ import annotations
 
 import contextlib
+import itertools
 import queue
 import threading
 import time
@@ -270,17 +271,14 @@ class Journal:
 
     def _due_starts(self) -> list[_Entry]:
         """Return the starts whose ends have not come for so long that they are to be written."""
-        found: list[_Entry] = []
         latest = time.monotonic() - _LINGER_S
-        for task, start in self._starts.copy().items():  # others go on adding and taking out
-            if start.noted > latest:
-                break
-            if self._starts.pop(task, None) is not None:
-                snapshot = TaskRecord(task.name, task.deps)
-                snapshot.start(start.started_at, start.ready_at)
-                changes = [Change(start.run, snapshot)]
-                found.append(_Entry(changes, start.inbox, start.failed, silent=True))
-        return found
+        noted = self._starts.copy().items()  # others go on adding and taking out
+        due = itertools.takewhile(lambda item: item[1].noted <= latest, noted)
+        return [
+            _Entry([Change(start.run, _begun(task, start))], start.inbox, start.failed, silent=True)
+            for task, start in due
+            if self._starts.pop(task, None) is not None
+        ]
 
     def _save(self, entries: list[_Entry]) -> None:
         """Save all entries in one go; one that cannot be kept does not take the others along."""
@@ -310,6 +308,13 @@ class Journal:
                 entry.inbox.put(Receipt([entry.then], failure))
             answered = {id(entry) for entry in refused}
             entries = [entry for entry in entries if id(entry) not in answered]
+
+
+def _begun(task: TaskRecord, start: _Start) -> TaskRecord:
+    """Return what is known of a task of which only that it has begun is."""
+    snapshot = TaskRecord(task.name, task.deps)
+    snapshot.start(start.started_at, start.ready_at)
+    return snapshot
 
 
 def _is_about(entry: _Entry, error: ResultNotStorableError) -> bool:

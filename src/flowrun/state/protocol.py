@@ -48,8 +48,9 @@ class StateStoreProtocol(Protocol):
     """Keep runs; every method is synchronous, and called from one thread at a time or many.
 
     ``blocking`` says whether a call may wait for a disk or a network. If so, flowrun writes
-    in batches from a thread of its own, and acknowledges a success only when :meth:`save`
-    has returned. If not, :meth:`save` is called at once on the event loop's thread.
+    in batches from a thread of its own, or where there is only one thing to write from the
+    thread that has run the task, never from two at once, and acknowledges a success only when
+    :meth:`save` has returned. If not, :meth:`save` is called at once on the event loop's thread.
     """
 
     blocking: bool
