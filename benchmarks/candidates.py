@@ -60,21 +60,38 @@ def sync(edges: Edges, max_parallel: int) -> Timed:
 
 
 def durable_normal(edges: Edges, max_parallel: int) -> Timed:
-    """Run tasks whose ends survive ``kill -9``."""
-    return _durable(edges, max_parallel, "NORMAL")
+    """Run async tasks whose ends survive ``kill -9``."""
+    return _durable(edges, max_parallel, "NORMAL", _add_at_once)
 
 
 def durable_full(edges: Edges, max_parallel: int) -> Timed:
-    """Run tasks whose ends survive power loss."""
-    return _durable(edges, max_parallel, "FULL")
+    """Run async tasks whose ends survive power loss."""
+    return _durable(edges, max_parallel, "FULL", _add_at_once)
 
 
-def _durable(edges: Edges, max_parallel: int, synchronous: Literal["NORMAL", "FULL"]) -> Timed:
+def durable_normal_sync(edges: Edges, max_parallel: int) -> Timed:
+    """Run sync tasks whose ends survive ``kill -9``."""
+    return _durable(edges, max_parallel, "NORMAL", _add_sync)
+
+
+def durable_full_sync(edges: Edges, max_parallel: int) -> Timed:
+    """Run sync tasks whose ends survive power loss."""
+    return _durable(edges, max_parallel, "FULL", _add_sync)
+
+
+def _durable(
+    edges: Edges,
+    max_parallel: int,
+    synchronous: Literal["NORMAL", "FULL"],
+    work: Callable[..., Any],
+) -> Timed:
     with TemporaryDirectory(dir=".") as folder:
         store = SqliteStateStore(Path(folder) / "runs.sqlite", synchronous=synchronous)
         with closing(store):
-            engine = build_default_engine(max_parallel=max_parallel, state_store=store)
-            return asyncio.run(_run(engine, edges, _add_at_once))
+            engine = build_default_engine(
+                max_parallel=max_parallel, max_workers=max_parallel, state_store=store
+            )
+            return asyncio.run(_run(engine, edges, work))
 
 
 async def _run(engine: Engine, edges: Edges, work: Callable[..., Any]) -> Timed:
@@ -131,6 +148,8 @@ KINDS: dict[str, Callable[[Edges, int], Timed]] = {
     "inline": at_once,  # as a peer that uses one thread only, so that nothing else can run
     "durable-normal": durable_normal,
     "durable-full": durable_full,
+    "durable-normal-sync": durable_normal_sync,
+    "durable-full-sync": durable_full_sync,
     "build": build,
     "ten": ten,
 }

@@ -185,6 +185,8 @@ KINDS: dict[str, Callable[[Edges, int], Timed]] = {
     "sync": sync,
     "durable-normal": durable_normal,
     "durable-full": durable_full,
+    "durable-normal-sync": durable_normal,
+    "durable-full-sync": durable_full,
     "build": build,
     "ten": ten,
 }

@@ -29,8 +29,10 @@ _CHARTS = {
     "at-once": "async tasks that return at once",
     "suspends": "async tasks that suspend once",
     "sync": "sync tasks in threads, 4 at a time",
-    "durable-normal": "durable, synchronous=NORMAL",
-    "durable-full": "durable, synchronous=FULL",
+    "durable-normal": "durable, synchronous=NORMAL, async tasks",
+    "durable-full": "durable, synchronous=FULL, async tasks",
+    "durable-normal-sync": "durable, synchronous=NORMAL, sync tasks",
+    "durable-full-sync": "durable, synchronous=FULL, sync tasks",
     "build": "building and validating",
 }
 _LARGEST_OF_ALL_PEERS = 1_000

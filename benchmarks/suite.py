@@ -81,8 +81,11 @@ class Suite:
         return _QUICK_SHAPES if self.quick else tuple(SHAPES)
 
     def _floor(self, target: Target) -> None:
-        if self.quick and not self.only and target.max_parallel != 4 and target.kind != "sync":
-            return
+        if self.quick and not self.only:
+            if target.max_parallel != 4 and target.kind != "sync":
+                return
+            if target.kind == "durable-full-sync":
+                return
         sizes = self.sizes or (_QUICK_SIZES if self.quick else SIZES)
         for job in target.jobs(sizes, 3 if self.quick else 9):
             times = self._times(quick=3, full=3 if job.size == _HUGE else 5)

@@ -54,6 +54,10 @@ FLOOR_TARGETS = (
     Target("durable NORMAL, chain", "durable-normal", 1.3, ("chain",)),
     Target("durable FULL, wide", "durable-full", 0.1, WIDE),
     Target("durable FULL, chain", "durable-full", 1.1, ("chain",)),
+    Target("durable NORMAL, sync tasks, wide", "durable-normal-sync", 0.4, WIDE),
+    Target("durable NORMAL, sync tasks, chain", "durable-normal-sync", 1.3, ("chain",)),
+    Target("durable FULL, sync tasks, wide", "durable-full-sync", 0.1, WIDE),
+    Target("durable FULL, sync tasks, chain", "durable-full-sync", 1.1, ("chain",)),
     Target("build and validate, random", "build", 0.7, ("random",)),
     Target("build and validate, others", "build", 0.5, ("chain", "fan", "grid")),
 )
