@@ -573,7 +573,8 @@ async def test_cancelling_while_a_thread_saves_keeps_what_it_saves(  # R2 S1
     run = asyncio.create_task(engine.run_once("d"))
     await asyncio.wait_for(inside.wait(), WAIT_S)  # the loop goes on while the thread waits
     run.cancel()
-    await asyncio.sleep(0)
+    for _ in range(10):  # until the run has heard of it
+        await asyncio.sleep(0)
     go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await run
