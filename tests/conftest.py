@@ -82,6 +82,17 @@ def engine(make_engine: Callable[..., Engine]) -> Engine:
 
 
 @pytest.fixture
+def pools_collected() -> Iterator[None]:
+    """Collect what process pools leave before the next test.
+
+    A semaphore that is collected in the middle of multiprocessing's starting a process is an
+    error there (its resource tracker refuses to be called inside itself).
+    """
+    yield
+    gc.collect()
+
+
+@pytest.fixture
 def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test after which there are more threads, processes or open files than before.
 

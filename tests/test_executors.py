@@ -19,6 +19,8 @@ from flowrun import Engine, ProcessPerAttemptExecutor, RunContext
 from . import remote_tasks
 from .conftest import WAIT_S, statuses
 
+pytestmark = pytest.mark.usefixtures("pools_collected")
+
 MakeEngine = Callable[..., Engine]
 
 ERRORS = (

@@ -26,7 +26,10 @@ from flowrun.processes import ProcessFuture, ProcessPerAttemptExecutor
 from . import process_calls
 from .conftest import WAIT_S
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
+    pytest.mark.usefixtures("pools_collected"),
+]
 
 MakePool = Callable[..., ProcessPerAttemptExecutor]
 METHODS = ("forkserver", "spawn")
