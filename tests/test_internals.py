@@ -440,6 +440,41 @@ def test_journal_writes_before_it_calls_and_in_bounded_batches() -> None:
     assert store.batches == [1, *[1000] * 2, 500, 1]
 
 
+def test_what_is_submitted_while_the_journal_ends_is_written_all_the_same() -> None:
+    import logging
+
+    from flowrun import Change, RunRecord
+    from flowrun.journal import Journal
+
+    inside, go_on, written = threading.Event(), threading.Event(), threading.Event()
+    batches: list[int] = []
+
+    class Slow:
+        blocking = True
+
+        def save(self, changes: Any) -> None:
+            inside.set()
+            assert go_on.wait(WAIT_S)
+            batches.append(len(changes))
+            if len(batches) == 2:
+                written.set()
+
+    journal = Journal(Slow(), logging.getLogger("test"))  # type: ignore[arg-type]
+    run = RunRecord("r", "d", 1.0, {})
+
+    def submit() -> None:
+        journal.submit([Change(run, None)], None, lambda error: None, silent=True)  # type: ignore[arg-type]
+
+    submit()
+    assert inside.wait(WAIT_S)
+    journal.close(timeout_s=0)
+    submit()
+    go_on.set()
+    assert written.wait(WAIT_S)
+    journal.close()
+    assert batches == [1, 1]
+
+
 def test_calls_to_other_processes_say_what_went_wrong() -> None:
     from flowrun.errors import NotPicklableError, RemoteTaskError
     from flowrun.remote import Facts, PackedCall, RemoteCall, unpacked

@@ -220,7 +220,9 @@ class Journal:
         try:
             self._work()
         finally:
-            self._state = _ASLEEP  # whoever comes next starts another one
+            self._state = _ASLEEP
+            if self._items:  # they came while it was ending: another one takes them
+                self._ring()
 
     def _work(self) -> None:
         items = self._items
