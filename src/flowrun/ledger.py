@@ -1,13 +1,14 @@
 """How far a run has come: unmet parents, waiting consumers, what is settled.
 
 Counts only; nothing here launches, saves or tells. Each task is touched when it becomes ready
-and when it settles, each edge once.
+and when it settles, each edge once. The event loop and worker threads keep these books together.
 """
 
 from __future__ import annotations
 
 import contextlib
 import heapq
+import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,10 @@ class Ready:
     def __bool__(self) -> bool:
         """Return whether there is any."""
         return bool(self.ordered or self.late)
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self.ordered) + len(self.late)
 
     def push(self, number: int) -> None:
         """Add a task."""
@@ -68,6 +73,8 @@ class Ledger:
     """The books of one run.
 
     Attributes:
+        lock: Held by whoever reads or changes them, while worker threads may do so too. What
+            takes it by itself says nothing of it.
         tasks: The task records, by the graph's numbers.
         ready: Tasks that could be launched.
         open: Number of tasks that have not settled.
@@ -82,12 +89,14 @@ class Ledger:
         "_settled",
         "_unmet",
         "lets_go",
+        "lock",
         "open",
         "ready",
         "tasks",
     )
 
     def __init__(self, graph: Graph, record: RunRecord, *, live: bool) -> None:
+        self.lock = threading.Lock()
         self._graph = graph
         self._live = live
         self._resumed = record.resumed_from is not None
@@ -124,32 +133,49 @@ class Ledger:
 
     def make_ready(self, number: int, now: float) -> None:
         """A task can be launched (again)."""
-        self.tasks[number].ready_at = now
-        self.ready.push(number)
+        with self.lock:
+            self.tasks[number].ready_at = now
+            self.ready.push(number)
 
-    def open_children(self, number: int, now: float) -> None:
-        """A task has succeeded: its children have one unmet parent less."""
-        unmet, settled, ready = self._unmet, self._settled, self.ready
+    def succeeded(self, number: int, now: float, opens: bool) -> None:  # noqa: FBT001 - for every task
+        """A task has succeeded: settle it, and let its children come; the lock is held.
+
+        Args:
+            number: The task.
+            now: When its children can start.
+            opens: Whether they still may.
+        """
+        settled = self._settled
+        settled[number] = True
+        self.open -= 1
+        if self.lets_go:
+            self._let_inputs_go(number)
+        if not opens:
+            return
+        unmet, ordered = self._unmet, self.ready.ordered
         for child in self._graph.children[number]:
             left = unmet[child] = unmet[child] - 1
             if not left and not settled[child]:
                 self.tasks[child].ready_at = now
-                ready.push(child)
+                if not ordered or child > ordered[-1]:  # most come in order; see Ready.push
+                    ordered.append(child)
+                else:
+                    self.ready.push(child)
 
     def waits_for_one(self, number: int) -> bool:
         """Return whether all its parents but one have succeeded."""
         return self._unmet[number] == 1 and not self._settled[number]
 
-    def claim(self, number: int) -> None:
-        """A task has been started already: it does not become ready any more."""
-        self._settled[number] = True
-
     def settle(self, number: int) -> None:
-        """A task has ended for good; results that nobody waits for any more are let go (I2)."""
-        self._settled[number] = True
-        self.open -= 1
-        if not self.lets_go:
-            return
+        """A task has ended for good, but not well."""
+        with self.lock:
+            self._settled[number] = True
+            self.open -= 1
+            if self.lets_go:
+                self._let_inputs_go(number)
+
+    def _let_inputs_go(self, number: int) -> None:
+        """Let results go that nobody waits for any more (I2)."""
         consumers = self._consumers
         for parent in self._graph.parents[number]:
             consumers[parent] -= 1
@@ -166,12 +192,13 @@ class Ledger:
         """
         found: list[int] = []
         stack = [number]
-        while stack:
-            for child in self._graph.children[stack.pop()]:
-                if not self._settled[child]:
-                    self._settled[child] = True
-                    found.append(child)
-                    stack.append(child)
+        with self.lock:
+            while stack:
+                for child in self._graph.children[stack.pop()]:
+                    if not self._settled[child]:
+                        self._settled[child] = True
+                        found.append(child)
+                        stack.append(child)
         found.sort()
         return found
 
