@@ -67,9 +67,14 @@ class VirtualClock(Clock):
 
 
 class Item:
-    def __init__(self, name: str = "") -> None:
+    def __init__(self, deadline: float, name: str = "", number: int = 0) -> None:
+        self.deadline = deadline
         self.name = name
+        self.number = number
         self.closed = False
+
+    def due_at(self, now: float) -> float | None:
+        return None if self.closed else self.deadline
 
 
 class Watch:

@@ -209,6 +209,14 @@ class Invocation:
             return self.withdraw(self)
         return self.future is not None and self.future.cancel()
 
+    def due_at(self, now: float) -> float | None:
+        """Return when its time is up, on the monotonic clock; ``None`` if that does not matter."""
+        timeout_s = self.spec.timeout_s
+        if timeout_s is None or self.stopped or self.closed:
+            return None
+        # One that waits for a thread has all its time before it (A1).
+        return timeout_s + (now if self.started is None else self.started)
+
     @property
     def has_ended(self) -> bool:
         """Whether its thread has ended it, though the loop has not heard of it yet."""

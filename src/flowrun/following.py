@@ -46,8 +46,8 @@ class Foreman(Protocol):
     def started(self, task: TaskRecord) -> None:
         """Tell of an attempt that has begun; the ledger's lock is held."""
 
-    def watch(self, invocation: Invocation) -> None:
-        """Look after an attempt that has a timeout."""
+    def watch(self, due: float) -> None:
+        """See to it that an attempt is looked at when its time is up."""
 
     def broke(self, ended: Invocation | None, error: Exception) -> None:
         """Something went wrong in flowrun itself; called on the event loop."""
@@ -114,7 +114,6 @@ class Following:
         "_stopped",
         "_tasks",
         "_unheard",
-        "_untimed",
         "_writer",
         "active",
     )
@@ -155,7 +154,6 @@ class Following:
         self._handed: deque[Invocation] = deque()  # they have a slot, and wait for a thread
         self._seats: set[Seat] = set()  # those that no thread has taken
         self._free_slots = 0  # of threads that have found nothing more to run
-        self._untimed = 0  # attempts with a timeout that have ended in threads
         self._unheard = 0  # ends that the loop is to judge, and has not heard of
         self._horizon: int = sys.maxsize  # the first task that one of them may have made ready
         self.active: set[Invocation] = set()
@@ -185,12 +183,11 @@ class Following:
                     raise
                 self._free_slots += 1  # another thread has taken it
 
-    def collect(self) -> tuple[int, int]:
-        """Return what threads have left since the last time: slots, and timeouts to forget."""
+    def collect(self) -> int:
+        """Return the number of slots that threads have left since the last time."""
         with self._lock:
             slots, self._free_slots = self._free_slots, 0
-            untimed, self._untimed = self._untimed, 0
-        return slots, untimed
+        return slots
 
     def heard(self, ended: Invocation) -> None:
         """The loop knows of an end: what has become ready by it is no secret any more."""
@@ -327,9 +324,6 @@ class Following:
         ended.attempt.ended = True
         self._foreman.succeed(number, now, ended.value)
         self.active.discard(ended)
-        if ended.spec.timeout_s is not None:
-            self._untimed += 1
-            ended.discard(unused=False)
 
     def _note_unheard(self, ended: Invocation) -> None:
         """Remember what the loop may make ready when it hears of an end; the lock is held."""
@@ -370,10 +364,11 @@ class Following:
         self._foreman.started(task)
         invocation = self._foreman.prepare(number, task.attempt)
         self.active.add(invocation)
-        if invocation.spec.timeout_s is None:
-            invocation.started = instant
-        else:
-            self._foreman.watch(invocation)
+        invocation.started = instant
+        timeout_s = invocation.spec.timeout_s
+        if timeout_s is not None:
+            invocation.attempt.deadline = due = instant + timeout_s
+            self._foreman.watch(due)
         return invocation
 
     def _loop_has_to_launch(self) -> bool:

@@ -67,8 +67,8 @@ class Settler(Protocol):
     def ended_late(self, invocation: Invocation) -> None:
         """The code of an abandoned attempt has ended; told from any thread."""
 
-    def due(self, invocation: Invocation) -> float | None:
-        """A deadline was reached; return when to look again, or ``None``."""
+    def due(self, invocation: Invocation) -> None:
+        """A deadline was reached."""
 
     def progressed(self) -> None:
         """It may have been the last one."""
@@ -137,7 +137,6 @@ class Launcher:
         self._line = slots.queue  # who waits for a slot
         self._held = 0  # slots that its own tasks have left
         self._granted_slots = 0  # slots that are meant for its next task, and not passed on
-        self._deadlines: Deadlines[Invocation] = Deadlines(self._loop, clock, settler.due)
         self._only_async = all(graph.is_async)  # then no thread reads or changes the books
         self._open = False
         self._stopped = False
@@ -159,6 +158,7 @@ class Launcher:
             writer=writer,
         )
         self._active = self._following.active
+        self._deadlines = Deadlines(self._loop, clock, self._active, settler.due)
         self.started, self.succeed = settler.started, settler.succeed
         self._instant = 0.0  # the latest reading of the clock
         self._slice_end = 0.0
@@ -211,10 +211,7 @@ class Launcher:
             self._held += 1
         invocation.closed = True
         invocation.attempt.ended = True
-        if invocation in self._active:
-            self._active.remove(invocation)
-            if invocation.spec.timeout_s is not None:
-                self._deadlines.forget()
+        self._active.discard(invocation)
 
     def heard(self, ended: Invocation) -> None:
         """The loop knows that an attempt has ended in its thread."""
@@ -240,9 +237,10 @@ class Launcher:
                 invocation.inputs = changeable
         return invocation
 
-    def watch(self, invocation: Invocation) -> None:
-        """Look after an attempt that a thread goes on with and that has a timeout."""
-        self._inbox.put_unhurried(partial(self._watch, invocation))
+    def watch(self, due: float) -> None:
+        """See to it that an attempt is looked at when its time is up; in any thread."""
+        if due < self._deadlines.armed_for:
+            self._inbox.put(partial(self._deadlines.expect, due))
 
     def broke(self, ended: Invocation | None, error: Exception) -> None:
         """Something went wrong in a thread, though not in a task."""
@@ -252,11 +250,8 @@ class Launcher:
         self._settler.broke(error)
 
     def _collect(self) -> None:
-        """Take over what threads have left."""
-        slots, untimed = self._following.collect()
-        self._held += slots
-        for _ in range(untimed):
-            self._deadlines.forget()
+        """Take over the slots that threads have left."""
+        self._held += self._following.collect()
 
     # Slots.
 
@@ -375,15 +370,9 @@ class Launcher:
             invocation.error = _refused(error, executor)
             self._settler.ended(invocation)
             return
-        if invocation.spec.timeout_s is not None:
-            self._watch(invocation)
-
-    def _watch(self, invocation: Invocation) -> None:
-        """See to it that an attempt with a timeout is looked at when its time is up."""
-        started = invocation.started  # some of its time may be over already
-        if started is None:
-            started = self._monotonic()
-        self._deadlines.add(started + (invocation.spec.timeout_s or 0.0), invocation)
+        timeout_s = invocation.spec.timeout_s
+        if timeout_s is not None:
+            self._deadlines.expect(self._instant + timeout_s)
 
     # Async tasks.
 
@@ -402,7 +391,8 @@ class Launcher:
         graph, ledger, inputs, settler = self._graph, self._ledger, self._inputs, self._settler
         specs, tasks, parents, plans = graph.specs, self._tasks, graph.parents, graph.plans
         ready, ordered, late = ledger.ready, ledger.ready.ordered, ledger.ready.late
-        line, only_async = self._line, self._only_async
+        line, lane, only_async = self._line, self._lane, self._only_async
+        active, deadlines = self._active, self._deadlines
         run_id, dag_name = self._record.run_id, self._record.dag_name
         monotonic, offset, quiet = self._monotonic, self._offset, self._quiet
         # Where nothing else reads or changes the books there is no need of their lock.
@@ -471,10 +461,37 @@ class Launcher:
                 except BaseException as error:  # noqa: BLE001 - the task's failure (A5)
                     failure = error
                 args = keywords = None  # who is suspended keeps nothing of them alive
-                if awaited is _NOTHING and failure is None:
-                    attempt.ended = True
+                ended_well = awaited is _NOTHING and failure is None
+                if not ended_well:
+                    invocation = Invocation(
+                        number, spec, attempt, NO_ARGUMENTS, context, self._clock
+                    )
+                    invocation.started = instant
+                    invocation.error, failure = failure, None
                     context = None
-                    self._instant = instant = monotonic()
+                    if awaited is not _NOTHING:
+                        invocation.go_on(coroutine, awaited)
+                        invocation.task, coroutine, awaited = carrier, None, None
+                        active.add(invocation)
+                        due, attempt = attempt.deadline, None
+                        if due is not None and due < deadlines.armed_for:
+                            self._guarded(deadlines.expect, due)
+                        if ready and (self._held or self._granted_slots or lane.may_take):
+                            self._guarded(self.pump)
+                        await invocation.rest()
+                        self._slice_end = monotonic() + _SLICE_S
+                        invocation.task = None
+                        if invocation.closed:
+                            settler.ended_late(invocation)
+                            return
+                        if invocation.ok and not (invocation.timed_out or self._stopped):
+                            ended_well, value, attempt = True, invocation.value, invocation.attempt
+                            active.discard(invocation)
+                            invocation.closed = True
+                            invocation = None
+                self._instant = instant = monotonic()
+                if ended_well:
+                    attempt.ended = True
                     if quick and not inputs.may_change and type(value) in UNCHANGING:
                         # As the settler's succeed() has it.
                         now = instant + offset
@@ -482,6 +499,7 @@ class Launcher:
                         ledger.succeeded(number, now, not self._stopped)
                     else:
                         succeed(number, instant + offset, value)
+                    value = context = None
                     # What follows in its slot, if that is plain to see.
                     if (
                         only_async
@@ -496,31 +514,12 @@ class Launcher:
                         if self._stopped or not ledger.open:
                             settler.progressed()
                 else:
-                    invocation = Invocation(
-                        number, spec, attempt, NO_ARGUMENTS, context, self._clock
-                    )
-                    attempt = context = None
-                    invocation.started = instant
-                    if failure is None:
-                        invocation.go_on(coroutine, awaited)
-                        coroutine = awaited = None
-                        invocation.task = carrier
-                        self._suspended(invocation)
-                        await invocation.rest()
-                        self._slice_end = 0.0
-                        invocation.task = None
-                        if invocation.closed:
-                            settler.ended_late(invocation)
-                            return
-                    else:
-                        invocation.error, failure = failure, None
                     settler.ended(invocation)
-                    self._instant = monotonic()
-                    number = None
-                value = None
+                    number = attempt = None
             except Exception as error:  # noqa: BLE001 - by design: see _guarded
                 if number is not None and not (invocation and invocation.closed):
                     self._held += 1
+                    active.discard(invocation)
                 number = None
                 settler.broke(error)
             # A cancellation that the code took back is still to come, before Python 3.13; who
@@ -545,17 +544,6 @@ class Launcher:
         if changeable:
             self._inputs.keep(number, frozen(changeable))
         return bool(changeable)
-
-    def _suspended(self, invocation: Invocation) -> None:
-        """An async task has not ended at once: see what else can be launched meanwhile."""
-        try:
-            self._active.add(invocation)
-            if invocation.spec.timeout_s is not None:
-                self._watch(invocation)
-            if self._ledger.ready and (self._held or self._granted_slots or self._lane.may_take):
-                self.pump()
-        except Exception as error:  # noqa: BLE001 - by design: see _guarded
-            self._settler.broke(error)
 
     def _carrier_gone(self, carrier: asyncio.Task[None]) -> None:
         if carrier.cancelled():  # by somebody else, and perhaps before it began

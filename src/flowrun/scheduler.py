@@ -524,16 +524,9 @@ class Run:
 
     # Time is up.
 
-    def due(self, invocation: Invocation) -> float | None:
-        """A deadline was reached; return when to look again, or ``None``."""
-        timeout_s = invocation.spec.timeout_s or 0.0
-        if invocation.started is None:
-            # Still waiting for a thread: its clock has not started (A1).
-            return self._clock.monotonic() + timeout_s
-        if self._clock.monotonic() < invocation.started + timeout_s:
-            return invocation.started + timeout_s
+    def due(self, invocation: Invocation) -> None:
+        """A deadline was reached."""
         self._guarded(partial(self._expire, invocation))
-        return None
 
     def _expire(self, invocation: Invocation) -> None:
         if invocation.stopped or invocation.has_ended:
