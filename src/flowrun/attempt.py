@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import types
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -104,7 +103,7 @@ class Invocation:
         # Popped by whoever ends it: its thread, or the loop that gives it up. Popping is atomic.
         self._claim = [None]
 
-    def go_on(self, coroutine: _Code, awaited: object) -> None:
+    def go_on(self, coroutine: Any, awaited: object) -> None:  # noqa: ANN401 - a coroutine
         """Take over code that its first step has left suspended."""
         self._coroutine = coroutine
         self._awaited = awaited

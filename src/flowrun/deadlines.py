@@ -103,7 +103,9 @@ class Deadlines(Generic[T]):
                 earliest = min(earliest, due)
         over.sort(key=_by_deadline)
         for _, _, item in over:
-            if not self._closed and item.due_at(now) is not None:  # an earlier one may have ended it
+            if (
+                not self._closed and item.due_at(now) is not None
+            ):  # an earlier one may have ended it
                 self._due(item)
         if earliest < math.inf:
             self.expect(earliest)

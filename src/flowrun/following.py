@@ -251,7 +251,10 @@ class Following:
             while invocation is not None:
                 invocation.job = seat
                 ended, invocation = invocation, None
-                ended.run_in()
+                try:
+                    ended.run_in()
+                except BaseException as error:  # noqa: BLE001 - of its inputs; it must not hang
+                    ended.error = error
                 if not ended.claim_end():
                     # It was given up, and the slot and the thread with it.
                     self._late(ended)
@@ -318,8 +321,7 @@ class Following:
     def _settle(self, ended: Invocation, now: float) -> None:
         """Record a success; the lock is held."""
         number = ended.number
-        if ended.started is not None:
-            self._tasks[number].started_at = ended.started + self._offset
+        self._tasks[number].started_at = (ended.started or 0.0) + self._offset
         ended.closed = True
         ended.attempt.ended = True
         self._foreman.succeed(number, now, ended.value)

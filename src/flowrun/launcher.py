@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from inspect import CO_COROUTINE
 from sys import getrefcount
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol
 from weakref import getweakrefcount
 
@@ -406,6 +408,13 @@ class Launcher:
         copy = self._base.copy
         attempt: Attempt | None = None
         number: int | None = None
+        args: Any
+        keywords: Any
+        upstream: Any
+        parent: Any
+        context: Any
+        coroutine: Any
+        failure: BaseException | None
         instant = 0.0
         goes_on = True
         while goes_on:
@@ -424,7 +433,7 @@ class Launcher:
                     settler.launched(task)
                 if plans[number].only_upstream and not inputs.may_change:
                     # As inputs.arguments() has it.
-                    upstream: dict[str, object] = {}
+                    upstream = {}
                     for each in parents[number]:
                         parent = tasks[each]
                         upstream[parent.name] = parent.result
@@ -448,10 +457,11 @@ class Launcher:
                 value = failure = coroutine = None
                 awaited: Any = _NOTHING
                 try:
-                    if spec.signature.is_plain_coroutine:
-                        coroutine = spec.function(*args, **keywords)
+                    function: Any = spec.function
+                    if type(function) is FunctionType and function.__code__.co_flags & CO_COROUTINE:
+                        coroutine = function(*args, **keywords)  # this runs no code of it yet
                     else:
-                        coroutine = context.run(made_coroutine, spec.function, args, keywords)
+                        coroutine = context.run(made_coroutine, function, args, keywords)
                     awaited = context.run(coroutine.send, None)
                 except StopIteration as end:
                     if coroutine is None:
@@ -491,6 +501,7 @@ class Launcher:
                             invocation = None
                 self._instant = instant = monotonic()
                 if ended_well:
+                    assert attempt is not None  # noqa: S101 - it has ended
                     attempt.ended = True
                     if quick and not inputs.may_change and type(value) in UNCHANGING:
                         # As the settler's succeed() has it.
@@ -501,12 +512,7 @@ class Launcher:
                         succeed(number, instant + offset, value)
                     value = context = None
                     # What follows in its slot, if that is plain to see.
-                    if (
-                        only_async
-                        and (ordered or late)
-                        and not line
-                        and instant <= self._slice_end
-                    ):
+                    if only_async and (ordered or late) and not line and instant <= self._slice_end:
                         number = ready.pop() if late else ordered.popleft()
                     else:
                         number = None
@@ -514,6 +520,7 @@ class Launcher:
                         if self._stopped or not ledger.open:
                             settler.progressed()
                 else:
+                    assert invocation is not None  # noqa: S101 - see above
                     settler.ended(invocation)
                     number = attempt = None
             except Exception as error:  # noqa: BLE001 - by design: see _guarded

@@ -63,8 +63,6 @@ class Signature:
         positional_defaults: Default of each of them; ``inspect.Parameter.empty`` for none.
         accepts_any_keyword: It has ``**kwargs``.
         bound: Names already taken, by a template or a ``functools.partial``.
-        is_plain_coroutine: What is called is an ``async def`` itself, nothing around it: the call
-            runs no code of it yet, and always makes a coroutine.
     """
 
     is_async: bool
@@ -78,7 +76,6 @@ class Signature:
     positional_defaults: tuple[object, ...] = ()
     accepts_any_keyword: bool = False
     bound: frozenset[str] = frozenset()
-    is_plain_coroutine: bool = False
 
     @property
     def takes_nothing(self) -> bool:
@@ -93,7 +90,7 @@ class Signature:
 
 
 _SYNC = Signature(is_async=False)
-_ASYNC = Signature(is_async=True, is_plain_coroutine=True)
+_ASYNC = Signature(is_async=True)
 
 
 def inspect_callable(
@@ -166,9 +163,7 @@ def _from_code(function: types.FunctionType, where: _Where) -> Signature | None:
         with_default = names[code.co_argcount - len(function.__defaults__) : code.co_argcount]
     if function.__kwdefaults__:
         with_default += tuple(function.__kwdefaults__)
-    return _shared(
-        is_async, names, with_default, context, use, is_plain_coroutine=is_async
-    )
+    return _shared(is_async, names, with_default, context, use)
 
 
 def _from_parameters(
