@@ -486,10 +486,16 @@ class Launcher:
                         due, attempt = attempt.deadline, None
                         if due is not None and due < deadlines.armed_for:
                             self._guarded(deadlines.expect, due)
-                        if ready and (self._held or self._granted_slots or lane.may_take):
+                        # If a carrier is on its way already, that will do.
+                        if (
+                            (ordered or late)
+                            and not self._calling
+                            and (self._held or self._granted_slots or lane.may_take)
+                        ):
                             self._guarded(self.pump)
                         await invocation.rest()
-                        self._slice_end = monotonic() + _SLICE_S
+                        instant = monotonic()
+                        self._slice_end = instant + _SLICE_S
                         invocation.task = None
                         if invocation.closed:
                             settler.ended_late(invocation)
@@ -499,7 +505,9 @@ class Launcher:
                             active.discard(invocation)
                             invocation.closed = True
                             invocation = None
-                self._instant = instant = monotonic()
+                else:
+                    instant = monotonic()
+                self._instant = instant
                 if ended_well:
                     assert attempt is not None  # noqa: S101 - it has ended
                     attempt.ended = True
