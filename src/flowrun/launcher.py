@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from heapq import heappop
 from inspect import CO_COROUTINE
 from sys import getrefcount
 from types import FunctionType
@@ -392,7 +393,7 @@ class Launcher:
         self._calling = False
         graph, ledger, inputs, settler = self._graph, self._ledger, self._inputs, self._settler
         specs, tasks, parents, plans = graph.specs, self._tasks, graph.parents, graph.plans
-        ready, ordered, late = ledger.ready, ledger.ready.ordered, ledger.ready.late
+        ordered, late = ledger.ready.ordered, ledger.ready.late
         line, lane, only_async = self._line, self._lane, self._only_async
         active, deadlines = self._active, self._deadlines
         run_id, dag_name = self._record.run_id, self._record.dag_name
@@ -437,19 +438,17 @@ class Launcher:
                     for each in parents[number]:
                         parent = tasks[each]
                         upstream[parent.name] = parent.result
-                    args, keywords = (), {UPSTREAM: upstream}
-                    upstream = parent = None
+                    args, keywords, parent = (), None, None
                 else:
                     args, keywords = inputs.arguments(number)
                     if inputs.may_change and task.attempt == 1 and self._keep_inputs(number):
                         instant = monotonic()
                         task.started_at = instant + offset
-                if attempt is None or getrefcount(attempt) != _UNKNOWN_TO_OTHERS:
-                    attempt = Attempt(run_id, dag_name, spec.name, task.attempt)
+                if attempt is None:
+                    attempt = Attempt(run_id, dag_name, task.name, task.attempt)
                 else:  # nobody knows it: it serves once more
                     attempt.task_name = task.name
                     attempt.attempt = task.attempt
-                    attempt.ended = False
                 timeout_s = spec.timeout_s
                 attempt.deadline = None if timeout_s is None else instant + timeout_s
                 context = copy()
@@ -459,8 +458,14 @@ class Launcher:
                 try:
                     function: Any = spec.function
                     if type(function) is FunctionType and function.__code__.co_flags & CO_COROUTINE:
-                        coroutine = function(*args, **keywords)  # this runs no code of it yet
+                        # This runs no code of it yet.
+                        if keywords is None:
+                            coroutine = function(upstream=upstream)
+                        else:
+                            coroutine = function(*args, **keywords)
                     else:
+                        if keywords is None:
+                            keywords = {UPSTREAM: upstream}
                         coroutine = context.run(made_coroutine, function, args, keywords)
                     awaited = context.run(coroutine.send, None)
                 except StopIteration as end:
@@ -470,7 +475,7 @@ class Launcher:
                         value = end.value
                 except BaseException as error:  # noqa: BLE001 - the task's failure (A5)
                     failure = error
-                args = keywords = None  # who is suspended keeps nothing of them alive
+                args = keywords = upstream = None  # who is suspended keeps nothing of them alive
                 ended_well = awaited is _NOTHING and failure is None
                 if not ended_well:
                     invocation = Invocation(
@@ -510,7 +515,10 @@ class Launcher:
                 self._instant = instant
                 if ended_well:
                     assert attempt is not None  # noqa: S101 - it has ended
-                    attempt.ended = True
+                    context = None
+                    if getrefcount(attempt) != _UNKNOWN_TO_OTHERS:
+                        attempt.ended = True
+                        attempt = None
                     if quick and not inputs.may_change and type(value) in UNCHANGING:
                         # As the settler's succeed() has it.
                         now = instant + offset
@@ -518,10 +526,13 @@ class Launcher:
                         ledger.succeeded(number, now, not self._stopped)
                     else:
                         succeed(number, instant + offset, value)
-                    value = context = None
+                    value = None
                     # What follows in its slot, if that is plain to see.
                     if only_async and (ordered or late) and not line and instant <= self._slice_end:
-                        number = ready.pop() if late else ordered.popleft()
+                        if not late or (ordered and ordered[0] < late[0]):
+                            number = ordered.popleft()
+                        else:
+                            number = heappop(late)
                     else:
                         number = None
                         self._held += 1

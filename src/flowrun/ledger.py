@@ -7,9 +7,10 @@ and when it settles, each edge once. The event loop and worker threads keep thes
 from __future__ import annotations
 
 import contextlib
-import heapq
 import threading
 from collections import deque
+from heapq import heappop, heappush
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from flowrun.state.records import NoResult, TaskStatus
@@ -17,6 +18,9 @@ from flowrun.state.records import NoResult, TaskStatus
 if TYPE_CHECKING:
     from flowrun.graph import Graph
     from flowrun.state.records import RunRecord
+
+
+_retains = attrgetter("retain_result")
 
 
 class Ready:
@@ -49,7 +53,7 @@ class Ready:
         if not ordered or number > ordered[-1]:
             ordered.append(number)
         else:
-            heapq.heappush(self.late, number)
+            heappush(self.late, number)
 
     def first(self) -> int:
         """Return the first one; there has to be one."""
@@ -60,7 +64,7 @@ class Ready:
         """Take the first one out; there has to be one."""
         late, ordered = self.late, self.ordered
         if late and (not ordered or late[0] < ordered[0]):
-            return heapq.heappop(late)
+            return heappop(late)
         return ordered.popleft()
 
     def clear(self) -> None:
@@ -103,9 +107,9 @@ class Ledger:
         self.tasks = list(record.tasks.values())
         self.ready = Ready()
         self.open = len(graph)
-        self._unmet = [len(parents) for parents in graph.parents]
-        self.lets_go = not live or not all(spec.retain_result for spec in graph.specs)
-        self._consumers = [len(children) for children in graph.children] if self.lets_go else []
+        self._unmet = list(map(len, graph.parents))
+        self.lets_go = not live or not all(map(_retains, graph.specs))
+        self._consumers = list(map(len, graph.children)) if self.lets_go else []
         self._settled = bytearray(len(graph))
 
     def begin(self, now: float) -> None:
@@ -152,15 +156,15 @@ class Ledger:
             self._let_inputs_go(number)
         if not opens:
             return
-        unmet, ordered = self._unmet, self.ready.ordered
+        unmet, ordered, late = self._unmet, self.ready.ordered, self.ready.late
         for child in self._graph.children[number]:
             left = unmet[child] = unmet[child] - 1
             if not left and not settled[child]:
                 self.tasks[child].ready_at = now
-                if not ordered or child > ordered[-1]:  # most come in order; see Ready.push
+                if not ordered or child > ordered[-1]:  # as Ready.push() has it
                     ordered.append(child)
                 else:
-                    self.ready.push(child)
+                    heappush(late, child)
 
     def waits_for_one(self, number: int) -> bool:
         """Return whether all its parents but one have succeeded."""
