@@ -26,8 +26,8 @@ _KINDS = {
 }
 _AHEAD = 1.0
 _SLOW_S = 3.0
-_MOST_S = 45.0
-_ENDED_AFTER_S = 75.0
+_MOST_S = 20.0
+_ENDED_AFTER_S = 60.0
 _MORE_THAN_LINEAR = 1.2
 
 
@@ -89,17 +89,18 @@ class PeerSuite:
         before, pair_s = 0, 0.0
         for size in self.sizes or SIZES:
             place = f"{job.shape} {size:,}"
+            expected_s = 0.0
             if before:
                 growth = size / before * _MORE_THAN_LINEAR
-                expected_s = start_s + max(0.0, pair_s - start_s) * growth
+                expected_s = max(0.0, pair_s - start_s) * growth
                 if expected_s > _MOST_S:
                     told = (
-                        f"not tried: {before:,} tasks took {pair_s:.0f} s with flowrun's part, so"
-                        f" these would take about {expected_s:.0f} s, more than {_MOST_S:.0f} s"
+                        f"not tried: {before:,} tasks took both sides {pair_s:.0f} s, so these"
+                        f" would take about {expected_s:.0f} s, more than {_MOST_S:.0f} s"
                     )
                     self.findings.add(Line(what, place, None, None, told, excused=True))
                     return
-            times = self.repetitions or (1 if start_s > _SLOW_S or pair_s > _SLOW_S else 3)
+            times = self.repetitions or (1 if start_s + expected_s > _SLOW_S else 3)
             began = time.monotonic()
             found = self.bench.compare(replace(job, size=size), peer.module, times)
             before, pair_s = size, (time.monotonic() - began) / max(1, len(found.theirs))
