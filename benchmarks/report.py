@@ -138,7 +138,10 @@ def _peers(findings: Findings, lines: Sequence[Line], images: Sequence[str]) -> 
             cells = [of_it.get(f"{shape} {size:,}") for shape in SHAPES]
             rows.append((what, f"{size:,}", *map(_lead, cells)))
     yield _table(("peer", "tasks", *SHAPES), rows)
-    yield "*no*: it failed, see below; -: not tried, since the size before took too long."
+    yield (
+        "*no*: it failed; -: not tried, since it would have taken too long, as the size before"
+        " shows. Both are explained below."
+    )
     reasons = [
         f"- {line.what}{'' if line.where == '-' else f', {line.where}'}: {_cell(line.told)}"
         for line in lines
@@ -158,7 +161,7 @@ def _size(where: str) -> int:
 
 def _lead(line: Line | None) -> str:
     if line is None or line.figure is None:
-        return "-" if line is None else "no"
+        return "-" if line is None or line.at_most is None else "no"
     return shown(1 / line.figure)
 
 
