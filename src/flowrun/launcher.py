@@ -411,7 +411,7 @@ class Launcher:
         number: int | None = None
         args: Any
         keywords: Any
-        upstream: Any
+        upstream: Any = None
         parent: Any
         context: Any
         coroutine: Any
