@@ -266,12 +266,19 @@ async def test_retried_short_tasks_get_their_attempts_right(engine: Engine) -> N
 async def test_two_runs_of_short_tasks_share_the_slots(make_engine: MakeEngine) -> None:  # R3
     engine = make_engine(max_parallel=1, max_workers=1)
     order: list[str] = []
+    both_wait = threading.Event()
 
     def work() -> None:
+        if not order:  # before the second one is there the first one need not share
+            assert both_wait.wait(WAIT_S)
         order.append(current_attempt().run_id)
 
     chain(engine, 10_000, work)
-    first, second = await asyncio.gather(engine.run_once("d"), engine.run_once("d"))
+    runs = [asyncio.create_task(engine.run_once("d")) for _ in range(2)]
+    while len(engine.list_runs()) < 2:
+        await asyncio.sleep(0)
+    both_wait.set()
+    first, second = await asyncio.gather(*runs)
     half = order[:10_000]
     assert half.count(first) > 2000
     assert half.count(second) > 2000

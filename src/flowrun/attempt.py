@@ -250,14 +250,6 @@ class Invocation:
         if unused and asyncio.iscoroutine(value):
             value.close()
 
-    def begin(self) -> None:
-        """Note that the code starts now: its clock starts too (A1)."""
-        CURRENT.set(self.attempt)
-        if self.started is None:
-            self._start_clock()
-        if self.inputs:
-            self.preserved = frozen(self.inputs)
-
     def _start_clock(self) -> None:
         self.started = started = self._clock.monotonic()
         timeout_s = self.spec.timeout_s
@@ -265,10 +257,14 @@ class Invocation:
             self.attempt.deadline = started + timeout_s
 
     def _call(self) -> None:
-        self.begin()
-        args, kwargs = self.arguments
+        CURRENT.set(self.attempt)
+        if self.started is None:  # its clock starts with its code (A1)
+            self._start_clock()
+        if self.inputs:
+            self.preserved = frozen(self.inputs)
+        args, keywords = self.arguments
         try:
-            self.value = self.spec.function(*args, **kwargs)
+            self.value = self.spec.function(*args, **keywords)
             self.ok = True
         except BaseException as error:  # noqa: BLE001 - everything is the task's failure (A5)
             self.error = error

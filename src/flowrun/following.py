@@ -85,6 +85,7 @@ class Following:
         monotonic: The time.
         offset: What makes epoch seconds of it.
         late: Called with an attempt that has ended after it was abandoned.
+        quiet: Whether the foreman need not be told of what begins.
         writer: Writes what threads have to write; ``None`` where the store needs no writing.
 
     Attributes:
@@ -103,11 +104,13 @@ class Following:
         "_late",
         "_ledger",
         "_left",
+        "_line",
         "_lock",
         "_loop",
         "_monotonic",
         "_offset",
         "_pool",
+        "_quiet",
         "_ready",
         "_seats",
         "_specs",
@@ -131,6 +134,7 @@ class Following:
         monotonic: Callable[[], float],
         offset: float,
         late: Callable[[Invocation], object],
+        quiet: bool,
         writer: Writer | None,
     ) -> None:
         self._graph = graph
@@ -141,6 +145,8 @@ class Following:
         self._ready = ledger.ready
         self._tasks = ledger.tasks
         self._lane = lane
+        self._line = lane.line
+        self._quiet = quiet
         self._pool = pool
         self._loop = loop
         self._inbox = inbox
@@ -341,7 +347,7 @@ class Following:
         """Return whether nobody else waits for the slot or the thread; the lock is held."""
         pool = self._pool
         return (
-            not self._lane.others_wait
+            not (self._line and self._lane.others_wait)
             and pool is not None
             and pool.waiting_calls <= len(self._seats)
             and not self._loop.is_closed()
@@ -352,31 +358,30 @@ class Following:
         if self._handed:
             return self._handed.popleft()
         ready = self._ready
-        if not ready:
+        if not (ready.ordered or ready.late):
             return None
         number = ready.first()
-        if self._asyncs[number] or number >= self._horizon:
-            return None
-        if self._specs[number].executor is not None:
+        spec = self._specs[number]
+        if self._asyncs[number] or number >= self._horizon or spec.executor is not None:
             return None
         ready.pop()
         task = self._tasks[number]
         now = instant + self._offset
         task.start(now, now if task.ready_at is None else task.ready_at)
-        self._foreman.started(task)
+        if not self._quiet:
+            self._foreman.started(task)
         invocation = self._foreman.prepare(number, task.attempt)
         self.active.add(invocation)
         invocation.started = instant
-        timeout_s = invocation.spec.timeout_s
-        if timeout_s is not None:
-            invocation.attempt.deadline = due = instant + timeout_s
+        if spec.timeout_s is not None:
+            invocation.attempt.deadline = due = instant + spec.timeout_s
             self._foreman.watch(due)
         return invocation
 
     def _loop_has_to_launch(self) -> bool:
         """Return whether there is more to launch than threads come for; the lock is held."""
         ready = self._ready
-        if not ready or not self._lane.may_take:
+        if not (ready.ordered or ready.late) or not self._lane.may_take:
             return False
         return len(self._seats) < len(ready) or self._asyncs[ready.first()]
 

@@ -137,7 +137,7 @@ class Launcher:
         self._quiet_success = quiet_success
         self._loop = asyncio.get_running_loop()
         self._lane = Lane(slots, self._granted)
-        self._line = slots.queue  # who waits for a slot
+        self._line = self._lane.line
         self._held = 0  # slots that its own tasks have left
         self._granted_slots = 0  # slots that are meant for its next task, and not passed on
         self._only_async = all(graph.is_async)  # then no thread reads or changes the books
@@ -158,6 +158,7 @@ class Launcher:
             monotonic=clock.monotonic,
             offset=offset,
             late=settler.ended_late,
+            quiet=quiet,
             writer=writer,
         )
         self._active = self._following.active
