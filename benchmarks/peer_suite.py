@@ -26,7 +26,7 @@ _KINDS = {
 }
 _AHEAD = 1.0
 _SLOW_S = 3.0
-_MOST_S = 20.0
+_MOST_S = 25.0
 _ENDED_AFTER_S = 60.0
 _MORE_THAN_LINEAR = 1.2
 
