@@ -28,10 +28,10 @@ def main() -> int:
     sizes = tuple(map(int, chosen.sizes.split(","))) if chosen.sizes else ()
     whole = not (chosen.quick or chosen.only or sizes or chosen.part)
     findings = Findings(machine=described())
-    findings.machine["took"] = "a run that was stopped"
     if whole or chosen.write:
         findings.file = _LAST
     print(", ".join(findings.machine.values()))
+    findings.machine["took"] = "a run that was stopped"
     began = time.monotonic()
     # On the disk of the project: a folder in memory would make every disk look fast.
     with TemporaryDirectory(prefix=".scratch-", dir=ROOT / "benchmarks") as folder:
