@@ -403,7 +403,8 @@ class Launcher:
         unshared = only_async and self._live
         succeed = settler.succeed if unshared else settler.ended_well
         carrier: Any = asyncio.current_task()
-        name, callbacks, cancelling = carrier.get_name(), carrier._callbacks, carrier.cancelling()  # noqa: SLF001 - see below
+        carrier.remove_done_callback(self._carrier_gone)  # it has begun, and will say so itself
+        name, cancelling = carrier.get_name(), carrier.cancelling()
         weak_references, references = getweakrefcount(carrier), getrefcount(carrier)
         # Where success need not be told of either, there is nothing to it but the books.
         quick = unshared and self._quiet_success
@@ -423,9 +424,10 @@ class Launcher:
             invocation: Invocation | None = None
             try:
                 if number is None:
+                    self._instant = instant
                     number = self._next(carry=True)
                     if number is None:
-                        return
+                        break
                     instant = monotonic()
                 spec, task = specs[number], tasks[number]
                 now = instant + offset
@@ -505,7 +507,8 @@ class Launcher:
                         invocation.task = None
                         if invocation.closed:
                             settler.ended_late(invocation)
-                            return
+                            number = None
+                            break
                         if invocation.ok and not (invocation.timed_out or self._stopped):
                             ended_well, value, attempt = True, invocation.value, invocation.attempt
                             active.discard(invocation)
@@ -513,7 +516,6 @@ class Launcher:
                             invocation = None
                 else:
                     instant = monotonic()
-                self._instant = instant
                 if ended_well:
                     assert attempt is not None  # noqa: S101 - it has ended
                     context = None
@@ -557,13 +559,15 @@ class Launcher:
                 or getrefcount(carrier) != references
                 or getweakrefcount(carrier) != weak_references
                 or carrier._must_cancel  # noqa: SLF001
-                or carrier._callbacks != callbacks  # noqa: SLF001
-                or carrier.cancelling() != cancelling
+                or carrier._callbacks is not None  # noqa: SLF001
                 or carrier.get_name() != name
+                or carrier.cancelling() != cancelling
             )
         if number is not None:
-            ledger.ready.push(number)
+            with ledger.lock:
+                ledger.ready.push(number)
             self._held += 1
+        self._guarded(self.pump)
 
     def _keep_inputs(self, number: int) -> bool:
         """Keep what a first attempt may change; return whether that has taken its time."""
@@ -572,9 +576,9 @@ class Launcher:
             self._inputs.keep(number, frozen(changeable))
         return bool(changeable)
 
-    def _carrier_gone(self, carrier: asyncio.Task[None]) -> None:
-        if carrier.cancelled():  # by somebody else, and perhaps before it began
-            self._calling = False
+    def _carrier_gone(self, _: asyncio.Task[None]) -> None:
+        """Somebody has cancelled a carrier before it began."""
+        self._calling = False
         self._guarded(self.pump)
 
     def _guarded(self, step: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
