@@ -72,6 +72,22 @@ def task_checksum(run: int, place: int, row: Row) -> int:
     return zlib.crc32(texts.encode("utf-8", "surrogatepass"), zlib.crc32(numbers))
 
 
+_SUCCEEDED = f"{TaskStatus.SUCCESS}\0{_NULL}\0{_NULL}\0[]\0{NoResult.STORED.value}"
+
+
+def plain_checksum(run: int, place: int, texts: str, times: tuple[float, float, float]) -> int:
+    """Return the same for a task that has succeeded at its first attempt.
+
+    Args:
+        run: Where it stands.
+        place: Where it stands.
+        texts: Its name and its dependencies, joined by NUL.
+        times: When it could have started, has started and has ended.
+    """
+    data = f"{texts}\0{_SUCCEEDED}".encode("utf-8", "surrogatepass")
+    return zlib.crc32(data, zlib.crc32(_packed(run, place, 1, 0, *times)))
+
+
 def run_row(run: RunRecord, owner: int | None) -> Row:
     """Return a run's values, in the order of ``RUN_COLUMNS``."""
     summary = run.summary()
