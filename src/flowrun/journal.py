@@ -137,7 +137,7 @@ class Journal:
         if self.store.blocking:
             self._put(entry)
         else:
-            self._save([entry])
+            _tell(self._save([entry]))
 
     def submit_successes(self, successes: Successes, inbox: Inbox, then: SuccessesSaved) -> None:
         """Write successes, to a store that blocks.
@@ -301,7 +301,8 @@ class Journal:
                             size += 1
                         continue
                     with self._saving:
-                        self._save(waiting)
+                        receipts = self._save(waiting)
+                    _tell(receipts)
                     waiting = []
                     if item is None:
                         return
@@ -314,7 +315,10 @@ class Journal:
                 self._doze()
             with self._saving:  # so that no end gets in between a start and its being written
                 waiting.extend(self._due_starts())
-                self._save(waiting)
+                receipts = self._save(waiting)
+            # Whoever is told may have the next one to save, before this thread has its turn again.
+            self._state = _DOZING
+            _tell(receipts)
             waiting = []
 
     def _sleep(self) -> None:
@@ -353,8 +357,13 @@ class Journal:
             if task in before and self._starts.pop(task, None) is not None
         ]
 
-    def _save(self, entries: list[_Entry | _Group]) -> None:
-        """Save all entries in one go; one that cannot be kept does not take the others along."""
+    def _save(self, entries: list[_Entry | _Group]) -> list[tuple[Inbox, Receipt]]:
+        """Save all entries in one go; one that cannot be kept does not take the others along.
+
+        Returns:
+            What is to be told.
+        """
+        receipts: list[tuple[Inbox, Receipt]] = []
         while entries:
             try:
                 self._write(entries)
@@ -368,12 +377,12 @@ class Journal:
             except Exception as error:  # noqa: BLE001 - any failure must reach its runs (R4)
                 refused, failure = entries, error
             else:
-                _tell(entries, None)
-                return
+                return receipts + _receipts(entries, None)
             refused = refused or entries
-            _tell(refused, failure)
+            receipts += _receipts(refused, failure)
             answered = {id(entry) for entry in refused}
             entries = [entry for entry in entries if id(entry) not in answered]
+        return receipts
 
     def _write(self, entries: list[_Entry | _Group]) -> None:
         """Hand entries to the store, in the form that it takes."""
@@ -401,8 +410,10 @@ def _run_of(entry: _Entry | _Group) -> RunRecord:
     return entry.changes[0].run if isinstance(entry, _Entry) else entry.successes.run
 
 
-def _tell(entries: Sequence[_Entry | _Group], error: Exception | None) -> None:
-    """Acknowledge entries, with one message to each inbox."""
+def _receipts(
+    entries: Sequence[_Entry | _Group], error: Exception | None
+) -> list[tuple[Inbox, Receipt]]:
+    """Return the acknowledgement of entries: one message for each inbox."""
     told: dict[Inbox, list[Acknowledgement]] = {}
     for entry in entries:
         if isinstance(entry, _Group):
@@ -412,8 +423,12 @@ def _tell(entries: Sequence[_Entry | _Group], error: Exception | None) -> None:
         else:
             then = entry.then
         told.setdefault(entry.inbox, []).append(then)
-    for inbox, thens in told.items():
-        inbox.put(Receipt(thens, error))
+    return [(inbox, Receipt(thens, error)) for inbox, thens in told.items()]
+
+
+def _tell(receipts: list[tuple[Inbox, Receipt]]) -> None:
+    for inbox, receipt in receipts:
+        inbox.put(receipt)
 
 
 def _parted(entry: _Entry | _Group, error: ResultNotStorableError) -> Sequence[_Entry | _Group]:
