@@ -35,10 +35,11 @@ SuccessesSaved: TypeAlias = "Callable[[Sequence[Success], Exception | None], obj
 
 _MOST_CHANGES = 1000
 _LINGER_S = 0.01
-# A loop may be stopped for a hundredth of the time by saves that take longer than this.
-_QUICK_S = 0.001
-_QUICK_S_EACH = 0.00001
-_PAUSE = 100.0
+_SLOW_S = 0.001
+_STUCK_S = 0.01
+_EACH_S = 0.00001
+_LEAST_FACTOR = 10.0
+_MOST_FACTOR = 1_000_000.0
 
 
 class Receipt(NamedTuple):
@@ -79,6 +80,36 @@ class Starts(NamedTuple):
     failed: Acknowledgement
 
 
+class Pace:
+    """When an event loop may save by itself: as long as that is quick.
+
+    It is not where one save took longer than ten milliseconds, or the last ones longer than one
+    each: a single one may have waited for a processor only. Then it pauses for ten times as long
+    as that save took; for a hundred times if that is found again, and so on. So a slow disk
+    stops the loop a few times, and then hardly ever.
+
+    Attributes:
+        not_before: When it may try again, by the monotonic clock.
+    """
+
+    __slots__ = ("_factor", "_usual_s", "not_before")
+
+    def __init__(self) -> None:
+        self.not_before = 0.0
+        self._factor = _LEAST_FACTOR
+        self._usual_s = 0.0
+
+    def took(self, began: float, ended: float, number: int) -> None:
+        """Take note of a save of so many successes, by the monotonic clock."""
+        took_s = ended - began - _EACH_S * number
+        self._usual_s += (took_s - self._usual_s) / 8
+        if took_s > _SLOW_S and (took_s > _STUCK_S or self._usual_s > _SLOW_S):
+            self.not_before = ended + self._factor * took_s
+            self._factor = min(self._factor * 10.0, _MOST_FACTOR)
+        elif self._factor > _LEAST_FACTOR:
+            self._factor = max(self._factor * 0.9, _LEAST_FACTOR)
+
+
 class _Call(NamedTuple):
     function: Callable[[], Any]
     future: Future[Any]
@@ -104,7 +135,7 @@ class Journal:
         self.live = bool(getattr(store, "live", False))
         self._log = log
         self._quick: QuickStore | None = getattr(store, "quick", None)
-        self._not_before = 0.0
+        self._pace = Pace()
         self._items: deque[_Entry | _Group | _Call | None] = deque()
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
         # Who takes a start out, by an atomic pop, does with it what is to be done.
@@ -192,8 +223,7 @@ class Journal:
         """Save a few small successes on the event loop's own thread, if that takes no time.
 
         Only a store that offers it, which then waits for nobody; only if nobody else is saving
-        or waits for it; and only where that has been quick: after a save that took long, none
-        is tried for a hundred times as long as it took.
+        or waits for it; and only while that is quick (see :class:`Pace`).
 
         Returns:
             Whether they were saved; if not, submit them.
@@ -202,7 +232,7 @@ class Journal:
         if quick is None or self._state is _AWAKE or self._items:
             return False
         began = time.monotonic()
-        if began < self._not_before or not self._saving.acquire(blocking=False):
+        if began < self._pace.not_before or not self._saving.acquire(blocking=False):
             return False
         try:
             return quick.save_on_loop(successes)
@@ -210,9 +240,7 @@ class Journal:
             return False
         finally:
             self._saving.release()
-            now = time.monotonic()
-            if now - began > _QUICK_S + _QUICK_S_EACH * len(successes.ended):
-                self._not_before = now + _PAUSE * (now - began)
+            self._pace.took(began, time.monotonic(), len(successes.ended))
 
     def call(self, function: Callable[[], T]) -> Future[T]:
         """Call a store that blocks, after everything submitted before and off the loop."""

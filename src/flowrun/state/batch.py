@@ -10,13 +10,13 @@ from flowrun.errors import DamagedRecordError, ResultNotStorableError, RunLostEr
 from flowrun.state import statements as sql
 from flowrun.state.protocol import succeeded
 from flowrun.state.records import NoResult, TaskStatus
-from flowrun.state.rows import plain_checksum, task_checksum, task_row
+from flowrun.state.rows import plain_row, task_checksum, task_row
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Mapping, Sequence
 
-    from flowrun.state.protocol import Change, Success, Successes
+    from flowrun.state.protocol import Change, Successes
     from flowrun.state.records import RunRecord, TaskRecord
     from flowrun.state.rows import Row
     from flowrun.state.serializers import ResultSerializer
@@ -100,8 +100,7 @@ class Batch:
         if owned is None:
             raise RunLostError(run.run_id)
         plain: list[object] = [owned.seq, self._serializer.name]
-        for success in ended:
-            number, now, value = success
+        for number, now, value in ended:
             if isinstance(value, NoResult):
                 self._add_task(run.run_id, succeeded(tasks[number], now, value), owned)
                 continue
@@ -109,7 +108,8 @@ class Batch:
             if len(data) > SHORT:
                 self._add_kept(owned.row_of(succeeded(tasks[number], now, value)), data)
             else:
-                plain += plain_row(owned, tasks[number], success, data)
+                deps = owned.deps[number]
+                plain += plain_row(owned.seq, number, tasks[number], deps, now, data)
         self._plain.append(plain)
 
     def write(self, db: sqlite3.Connection) -> None:
@@ -170,15 +170,6 @@ def put(db: sqlite3.Connection, rows: Sequence[Row]) -> None:
         while begin + number <= len(rows):
             db.execute(text, tuple(chain.from_iterable(rows[begin : begin + number])))
             begin += number
-
-
-def plain_row(owned: Owned, task: TaskRecord, success: Success, data: bytes) -> Row:
-    """Return the values of a task that has succeeded at its first attempt, for ``PUT_PLAIN``."""
-    place, now, _ = success
-    name, deps = task.name, owned.deps[place]
-    times = (task.ready_at or 0.0, task.started_at or 0.0, now)
-    stored = plain_checksum(owned.seq, place, f"{name}\0{deps}", times)
-    return (place, name, deps, *times, stored, data, zlib.crc32(data))
 
 
 def put_plain(db: sqlite3.Connection, rows: Sequence[object]) -> None:

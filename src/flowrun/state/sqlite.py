@@ -24,7 +24,7 @@ from flowrun.errors import (
     UnknownRunError,
 )
 from flowrun.state import statements as sql
-from flowrun.state.batch import SHORT, Batch, Owned, plain_row, put, put_plain
+from flowrun.state.batch import SHORT, Batch, Owned, put, put_plain
 from flowrun.state.ownership import Ownership
 from flowrun.state.records import NoResult, Reason, TaskStatus
 from flowrun.state.rows import (
@@ -32,6 +32,7 @@ from flowrun.state.rows import (
     check_task_row,
     checksum,
     counts_of_row,
+    plain_row,
     plan_of,
     run_of_row,
     run_row,
@@ -59,7 +60,7 @@ T = TypeVar("T")
 _CACHED_RUNS = 64
 _DEAD = "OWNER_DIED: the process that worked on this run has died"
 _PRUNING_S = 0.05
-_MOST_UNFOLDED = 500
+_MOST_UNFOLDED = 2000
 _ROWS_OF_A_PAGE = 16
 _VACUUMED_PAGES = 1000
 
@@ -240,7 +241,9 @@ class SqliteStateStore:
         so now and then it must have its turn.
         """
         db = self._waitless
-        if db is None or self._unfolded >= _MOST_UNFOLDED or not self._keeps_quickly(successes):
+        if db is None or self._unfolded >= _MOST_UNFOLDED:
+            return False
+        if type(self.serializer) not in _QUICK_SERIALIZERS:  # somebody else's may take long
             return False
         rows = self._plain_rows(successes)
         if rows is None or not self._writing.acquire(blocking=False):
@@ -354,28 +357,23 @@ class SqliteStateStore:
 
     # Inside.
 
-    def _keeps_quickly(self, successes: Successes) -> bool:
-        if type(self.serializer) not in _QUICK_SERIALIZERS:
-            return False
-        return all(is_small(value) for _, _, value in successes.ended)
-
     def _plain_rows(self, successes: Successes) -> list[object] | None:
-        """Return the run's number, the serializer's name and the values for ``PUT_PLAIN``."""
+        """Return what :func:`put_plain` writes of successes, if all have short results."""
         self._file.check_process()
         run, tasks, ended = successes
         owned = self._owned.get(run.run_id)
         if owned is None:
             return None
+        seq, _, deps = owned
         dumps = self.serializer.dumps
-        rows: list[object] = [owned.seq, self.serializer.name]
-        for success in ended:
-            value = success[2]
-            if isinstance(value, NoResult):
+        rows: list[object] = [seq, self.serializer.name]
+        for place, now, value in ended:
+            if not is_small(value):
                 return None
             data = dumps(value)
             if len(data) > SHORT:
                 return None
-            rows += plain_row(owned, tasks[success[0]], success, data)
+            rows += plain_row(seq, place, tasks[place], deps[place], now, data)
         return rows
 
     def _put_if_owned(self, db: sqlite3.Connection, row: list[object]) -> bool:

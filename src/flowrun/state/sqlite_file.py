@@ -148,8 +148,8 @@ class SqliteFile:
             if not readonly:
                 for pragma in _SYNCHRONOUS[self._synchronous, self._journal_mode]:
                     connection.execute(pragma)
-            if not waits:
-                connection.execute("PRAGMA wal_autocheckpoint = 0")
+                # To fold the log back takes its time, mostly a fixed one.
+                connection.execute(_FOLDS_AT if waits else "PRAGMA wal_autocheckpoint = 0")
             complete(connection, self._version)
         except BaseException:
             connection.close()
@@ -297,6 +297,7 @@ _SYNCHRONOUS = {
     ("NORMAL", "WAL"): ("PRAGMA synchronous = NORMAL", "PRAGMA checkpoint_fullfsync = ON"),
     ("NORMAL", "DELETE"): ("PRAGMA synchronous = NORMAL",),
 }
+_FOLDS_AT = "PRAGMA wal_autocheckpoint = 4000"
 _JOURNAL_MODE = {
     "WAL": "PRAGMA journal_mode = WAL",
     "DELETE": "PRAGMA journal_mode = DELETE",
