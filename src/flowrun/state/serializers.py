@@ -75,7 +75,7 @@ class ResultSerializer(Protocol):
 
 def is_small(value: Any) -> bool:  # noqa: ANN401 - what a task returned
     """Return whether serialising a value takes no noticeable time."""
-    kind: type[object] = type(value)
+    kind = kind_of(value)
     if kind is list or kind is tuple:
         return len(value) <= _MOST_SMALL and all(map(_is_small_atom, value))
     if kind is dict:
@@ -85,7 +85,7 @@ def is_small(value: Any) -> bool:  # noqa: ANN401 - what a task returned
 
 
 def _is_small_atom(value: Any) -> bool:  # noqa: ANN401 - what a task returned
-    kind: type[object] = type(value)
+    kind = kind_of(value)
     if kind is int:
         return bool(-_PLAIN_INT < value < _PLAIN_INT)
     return kind in _ATOMS and (kind not in _TEXTS or len(value) <= _SMALL_TEXT)
