@@ -192,7 +192,7 @@ class Journal:
         """
         self._starts[task] = starts
         if self._state is _ASLEEP:
-            self._ring()
+            self._ring(_DOZING)  # it is to look after a while, and keeps nobody from saving
 
     def drop_start(self, task: TaskRecord) -> None:
         """Whatever else will be written of a task, its start need not be any more."""
@@ -287,10 +287,10 @@ class Journal:
         self._items.append(item)
         # Whoever goes to sleep looks once more after having said so: one of both sees the other.
         if self._state is not _AWAKE:
-            self._ring()
+            self._ring(_AWAKE)
 
-    def _ring(self) -> None:
-        self._state = _AWAKE  # so that nobody rings again before it has come
+    def _ring(self, state: int) -> None:
+        self._state = state  # so that nobody rings again before it has come
         self._bell.put(None)
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
@@ -306,7 +306,7 @@ class Journal:
         finally:
             self._state = _ASLEEP
             if self._items:  # they came while it was ending: another one takes them
-                self._ring()
+                self._ring(_AWAKE)
 
     def _work(self) -> None:
         items = self._items
@@ -334,7 +334,7 @@ class Journal:
                     waiting = []
                     if item is None:
                         return
-                    _answer(item)
+                    self._answer(item)
                     item = None  # let go of what was called
                 # What nobody waits for goes with what comes next, if that is soon.
                 if urgent or lingered or not waiting:
@@ -348,6 +348,18 @@ class Journal:
             self._state = _DOZING
             _tell(receipts)
             waiting = []
+
+    def _answer(self, call: _Call) -> None:
+        if not call.future.set_running_or_notify_cancel():
+            return
+        try:
+            result = call.function()
+        except BaseException as error:  # noqa: BLE001 - the caller gets whatever it was
+            self._state = _DOZING
+            call.future.set_exception(error)
+        else:
+            self._state = _DOZING  # as for a receipt
+            call.future.set_result(result)
 
     def _sleep(self) -> None:
         """Wait until there is something to do; for as long as it takes if there is no start."""
@@ -483,14 +495,3 @@ def _is_about(entry: _Entry | _Group, error: ResultNotStorableError) -> bool:
         and not isinstance(change.task.result, NoResult)
         for change in entry.changes
     )
-
-
-def _answer(call: _Call) -> None:
-    if not call.future.set_running_or_notify_cancel():
-        return
-    try:
-        result = call.function()
-    except BaseException as error:  # noqa: BLE001 - the caller gets whatever it was
-        call.future.set_exception(error)
-    else:
-        call.future.set_result(result)

@@ -242,7 +242,7 @@ class Run:
     def launched(self, task: TaskRecord) -> None:
         """An attempt begins, or is handed to an executor."""
         if not self._live:
-            if self._is_noted(task):
+            if self._blocking and task.attempt == 1:
                 self._journal.note_start(task, self._starts)
             else:
                 self._post(task)
@@ -406,9 +406,15 @@ class Run:
         self._settle_successes(ended, error)
 
     def _settle_successes(self, ended: Sequence[Success], error: Exception | None) -> None:
+        tasks = self._tasks
         for number, now, value in ended:
             try:
-                self._success_saved(number, now, value, error)
+                if error is None:
+                    task = tasks[number]
+                    task.succeed(now, value)
+                    self._succeeded(number, task)
+                else:
+                    self._success_saved(number, now, value, error)
             except Exception as internal:  # noqa: BLE001 - see _guarded
                 self.broke(internal)
 
