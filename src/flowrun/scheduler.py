@@ -242,17 +242,15 @@ class Run:
     def launched(self, task: TaskRecord) -> None:
         """An attempt begins, or is handed to an executor."""
         if not self._live:
-            if self._blocking and task.attempt == 1:
-                self._journal.note_start(task, self._starts)
-            else:
-                self._post(task)
+            self.note(task)
+            self._post_start(task)
         if self._tell.tells_start:
             self._tell.started(task)
 
     def followed(self, task: TaskRecord) -> None:
         """An attempt has begun in a thread, which has noted that."""
-        if not (self._live or self._is_noted(task)):
-            self._post(task)
+        if not self._live:
+            self._post_start(task)
         if self._tell.tells_start:
             self._tell.started(task)
 
@@ -280,6 +278,10 @@ class Run:
         Otherwise what waits in the journal could come after it.
         """
         return self._blocking and task.attempt == 1
+
+    def _post_start(self, task: TaskRecord) -> None:
+        if not self._is_noted(task):
+            self._post(task)
 
     # An attempt has ended.
 
