@@ -26,8 +26,12 @@ def main() -> int:
         write(Findings.load(_LAST), ROOT / "docs")
         return 0
     sizes = tuple(map(int, chosen.sizes.split(","))) if chosen.sizes else ()
+    whole = not (chosen.quick or chosen.only or sizes or chosen.part)
     findings = Findings(machine=described())
+    if whole or chosen.write:
+        findings.file = _LAST
     print(", ".join(findings.machine.values()))
+    findings.machine["took"] = "a run that was stopped"
     began = time.monotonic()
     # On the disk of the project: a folder in memory would make every disk look fast.
     with TemporaryDirectory(prefix=".scratch-", dir=ROOT / "benchmarks") as folder:
@@ -35,13 +39,11 @@ def main() -> int:
         if chosen.part != "peers":
             Suite(bench, findings, chosen.quick, chosen.only, sizes, chosen.repetitions).run()
         if chosen.part != "floors" and not chosen.quick:
-            findings.save(_LAST)  # peers take long, and whoever stops them keeps the rest
             PeerSuite(bench, findings, chosen.only, sizes, chosen.repetitions).run()
     findings.machine["took"] = f"{(time.monotonic() - began) / 60:.0f} minutes"
     findings.machine["load"] += f" and {os.getloadavg()[0]:.1f} after"
-    whole = not (chosen.quick or chosen.only or sizes or chosen.part)
-    if whole or chosen.write:
-        findings.save(_LAST)
+    if findings.file is not None:
+        findings.save(findings.file)
         write(findings, ROOT / "docs")
     print(f"\n{time.monotonic() - began:.0f} s, {findings.machine['load']}")
     if findings.missed:

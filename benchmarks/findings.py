@@ -66,12 +66,14 @@ class Findings:
         comparisons: What the charts are drawn of.
         versions: What was compared, by title.
         machine: Where.
+        file: Where all is saved with each new line, so that whoever stops a run keeps the rest.
     """
 
     lines: list[Line] = field(default_factory=list[Line])
     comparisons: list[Comparison] = field(default_factory=list[Comparison])
     versions: dict[str, str] = field(default_factory=dict[str, str])
     machine: dict[str, str] = field(default_factory=dict[str, str])
+    file: Path | None = None
 
     @property
     def missed(self) -> list[Line]:
@@ -87,6 +89,8 @@ class Findings:
             f"{line.what:36} {line.where:15} {figure:>9}  {target:12} {line.verdict:7} {line.told}",
             flush=True,
         )
+        if self.file is not None:
+            self.save(self.file)
 
     def compared(
         self, what: str, found: Comparison, at_most: float | None, *, per: int, place: str = ""
@@ -106,7 +110,8 @@ class Findings:
 
     def save(self, file: Path) -> None:
         """Write everything down, so that the page can be written again."""
-        file.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        kept = {name: value for name, value in asdict(self).items() if name != "file"}
+        file.write_text(json.dumps(kept), encoding="utf-8")
 
     @classmethod
     def load(cls, file: Path) -> Findings:

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
-_PATIENCE_S = 30.0
+_PATIENCE_S = 12.0
+_TWICE_IS_TOO_LONG_S = 25.0
+_NO_CLOSE_RACE = 5.0  # a lead over a peer that no load on the machine explains
 _EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Exit)\b")
 
 
@@ -85,9 +87,10 @@ class Bench:
         began = time.monotonic()
         for turn in range(repetitions):
             took = time.monotonic() - began
-            enough = turn > 1 if other == FLOOR else turn > 0
-            if enough and took > _PATIENCE_S:
-                break  # what takes so long varies little, and a peer's lead is no close race
+            if turn and other != FLOOR and ours[0] * _NO_CLOSE_RACE < theirs[0]:
+                break
+            if turn and took > (_TWICE_IS_TOO_LONG_S if turn == 1 else _PATIENCE_S):
+                break  # what takes so long varies little
             their = self.answer(replace(job, side=other))
             if their.problem:
                 return Comparison(job, other, problem=their.problem, others_fault=True)

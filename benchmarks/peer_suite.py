@@ -25,13 +25,15 @@ _KINDS = {
     "durable-full": "durable, FULL",
 }
 _AHEAD = 1.0
-_SLOW_S = 5.0
-_NEXT_SIZE = 20  # a size that is ten times as large takes longer, and building may be worse
+_SLOW_S = 3.0
+_MOST_S = 25.0
+_ENDED_AFTER_S = 60.0
+_MORE_THAN_LINEAR = 1.2
 
 
 @dataclass
 class PeerSuite:
-    """Each peer on every shape and size that it can do.
+    """Each peer on every shape and size that it can do in reasonable time.
 
     Attributes:
         bench: Starts the processes.
@@ -49,6 +51,7 @@ class PeerSuite:
 
     def run(self) -> None:
         """Measure everything that was asked for."""
+        self.bench.timeout_s = _ENDED_AFTER_S
         for peer in PEERS:
             if peer.module.startswith(self.only):
                 self._peer(peer)
@@ -65,27 +68,42 @@ class PeerSuite:
             if problem:
                 self._reason(peer, what, problem)
                 continue
+            began = time.monotonic()  # only now: the first process has compiled the modules
+            self.bench.compare(Job(FLOWRUN, kind, "chain", 3), peer.module, 1)
+            start_s = time.monotonic() - began
             for shape in SHAPES:
-                self._shape(peer, Job(FLOWRUN, kind, shape, 0))
+                self._shape(peer, Job(FLOWRUN, kind, shape, 0), start_s)
 
     def _reason(self, peer: Peer, what: str, reason: str) -> None:
         self.findings.add(Line(f"{peer.title}, {what}", "-", None, None, reason, excused=True))
 
-    def _shape(self, peer: Peer, job: Job) -> None:
-        """Go up in size until it cannot, or would take too long."""
+    def _shape(self, peer: Peer, job: Job, start_s: float) -> None:
+        """Go up in size until it cannot, or would take too long.
+
+        Args:
+            peer: The peer.
+            job: What it is to do.
+            start_s: What a process of each of the two takes in any case, together.
+        """
         what = f"{peer.title}, {_KINDS[job.kind]}"
-        slow = False
+        before, pair_s = 0, 0.0
         for size in self.sizes or SIZES:
             place = f"{job.shape} {size:,}"
-            if size > peer.largest:
-                return
-            times = 1 if slow else self.repetitions or 3
+            expected_s = 0.0
+            if before:
+                growth = size / before * _MORE_THAN_LINEAR
+                expected_s = max(0.0, pair_s - start_s) * growth
+                if expected_s > _MOST_S:
+                    told = (
+                        f"not tried: {before:,} tasks took both sides {pair_s:.0f} s, so these"
+                        f" would take about {expected_s:.0f} s, more than {_MOST_S:.0f} s"
+                    )
+                    self.findings.add(Line(what, place, None, None, told, excused=True))
+                    return
+            times = self.repetitions or (1 if start_s + expected_s > _SLOW_S else 3)
             began = time.monotonic()
             found = self.bench.compare(replace(job, size=size), peer.module, times)
-            pair_s = (time.monotonic() - began) / max(1, len(found.theirs))
+            before, pair_s = size, (time.monotonic() - began) / max(1, len(found.theirs))
             self.findings.compared(what, found, _AHEAD, per=size, place=place)
             if found.problem:
-                return
-            slow = pair_s > _SLOW_S
-            if pair_s * _NEXT_SIZE > self.bench.timeout_s:
                 return

@@ -56,9 +56,10 @@ def write(findings: Findings, docs: Path) -> None:
     page = docs / "performance.md"
     text = page.read_text(encoding="utf-8") if page.exists() else _HEAD
     before, _, rest = text.partition(_BEGIN)
-    after = rest.partition(_END)[2]
+    after = rest.partition(_END)[2].strip()
     measured = "\n\n".join([_BEGIN, *_measured(findings, list(drawn)), _END])
-    page.write_text(f"{before.rstrip()}\n\n{measured}\n{after}", encoding="utf-8")
+    whole = "\n\n".join([before.rstrip(), measured, *([after] if after else [])])
+    page.write_text(f"{whole}\n", encoding="utf-8")
 
 
 def _measured(findings: Findings, images: Sequence[str]) -> Iterable[str]:
@@ -138,14 +139,18 @@ def _peers(findings: Findings, lines: Sequence[Line], images: Sequence[str]) -> 
             cells = [of_it.get(f"{shape} {size:,}") for shape in SHAPES]
             rows.append((what, f"{size:,}", *map(_lead, cells)))
     yield _table(("peer", "tasks", *SHAPES), rows)
-    yield "*no*: it failed, see below; -: not tried, since the size before took too long."
+    yield (
+        "*no*: it failed; -: not tried, since it would have taken too long, as the size before"
+        " shows. Both are explained below."
+    )
     reasons = [
         f"- {line.what}{'' if line.where == '-' else f', {line.where}'}: {_cell(line.told)}"
         for line in lines
         if line.figure is None
     ]
-    yield "What could not be measured, and why:"
-    yield "\n".join(reasons)
+    if reasons:
+        yield "What could not be measured, and why:"
+        yield "\n".join(reasons)
     yield "What each does that flowrun does not:"
     yield "\n".join(
         f"- {peer.title}: {peer.more}." for peer in PEERS if peer.title in findings.versions
@@ -158,7 +163,7 @@ def _size(where: str) -> int:
 
 def _lead(line: Line | None) -> str:
     if line is None or line.figure is None:
-        return "-" if line is None else "no"
+        return "-" if line is None or line.at_most is None else "no"
     return shown(1 / line.figure)
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from benchmarks.targets import Target
 
 _HUGE = 100_000
+_REPETITIONS = {100: 2, 1_000: 5}  # of a hundred tasks nothing is asked
 _QUICK_SIZES = (1_000,)
 _QUICK_SHAPES = ("grid",)
 _IMPORT = (
@@ -88,7 +89,7 @@ class Suite:
                 return
         sizes = self.sizes or (_QUICK_SIZES if self.quick else SIZES)
         for job in target.jobs(sizes, 3 if self.quick else 9):
-            times = self._times(quick=3, full=3 if job.size == _HUGE else 5)
+            times = self._times(quick=3, full=_REPETITIONS.get(job.size, 3))
             found = self.bench.compare(job, repetitions=times)
             at_most = target.at_most if job.size >= target.smallest else None
             self.findings.compared(target.what, found, at_most, per=job.size)
@@ -124,7 +125,7 @@ class Suite:
         ):
             for shape in self._shapes:
                 each: dict[int, list[float]] = {small: [], _HUGE: []}
-                for _ in range(self._times(quick=1, full=3)):
+                for _ in range(self._times(quick=1, full=2)):
                     for size, found in each.items():
                         job = Job(FLOWRUN, kind, shape, size, turns=turns_for(size))
                         found.append(self.bench.answer(job).seconds / size * 1e6)

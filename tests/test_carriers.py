@@ -324,7 +324,10 @@ async def test_function_whose_code_was_replaced_after_its_declaration(engine: En
     async def demands(ticket: Any = None) -> Any:
         return ticket
 
-    for function in (takes, returns_a_number, demands):
+    async def stops(ticket: Any = None) -> Any:
+        return ticket
+
+    for function in (takes, returns_a_number, demands, stops):
         engine.task(dag="d")(function)
 
     def gives(ticket: Any = None) -> Any:
@@ -333,17 +336,22 @@ async def test_function_whose_code_was_replaced_after_its_declaration(engine: En
     def five(ticket: Any = None) -> int:
         return 5
 
+    def exhausted(ticket: Any = None) -> Any:
+        raise StopIteration(ticket)
+
     # As the reloader of an interactive session does it, with functions that are in use.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python itself advises against it
         takes.__code__ = gives.__code__
         returns_a_number.__code__ = five.__code__
+        stops.__code__ = exhausted.__code__
     takes.__defaults__ = (Ticket(),)
     demands.__defaults__ = None
     tasks = engine.get_run_report(await engine.run_once("d"))["tasks"]
     assert tasks["takes"]["result"] == "served"
     assert "TypeError: object int can't be used" in (tasks["returns_a_number"]["error"] or "")
     assert "missing 1 required positional argument" in (tasks["demands"]["error"] or "")
+    assert "StopIteration" in (tasks["stops"]["error"] or "")
 
 
 def test_loop_that_is_closed_closes_what_is_suspended(make_engine: MakeEngine) -> None:

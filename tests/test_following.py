@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,12 +12,10 @@ from typing import Any
 import pytest
 
 from flowrun import Engine, SchedulerConfig, current_attempt, fn_hook
-from flowrun.attempt import Invocation
 from flowrun.clock import Clock
 from flowrun.errors import StoreFullError
-from flowrun.following import Following
-from flowrun.ledger import Ready
 from flowrun.slots import Lane
+from flowrun.workers import Job, WorkerThreads
 
 from .conftest import WAIT_S, statuses
 from .test_journal import ThirdPartyStore
@@ -269,12 +266,19 @@ async def test_retried_short_tasks_get_their_attempts_right(engine: Engine) -> N
 async def test_two_runs_of_short_tasks_share_the_slots(make_engine: MakeEngine) -> None:  # R3
     engine = make_engine(max_parallel=1, max_workers=1)
     order: list[str] = []
+    both_wait = threading.Event()
 
     def work() -> None:
+        if not order:  # before the second one is there the first one need not share
+            assert both_wait.wait(WAIT_S)
         order.append(current_attempt().run_id)
 
     chain(engine, 10_000, work)
-    first, second = await asyncio.gather(engine.run_once("d"), engine.run_once("d"))
+    runs = [asyncio.create_task(engine.run_once("d")) for _ in range(2)]
+    while len(engine.list_runs()) < 2:
+        await asyncio.sleep(0)
+    both_wait.set()
+    first, second = await asyncio.gather(*runs)
     half = order[:10_000]
     assert half.count(first) > 2000
     assert half.count(second) > 2000
@@ -330,35 +334,6 @@ async def test_handed_in_threads_are_asked_for_every_task(make_engine: MakeEngin
         chain(engine, 20, lambda: None)
         await engine.run_once("d")
         assert pool.calls == 20
-
-
-async def test_thread_that_takes_a_staged_task_just_before_the_loop_does(
-    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loop_thread = threading.current_thread()
-    missed: list[bool] = []
-    take = Following.take
-
-    def late(self: Following) -> Invocation | None:
-        if threading.current_thread() is loop_thread and self.staged and not missed:
-            missed.append(True)
-            return None
-        return take(self)
-
-    monkeypatch.setattr(Following, "take", late)
-    engine = make_engine(max_parallel=1)
-    clock = time.monotonic
-
-    def work() -> None:
-        until = clock() + 0.002  # too long for its thread to go on
-        while clock() < until:
-            pass
-
-    for number in range(5):
-        engine.task(name=f"t{number}", dag="d")(work)
-    run_id = await engine.run_once("d")
-    assert missed
-    assert engine.get_run_report(run_id)["status"] == "SUCCESS"
 
 
 class ActingClock(Clock):
@@ -457,37 +432,249 @@ async def test_thread_takes_what_is_staged_before_an_async_task(  # R4
     assert list(statuses(engine.get_run_report(run_id)).values()) == ["FAILED", *["SUCCESS"] * 3]
 
 
-async def test_task_that_is_being_staged_comes_before_a_later_one(  # R6
-    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("behind", ["nothing", "an async task", "a sync task"])
+async def test_thread_takes_a_task_while_the_loop_gets_a_slot_for_it(  # R3 R6
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, behind: str
 ) -> None:
-    may_end, went_on = threading.Event(), threading.Event()
-    order: list[str] = []
-    clock = ActingClock(lambda: None)  # all tasks are short
-    engine = make_engine(config=SchedulerConfig(clock=clock), max_parallel=1)
+    engine = make_engine(max_parallel=2, max_workers=2)
+    may_end, took = threading.Event(), threading.Event()
+    ran: list[str] = []
 
-    def work() -> None:
-        order.append(current_attempt().task_name)
-        if len(order) > 1:
-            went_on.set()
+    @engine.task(dag="d")
+    def first() -> None:
         assert may_end.wait(WAIT_S)
 
-    engine.task(name="first", dag="d")(work)
-    engine.task(name="second", dag="d")(work)
-    engine.task(name="child", dag="d", deps=["first"])(work)
-    expected = engine.list_tasks("d")
-    pop = Ready.pop
+    @engine.task(dag="d")
+    def second() -> None:
+        ran.append("second")
+        took.set()
 
-    def late(self: Ready) -> int:
-        number = pop(self)
-        if number:
+    @engine.task(dag="other")
+    async def alone() -> None:
+        ran.append("alone")
+
+    if behind == "an async task":
+
+        @engine.task(dag="d")
+        async def third() -> None:
+            ran.append("third")
+
+    elif behind == "a sync task":
+        engine.task(name="third", dag="d")(lambda: ran.append("third"))
+    take = Lane.take
+    slots: list[bool] = []
+
+    def late(self: Lane) -> bool:
+        slots.append(take(self))
+        if len(slots) == 2:  # that for the second task: its thread is faster than the loop
             may_end.set()
-            assert went_on.wait(WAIT_S)
-        return number
+            assert took.wait(WAIT_S)
+        return slots[-1]
 
-    monkeypatch.setattr(Ready, "pop", late)
-    await asyncio.wait_for(engine.run_once("d"), WAIT_S)
-    assert expected == ["first", "second", "child"]
-    assert order == expected
+    monkeypatch.setattr(Lane, "take", late)
+    report = engine.get_run_report(await asyncio.wait_for(engine.run_once("d"), WAIT_S))
+    monkeypatch.undo()
+    assert report["status"] == "SUCCESS"
+    assert ran == ["second", "third"][: len(report["tasks"]) - 1]
+    # Every slot was given back.
+    for _ in range(3):
+        await asyncio.wait_for(engine.run_once("other"), WAIT_S)
+
+
+class Reluctant(WorkerThreads):
+    """Worker threads that do something before they take a job, and may refuse it."""
+
+    before: Callable[[], object] = staticmethod(lambda: None)
+
+    def enqueue(self, job: Job) -> None:
+        self.before()
+        super().enqueue(job)
+
+
+async def test_pool_that_is_shut_down_fails_the_tasks_that_it_does_not_take(
+    make_engine: MakeEngine,
+) -> None:
+    pool = WorkerThreads(2)
+    engine = make_engine(executor=pool)
+    chain(engine, 3, lambda: None)
+    pool.shutdown()
+    report = engine.get_run_report(await asyncio.wait_for(engine.run_once("d"), WAIT_S))
+    assert list(statuses(report).values()) == ["FAILED", "SKIPPED", "SKIPPED"]
+    assert "the executor did not take the task" in (report["tasks"]["t0"]["error"] or "")
+
+
+async def test_thread_has_taken_what_its_pool_refuses(make_engine: MakeEngine) -> None:  # R3
+    may_end, took = threading.Event(), threading.Event()
+    asked = 0
+
+    def refuse_the_second() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            may_end.set()
+            assert took.wait(WAIT_S)
+            msg = "no thread to be had"
+            raise RuntimeError(msg)
+
+    with Reluctant(1) as pool:
+        pool.before = refuse_the_second
+        engine = make_engine(executor=pool, max_parallel=2)
+
+        @engine.task(dag="d")
+        def first() -> None:
+            assert may_end.wait(WAIT_S)
+
+        engine.task(name="second", dag="d")(took.set)
+        chain_of_slots = [engine.task(name=f"a{n}", dag="d", deps=["second"]) for n in range(3)]
+        for declare in chain_of_slots:
+            declare(_nothing)
+        report = engine.get_run_report(await asyncio.wait_for(engine.run_once("d"), WAIT_S))
+    assert asked >= 2
+    assert set(statuses(report).values()) == {"SUCCESS"}
+
+
+async def _nothing() -> None:
+    pass
+
+
+async def test_pool_that_is_shut_down_under_a_run_ends_it(make_engine: MakeEngine) -> None:  # R4
+    with WorkerThreads(1) as pool:
+        engine = make_engine(executor=pool, max_parallel=3)
+        begun, may_end = asyncio.Event(), threading.Event()
+        loop = asyncio.get_running_loop()
+
+        @engine.task(dag="d")
+        def first() -> None:
+            loop.call_soon_threadsafe(begun.set)
+            assert may_end.wait(WAIT_S)
+
+        for name in ("second", "third"):
+            engine.task(name=name, dag="d")(lambda: None)
+        run = asyncio.create_task(engine.run_once("d"))
+        await asyncio.wait_for(begun.wait(), WAIT_S)
+        pool.shutdown(wait=False, cancel_futures=True)
+        may_end.set()
+        report = engine.get_run_report(await asyncio.wait_for(run, WAIT_S))
+    found = statuses(report)
+    assert found["first"] == "SUCCESS"
+    assert "CancelledError" in (report["tasks"]["third"]["error"] or "")
+
+
+async def test_seat_that_is_withdrawn_when_its_attempt_has_run(make_engine: MakeEngine) -> None:
+    with WorkerThreads(1) as pool:
+        engine = make_engine(executor=pool, max_parallel=3)
+        may_end = threading.Event()
+        blocked = asyncio.Event()
+
+        @engine.task(dag="d")
+        def first() -> None:
+            assert may_end.wait(WAIT_S)
+
+        engine.task(name="second", dag="d")(lambda: None)
+
+        @engine.task(dag="d", deps=["second"])
+        def last() -> None:
+            # The only thread has run all three; two seats still wait for one.
+            pool.shutdown(wait=False, cancel_futures=True)
+
+        @engine.task(dag="d")
+        async def lets_it_go() -> None:
+            may_end.set()
+            await blocked.wait()
+
+        run = asyncio.create_task(engine.run_once("d"))
+        while not may_end.is_set():
+            await asyncio.sleep(0)
+        await asyncio.to_thread(pool.shutdown)
+        blocked.set()
+        report = engine.get_run_report(await asyncio.wait_for(run, WAIT_S))
+    assert set(statuses(report).values()) == {"SUCCESS"}
+
+
+async def test_thread_goes_on_to_a_task_with_a_timeout_of_its_own(engine: Engine) -> None:  # A1
+    release = threading.Event()
+    for number, timeout_s in enumerate([None, None, 30, 0.02]):
+        deps = [f"t{number - 1}"] if number else []
+        work = (lambda: release.wait(WAIT_S)) if number == 3 else (lambda: None)
+        engine.task(name=f"t{number}", dag="d", deps=deps, timeout_s=timeout_s)(work)
+    report = engine.get_run_report(await asyncio.wait_for(engine.run_once("d"), WAIT_S))
+    release.set()
+    assert list(statuses(report).values()) == [*["SUCCESS"] * 3, "FAILED"]
+    assert report["tasks"]["t3"]["reason"] == "TIMEOUT"
+
+
+class TellingClock(Clock):
+    """A clock that stands still, keeps timers for the test, and tells when threads read it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.callbacks: list[Callable[[], object]] = []
+        self.read_in_worker = threading.Semaphore(0)
+
+    def monotonic(self) -> float:  # type: ignore[override]
+        if in_a_worker():
+            self.read_in_worker.release()
+        return self.now
+
+    def call_later(self, loop: Any, delay_s: float, callback: Callable[[], object]) -> Any:
+        self.callbacks.append(callback)
+        return loop.call_later(WAIT_S, callback)
+
+
+async def test_time_is_up_when_the_code_has_ended_but_the_loop_has_not_heard(  # A4
+    make_engine: MakeEngine,
+) -> None:
+    clock = TellingClock()
+    engine = make_engine(config=SchedulerConfig(clock=clock))
+    begun = asyncio.Event()
+    may_end = threading.Event()
+    loop = asyncio.get_running_loop()
+
+    @engine.task(dag="d", timeout_s=5)
+    def fails() -> None:
+        loop.call_soon_threadsafe(begun.set)
+        assert may_end.wait(WAIT_S)
+        raise ValueError
+
+    run = asyncio.create_task(engine.run_once("d"))
+    await asyncio.wait_for(begun.wait(), WAIT_S)
+    while clock.read_in_worker.acquire(blocking=False):
+        pass
+    may_end.set()
+    assert clock.read_in_worker.acquire(timeout=WAIT_S)  # its end is settled now
+    clock.now = 6.0
+    for callback in clock.callbacks:
+        callback()
+    report = engine.get_run_report(await asyncio.wait_for(run, WAIT_S))
+    assert report["tasks"]["fails"]["reason"] == "ERROR"
+
+
+async def test_starts_in_threads_are_saved_in_a_store_that_does_not_block(
+    make_engine: MakeEngine,
+) -> None:
+    store = ThirdPartyStore()
+    store.blocking = False
+    saved_in_workers: list[str] = []
+    store.before = lambda what: saved_in_workers.append(what) if in_a_worker() else None
+    engine = make_engine(state_store=store, max_parallel=2)
+    for number in range(200):
+        engine.task(name=f"t{number}", dag="d")(lambda: None)
+    report = engine.get_run_report(await engine.run_once("d"))
+    assert set(statuses(report).values()) == {"SUCCESS"}
+    assert all(task.status == "SUCCESS" for task in store.runs[report["run_id"]].tasks.values())
+    assert not saved_in_workers
+
+
+async def test_thread_whose_inputs_cannot_be_kept_fails_its_task(engine: Engine) -> None:  # R4 S4
+    class Hostile:
+        def __deepcopy__(self, memo: object) -> Hostile:
+            raise SystemExit(3)
+
+    engine.task(name="makes", dag="d")(Hostile)
+    engine.task(name="takes", dag="d")(lambda makes: None)
+    report = engine.get_run_report(await asyncio.wait_for(engine.run_once("d"), WAIT_S))
+    assert statuses(report) == {"makes": "SUCCESS", "takes": "FAILED"}
+    assert "SystemExit" in (report["tasks"]["takes"]["error"] or "")
 
 
 # -- chains in a store that has to be written to -------------------------------------------------

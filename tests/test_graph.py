@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any
 
 import pytest
@@ -37,6 +38,49 @@ def test_order_is_by_depth_then_as_declared() -> None:  # R6
     assert graph.deps() == {"b": [], "a": [], "y": ["a"], "x": ["b"], "join": ["x", "y"]}
     assert graph.children == ((3,), (2,), (4,), (4,), ())
     assert len(graph) == 5
+
+
+@pytest.mark.parametrize("wide", range(12))
+def test_parents_and_children_are_numbers_in_order(wide: int) -> None:
+    names = [f"t{number}" for number in range(wide)]
+    backwards = names[::-1]
+    shape: dict[str, list[Any]] = {
+        "first": [],
+        **{name: ["first"] for name in names},
+        "last": backwards,
+    }
+    graph = build(declared(shape))
+    if wide:
+        assert graph.names == ("first", *names, "last")
+        assert graph.children[0] == tuple(range(1, wide + 1))
+        assert graph.parents[-1] == tuple(range(wide, 0, -1))
+    assert graph.dependency_names[-1] == tuple(backwards)
+    assert graph.children[-1] == ()
+
+
+def test_names_of_dependencies_are_plain_strings() -> None:
+    class Name(StrEnum):
+        EXTRACT = "extract"
+
+    graph = build(declared({"extract": [], "load": [Name.EXTRACT]}))
+    assert graph.deps() == {"extract": [], "load": ["extract"]}
+    assert type(graph.dependency_names[1][0]) is str
+
+
+def test_dependency_that_cannot_be_hashed() -> None:
+    class Extract:
+        __hash__ = None  # type: ignore[assignment]
+
+        def __eq__(self, other: object) -> bool:
+            return self is other
+
+        def __call__(self) -> int:
+            return 1
+
+    extract = Extract()
+    registry = declared({"load": [extract]})
+    registry.register(extract, name="extract", dag="d")
+    assert build(registry).deps() == {"extract": [], "load": ["extract"]}
 
 
 def test_every_mistake_is_in_one_error() -> None:  # G1

@@ -19,7 +19,6 @@ class Peer:
         distribution: What its version is asked of.
         requirements: What is installed.
         more: What it does that flowrun does not.
-        largest: More tasks are not tried: it would take hours, as the sizes below show.
     """
 
     module: str
@@ -27,7 +26,6 @@ class Peer:
     distribution: str
     requirements: tuple[str, ...]
     more: str
-    largest: int = 10_000
 
 
 PEERS = (
@@ -44,7 +42,6 @@ PEERS = (
         "pipefunc",
         ("pipefunc", "numpy", "pandas", "xarray"),
         "maps over arrays and parameter sweeps, submits to clusters, tracks resources",
-        1_000,
     ),
     Peer(
         "dask_threaded",
@@ -52,7 +49,6 @@ PEERS = (
         "dask",
         ("dask",),
         "splits arrays and data frames into tasks by itself, rewrites graphs before it runs them",
-        100_000,
     ),
     Peer(
         "dask_distributed",
@@ -67,7 +63,6 @@ PEERS = (
         "luigi",
         ("luigi", "setuptools<81"),
         "knows targets in HDFS, S3 and databases, runs what is missing, shares a scheduler",
-        1_000,
     ),
     Peer(
         "prefect",
@@ -75,7 +70,6 @@ PEERS = (
         "prefect",
         ("prefect", "fastapi<0.140"),
         "a server with a UI, schedules, deployments, events, caching, workers elsewhere",
-        1_000,
     ),
     Peer(
         "dagster",
@@ -83,7 +77,6 @@ PEERS = (
         "dagster",
         ("dagster",),
         "assets with lineage and partitions, a UI, schedules and sensors, checks of data",
-        1_000,
     ),
     Peer(
         "dbos",
@@ -92,7 +85,6 @@ PEERS = (
         ("dbos", "pysqlite3-binary"),
         "workflows that go on by themselves after a crash, queues over many processes,"
         " messages, Postgres",
-        1_000,
     ),
     Peer(
         "redun",
@@ -100,7 +92,6 @@ PEERS = (
         "redun",
         ("redun",),
         "keeps a call graph by hashes of code and values and reruns only what changed",
-        1_000,
     ),
     Peer(
         "pydantic_graph",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import types
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from flowrun.remote import RemoteCall
     from flowrun.signature import Arguments
     from flowrun.state.records import Preserved
-    from flowrun.workers import Job, WorkerThreads
+    from flowrun.workers import Job
 
 _Code: TypeAlias = "Coroutine[Any, Any, object]"
 
@@ -43,7 +42,7 @@ class Invocation:
         inputs: What the first call might change, by dependency; empty if there is nothing.
         preserved: The same, to be had anew for a retry or a resume (S4).
         task: The asyncio task, for code on the event loop.
-        job: The call's way through flowrun's own threads.
+        job: What its thread does, if that is one of flowrun's own.
         future: The executor's future, for code elsewhere.
         started: When the code started, on the monotonic clock; ``None`` before.
         duration_s: How long it ran, as a remote worker has measured it.
@@ -55,10 +54,12 @@ class Invocation:
         stopped: Whether it was told to stop.
         closed: The scheduler has its outcome; what comes later is late.
         abandoned: It was given up while its code still ran.
-        suspended: Whether it is code of the event loop that :meth:`rest` has to run on.
         recorded: Whether its success stands in the record already.
         unheard: Whether its thread has ended it before the loop heard of it.
-        following: The attempt that its thread went on with at once, in its place.
+        keeps_slot: Whether its slot is not free when it has ended, because its thread, or
+            another one, goes on in it.
+        withdraw: Takes it back from flowrun's own threads, if none has begun it; returns whether
+            that was so.
     """
 
     # Defaults of the class, not assignments: most attempts never touch most of them.
@@ -77,10 +78,10 @@ class Invocation:
     stopped = False
     closed = False
     abandoned = False
-    suspended = False
     recorded = False
     unheard = False
-    following: Invocation | None = None
+    keeps_slot = False
+    withdraw: Callable[[Invocation], bool] | None = None
     _coroutine: _Code
     _awaited: Any = None
 
@@ -102,74 +103,56 @@ class Invocation:
         # Popped by whoever ends it: its thread, or the loop that gives it up. Popping is atomic.
         self._claim = [None]
 
-    def go_on_from(self, step: Halfway, started: float) -> None:
-        """Take over code that its first step has left suspended, or that has failed in it."""
-        self.started = started
-        self._awaited = step.awaited
-        if step.coroutine is None:
-            self.error = step.error
-        else:
-            self._coroutine = step.coroutine
-            self.suspended = True
+    def go_on(self, coroutine: Any, awaited: object) -> None:  # noqa: ANN401 - a coroutine
+        """Take over code that its first step has left suspended."""
+        self._coroutine = coroutine
+        self._awaited = awaited
 
     @types.coroutine
     def rest(self) -> Generator[Any, Any, None]:
         """Run suspended code to its end, step by step, each in its own context."""
-        run, coroutine = self._context.run, self._coroutine
+        run, coroutine, awaited = self._context.run, self._coroutine, self._awaited
+        advance = send = coroutine.send
         while True:
-            advance: Callable[[Any], object] = coroutine.send
             try:
-                given = yield self._awaited
+                given = yield awaited
             except GeneratorExit:  # the loop was closed before the code had ended
                 run(coroutine.close)
                 raise
             except BaseException as error:  # noqa: BLE001 - cancelled: the code's to deal with
                 # Not from in here: what the code raises later would seem to be caused by it.
                 advance, given = coroutine.throw, error
-            suspended = run(self._step, advance, given)
-            del given  # an error's traceback holds this frame
-            if not suspended:
+            try:
+                awaited = run(advance, given)
+            except StopIteration as end:
+                self.value = end.value
+                self.ok = True
                 return
+            except BaseException as error:  # noqa: BLE001 - everything is the task's failure (A5)
+                self.error = error
+                return
+            finally:
+                del given  # an error's traceback holds this frame
+            advance = send
 
     def start_awaiting(
-        self, loop: asyncio.AbstractEventLoop, done: Callable[[Invocation], object]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        done: Callable[[Invocation], object],
+        late: Callable[[Invocation], object],
     ) -> None:
         """Await, on the event loop, the awaitable that a sync callable has returned (I3).
 
         Args:
             loop: The running loop.
             done: Called on it when the awaitable is done.
+            late: Called instead if it was abandoned before.
         """
         self.ok = False
         self._claim = [None]  # its thread has ended, but it has not
-        self._done = done
+        self._done, self._late = done, late
         self.task = loop.create_task(_await_value(self), context=self._context)
         self.task.add_done_callback(self._task_done)
-
-    def start_in_thread(
-        self,
-        pool: WorkerThreads,
-        inbox: Inbox,
-        late: Callable[[Invocation], object],
-        follow: Callable[[Invocation], Invocation | None],
-    ) -> None:
-        """Hand the code to worker threads of flowrun; the inbox is told when it has ended.
-
-        Args:
-            pool: The worker threads.
-            inbox: Where this invocation is put when it has ended.
-            late: Called, in any thread, if it ends after it was abandoned.
-            follow: Called in the thread when the code has ended; may return another attempt,
-                which the thread then runs too.
-
-        Raises:
-            RuntimeError: The pool is shut down.
-        """
-        self._done = inbox.put
-        self._done_unhurried = inbox.put_unhurried
-        self._late = late
-        self._follow = follow
-        self.job = pool.start(self._work, self._withdrawn)
 
     def start_sync(
         self, pool: Executor, kind: str, inbox: Inbox, late: Callable[[Invocation], object]
@@ -221,30 +204,22 @@ class Invocation:
         if self.task is not None:
             self.task.cancel()
             return True
-        if self.job is not None:
-            withdrawn = self.job.cancel()
-            if withdrawn:
-                self._withdrawn()
-            return withdrawn
+        if self.withdraw is not None:
+            return self.withdraw(self)
         return self.future is not None and self.future.cancel()
 
-    @property
-    def runs_for_s(self) -> float:
-        """How long its code has run until now."""
-        return self._clock.monotonic() - (self.started or 0.0)
+    def due_at(self, now: float) -> float | None:
+        """Return when its time is up, on the monotonic clock; ``None`` if that does not matter."""
+        timeout_s = self.spec.timeout_s
+        if timeout_s is None or self.stopped or self.closed:
+            return None
+        # One that waits for a thread has all its time before it (A1).
+        return timeout_s + (now if self.started is None else self.started)
 
     @property
     def has_ended(self) -> bool:
         """Whether its thread has ended it, though the loop has not heard of it yet."""
         return not self._claim
-
-    def follow(self, ended: Invocation) -> None:
-        """Take the place of an attempt that has ended in a worker thread."""
-        self.job = ended.job
-        self._follow = ended._follow
-        self._done = ended._done
-        self._done_unhurried = ended._done_unhurried
-        self._late = ended._late
 
     def claim_end(self) -> bool:
         """Settle, between threads, who ends it; ``False`` if the other one was first."""
@@ -275,65 +250,21 @@ class Invocation:
         if unused and asyncio.iscoroutine(value):
             value.close()
 
-    def begin(self) -> None:
-        """Note that the code starts now: its clock starts too (A1)."""
-        attempt = self.attempt
-        CURRENT.set(attempt)
-        if self.started is None:
-            self._start_clock()
-        if self.inputs:
-            self.preserved = frozen(self.inputs)
-
     def _start_clock(self) -> None:
         self.started = started = self._clock.monotonic()
         timeout_s = self.spec.timeout_s
         if timeout_s is not None:
             self.attempt.deadline = started + timeout_s
 
-    def _step(self, advance: Callable[[Any], object], value: object) -> bool:
-        try:
-            self._awaited = advance(value)
-        except StopIteration as end:
-            self.value = end.value
-            self.ok = True
-            return False
-        except BaseException as error:  # noqa: BLE001 - everything is the task's failure (A5)
-            self.error = error
-            return False
-        return True
-
-    def _work(self) -> None:
-        """Run in a worker thread: this attempt, and those that may follow in its place."""
-        invocation: Invocation | None = self
-        follow = self._follow
-        while invocation is not None:
-            ended = invocation
-            try:
-                ended.run_in()
-            except BaseException as error:  # noqa: BLE001 - of flowrun's own; it must not hang
-                ended.error = error
-            invocation = None
-            if ended.claim_end():
-                # Should it fail, the loop tries the same, and says so.
-                with contextlib.suppress(Exception):
-                    ended.following = invocation = follow(ended)
-                if invocation is None:
-                    self._done(ended)
-                else:
-                    self._done_unhurried(ended)
-            else:
-                self._late(ended)
-
-    def _withdrawn(self) -> None:
-        """No thread has begun it, or will."""
-        self.error = CancelledError()
-        self._done(self)
-
     def _call(self) -> None:
-        self.begin()
-        args, kwargs = self.arguments
+        CURRENT.set(self.attempt)
+        if self.started is None:  # its clock starts with its code (A1)
+            self._start_clock()
+        if self.inputs:
+            self.preserved = frozen(self.inputs)
+        args, keywords = self.arguments
         try:
-            self.value = self.spec.function(*args, **kwargs)
+            self.value = self.spec.function(*args, **keywords)
             self.ok = True
         except BaseException as error:  # noqa: BLE001 - everything is the task's failure (A5)
             self.error = error
@@ -385,54 +316,10 @@ class Invocation:
         return error_text(self.error or RemoteTaskError("unknown", "no reply"))
 
 
-class Halfway:
-    """What a first step leaves that is not the task's value.
-
-    Attributes:
-        error: What was raised.
-        coroutine: The code, if it is suspended.
-        awaited: What it waits for.
-    """
-
-    __slots__ = ("awaited", "coroutine", "error")
-
-    def __init__(
-        self,
-        error: BaseException | None = None,
-        coroutine: _Code | None = None,
-        awaited: Any = None,  # noqa: ANN401 - a matter between the code and the event loop
-    ) -> None:
-        self.error = error
-        self.coroutine = coroutine
-        self.awaited = awaited
-
-
-def first_step(
-    function: Callable[..., Any], arguments: Arguments, attempt: Attempt
-) -> object | Halfway:
-    """Run an async task's code to its end or to its first suspension.
-
-    Called in the task's own context, inside the asyncio task that carries it.
-
-    Returns:
-        The task's value, or why there is none yet.
-    """
-    CURRENT.set(attempt)
-    args, kwargs = arguments
-    try:
-        made: Any = function(*args, **kwargs)
-        usual = type(made) is types.CoroutineType
-        coroutine: Any = cast("_Code", made) if usual else _awaiting(made)
-    except BaseException as error:  # noqa: BLE001 - everything is the task's failure (A5)
-        return Halfway(error)
-    try:
-        awaited = coroutine.send(None)
-    except StopIteration as end:
-        value: object = end.value
-        return value
-    except BaseException as error:  # noqa: BLE001 - everything is the task's failure (A5)
-        return Halfway(error)
-    return Halfway(None, coroutine, awaited)
+def made_coroutine(function: Callable[..., Any], args: Any, keywords: Any) -> _Code:  # noqa: ANN401 - as it is
+    """Call what is async in whatever way, and return a coroutine of it."""
+    made: Any = function(*args, **keywords)
+    return cast("_Code", made) if type(made) is types.CoroutineType else _awaiting(made)
 
 
 class _ForeignCall:

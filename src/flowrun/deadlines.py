@@ -1,99 +1,115 @@
-"""The deadlines of one run: a heap, and one timer for the earliest of them."""
+"""The deadlines of one run's attempts: one timer, for the earliest of them."""
 
 from __future__ import annotations
 
-import heapq
+import math
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from flowrun.clock import Clock, Timer
 
 
-class Closable(Protocol):
-    """What can have a deadline: once it is closed, the deadline means nothing."""
+class Timed(Protocol):
+    """What may have a deadline."""
 
-    closed: bool
+    @property
+    def number(self) -> int:
+        """The second thing to go by, where deadlines are the same."""
+        ...
+
+    def due_at(self, now: float) -> float | None:
+        """Return its deadline, as far as it is known now; ``None`` if it has none any more."""
+        ...
 
 
-C = TypeVar("C", bound=Closable)
+T = TypeVar("T", bound=Timed)
 
-_COMPACT_ABOVE = 64
+_FEW = 1000
+_PATIENCE_S = 1e-6
 
 
-class Deadlines(Generic[C]):
-    """Call back for every item whose deadline is reached before it is closed.
+class Deadlines(Generic[T]):
+    """Call back for every item whose deadline is reached while it is among the items.
 
-    Most attempts end long before their deadline. A timer of the event loop for each would
-    cost more than the rest of a short attempt; an entry in a heap that is forgotten by a flag
-    costs next to nothing.
+    Most attempts end long before their deadline. So nothing is noted for any of them: only when
+    the timer goes off is it looked which of those that are active are due, and which will be
+    next. Attempts that have ended meanwhile cost nothing.
 
     Args:
         loop: Where the timer runs.
         clock: The time.
-        due: Called with an item; returns when to look at it again, or ``None``.
+        items: Those to look at: no more than run at the same time.
+        due: Called with each item that is due, in the order of their deadlines.
+
+    Attributes:
+        armed_for: What the timer is set for; infinity while it is not. Read in any thread.
     """
 
-    __slots__ = ("_armed_for", "_clock", "_due", "_heap", "_live", "_loop", "_sequence", "_timer")
+    __slots__ = ("_clock", "_closed", "_due", "_items", "_loop", "_timer", "armed_for")
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         clock: Clock,
-        due: Callable[[C], float | None],
+        items: Collection[T],
+        due: Callable[[T], object],
     ) -> None:
         self._loop = loop
         self._clock = clock
+        self._items = items
         self._due = due
-        self._heap: list[tuple[float, int, C]] = []
-        self._sequence = 0
-        self._live = 0
         self._timer: Timer | None = None
-        self._armed_for = 0.0
+        self._closed = False
+        self.armed_for = math.inf
 
-    def add(self, due: float, item: C) -> None:
-        """Watch an item until ``due``, on the monotonic clock."""
-        self._sequence += 1
-        self._live += 1
-        heapq.heappush(self._heap, (due, self._sequence, item))
-        if self._timer is None or due < self._armed_for:
-            self._arm()
-
-    def forget(self) -> None:
-        """Count off one item that was added and has been closed."""
-        self._live -= 1
-        heap = self._heap
-        if len(heap) > _COMPACT_ABOVE and len(heap) > 2 * self._live:
-            self._heap = [entry for entry in heap if not entry[2].closed]
-            heapq.heapify(self._heap)
+    def expect(self, due: float) -> None:
+        """See to it that the items are looked at by then, on the monotonic clock."""
+        if due < self.armed_for and not self._closed:
+            self._arm(due)
 
     def close(self) -> None:
         """Watch nothing any more."""
-        self._heap.clear()
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _arm(self) -> None:
+    def _arm(self, due: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._armed_for = self._heap[0][0]
-        wait_s = max(0.0, self._armed_for - self._clock.monotonic())
+        self.armed_for = due
+        wait_s = max(0.0, due - self._clock.monotonic())
+        if len(self._items) > _FEW:
+            # So that looking at so many takes no more than a tenth of the time.
+            wait_s = max(wait_s, len(self._items) * _PATIENCE_S)
         self._timer = self._clock.call_later(self._loop, wait_s, self._look)
 
     def _look(self) -> None:
         self._timer = None
+        self.armed_for = math.inf
         now = self._clock.monotonic()
-        while self._heap and (self._heap[0][2].closed or self._heap[0][0] <= now):
-            _, _, item = heapq.heappop(self._heap)
-            if not item.closed:
-                again = self._due(item)
-                if again is not None:
-                    self._sequence += 1
-                    heapq.heappush(self._heap, (again, self._sequence, item))
-        # A callback may have added an item, and armed the timer for it, before another one asked
-        # to be looked at earlier.
-        if self._heap and (self._timer is None or self._heap[0][0] < self._armed_for):
-            self._arm()
+        over: list[tuple[float, int, T]] = []
+        earliest = math.inf
+        for item in list(self._items):
+            due = item.due_at(now)
+            if due is None:
+                continue
+            if due <= now:
+                over.append((due, item.number, item))
+            else:
+                earliest = min(earliest, due)
+        over.sort(key=_by_deadline)
+        for _, _, item in over:
+            if (
+                not self._closed and item.due_at(now) is not None
+            ):  # an earlier one may have ended it
+                self._due(item)
+        if earliest < math.inf:
+            self.expect(earliest)
+
+
+def _by_deadline(entry: tuple[float, int, object]) -> tuple[float, int]:
+    return entry[:2]

@@ -665,10 +665,8 @@ class Engine:
         return names
 
     def _new_record(self, graph: Graph, metadata: Mapping[str, object] | None) -> RunRecord:
-        tasks = {
-            name: TaskRecord(name, deps)
-            for name, deps in zip(graph.names, graph.dependency_names, strict=True)
-        }
+        names = graph.names
+        tasks = dict(zip(names, map(TaskRecord, names, graph.dependency_names), strict=True))
         return RunRecord(
             self._config.new_run_id(),
             graph.dag_name,

@@ -12,7 +12,13 @@ if TYPE_CHECKING:
 MAX_ERROR_BYTES = 64 * 1024
 _MAX_MESSAGE = 500
 _OWN_MODULES = frozenset(
-    ("flowrun.attempt", "flowrun.remote", "flowrun.workers", "flowrun.processes")
+    (
+        "flowrun.attempt",
+        "flowrun.launcher",
+        "flowrun.remote",
+        "flowrun.workers",
+        "flowrun.processes",
+    )
 )
 
 

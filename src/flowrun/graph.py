@@ -5,7 +5,9 @@ Cost grows with tasks plus edges; nothing here recurses (G2).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from itertools import islice
+from operator import le
+from typing import TYPE_CHECKING, cast
 
 from flowrun.errors import (
     AmbiguousDependencyError,
@@ -20,15 +22,16 @@ from flowrun.errors import (
     listed,
 )
 from flowrun.registry import callable_name
-from flowrun.signature import plan_call
+from flowrun.signature import plan_call, plan_without_dependencies
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
     from flowrun.registry import TaskFunction, TaskRegistry, TaskSpec
-    from flowrun.signature import CallPlan
+    from flowrun.signature import CallPlan, Signature
 
 _MOST_PROBLEMS = 20
+_FEW = 8  # children up to here are added to a tuple, which is copied each time
 
 
 class Graph:
@@ -67,32 +70,28 @@ class Graph:
     def __init__(
         self,
         dag_name: str,
-        specs: Sequence[TaskSpec],
-        parents: Sequence[tuple[int, ...]],
+        specs: tuple[TaskSpec, ...],
+        dependency_names: tuple[tuple[str, ...], ...],
         targets: tuple[str, ...] | None = None,
     ) -> None:
         self.dag_name = dag_name
-        self.specs = tuple(specs)
-        self.parents = tuple(parents)
+        self.specs = specs
+        self.dependency_names = dependency_names
         self.targets = targets
-        self.names = tuple(spec.name for spec in self.specs)
-        self.index = {name: number for number, name in enumerate(self.names)}
-        names = self.names
-        self.dependency_names = tuple(
-            [tuple([names[parent] for parent in dependencies]) for dependencies in self.parents]
-        )
-        self.plans: tuple[CallPlan, ...] = tuple(
-            [plan_call(spec.signature, given) for spec, given in zip(specs, self.dependency_names)]  # noqa: B905 - a hot path
-        )
-        self.children = tuple(map(tuple, _children(self.parents)))
-        self.is_async = tuple([spec.signature.is_async for spec in self.specs])
-        self.context_tasks = tuple(
-            spec.name
-            for spec in self.specs
-            if spec.signature.context_parameter is not None
-            and not spec.signature.context_optional
-            and not spec.signature.context_has_default
-        )
+        self.names = tuple([spec.name for spec in specs])
+        self.index = dict(zip(self.names, range(len(specs)), strict=True))
+        self.parents = _numbers(self.index, dependency_names)
+        self.children = _children(self.parents)
+        signatures = [spec.signature for spec in specs]
+        # Many tasks share a few signatures: what follows from one alone is settled once.
+        distinct = set(signatures)
+        self.plans = _plans(signatures, distinct, dependency_names)
+        is_async = {signature: signature.is_async for signature in distinct}
+        self.is_async = tuple(map(is_async.__getitem__, signatures))
+        self.context_tasks: tuple[str, ...] = ()
+        demanding = {signature for signature in distinct if signature.needs_context}
+        if demanding:
+            self.context_tasks = tuple([spec.name for spec in specs if spec.signature in demanding])
 
     @classmethod
     def build(
@@ -113,21 +112,23 @@ class Graph:
         Raises:
             GraphError: Every mistake in the DAG, in one error (G1).
         """
-        problems: list[GraphError] = []
-        resolved = _resolve(dag_name, specs, registry, executors, problems)
-        if problems:
-            raise _together(dag_name, problems)
-        order = _order(dag_name, specs, resolved)
-        if order == list(range(len(order))):
-            return cls(dag_name, specs, resolved)
-        place = [0] * len(order)
-        for number, declared in enumerate(order):
-            place[declared] = number
-        return cls(
-            dag_name,
-            [specs[declared] for declared in order],
-            [tuple([place[parent] for parent in resolved[declared]]) for declared in order],
-        )
+        specs = tuple(specs)
+        declared = tuple([spec.deps for spec in specs])
+        order = None if _needs_care(specs) else _declared_order(specs, declared)
+        if order is not None:  # so every dependency is a task's name, and callables are not
+            names = cast("tuple[tuple[str, ...], ...]", declared)
+        else:
+            problems: list[GraphError] = []
+            names = _resolve(dag_name, specs, registry, executors, problems)
+            if problems:
+                raise _together(dag_name, problems)
+            order = _declared_order(specs, names)
+            if order is None:
+                order = _order_by_levels(dag_name, specs, names)
+        if order != range(len(specs)):
+            specs = tuple(map(specs.__getitem__, order))
+            names = tuple(map(names.__getitem__, order))
+        return cls(dag_name, specs, names)
 
     def subgraph(self, targets: Iterable[str]) -> Graph:
         """Return the part that leads to these tasks, themselves included.
@@ -144,11 +145,10 @@ class Graph:
                 chosen.add(number)
                 stack.extend(self.parents[number])
         kept = sorted(chosen)
-        place = {number: new for new, number in enumerate(kept)}
         return Graph(
             self.dag_name,
-            [self.specs[number] for number in kept],
-            [tuple([place[parent] for parent in self.parents[number]]) for number in kept],
+            tuple(map(self.specs.__getitem__, kept)),
+            tuple(map(self.dependency_names.__getitem__, kept)),
             wanted,
         )
 
@@ -183,60 +183,65 @@ class Graph:
         return len(self.specs)
 
 
+def _needs_care(specs: Sequence[TaskSpec]) -> bool:
+    """Return whether there is more to resolve than what tasks list as dependencies."""
+    if {spec.executor for spec in specs} != {None}:
+        return True
+    return any(signature.required for signature in {spec.signature for spec in specs})
+
+
 def _resolve(
     dag_name: str,
     specs: Sequence[TaskSpec],
     registry: TaskRegistry,
     executors: Collection[str],
     problems: list[GraphError],
-) -> list[tuple[int, ...]]:
-    """Return every task's parents as positions in ``specs``, and note what is wrong."""
-    position = {spec.name: number for number, spec in enumerate(specs)}
-    resolved: list[tuple[int, ...]] = []
+) -> tuple[tuple[str, ...], ...]:
+    """Return the names of every task's dependencies, and note what is wrong."""
+    known = {spec.name: None for spec in specs}
+    resolved: list[tuple[str, ...]] = []
     for spec in specs:
-        parents: dict[int, None] = {}  # an ordered set: a fan-in may have 100,000
+        found: dict[str, None] = {}  # an ordered set: a fan-in may have 100,000
         for dependency in spec.deps:
             name = dependency
             if not isinstance(name, str):
-                found = _name_of(dag_name, spec, name, registry)
-                if isinstance(found, GraphError):
-                    problems.append(found)
+                there = _name_of(dag_name, spec, name, registry)
+                if isinstance(there, GraphError):
+                    problems.append(there)
                     continue
-                name = found
-            parent = position.get(name)
-            if parent is None:
+                name = there
+            if name not in known:
                 # What is cut short is not shown: a search for a hint there, through all the
                 # tasks for each of them, would cost their product (G2).
-                known = position if len(problems) < _MOST_PROBLEMS else ()
-                problems.append(_missing(dag_name, spec, name, known, registry))
-            elif parent in parents:
+                hints = known if len(problems) < _MOST_PROBLEMS else ()
+                problems.append(_missing(dag_name, spec, name, hints, registry))
+            elif name in found:
                 problem = f"task {spec.name!r} lists dependency {name!r} twice; list it once"
                 problems.append(GraphError(dag_name, [problem]))
             else:
-                parents[parent] = None
+                found[name] = None
         if spec.signature.required:
-            _infer(dag_name, spec, position, parents, problems)
+            _infer(dag_name, spec, known, found, problems)
         if spec.executor is not None and spec.executor not in executors:
             problems.append(_unknown_executor(dag_name, spec, executors))
-        resolved.append(tuple(parents))
-    return resolved
+        resolved.append(tuple(found))
+    return tuple(resolved)
 
 
 def _infer(
     dag_name: str,
     spec: TaskSpec,
-    position: dict[str, int],
-    parents: dict[int, None],
+    known: dict[str, None],
+    found: dict[str, None],
     problems: list[GraphError],
 ) -> None:
-    """Add the parents that required parameters name (G4), or note what nothing fills."""
+    """Add the dependencies that required parameters name (G4), or note what nothing fills."""
     for parameter in spec.signature.required:
-        parent = None if spec.signature.wants_upstream else position.get(parameter)
-        if parent is None:
-            known = position if len(problems) < _MOST_PROBLEMS else ()  # see _resolve
-            problems.append(_unfilled(dag_name, spec, parameter, known))
+        if spec.signature.wants_upstream or parameter not in known:
+            hints = known if len(problems) < _MOST_PROBLEMS else ()  # see _resolve
+            problems.append(_unfilled(dag_name, spec, parameter, hints))
         else:
-            parents[parent] = None
+            found[parameter] = None
 
 
 def _name_of(
@@ -352,35 +357,108 @@ def _together(dag_name: str, problems: Sequence[GraphError]) -> GraphError:
     return kind(dag_name, lines)
 
 
-def _children(parents: Sequence[Sequence[int]]) -> list[list[int]]:
-    children: list[list[int]] = [[] for _ in parents]
+def _plans(
+    signatures: Sequence[Signature],
+    distinct: Collection[Signature],
+    dependency_names: Sequence[tuple[str, ...]],
+) -> tuple[CallPlan, ...]:
+    fixed = {
+        signature: plan
+        for signature in distinct
+        if (plan := plan_without_dependencies(signature)) is not None
+    }
+    if len(fixed) == len(distinct):
+        return tuple(map(fixed.__getitem__, signatures))
+    return tuple(
+        [
+            fixed.get(signature) or plan_call(signature, names)
+            for signature, names in zip(signatures, dependency_names, strict=True)
+        ]
+    )
+
+
+def _numbers(
+    index: dict[str, int], dependency_names: Sequence[tuple[str, ...]]
+) -> tuple[tuple[int, ...], ...]:
+    """Return the numbers that belong to names; written out where there are as few as usual."""
+    number_of = index.__getitem__
+    numbers: list[tuple[int, ...]] = []
+    for names in dependency_names:
+        match len(names):
+            case 1:
+                numbers.append((index[names[0]],))
+            case 2:
+                first, second = names
+                numbers.append((index[first], index[second]))
+            case 3:
+                first, second, third = names
+                numbers.append((index[first], index[second], index[third]))
+            case _:
+                numbers.append(tuple(map(number_of, names)))
+    return tuple(numbers)
+
+
+def _children(parents: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    """Return the tasks that have each task as a parent.
+
+    Not with a list for each task: 100,000 of those make the garbage collector go through all
+    objects of the process, while tuples of numbers are nothing to it.
+    """
+    children: list[tuple[int, ...]] = [()] * len(parents)
+    of_many: dict[int, list[int]] = {}
     for number, dependencies in enumerate(parents):
+        one = (number,)
         for parent in dependencies:
-            children[parent].append(number)
-    return children
+            found = children[parent]
+            if not found:
+                children[parent] = one
+            elif len(found) < _FEW:
+                children[parent] = found + one
+            elif parent in of_many:
+                of_many[parent].append(number)
+            else:
+                of_many[parent] = [*found, number]
+    for parent, numbers in of_many.items():
+        children[parent] = tuple(numbers)
+    return tuple(children)
 
 
-def _order(dag_name: str, specs: Sequence[TaskSpec], parents: Sequence[Sequence[int]]) -> list[int]:
+def _declared_order(
+    specs: Sequence[TaskSpec], dependency_names: Sequence[Sequence[object]]
+) -> Sequence[int] | None:
+    """Return positions in topological order: by depth, then as declared.
+
+    ``None`` if a dependency is no task that was declared before the task which lists it: how
+    deep that task is cannot be told in one pass.
+    """
+    depths: dict[object, int] = {}
+    try:
+        for spec, names in zip(specs, dependency_names):  # noqa: B905 - a hot path
+            deepest = -1
+            for name in names:
+                depth = depths[name]
+                if depth > deepest:  # noqa: PLR1730 - max() takes five times as long
+                    deepest = depth
+            depths[spec.name] = deepest + 1
+    except (KeyError, TypeError):  # the latter by a callable that cannot be hashed
+        return None
+    found = list(depths.values())
+    positions = range(len(found))
+    if all(map(le, found, islice(found, 1, None))):
+        return positions
+    return sorted(positions, key=found.__getitem__)
+
+
+def _order_by_levels(
+    dag_name: str, specs: Sequence[TaskSpec], dependency_names: Sequence[tuple[str, ...]]
+) -> list[int]:
     """Return positions in topological order: by depth, then as declared.
 
     Raises:
         CycleError: With one whole cycle.
     """
-    depth = [0] * len(parents)
-    for number, dependencies in enumerate(parents):
-        deepest = 0
-        for parent in dependencies:
-            if parent >= number:  # declared later: how deep that is cannot be told yet
-                return _order_by_levels(dag_name, specs, parents)
-            if depth[parent] >= deepest:
-                deepest = depth[parent] + 1
-        depth[number] = deepest
-    return sorted(range(len(parents)), key=depth.__getitem__)
-
-
-def _order_by_levels(
-    dag_name: str, specs: Sequence[TaskSpec], parents: Sequence[Sequence[int]]
-) -> list[int]:
+    position = {spec.name: number for number, spec in enumerate(specs)}
+    parents = _numbers(position, dependency_names)
     children = _children(parents)
     unmet = [len(dependencies) for dependencies in parents]
     level = [number for number, count in enumerate(unmet) if not count]

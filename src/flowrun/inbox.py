@@ -55,6 +55,14 @@ class Inbox:
         # Woken already, unless the loop was closed before it got there.
         return not self._loop.is_closed()
 
+    def wake(self) -> None:
+        """Have the loop do what it does after messages, without one."""
+        # Whoever has put something before this sees to it that it is read.
+        if not self._awake:
+            self._awake = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._drain)
+
     def put_unhurried(self, message: object) -> None:
         """Leave a message that need not be read at once, because more will follow it.
 

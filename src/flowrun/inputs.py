@@ -64,8 +64,11 @@ class Inputs:
         if not plan.gives_any:
             return NO_ARGUMENTS
         if plan.only_upstream and not self._preserved:
-            parents = graph.parents[number]
-            return (), {UPSTREAM: {(task := tasks[each]).name: task.result for each in parents}}
+            upstream: dict[str, object] = {}
+            for each in graph.parents[number]:
+                parent = tasks[each]
+                upstream[parent.name] = parent.result
+            return (), {UPSTREAM: upstream}
         values = [tasks[parent].result for parent in graph.parents[number]]
         if self._preserved:
             self._restore(number, values)

@@ -1,22 +1,28 @@
 """Launch what is ready: async tasks on the event loop, sync ones in threads or elsewhere.
 
-Everything here happens on the run's event loop. What a task's end means is not decided here.
+Everything here happens on the run's event loop, but for what is said to be called in threads.
+What a task's end means is not decided here.
 """
 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
+from heapq import heappop
+from inspect import CO_COROUTINE
 from sys import getrefcount
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol
 from weakref import getweakrefcount
 
-from flowrun.attempt import Halfway, Invocation, first_step
-from flowrun.context import Attempt
+from flowrun.attempt import Invocation, made_coroutine
+from flowrun.context import CURRENT, Attempt
 from flowrun.deadlines import Deadlines
 from flowrun.errors import ExecutorError, FlowrunError
 from flowrun.failure import error_line
 from flowrun.following import Following
-from flowrun.inputs import NO_ARGUMENTS, frozen
+from flowrun.inputs import NO_ARGUMENTS, UNCHANGING, frozen
+from flowrun.signature import UPSTREAM
 from flowrun.slots import Lane
 from flowrun.workers import WorkerThreads
 
@@ -37,6 +43,10 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 _SLICE_S = 0.01
+_NOTHING = object()
+_set_current = CURRENT.set
+_UNKNOWN_TO_OTHERS = 2
+"""References to an object that one variable refers to, and the call that counts them."""
 
 
 class Settler(Protocol):
@@ -45,8 +55,11 @@ class Settler(Protocol):
     def launched(self, task: TaskRecord) -> None:
         """An attempt begins, or is handed to an executor."""
 
-    def followed(self, task: TaskRecord) -> None:
-        """An attempt has begun in a thread, which has noted that with the ``writer``."""
+    def started(self, task: TaskRecord) -> None:
+        """An attempt begins in a worker thread, which calls this; the ledger's lock is held."""
+
+    def succeed(self, number: int, now: float, value: object) -> None:
+        """Record a success in whatever thread; the ledger's lock is held."""
 
     def ended(self, invocation: Invocation) -> None:
         """Its code has ended, in whatever way; the launcher still counts it as active."""
@@ -57,8 +70,8 @@ class Settler(Protocol):
     def ended_late(self, invocation: Invocation) -> None:
         """The code of an abandoned attempt has ended; told from any thread."""
 
-    def due(self, invocation: Invocation) -> float | None:
-        """A deadline was reached; return when to look again, or ``None``."""
+    def due(self, invocation: Invocation) -> None:
+        """A deadline was reached."""
 
     def progressed(self) -> None:
         """It may have been the last one."""
@@ -83,6 +96,8 @@ class Launcher:
         base: The context in which tasks begin.
         settler: Told what happens.
         quiet: Whether the settler need not be told of launches.
+        quiet_success: Whether nobody wants to hear of successes.
+        live: Whether a success is durable as soon as it is recorded.
         writer: What worker threads write to the store; ``None`` where they need not.
     """
 
@@ -101,6 +116,8 @@ class Launcher:
         base: contextvars.Context,
         settler: Settler,
         quiet: bool,
+        quiet_success: bool,
+        live: bool,
         writer: Writer | None,
     ) -> None:
         self._graph = graph
@@ -116,13 +133,14 @@ class Launcher:
         self._base = base
         self._settler = settler
         self._quiet = quiet
+        self._live = live
+        self._quiet_success = quiet_success
         self._loop = asyncio.get_running_loop()
         self._lane = Lane(slots, self._granted)
-        self._line = slots.queue  # who waits for a slot
+        self._line = self._lane.line
         self._held = 0  # slots that its own tasks have left
         self._granted_slots = 0  # slots that are meant for its next task, and not passed on
-        self._active: set[Invocation] = set()
-        self._deadlines: Deadlines[Invocation] = Deadlines(self._loop, clock, settler.due)
+        self._only_async = all(graph.is_async)  # then no thread reads or changes the books
         self._open = False
         self._stopped = False
         self._pumping = False
@@ -132,15 +150,20 @@ class Launcher:
         self._following = Following(
             graph,
             ledger,
-            inputs,
             self._lane,
             own if isinstance(own, WorkerThreads) else None,
             self._loop,
-            prepare=self._prepare,
-            now=self._now,
+            inbox,
+            self,
+            monotonic=clock.monotonic,
+            offset=offset,
+            late=settler.ended_late,
+            quiet=quiet,
             writer=writer,
         )
-        self._staged = self._following.staged
+        self._active = self._following.active
+        self._deadlines = Deadlines(self._loop, clock, self._active, settler.due)
+        self.started, self.succeed = settler.started, settler.succeed
         self._instant = 0.0  # the latest reading of the clock
         self._slice_end = 0.0
 
@@ -157,7 +180,8 @@ class Launcher:
         """Launch nothing more."""
         self._stopped = True
         self._following.stop()
-        self._ledger.ready.clear()
+        with self._ledger.lock:
+            self._ledger.ready.clear()
 
     def leave(self) -> None:
         """Nothing is active any more: give back what others may use."""
@@ -165,6 +189,7 @@ class Launcher:
         self._stopped = True
         self._deadlines.close()
         self._lane.leave()
+        self._held += self._following.leave()
         self._give_slots_back()
 
     def pump(self) -> None:
@@ -173,36 +198,64 @@ class Launcher:
             return
         self._pumping = True
         self._slice_end = 0.0
+        self._collect()
         try:
             waits_for_a_carrier = self._next(carry=False) is not None
         finally:
             self._pumping = False
         if waits_for_a_carrier and not self._calling:
             self._calling = True
-            carrier = self._loop.create_task(self._carry())
+            # In this way also where a task factory takes no context.
+            carrier = self._base.copy().run(self._loop.create_task, self._carry())
             carrier.add_done_callback(self._carrier_gone)
 
     def take_back(self, invocation: Invocation) -> None:
         """Take an attempt off the books; its slot is free for the next one."""
-        self._held += 1
+        if not invocation.keeps_slot:
+            self._held += 1
         invocation.closed = True
         invocation.attempt.ended = True
-        if invocation in self._active:
-            self._active.remove(invocation)
-            if invocation.spec.timeout_s is not None:
-                self._deadlines.forget()
-
-    def followed(self, ended: Invocation, invocation: Invocation) -> None:
-        """A thread has gone on from one attempt to another."""
-        self._ledger.claim(invocation.number)
-        self._guarded(self._watch, invocation)
-        self._guarded(self._settler.ended, ended)
-        self._held -= 1
-        self._settler.followed(self._tasks[invocation.number])
+        self._active.discard(invocation)
 
     def heard(self, ended: Invocation) -> None:
         """The loop knows that an attempt has ended in its thread."""
         self._following.heard(ended)
+
+    # For worker threads.
+
+    def prepare(self, number: int, attempt: int) -> Invocation:
+        """Bind a sync task's attempt to what it is given; in any thread."""
+        record, spec, inputs = self._record, self._graph.specs[number], self._inputs
+        invocation = Invocation(
+            number,
+            spec,
+            Attempt(record.run_id, record.dag_name, spec.name, attempt),
+            inputs.arguments(number),
+            self._base.copy(),
+            self._clock,
+        )
+        # What can be changed is kept as it is, for a retry or a resume (S4).
+        if inputs.may_change and attempt == 1:
+            changeable = inputs.changeable(number)
+            if changeable:
+                invocation.inputs = changeable
+        return invocation
+
+    def watch(self, due: float) -> None:
+        """See to it that an attempt is looked at when its time is up; in any thread."""
+        if due < self._deadlines.armed_for:
+            self._inbox.put(partial(self._deadlines.expect, due))
+
+    def broke(self, ended: Invocation | None, error: Exception) -> None:
+        """Something went wrong in a thread, though not in a task."""
+        self._held += 1
+        if ended is not None:
+            self._active.discard(ended)
+        self._settler.broke(error)
+
+    def _collect(self) -> None:
+        """Take over the slots that threads have left."""
+        self._held += self._following.collect()
 
     # Slots.
 
@@ -245,29 +298,34 @@ class Launcher:
             That task, with a slot for it, which is kept if the caller does not carry it; or
             ``None`` if there is none to launch, no slot for it, or the loop is to have a turn.
         """
-        ready, staged = self._ledger.ready, self._staged
-        ordered, late, asyncs = ready.ordered, ready.late, self._graph.is_async
-        if staged and ready and ready.first() < self._following.last_staged:
-            self._following.unstage()
-        while ordered or late or staged:
+        ready, lock, asyncs = self._ledger.ready, self._ledger.lock, self._graph.is_async
+        while ready:
             if self._instant > self._slice_end and self._slice_is_over():
                 return None
-            # A thread may have taken what was staged: then there may be nothing left.
-            if not (carry or staged) and (ordered or late) and asyncs[number := ready.first()]:
-                # Kept for the carrier: one that found no slot would end, and be made anew.
-                if not self._granted_slots:
-                    if not self._slot():
-                        return None
-                    self._granted_slots += 1
+            with lock:
+                number = ready.first() if ready else -1
+            # Kept for the carrier: one that found no slot would end, and be made anew.
+            keeps = not carry and number >= 0 and asyncs[number]
+            if keeps and self._granted_slots:
                 return number
             if self._held > 0 and not self._line:
                 self._held -= 1  # in the place of the one that has just ended
             elif not self._slot():
-                self._following.stage()
                 return None
-            if carry and not staged and (ordered or late) and asyncs[ready.first()]:
-                return ready.pop()
-            self._launch_elsewhere()
+            if keeps:
+                self._granted_slots += 1
+                return number
+            with lock:
+                number = ready.pop() if ready else -1
+            if number < 0:
+                self._held += 1  # threads were faster
+            elif not asyncs[number]:
+                self._launch_elsewhere(number)
+            elif carry:
+                return number
+            else:  # threads have taken those before it
+                ready.push(number)
+                self._held += 1
         self._give_slots_back()
         return None
 
@@ -278,30 +336,18 @@ class Launcher:
         must have one, for timers, cancellations and everybody else.
         """
         if not self._slice_end:
-            self._slice_end = self._now() + _SLICE_S
+            self._slice_end = self._monotonic() + _SLICE_S
             return False
         self._inbox.put(_nothing)
         return True
 
-    def _now(self) -> float:
-        return self._monotonic() + self._offset
-
     # Sync tasks.
 
-    def _launch_elsewhere(self) -> None:
-        """Launch the next sync task, in the slot that was taken for it."""
+    def _launch_elsewhere(self, number: int) -> None:
+        """Launch a sync task, in the slot that was taken for it."""
         try:
-            invocation = self._following.take()
-            if invocation is None:
-                ready = self._ledger.ready
-                if not ready or self._graph.is_async[ready.first()]:
-                    self._held += 1  # threads were faster
-                    return
-                number = ready.pop()
-                self._launch(number)
-                invocation = self._prepare(number, self._tasks[number].attempt)
-            else:
-                self._launch(invocation.number)
+            self._launch(number)
+            invocation = self.prepare(number, self._tasks[number].attempt)
         except BaseException:
             self._held += 1
             raise
@@ -309,55 +355,32 @@ class Launcher:
 
     def _launch(self, number: int) -> None:
         task = self._tasks[number]
-        self._instant = now = self._now()
+        self._instant = instant = self._monotonic()
+        now = instant + self._offset
         task.start(now, now if task.ready_at is None else task.ready_at)
         self._settler.launched(task)
 
-    def _prepare(self, number: int, attempt: int) -> Invocation:
-        """Bind a sync task's attempt to what it is given."""
-        record, spec = self._record, self._graph.specs[number]
-        invocation = Invocation(
-            number,
-            spec,
-            Attempt(record.run_id, record.dag_name, spec.name, attempt),
-            self._inputs.arguments(number),
-            self._base.copy(),
-            self._clock,
-        )
-        # What can be changed is kept as it is, for a retry or a resume (S4).
-        if self._inputs.may_change and attempt == 1:
-            changeable = self._inputs.changeable(number)
-            if changeable:
-                invocation.inputs = changeable
-        return invocation
-
     def _hand_over(self, invocation: Invocation) -> None:
         """Hand a sync task to its executor."""
-        spec, late = invocation.spec, self._settler.ended_late
-        pool, kind = self._pools[spec.executor]
+        executor = invocation.spec.executor
+        pool, kind = self._pools[executor]
         try:
-            if isinstance(pool, WorkerThreads):
-                invocation.start_in_thread(pool, self._inbox, late, self._following.next_of)
+            if executor is None and isinstance(pool, WorkerThreads):
+                self._following.hand(invocation)
             else:
-                invocation.start_sync(pool, kind, self._inbox, late)
+                invocation.start_sync(pool, kind, self._inbox, self._settler.ended_late)
+                self._active.add(invocation)
         except Exception as error:  # noqa: BLE001 - a pool may refuse in any way
-            invocation.error = _refused(error, spec.executor)
+            invocation.error = _refused(error, executor)
             self._settler.ended(invocation)
             return
-        self._watch(invocation)
-
-    def _watch(self, invocation: Invocation) -> None:
-        self._active.add(invocation)
         timeout_s = invocation.spec.timeout_s
         if timeout_s is not None:
-            started = invocation.started  # some of its time may be over already
-            if started is None:
-                started = self._monotonic()
-            self._deadlines.add(started + timeout_s, invocation)
+            self._deadlines.expect(self._instant + timeout_s)
 
     # Async tasks.
 
-    async def _carry(self) -> None:
+    async def _carry(self) -> None:  # noqa: C901, PLR0912, PLR0915 - the way of every async task, in one piece
         """Run ready async tasks one after another, inside one asyncio task.
 
         One asyncio task for each of them would cost more than all the rest. None may feel what
@@ -369,83 +392,185 @@ class Launcher:
         if self._alone:  # it may be one that makes tasks which begin at once
             await asyncio.sleep(0)
         self._calling = False
-        carrier = asyncio.current_task()
-        assert carrier is not None  # noqa: S101 - this is one
-        references, weak_references = getrefcount(carrier), getweakrefcount(carrier)
-        marks = _marks(carrier)
-        used = False
-        while (
-            not (used and self._alone)
-            and getrefcount(carrier) == references
-            and getweakrefcount(carrier) == weak_references
-            and _marks(carrier) == marks
-        ):
-            used = True
-            number = invocation = None
+        graph, ledger, inputs, settler = self._graph, self._ledger, self._inputs, self._settler
+        specs, tasks, parents, plans = graph.specs, self._tasks, graph.parents, graph.plans
+        ordered, late = ledger.ready.ordered, ledger.ready.late
+        line, lane, only_async = self._line, self._lane, self._only_async
+        active, deadlines = self._active, self._deadlines
+        run_id, dag_name = self._record.run_id, self._record.dag_name
+        monotonic, offset, quiet = self._monotonic, self._offset, self._quiet
+        # Where nothing else reads or changes the books there is no need of their lock.
+        unshared = only_async and self._live
+        succeed = settler.succeed if unshared else settler.ended_well
+        carrier: Any = asyncio.current_task()
+        name, callbacks, cancelling = carrier.get_name(), carrier._callbacks, carrier.cancelling()  # noqa: SLF001 - see below
+        weak_references, references = getweakrefcount(carrier), getrefcount(carrier)
+        # Where success need not be told of either, there is nothing to it but the books.
+        quick = unshared and self._quiet_success
+        copy = self._base.copy
+        attempt: Attempt | None = None
+        number: int | None = None
+        args: Any
+        keywords: Any
+        upstream: Any = None
+        parent: Any
+        context: Any
+        coroutine: Any
+        failure: BaseException | None
+        instant = 0.0
+        goes_on = True
+        while goes_on:
+            invocation: Invocation | None = None
             try:
-                number = self._next(carry=True)
                 if number is None:
-                    return
-                invocation = self._step_here(number)
-                if invocation is None:
-                    number = None
-                    self._held += 1
-                    if self._stopped or not self._ledger.open:
-                        self._settler.progressed()
-                    continue
-                if invocation.suspended:
-                    invocation.task = carrier
-                    self._suspended(invocation)
-                    await invocation.rest()
-                    self._slice_end = 0.0
-                    if invocation.closed:
-                        self._settler.ended_late(invocation)
+                    number = self._next(carry=True)
+                    if number is None:
                         return
-                self._settler.ended(invocation)
+                    instant = monotonic()
+                spec, task = specs[number], tasks[number]
+                now = instant + offset
+                ready_at = task.ready_at
+                task.start(now, now if ready_at is None else ready_at)
+                if not quiet:
+                    settler.launched(task)
+                if plans[number].only_upstream and not inputs.may_change:
+                    # As inputs.arguments() has it.
+                    upstream = {}
+                    for each in parents[number]:
+                        parent = tasks[each]
+                        upstream[parent.name] = parent.result
+                    args, keywords, parent = (), None, None
+                else:
+                    args, keywords = inputs.arguments(number)
+                    if inputs.may_change and task.attempt == 1 and self._keep_inputs(number):
+                        instant = monotonic()
+                        task.started_at = instant + offset
+                if attempt is None:
+                    attempt = Attempt(run_id, dag_name, task.name, task.attempt)
+                else:  # nobody knows it: it serves once more
+                    attempt.task_name = task.name
+                    attempt.attempt = task.attempt
+                timeout_s = spec.timeout_s
+                attempt.deadline = None if timeout_s is None else instant + timeout_s
+                context = copy()
+                context.run(_set_current, attempt)
+                value = failure = coroutine = None
+                awaited: Any = _NOTHING
+                try:
+                    function: Any = spec.function
+                    if type(function) is FunctionType and function.__code__.co_flags & CO_COROUTINE:
+                        # This runs no code of it yet.
+                        if keywords is None:
+                            coroutine = function(upstream=upstream)
+                        else:
+                            coroutine = function(*args, **keywords)
+                    else:
+                        if keywords is None:
+                            keywords = {UPSTREAM: upstream}
+                        coroutine = context.run(made_coroutine, function, args, keywords)
+                    awaited = context.run(coroutine.send, None)
+                except StopIteration as end:
+                    if coroutine is None:
+                        failure = end
+                    else:
+                        value = end.value
+                except BaseException as error:  # noqa: BLE001 - the task's failure (A5)
+                    failure = error
+                args = keywords = upstream = None  # who is suspended keeps nothing of them alive
+                ended_well = awaited is _NOTHING and failure is None
+                if not ended_well:
+                    invocation = Invocation(
+                        number, spec, attempt, NO_ARGUMENTS, context, self._clock
+                    )
+                    invocation.started = instant
+                    invocation.error, failure = failure, None
+                    context = None
+                    if awaited is not _NOTHING:
+                        invocation.go_on(coroutine, awaited)
+                        invocation.task, coroutine, awaited = carrier, None, None
+                        active.add(invocation)
+                        due, attempt = attempt.deadline, None
+                        if due is not None and due < deadlines.armed_for:
+                            self._guarded(deadlines.expect, due)
+                        # If a carrier is on its way already, that will do.
+                        if (
+                            (ordered or late)
+                            and not self._calling
+                            and (self._held or self._granted_slots or lane.may_take)
+                        ):
+                            self._guarded(self.pump)
+                        await invocation.rest()
+                        instant = monotonic()
+                        self._slice_end = instant + _SLICE_S
+                        invocation.task = None
+                        if invocation.closed:
+                            settler.ended_late(invocation)
+                            return
+                        if invocation.ok and not (invocation.timed_out or self._stopped):
+                            ended_well, value, attempt = True, invocation.value, invocation.attempt
+                            active.discard(invocation)
+                            invocation.closed = True
+                            invocation = None
+                else:
+                    instant = monotonic()
+                self._instant = instant
+                if ended_well:
+                    assert attempt is not None  # noqa: S101 - it has ended
+                    context = None
+                    if getrefcount(attempt) != _UNKNOWN_TO_OTHERS:
+                        attempt.ended = True
+                        attempt = None
+                    if quick and not inputs.may_change and type(value) in UNCHANGING:
+                        # As the settler's succeed() has it.
+                        now = instant + offset
+                        task.succeed(now, value)
+                        ledger.succeeded(number, now, not self._stopped)
+                    else:
+                        succeed(number, instant + offset, value)
+                    value = None
+                    # What follows in its slot, if that is plain to see.
+                    if only_async and (ordered or late) and not line and instant <= self._slice_end:
+                        if not late or (ordered and ordered[0] < late[0]):
+                            number = ordered.popleft()
+                        else:
+                            number = heappop(late)
+                    else:
+                        number = None
+                        self._held += 1
+                        if self._stopped or not ledger.open:
+                            settler.progressed()
+                else:
+                    assert invocation is not None  # noqa: S101 - see above
+                    settler.ended(invocation)
+                    number = attempt = None
             except Exception as error:  # noqa: BLE001 - by design: see _guarded
                 if number is not None and not (invocation and invocation.closed):
                     self._held += 1
-                self._settler.broke(error)
+                    active.discard(invocation)
+                number = None
+                settler.broke(error)
+            # A cancellation that the code took back is still to come, before Python 3.13; who
+            # waits for the asyncio task's end waits for the end of that code. There is no
+            # public way to see either.
+            goes_on = not (
+                self._alone
+                or getrefcount(carrier) != references
+                or getweakrefcount(carrier) != weak_references
+                or carrier._must_cancel  # noqa: SLF001
+                or carrier._callbacks != callbacks  # noqa: SLF001
+                or carrier.cancelling() != cancelling
+                or carrier.get_name() != name
+            )
+        if number is not None:
+            ledger.ready.push(number)
+            self._held += 1
 
-    def _step_here(self, number: int) -> Invocation | None:
-        """Launch an async task, in the asyncio task that called; settle it if it ends well."""
-        spec, task = self._graph.specs[number], self._tasks[number]
-        instant = self._monotonic()
-        now = instant + self._offset
-        task.start(now, now if task.ready_at is None else task.ready_at)
-        if not self._quiet:
-            self._settler.launched(task)
-        inputs = self._inputs
-        arguments = inputs.arguments(number)
-        if inputs.may_change and task.attempt == 1:
-            changeable = inputs.changeable(number)
-            if changeable:
-                inputs.keep(number, frozen(changeable))
-                instant = self._monotonic()
-                task.started_at = instant + self._offset
-        record, timeout_s = self._record, spec.timeout_s
-        deadline = None if timeout_s is None else instant + timeout_s
-        attempt = Attempt(record.run_id, record.dag_name, spec.name, task.attempt, deadline)
-        context = self._base.copy()
-        value = context.run(first_step, spec.function, arguments, attempt)
-        if type(value) is Halfway:
-            invocation = Invocation(number, spec, attempt, NO_ARGUMENTS, context, self._clock)
-            invocation.go_on_from(value, instant)
-            self._instant = self._now()
-            return invocation
-        attempt.ended = True
-        self._instant = now = self._monotonic() + self._offset
-        self._settler.ended_well(number, now, value)
-        return None
-
-    def _suspended(self, invocation: Invocation) -> None:
-        """An async task has not ended at once: see what else can be launched meanwhile."""
-        try:
-            self._watch(invocation)
-            if self._ledger.ready and (self._held or self._granted_slots or self._lane.may_take):
-                self.pump()
-        except Exception as error:  # noqa: BLE001 - by design: see _guarded
-            self._settler.broke(error)
+    def _keep_inputs(self, number: int) -> bool:
+        """Keep what a first attempt may change; return whether that has taken its time."""
+        changeable = self._inputs.changeable(number)
+        if changeable:
+            self._inputs.keep(number, frozen(changeable))
+        return bool(changeable)
 
     def _carrier_gone(self, carrier: asyncio.Task[None]) -> None:
         if carrier.cancelled():  # by somebody else, and perhaps before it began
@@ -458,20 +583,6 @@ class Launcher:
             step(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - by design: see above
             self._settler.broke(error)
-
-
-def _marks(carrier: Any) -> tuple[object, ...]:  # noqa: ANN401 - see below
-    """Return what the code that an asyncio task runs can leave on it.
-
-    A cancellation that it took back is still to come, before Python 3.13; who waits for the
-    asyncio task's end waits for the end of that code. There is no public way to see either.
-    """
-    return (
-        carrier.cancelling(),
-        carrier.get_name(),
-        carrier._must_cancel,  # noqa: SLF001
-        carrier._callbacks,  # noqa: SLF001
-    )
 
 
 def _nothing() -> None:

@@ -1,14 +1,16 @@
 """How far a run has come: unmet parents, waiting consumers, what is settled.
 
 Counts only; nothing here launches, saves or tells. Each task is touched when it becomes ready
-and when it settles, each edge once.
+and when it settles, each edge once. The event loop and worker threads keep these books together.
 """
 
 from __future__ import annotations
 
 import contextlib
-import heapq
+import threading
 from collections import deque
+from heapq import heappop, heappush
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from flowrun.state.records import NoResult, TaskStatus
@@ -16,6 +18,9 @@ from flowrun.state.records import NoResult, TaskStatus
 if TYPE_CHECKING:
     from flowrun.graph import Graph
     from flowrun.state.records import RunRecord
+
+
+_retains = attrgetter("retain_result")
 
 
 class Ready:
@@ -38,13 +43,17 @@ class Ready:
         """Return whether there is any."""
         return bool(self.ordered or self.late)
 
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self.ordered) + len(self.late)
+
     def push(self, number: int) -> None:
         """Add a task."""
         ordered = self.ordered
         if not ordered or number > ordered[-1]:
             ordered.append(number)
         else:
-            heapq.heappush(self.late, number)
+            heappush(self.late, number)
 
     def first(self) -> int:
         """Return the first one; there has to be one."""
@@ -55,7 +64,7 @@ class Ready:
         """Take the first one out; there has to be one."""
         late, ordered = self.late, self.ordered
         if late and (not ordered or late[0] < ordered[0]):
-            return heapq.heappop(late)
+            return heappop(late)
         return ordered.popleft()
 
     def clear(self) -> None:
@@ -68,6 +77,8 @@ class Ledger:
     """The books of one run.
 
     Attributes:
+        lock: Held by whoever reads or changes them, while worker threads may do so too. What
+            takes it by itself says nothing of it.
         tasks: The task records, by the graph's numbers.
         ready: Tasks that could be launched.
         open: Number of tasks that have not settled.
@@ -82,21 +93,23 @@ class Ledger:
         "_settled",
         "_unmet",
         "lets_go",
+        "lock",
         "open",
         "ready",
         "tasks",
     )
 
     def __init__(self, graph: Graph, record: RunRecord, *, live: bool) -> None:
+        self.lock = threading.Lock()
         self._graph = graph
         self._live = live
         self._resumed = record.resumed_from is not None
         self.tasks = list(record.tasks.values())
         self.ready = Ready()
         self.open = len(graph)
-        self._unmet = [len(parents) for parents in graph.parents]
-        self.lets_go = not live or not all(spec.retain_result for spec in graph.specs)
-        self._consumers = [len(children) for children in graph.children] if self.lets_go else []
+        self._unmet = list(map(len, graph.parents))
+        self.lets_go = not live or not all(map(_retains, graph.specs))
+        self._consumers = list(map(len, graph.children)) if self.lets_go else []
         self._settled = bytearray(len(graph))
 
     def begin(self, now: float) -> None:
@@ -124,32 +137,49 @@ class Ledger:
 
     def make_ready(self, number: int, now: float) -> None:
         """A task can be launched (again)."""
-        self.tasks[number].ready_at = now
-        self.ready.push(number)
+        with self.lock:
+            self.tasks[number].ready_at = now
+            self.ready.push(number)
 
-    def open_children(self, number: int, now: float) -> None:
-        """A task has succeeded: its children have one unmet parent less."""
-        unmet, settled, ready = self._unmet, self._settled, self.ready
+    def succeeded(self, number: int, now: float, opens: bool) -> None:  # noqa: FBT001 - for every task
+        """A task has succeeded: settle it, and let its children come; the lock is held.
+
+        Args:
+            number: The task.
+            now: When its children can start.
+            opens: Whether they still may.
+        """
+        settled = self._settled
+        settled[number] = True
+        self.open -= 1
+        if self.lets_go:
+            self._let_inputs_go(number)
+        if not opens:
+            return
+        unmet, ordered, late = self._unmet, self.ready.ordered, self.ready.late
         for child in self._graph.children[number]:
             left = unmet[child] = unmet[child] - 1
             if not left and not settled[child]:
                 self.tasks[child].ready_at = now
-                ready.push(child)
+                if not ordered or child > ordered[-1]:  # as Ready.push() has it
+                    ordered.append(child)
+                else:
+                    heappush(late, child)
 
     def waits_for_one(self, number: int) -> bool:
         """Return whether all its parents but one have succeeded."""
         return self._unmet[number] == 1 and not self._settled[number]
 
-    def claim(self, number: int) -> None:
-        """A task has been started already: it does not become ready any more."""
-        self._settled[number] = True
-
     def settle(self, number: int) -> None:
-        """A task has ended for good; results that nobody waits for any more are let go (I2)."""
-        self._settled[number] = True
-        self.open -= 1
-        if not self.lets_go:
-            return
+        """A task has ended for good, but not well."""
+        with self.lock:
+            self._settled[number] = True
+            self.open -= 1
+            if self.lets_go:
+                self._let_inputs_go(number)
+
+    def _let_inputs_go(self, number: int) -> None:
+        """Let results go that nobody waits for any more (I2)."""
         consumers = self._consumers
         for parent in self._graph.parents[number]:
             consumers[parent] -= 1
@@ -166,12 +196,13 @@ class Ledger:
         """
         found: list[int] = []
         stack = [number]
-        while stack:
-            for child in self._graph.children[stack.pop()]:
-                if not self._settled[child]:
-                    self._settled[child] = True
-                    found.append(child)
-                    stack.append(child)
+        with self.lock:
+            while stack:
+                for child in self._graph.children[stack.pop()]:
+                    if not self._settled[child]:
+                        self._settled[child] = True
+                        found.append(child)
+                        stack.append(child)
         found.sort()
         return found
 

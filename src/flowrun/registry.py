@@ -455,7 +455,13 @@ def _checked_deps(
     if isinstance(deps, str | bytes | Mapping) or not isinstance(deps, Iterable):
         problem = f"deps must be a list of task names or tasks, not {deps!r:.80}; write deps=[...]"
         raise TaskTypeError(name, dag, problem)
-    found = tuple(deps)
+    # Names as plain strings, so that nothing else of an enumeration's member gets further.
+    found = tuple(
+        [
+            str.__str__(each) if isinstance(each, str) and type(each) is not str else each
+            for each in deps
+        ]
+    )
     seen: set[object] = set()
     for dependency in found:
         key: tuple[object, bool]

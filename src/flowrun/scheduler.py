@@ -90,6 +90,7 @@ class Run:
         self._inbox = Inbox(self._loop, self._handle, self._after_round)
         self._channel = services.hooks.channel(self._base, self._wake)
         self._tell = Teller(record, self._channel, services.log)
+        self._tells_success = self._tell.tells_success
         self._live = services.journal.live
         self._blocking = services.journal.store.blocking
         self._ledger = Ledger(graph, record, live=self._live)
@@ -111,6 +112,8 @@ class Run:
             base=self._base,
             settler=self,
             quiet=self._live and not self._tell.tells_start,
+            quiet_success=not self._tells_success,
+            live=self._live,
             writer=None if self._live else self,
         )
         self._pending = 0  # ended or submitted to the journal, not yet acknowledged
@@ -210,6 +213,8 @@ class Run:
         if self._unsaved:
             self._guarded(self._save_successes)
         self._guarded(self._launcher.pump)
+        if self._stopping is not None or not self._ledger.open:  # threads may have ended the last
+            self._guarded(self.progressed)
 
     def _wake(self) -> None:
         self._inbox.put(_nothing)
@@ -247,10 +252,13 @@ class Run:
         if self._tell.tells_start:
             self._tell.started(task)
 
-    def followed(self, task: TaskRecord) -> None:
-        """An attempt has begun in a thread, which has noted that."""
+    def started(self, task: TaskRecord) -> None:
+        """An attempt begins in a worker thread, which calls this; the ledger's lock is held."""
         if not self._live:
-            self._post_start(task)
+            if self._is_noted(task):
+                self.note(task)
+            else:
+                self._inbox.put_unhurried(partial(self._post, task))
         if self._tell.tells_start:
             self._tell.started(task)
 
@@ -299,15 +307,9 @@ class Run:
             if invocation.stopped:
                 invocation.ok = False
             else:
-                invocation.start_awaiting(self._loop, self._ended_here)
+                invocation.start_awaiting(self._loop, self._ended_here, self.ended_late)
                 return
-        following = invocation.following
-        if following is None:
-            self.ended(invocation)
-            return
-        self._launcher.followed(invocation, following)
-        if self._stopping is not None and not following.stopped:
-            self._stop_attempt(following)
+        self.ended(invocation)
 
     def ended_late(self, invocation: Invocation) -> None:
         """An abandoned attempt has ended after all; called from any thread."""
@@ -366,11 +368,11 @@ class Run:
 
     def ended_well(self, number: int, now: float, value: object) -> None:
         """A task has returned: make its success durable; only then it counts."""
-        task = self._tasks[number]
         if self._live:
-            task.succeed(now, value)
-            self._succeeded(number, task)
+            with self._ledger.lock:
+                self.succeed(number, now, value)
             return
+        task = self._tasks[number]
         self._pending += 1
         if not (self._is_noted(task) and self.graph.specs[number].retain_result):
             change = [Change(self.record, self._succeeded_snapshot(task, number, now, value))]
@@ -408,13 +410,12 @@ class Run:
         self._settle_successes(ended, error)
 
     def _settle_successes(self, ended: Sequence[Success], error: Exception | None) -> None:
-        tasks = self._tasks
+        lock = self._ledger.lock
         for number, now, value in ended:
             try:
                 if error is None:
-                    task = tasks[number]
-                    task.succeed(now, value)
-                    self._succeeded(number, task)
+                    with lock:
+                        self.succeed(number, now, value)
                 else:
                     self._success_saved(number, now, value, error)
             except Exception as internal:  # noqa: BLE001 - see _guarded
@@ -444,17 +445,30 @@ class Run:
             self._failed_for_good(number, text)
             self.broke(error)
 
+    def succeed(self, number: int, now: float, value: object) -> None:
+        """Record a success that is durable, in whatever thread; the ledger's lock is held."""
+        task = self._tasks[number]
+        task.succeed(now, value)
+        if self._tells_success or self._inputs.may_change or type(value) not in UNCHANGING:
+            self._acknowledge(number, task)
+        else:
+            self._ledger.succeeded(number, now, self._stopping is None)
+
     def _succeeded(self, number: int, task: TaskRecord) -> None:
-        """A success is acknowledged: tell, let inputs go, let children come (S1)."""
-        if self._tell.tells_success:
+        """A success is recorded: acknowledge it."""
+        with self._ledger.lock:
+            self._acknowledge(number, task)
+
+    def _acknowledge(self, number: int, task: TaskRecord) -> None:
+        """Tell of a success, let inputs go, let children come (S1); the lock is held."""
+        if self._tells_success:
             self._tell.succeeded(task)
+        inputs = self._inputs
         if type(task.result) not in UNCHANGING:
-            self._inputs.may_change = True
-        if self._inputs.may_change:
-            self._inputs.forget(number)
-        self._ledger.settle(number)
-        if self._stopping is None:
-            self._ledger.open_children(number, task.finished_at or 0.0)
+            inputs.may_change = True
+        if inputs.may_change:
+            inputs.forget(number)
+        self._ledger.succeeded(number, task.finished_at or 0.0, self._stopping is None)
 
     def _settle(self, number: int) -> None:
         self._inputs.forget(number)
@@ -559,16 +573,9 @@ class Run:
 
     # Time is up.
 
-    def due(self, invocation: Invocation) -> float | None:
-        """A deadline was reached; return when to look again, or ``None``."""
-        timeout_s = invocation.spec.timeout_s or 0.0
-        if invocation.started is None:
-            # Still waiting for a thread: its clock has not started (A1).
-            return self._clock.monotonic() + timeout_s
-        if self._clock.monotonic() < invocation.started + timeout_s:
-            return invocation.started + timeout_s
+    def due(self, invocation: Invocation) -> None:
+        """A deadline was reached."""
         self._guarded(partial(self._expire, invocation))
-        return None
 
     def _expire(self, invocation: Invocation) -> None:
         if invocation.stopped or invocation.has_ended:

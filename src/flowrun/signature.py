@@ -88,6 +88,13 @@ class Signature:
             or self.accepts_any_keyword
         )
 
+    @property
+    def needs_context(self) -> bool:
+        """Whether it cannot be called without the run's context."""
+        return not (
+            self.context_parameter is None or self.context_optional or self.context_has_default
+        )
+
 
 _SYNC = Signature(is_async=False)
 _ASYNC = Signature(is_async=True)
@@ -403,6 +410,15 @@ _NO_PLAN = CallPlan((), (), None)
 _UPSTREAM_ONLY = CallPlan(None, (), _Extra(Signature(is_async=False, wants_upstream=True), ()))
 
 
+def plan_without_dependencies(signature: Signature) -> CallPlan | None:
+    """Return the plan that holds whatever the dependencies are, if there is one."""
+    if signature.takes_nothing:
+        return _NO_PLAN
+    if signature.wants_upstream and not (signature.positional_only or signature.context_parameter):
+        return _UPSTREAM_ONLY
+    return None
+
+
 def plan_call(signature: Signature, dependency_names: Sequence[str]) -> CallPlan:
     """Settle which dependency's result goes where.
 
@@ -421,11 +437,10 @@ def plan_call(signature: Signature, dependency_names: Sequence[str]) -> CallPlan
         >>> plan_call(signature, names).arguments(names, [2, 10], None)
         ((), {'orders': 10, 'refunds': 2})
     """
-    if signature.takes_nothing:
-        return _NO_PLAN
+    fixed = plan_without_dependencies(signature)
+    if fixed is not None:
+        return fixed
     if signature.wants_upstream:
-        if not (signature.positional_only or signature.context_parameter):
-            return _UPSTREAM_ONLY
         used, places = None, dict[str, int]()
     else:
         places = _places(signature, tuple(dependency_names))

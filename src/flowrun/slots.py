@@ -28,12 +28,16 @@ class Lane:
     Args:
         slots: What it shares with other lanes.
         grant: Called, from any thread, when a slot that was asked for has been given.
+
+    Attributes:
+        line: Those who wait for a slot, itself perhaps among them.
     """
 
-    __slots__ = ("_grant", "_has", "_queued", "_slots")
+    __slots__ = ("_grant", "_has", "_queued", "_slots", "line")
 
     def __init__(self, slots: Slots, grant: Callable[[], object]) -> None:
         self._slots = slots
+        self.line = slots.queue
         self._grant = grant
         self._queued = False
         self._has = 0

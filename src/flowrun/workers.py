@@ -208,24 +208,15 @@ class WorkerThreads(Executor):
         """
         future: WorkerFuture[T] = WorkerFuture()
         future.job = Job(self, partial(_run, future, fn, args, kwargs), future.withdraw)
-        self._enqueue(future.job)
+        self.enqueue(future.job)
         return future
 
-    def start(self, call: Callable[[], object], withdrawn: Callable[[], object]) -> Job:
-        """Have a thread call the function, whose outcome is nobody's business here.
-
-        Args:
-            call: The function.
-            withdrawn: Called instead, if the pool is shut down with ``cancel_futures`` before.
+    def enqueue(self, job: Job) -> None:
+        """Have a thread do a job, whose outcome is nobody's business here.
 
         Raises:
             RuntimeError: The pool was shut down, or the system gives it no thread at all.
         """
-        job = Job(self, call, withdrawn)
-        self._enqueue(job)
-        return job
-
-    def _enqueue(self, job: Job) -> None:
         with self._lock:
             if self._closed:
                 msg = "cannot submit: these worker threads were shut down"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from enum import Enum, StrEnum
+from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeAlias
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class TransitionError(RuntimeError):
 # Looked up for every task: a global name costs less than an attribute of an enum.
 _PENDING, _RUNNING, _SUCCESS = TaskStatus.PENDING, TaskStatus.RUNNING, TaskStatus.SUCCESS
 _ABSENT = NoResult.ABSENT
+_status_of = attrgetter("status")
 
 
 class TaskRecord:
@@ -310,7 +312,11 @@ class RunRecord:
     @property
     def status(self) -> RunStatus:
         """The run's status, derived from its tasks."""
-        return run_status(task.status for task in self.tasks.values())
+        return run_status(map(_status_of, self.tasks.values()))
+
+    def task_counts(self) -> Counter[TaskStatus]:
+        """Return the number of tasks by status."""
+        return Counter(map(_status_of, self.tasks.values()))
 
     def finish(self, now: float, error: str | None = None) -> None:
         """Mark the run as ended; every task must have ended before."""
@@ -323,10 +329,11 @@ class RunRecord:
 
     def summary(self) -> RunSummary:
         """Return what a list of runs shows of this one."""
+        counts = self.task_counts()
         return RunSummary(
             self.run_id,
             self.dag_name,
-            self.status,
+            run_status(counts),
             self.created_at,
             self.finished_at,
             self.error,
@@ -334,7 +341,7 @@ class RunRecord:
             self.resumed_from,
             self.targets,
             self.alive,
-            dict(Counter(str(task.status) for task in self.tasks.values())),
+            {str(status): number for status, number in counts.items()},
         )
 
     def __repr__(self) -> str:
