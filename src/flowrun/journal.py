@@ -1,21 +1,24 @@
 """State changes -> the store: in batches, off the event loop, acknowledged once durable.
 
 What settles while one transaction is being written goes with the next one (group commit).
+Where there is nothing to wait for, the way to another thread and back would take longer than
+the transaction. So whoever has only a few small successes to save may do it where it is: see
+:meth:`Journal.save_in_thread` and :meth:`Journal.save_on_loop`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import queue
 import threading
 import time
 from collections import deque
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from flowrun.errors import DamagedRecordError, ResultNotStorableError, RunLostError
-from flowrun.state.protocol import Change
+from flowrun.state.protocol import Change, Successes
 from flowrun.state.records import NoResult, TaskRecord
 
 if TYPE_CHECKING:
@@ -23,14 +26,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from flowrun.inbox import Inbox
-    from flowrun.state.protocol import StateStoreProtocol
+    from flowrun.state.protocol import QuickStore, StateStoreProtocol, Success
     from flowrun.state.records import RunRecord
 
 T = TypeVar("T")
 Acknowledgement: TypeAlias = "Callable[[Exception | None], object]"
+SuccessesSaved: TypeAlias = "Callable[[Sequence[Success], Exception | None], object]"
 
-_MOST_ENTRIES = 1000
+_MOST_CHANGES = 1000
 _LINGER_S = 0.01
+_SLOW_S = 0.001
+_STUCK_S = 0.01
+_EACH_S = 0.00001
+_LEAST_FACTOR = 10.0
+_MOST_FACTOR = 1_000_000.0
 
 
 class Receipt(NamedTuple):
@@ -41,21 +50,64 @@ class Receipt(NamedTuple):
 
 
 class _Entry(NamedTuple):
+    """Changes that somebody waits for, or nobody."""
+
     changes: Sequence[Change]
     inbox: Inbox
     then: Acknowledgement
     silent: bool
 
 
-class _Start(NamedTuple):
-    """That a task's first attempt has begun."""
+class _Group(NamedTuple):
+    """Successes of one run, each of which can be refused by itself."""
+
+    successes: Successes
+    inbox: Inbox
+    then: SuccessesSaved
+
+
+class Starts(NamedTuple):
+    """Whose starts are noted.
+
+    Attributes:
+        run: The run.
+        inbox: Where a failure is told.
+        failed: What it is told with.
+    """
 
     run: RunRecord
-    ready_at: float
-    started_at: float
     inbox: Inbox
     failed: Acknowledgement
-    noted: float
+
+
+class Pace:
+    """When an event loop may save by itself: as long as that is quick.
+
+    It is not where one save took longer than ten milliseconds, or the last ones longer than one
+    each: a single one may have waited for a processor only. Then it pauses for ten times as long
+    as that save took; for a hundred times if that is found again, and so on. So a slow disk
+    stops the loop a few times, and then hardly ever.
+
+    Attributes:
+        not_before: When it may try again, by the monotonic clock.
+    """
+
+    __slots__ = ("_factor", "_usual_s", "not_before")
+
+    def __init__(self) -> None:
+        self.not_before = 0.0
+        self._factor = _LEAST_FACTOR
+        self._usual_s = 0.0
+
+    def took(self, began: float, ended: float, number: int) -> None:
+        """Take note of a save of so many successes, by the monotonic clock."""
+        took_s = ended - began - _EACH_S * number
+        self._usual_s += (took_s - self._usual_s) / 8
+        if took_s > _SLOW_S and (took_s > _STUCK_S or self._usual_s > _SLOW_S):
+            self.not_before = ended + self._factor * took_s
+            self._factor = min(self._factor * 10.0, _MOST_FACTOR)
+        elif self._factor > _LEAST_FACTOR:
+            self._factor = max(self._factor * 0.9, _LEAST_FACTOR)
 
 
 class _Call(NamedTuple):
@@ -82,10 +134,14 @@ class Journal:
         self.store = store
         self.live = bool(getattr(store, "live", False))
         self._log = log
-        self._items: deque[_Entry | _Call | None] = deque()
+        self._quick: QuickStore | None = getattr(store, "quick", None)
+        self._pace = Pace()
+        self._items: deque[_Entry | _Group | _Call | None] = deque()
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
         # Who takes a start out, by an atomic pop, does with it what is to be done.
-        self._starts: dict[TaskRecord, _Start] = {}
+        self._starts: dict[TaskRecord, Starts] = {}
+        self._noted: frozenset[TaskRecord] = frozenset()
+        self._swept = 0.0
         self._state = _ASLEEP
         self._saving = threading.Lock()
         self._lock = threading.Lock()
@@ -112,35 +168,38 @@ class Journal:
         if self.store.blocking:
             self._put(entry)
         else:
-            self._save([entry])
+            _tell(self._save([entry]))
 
-    def note_start(
-        self, run: RunRecord, task: TaskRecord, inbox: Inbox, failed: Acknowledgement
-    ) -> None:
+    def submit_successes(self, successes: Successes, inbox: Inbox, then: SuccessesSaved) -> None:
+        """Write successes, to a store that blocks.
+
+        Args:
+            successes: What has succeeded.
+            inbox: Where the acknowledgements go.
+            then: What they carry, with those of them that each is about.
+        """
+        self._put(_Group(successes, inbox, then))
+
+    def note_start(self, task: TaskRecord, starts: Starts) -> None:
         """Write that a task's first attempt has begun, unless its end is written soon.
 
         Most tasks end before that, and then only their ends are written. The store is one that
         blocks.
 
         Args:
-            run: The run.
-            task: Its own record of the task, which may change: what is written is taken now.
-            inbox: Where a failure is told.
-            failed: What it is told with.
+            task: The run's own record of the task.
+            starts: Of which run it is.
         """
-        started_at = task.started_at or 0.0
-        ready_at = started_at if task.ready_at is None else task.ready_at
-        now = time.monotonic()
-        self._starts[task] = _Start(run, ready_at, started_at, inbox, failed, now)
+        self._starts[task] = starts
         if self._state is _ASLEEP:
-            self._ring()
+            self._ring(_DOZING)  # it is to look after a while, and keeps nobody from saving
 
     def drop_start(self, task: TaskRecord) -> None:
         """Whatever else will be written of a task, its start need not be any more."""
         self._starts.pop(task, None)
 
-    def save_at_once(self, change: Change) -> bool:
-        """Save one change in the thread that calls, if nobody else is saving or waits for it.
+    def save_in_thread(self, successes: Successes) -> bool:
+        """Save one success in the thread that calls, if nobody else is saving or waits for it.
 
         Whoever has only this to save need not wait for another thread's turn. Nothing may have
         been submitted before of the same task.
@@ -151,12 +210,37 @@ class Journal:
         if self._state is _AWAKE or self._items or not self._saving.acquire(blocking=False):
             return False
         try:
-            self.store.save([change])
+            if self._quick is not None and self._quick.save_in_thread(successes):
+                return True
+            self.store.save(successes.changes())
         except BaseException:  # noqa: BLE001 - who submits it next is told why
             return False
         finally:
             self._saving.release()
         return True
+
+    def save_on_loop(self, successes: Successes) -> bool:
+        """Save a few small successes on the event loop's own thread, if that takes no time.
+
+        Only a store that offers it, which then waits for nobody; only if nobody else is saving
+        or waits for it; and only while that is quick (see :class:`Pace`).
+
+        Returns:
+            Whether they were saved; if not, submit them.
+        """
+        quick = self._quick
+        if quick is None or self._state is _AWAKE or self._items:
+            return False
+        began = time.monotonic()
+        if began < self._pace.not_before or not self._saving.acquire(blocking=False):
+            return False
+        try:
+            return quick.save_on_loop(successes)
+        except Exception:  # noqa: BLE001 - who submits them next is told why
+            return False
+        finally:
+            self._saving.release()
+            self._pace.took(began, time.monotonic(), len(successes.ended))
 
     def call(self, function: Callable[[], T]) -> Future[T]:
         """Call a store that blocks, after everything submitted before and off the loop."""
@@ -199,14 +283,14 @@ class Journal:
             self._bell.put(None)
             thread.join(timeout_s)
 
-    def _put(self, item: _Entry | _Call | None) -> None:
+    def _put(self, item: _Entry | _Group | _Call | None) -> None:
         self._items.append(item)
         # Whoever goes to sleep looks once more after having said so: one of both sees the other.
         if self._state is not _AWAKE:
-            self._ring()
+            self._ring(_AWAKE)
 
-    def _ring(self) -> None:
-        self._state = _AWAKE  # so that nobody rings again before it has come
+    def _ring(self, state: int) -> None:
+        self._state = state  # so that nobody rings again before it has come
         self._bell.put(None)
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
@@ -222,27 +306,35 @@ class Journal:
         finally:
             self._state = _ASLEEP
             if self._items:  # they came while it was ending: another one takes them
-                self._ring()
+                self._ring(_AWAKE)
 
     def _work(self) -> None:
         items = self._items
-        waiting: list[_Entry] = []
+        waiting: list[_Entry | _Group] = []
         self._state = _AWAKE
         while True:
+            size = 0
             urgent = lingered = False
             self._sleep()
             while True:
-                while items and len(waiting) < _MOST_ENTRIES:
+                while items and size < _MOST_CHANGES:
                     item = items.popleft()
-                    if isinstance(item, _Entry):
+                    if isinstance(item, _Entry | _Group):
                         waiting.append(item)
-                        urgent = urgent or not item.silent
+                        if isinstance(item, _Group):
+                            urgent = True
+                            size += len(item.successes.ended)
+                        else:
+                            urgent = urgent or not item.silent
+                            size += 1
                         continue
-                    self._save(waiting)
+                    with self._saving:
+                        receipts = self._save(waiting)
+                    _tell(receipts)
                     waiting = []
                     if item is None:
                         return
-                    _answer(item)
+                    self._answer(item)
                     item = None  # let go of what was called
                 # What nobody waits for goes with what comes next, if that is soon.
                 if urgent or lingered or not waiting:
@@ -251,8 +343,23 @@ class Journal:
                 self._doze()
             with self._saving:  # so that no end gets in between a start and its being written
                 waiting.extend(self._due_starts())
-                self._save(waiting)
+                receipts = self._save(waiting)
+            # Whoever is told may have the next one to save, before this thread has its turn again.
+            self._state = _DOZING
+            _tell(receipts)
             waiting = []
+
+    def _answer(self, call: _Call) -> None:
+        if not call.future.set_running_or_notify_cancel():
+            return
+        try:
+            result = call.function()
+        except BaseException as error:  # noqa: BLE001 - the caller gets whatever it was
+            self._state = _DOZING
+            call.future.set_exception(error)
+        else:
+            self._state = _DOZING  # as for a receipt
+            call.future.set_result(result)
 
     def _sleep(self) -> None:
         """Wait until there is something to do; for as long as it takes if there is no start."""
@@ -272,54 +379,114 @@ class Journal:
         self._state = _AWAKE
 
     def _due_starts(self) -> list[_Entry]:
-        """Return the starts whose ends have not come for so long that they are to be written."""
-        latest = time.monotonic() - _LINGER_S
-        noted = self._starts.copy().items()  # others go on adding and taking out
-        due = itertools.takewhile(lambda item: item[1].noted <= latest, noted)
+        """Return the starts whose ends have not come for so long that they are to be written.
+
+        Those are the ones that stood there the last time, which was a while ago.
+        """
+        if not self._starts:
+            return []
+        now = time.monotonic()
+        if now < self._swept + _LINGER_S:
+            return []
+        self._swept = now
+        noted = self._starts.copy()  # others go on adding and taking out
+        before, self._noted = self._noted, frozenset(noted)
         return [
-            _Entry([Change(start.run, _begun(task, start))], start.inbox, start.failed, silent=True)
-            for task, start in due
-            if self._starts.pop(task, None) is not None
+            _Entry([Change(starts.run, _begun(task))], starts.inbox, starts.failed, silent=True)
+            for task, starts in noted.items()
+            if task in before and self._starts.pop(task, None) is not None
         ]
 
-    def _save(self, entries: list[_Entry]) -> None:
-        """Save all entries in one go; one that cannot be kept does not take the others along."""
+    def _save(self, entries: list[_Entry | _Group]) -> list[tuple[Inbox, Receipt]]:
+        """Save all entries in one go; one that cannot be kept does not take the others along.
+
+        Returns:
+            What is to be told.
+        """
+        receipts: list[tuple[Inbox, Receipt]] = []
         while entries:
             try:
-                self.store.save([change for entry in entries for change in entry.changes])
+                self._write(entries)
             except ResultNotStorableError as error:
+                entries = [part for entry in entries for part in _parted(entry, error)]
                 refused = [entry for entry in entries if _is_about(entry, error)]
                 failure: Exception = error
             except (DamagedRecordError, RunLostError) as error:
-                refused = [
-                    entry for entry in entries if entry.changes[0].run.run_id == error.run_id
-                ]
+                refused = [entry for entry in entries if _run_of(entry).run_id == error.run_id]
                 failure = error
             except Exception as error:  # noqa: BLE001 - any failure must reach its runs (R4)
                 refused, failure = entries, error
             else:
-                told: dict[Inbox, list[Acknowledgement]] = {}
-                for entry in entries:
-                    if not entry.silent:
-                        told.setdefault(entry.inbox, []).append(entry.then)
-                for inbox, thens in told.items():
-                    inbox.put(Receipt(thens, None))
-                return
+                return receipts + _receipts(entries, None)
             refused = refused or entries
-            for entry in refused:
-                entry.inbox.put(Receipt([entry.then], failure))
+            receipts += _receipts(refused, failure)
             answered = {id(entry) for entry in refused}
             entries = [entry for entry in entries if id(entry) not in answered]
+        return receipts
+
+    def _write(self, entries: list[_Entry | _Group]) -> None:
+        """Hand entries to the store, in the form that it takes."""
+        if self._quick is None:
+            self.store.save([change for entry in entries for change in _changes_of(entry)])
+            return
+        changes = [c for entry in entries if isinstance(entry, _Entry) for c in entry.changes]
+        successes = [entry.successes for entry in entries if isinstance(entry, _Group)]
+        self._quick.save_all(changes, successes)
 
 
-def _begun(task: TaskRecord, start: _Start) -> TaskRecord:
+def _begun(task: TaskRecord) -> TaskRecord:
     """Return what is known of a task of which only that it has begun is."""
+    started_at = task.started_at or 0.0
     snapshot = TaskRecord(task.name, task.deps)
-    snapshot.start(start.started_at, start.ready_at)
+    snapshot.start(started_at, started_at if task.ready_at is None else task.ready_at)
     return snapshot
 
 
-def _is_about(entry: _Entry, error: ResultNotStorableError) -> bool:
+def _changes_of(entry: _Entry | _Group) -> Sequence[Change]:
+    return entry.changes if isinstance(entry, _Entry) else entry.successes.changes()
+
+
+def _run_of(entry: _Entry | _Group) -> RunRecord:
+    return entry.changes[0].run if isinstance(entry, _Entry) else entry.successes.run
+
+
+def _receipts(
+    entries: Sequence[_Entry | _Group], error: Exception | None
+) -> list[tuple[Inbox, Receipt]]:
+    """Return the acknowledgement of entries: one message for each inbox."""
+    told: dict[Inbox, list[Acknowledgement]] = {}
+    for entry in entries:
+        if isinstance(entry, _Group):
+            then: Acknowledgement = partial(entry.then, entry.successes.ended)
+        elif error is None and entry.silent:
+            continue
+        else:
+            then = entry.then
+        told.setdefault(entry.inbox, []).append(then)
+    return [(inbox, Receipt(thens, error)) for inbox, thens in told.items()]
+
+
+def _tell(receipts: list[tuple[Inbox, Receipt]]) -> None:
+    for inbox, receipt in receipts:
+        inbox.put(receipt)
+
+
+def _parted(entry: _Entry | _Group, error: ResultNotStorableError) -> Sequence[_Entry | _Group]:
+    """Return an entry, without the success that was refused and with that beside it."""
+    if isinstance(entry, _Entry) or entry.successes.run.run_id != error.run_id:
+        return [entry]
+    run, tasks, ended = entry.successes
+    others = [each for each in ended if tasks[each[0]].name != error.task_name]
+    refused = [each for each in ended if tasks[each[0]].name == error.task_name]
+    return [
+        entry._replace(successes=Successes(run, tasks, part)) for part in (others, refused) if part
+    ]
+
+
+def _is_about(entry: _Entry | _Group, error: ResultNotStorableError) -> bool:
+    if isinstance(entry, _Group):
+        run, tasks, ended = entry.successes
+        return run.run_id == error.run_id and tasks[ended[0][0]].name == error.task_name
     return any(
         change.run.run_id == error.run_id
         and change.task is not None
@@ -328,14 +495,3 @@ def _is_about(entry: _Entry, error: ResultNotStorableError) -> bool:
         and not isinstance(change.task.result, NoResult)
         for change in entry.changes
     )
-
-
-def _answer(call: _Call) -> None:
-    if not call.future.set_running_or_notify_cancel():
-        return
-    try:
-        result = call.function()
-    except BaseException as error:  # noqa: BLE001 - the caller gets whatever it was
-        call.future.set_exception(error)
-    else:
-        call.future.set_result(result)

@@ -25,16 +25,16 @@ from flowrun.errors import (
 from flowrun.failure import bounded, error_line, error_text, redacted
 from flowrun.inbox import Inbox
 from flowrun.inputs import UNCHANGING, Inputs
-from flowrun.journal import Receipt
+from flowrun.journal import Receipt, Starts
 from flowrun.launcher import Launcher
 from flowrun.ledger import Ledger
-from flowrun.state.protocol import Change
-from flowrun.state.records import Reason
+from flowrun.state.protocol import Change, Successes
+from flowrun.state.records import NoResult, Reason
 from flowrun.teller import Teller
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from concurrent.futures import Executor
 
     from flowrun.clock import Timer
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from flowrun.hooks import HookDispatcher
     from flowrun.journal import Journal
     from flowrun.slots import Slots
+    from flowrun.state.protocol import Success
     from flowrun.state.records import RunRecord, TaskRecord
 
 
@@ -115,7 +116,9 @@ class Run:
             live=self._live,
             writer=None if self._live else self,
         )
-        self._pending = 0  # submitted to the journal, not yet acknowledged
+        self._pending = 0  # ended or submitted to the journal, not yet acknowledged
+        self._unsaved: list[Success] = []
+        self._starts = Starts(record, self._inbox, self._post_failed)
         self._active = self._launcher.active
         self._timers: dict[int, Timer] = {}  # a retry's wait, or the wait for its predecessor
         self._lingering: dict[int, Invocation] = {}
@@ -207,6 +210,8 @@ class Run:
             self._guarded(cast("Callable[[], object]", message))
 
     def _after_round(self) -> None:
+        if self._unsaved:
+            self._guarded(self._save_successes)
         self._guarded(self._launcher.pump)
         if self._stopping is not None or not self._ledger.open:  # threads may have ended the last
             self._guarded(self.progressed)
@@ -260,16 +265,20 @@ class Run:
     def note(self, task: TaskRecord) -> None:
         """Note that an attempt begins, in any thread."""
         if self._is_noted(task):
-            self._journal.note_start(self.record, task, self._inbox, self._post_failed)
+            self._journal.note_start(task, self._starts)
 
     def save(self, ended: Invocation, now: float) -> bool:
         """Save a success in the thread that calls, if that can be done at once."""
-        task = self._tasks[ended.number]
+        number = ended.number
+        task = self._tasks[number]
         if not self._is_noted(task):
             return False
-        snapshot = self._succeeded_snapshot(task, ended.number, now, ended.value)
-        snapshot.started_at = (ended.started or 0.0) + self._offset  # its thread has begun it
-        return self._journal.save_at_once(Change(self.record, snapshot))
+        self._journal.drop_start(task)
+        value = ended.value if self.graph.specs[number].retain_result else NoResult.RELEASED
+        task.started_at = (ended.started or 0.0) + self._offset  # its thread has begun it
+        return self._journal.save_in_thread(
+            Successes(self.record, self._tasks, ((number, now, value),))
+        )
 
     def _is_noted(self, task: TaskRecord) -> bool:
         """Whether a thread may write of this attempt: nothing has been written before of its task.
@@ -364,13 +373,53 @@ class Run:
                 self.succeed(number, now, value)
             return
         task = self._tasks[number]
-        snapshot = self._succeeded_snapshot(task, number, now, value)
         self._pending += 1
-        self._journal.submit(
-            [Change(self.record, snapshot)],
-            self._inbox,
-            partial(self._success_saved, number, now, value),
-        )
+        if not (self._is_noted(task) and self.graph.specs[number].retain_result):
+            change = [Change(self.record, self._succeeded_snapshot(task, number, now, value))]
+            then = partial(self._success_saved, number, now, value)
+            self._journal.submit(change, self._inbox, then)
+            return
+        self._journal.drop_start(task)
+        unsaved = self._unsaved
+        unsaved.append((number, now, value))
+        if not (self._active or self._ledger.ready) or len(unsaved) >= _MOST_UNSAVED:
+            self._save_successes()
+        elif len(unsaved) == 1:
+            self._loop.call_soon(self._guarded, self._save_unsaved)
+
+    def _save_unsaved(self) -> None:
+        """Save what has ended since the loop's last turn."""
+        self._save_successes()
+        self._launcher.pump()
+
+    def _save_successes(self) -> None:
+        """Save them here, if nothing of the run goes on meanwhile and it takes no time."""
+        ended = self._unsaved
+        if not ended:
+            return
+        self._unsaved = []
+        successes = Successes(self.record, self._tasks, ended)
+        if self._active or not self._journal.save_on_loop(successes):
+            self._journal.submit_successes(successes, self._inbox, self._successes_saved)
+        else:
+            self._pending -= len(ended)
+            self._settle_successes(ended, None)
+
+    def _successes_saved(self, ended: Sequence[Success], error: Exception | None) -> None:
+        self._pending -= len(ended) - 1  # one of them was counted off with the receipt
+        self._settle_successes(ended, error)
+
+    def _settle_successes(self, ended: Sequence[Success], error: Exception | None) -> None:
+        lock = self._ledger.lock
+        for number, now, value in ended:
+            try:
+                if error is None:
+                    with lock:
+                        self.succeed(number, now, value)
+                else:
+                    self._success_saved(number, now, value, error)
+            except Exception as internal:  # noqa: BLE001 - see _guarded
+                self.broke(internal)
 
     def _succeeded_snapshot(
         self, task: TaskRecord, number: int, now: float, value: object
@@ -735,5 +784,7 @@ def _nothing() -> None:
 def _by_number(invocation: Invocation) -> int:
     return invocation.number
 
+
+_MOST_UNSAVED = 128
 
 _UNKNOWN = FlowrunError("the attempt ended without a result and without an error")

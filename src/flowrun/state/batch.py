@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from flowrun.errors import DamagedRecordError, ResultNotStorableError, RunLostError
 from flowrun.state import statements as sql
+from flowrun.state.protocol import succeeded
 from flowrun.state.records import NoResult, TaskStatus
-from flowrun.state.rows import task_checksum, task_row
+from flowrun.state.rows import plain_row, task_checksum, task_row
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Mapping, Sequence
 
-    from flowrun.state.protocol import Change
+    from flowrun.state.protocol import Change, Successes
     from flowrun.state.records import RunRecord, TaskRecord
     from flowrun.state.rows import Row
     from flowrun.state.serializers import ResultSerializer
 
-_SHORT = 500
+SHORT = 500
 """Results of so many bytes stand in their tasks' rows, which SQLite then keeps in one page."""
 
 _NOTHING: Row = (None, None, None)
@@ -56,11 +57,12 @@ class Batch:
         ends: Runs that end with it.
     """
 
-    __slots__ = ("_dropped", "_long", "_serializer", "_updated", "_whole", "ends")
+    __slots__ = ("_dropped", "_long", "_plain", "_serializer", "_updated", "_whole", "ends")
 
     def __init__(self, serializer: ResultSerializer) -> None:
         self._serializer = serializer
         self._whole: list[Row] = []
+        self._plain: list[list[object]] = []
         self._updated: list[Row] = []
         self._long: list[Row] = []
         self._dropped: list[Row] = []
@@ -86,6 +88,30 @@ class Batch:
             else:
                 self._add_task(run.run_id, task, owned)
 
+    def add_successes(self, successes: Successes, runs: Mapping[str, Owned]) -> None:
+        """Make rows of successes.
+
+        Raises:
+            ResultNotStorableError: The serializer refuses a result.
+            RunLostError: The run is none of these.
+        """
+        run, tasks, ended = successes
+        owned = runs.get(run.run_id)
+        if owned is None:
+            raise RunLostError(run.run_id)
+        plain: list[object] = [owned.seq, self._serializer.name]
+        for number, now, value in ended:
+            if isinstance(value, NoResult):
+                self._add_task(run.run_id, succeeded(tasks[number], now, value), owned)
+                continue
+            data = self._dumped(run.run_id, tasks[number].name, value)
+            if len(data) > SHORT:
+                self._add_kept(owned.row_of(succeeded(tasks[number], now, value)), data)
+            else:
+                deps = owned.deps[number]
+                plain += plain_row(owned.seq, number, tasks[number], deps, now, data)
+        self._plain.append(plain)
+
     def write(self, db: sqlite3.Connection) -> None:
         """Write them, in the caller's transaction.
 
@@ -93,6 +119,8 @@ class Batch:
             DamagedRecordError: A task's result was to stay as it is, but it has no row.
         """
         put(db, self._whole)
+        for plain in self._plain:
+            put_plain(db, plain)
         for seq, place, *row in self._updated:
             if not db.execute(sql.UPDATE_TASK, (*row, seq, place)).rowcount:
                 (run_id,) = db.execute(sql.RUN_OF, (seq,)).fetchone()
@@ -114,12 +142,14 @@ class Batch:
             if task.status is TaskStatus.SUCCESS:
                 self._dropped.append(row[:2])
         else:
-            data = self._dumped(run_id, task.name, result)
-            kept: Row = (self._serializer.name, data, zlib.crc32(data))
-            if len(data) > _SHORT:
-                self._long.append(row[:2] + kept)
-                kept = _NOTHING
-            self._whole.append(row + kept)
+            self._add_kept(row, self._dumped(run_id, task.name, result))
+
+    def _add_kept(self, row: Row, data: bytes) -> None:
+        kept: Row = (self._serializer.name, data, zlib.crc32(data))
+        if len(data) > SHORT:
+            self._long.append(row[:2] + kept)
+            kept = _NOTHING
+        self._whole.append(row + kept)
 
     def _dumped(self, run_id: str, task_name: str, value: object) -> bytes:
         try:
@@ -140,3 +170,19 @@ def put(db: sqlite3.Connection, rows: Sequence[Row]) -> None:
         while begin + number <= len(rows):
             db.execute(text, tuple(chain.from_iterable(rows[begin : begin + number])))
             begin += number
+
+
+def put_plain(db: sqlite3.Connection, rows: Sequence[object]) -> None:
+    """Write such rows of one run, most of them many at a time.
+
+    Args:
+        db: Where to, in the caller's transaction.
+        rows: The run's number, the serializer's name, and then the rows' values.
+    """
+    run = rows[:2]
+    begin, number = 2, len(rows) // sql.PLAIN_VALUES
+    for many, text in sql.PUT_PLAIN.items():
+        while number >= many:
+            end = begin + many * sql.PLAIN_VALUES
+            db.execute(text, (*run, *rows[begin:end]))
+            begin, number = end, number - many

@@ -5,7 +5,7 @@ A store keeps and returns records; the rules by which they change are not its bu
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -24,6 +24,39 @@ class Change(NamedTuple):
 
     run: RunRecord
     task: TaskRecord | None
+
+
+Success: TypeAlias = "tuple[int, float, object]"
+"""A task's place in its run, when it ended, and what it returned."""
+
+
+class Successes(NamedTuple):
+    """Tasks of a run that have succeeded at their first attempt.
+
+    What most changes are, with no object made for each.
+
+    Attributes:
+        run: The run.
+        tasks: All its tasks in their order; those that have succeeded are still RUNNING in it,
+            and nobody changes them before this has been saved.
+        ended: What they have come to; each result is kept.
+    """
+
+    run: RunRecord
+    tasks: Sequence[TaskRecord]
+    ended: Sequence[Success]
+
+    def changes(self) -> list[Change]:
+        """Return the same as changes."""
+        run, tasks, ended = self
+        return [Change(run, succeeded(tasks[number], now, value)) for number, now, value in ended]
+
+
+def succeeded(task: TaskRecord, now: float, result: object) -> TaskRecord:
+    """Return a snapshot of a task that is RUNNING, as it is when it has succeeded."""
+    snapshot = task.copy()
+    snapshot.succeed(now, result)
+    return snapshot
 
 
 class RunQuery(NamedTuple):
@@ -117,4 +150,34 @@ class StateStoreProtocol(Protocol):
 
     def close(self) -> None:
         """Give up every resource; closing twice is fine."""
+        ...
+
+
+class QuickStore(Protocol):
+    """What a store of flowrun's own can do besides; no other store need have it."""
+
+    def save_all(self, changes: Sequence[Change], successes: Sequence[Successes]) -> None:
+        """Keep changes and successes as :meth:`StateStoreProtocol.save` keeps changes.
+
+        The successes come after the changes.
+        """
+        ...
+
+    def save_in_thread(self, successes: Successes) -> bool:
+        """Save the success of one task as :meth:`save_all` would, if it has a short result.
+
+        Returns:
+            Whether it was saved; if not, nothing was, and :meth:`save_all` finds out why.
+        """
+        ...
+
+    def save_on_loop(self, successes: Successes) -> bool:
+        """Save a few successes in a thread that must not wait.
+
+        It waits for nobody's lock, and for the disk only where the store promises to survive
+        power loss.
+
+        Returns:
+            Whether they were saved; if not, nothing was, and :meth:`save_all` finds out why.
+        """
         ...

@@ -39,6 +39,7 @@ def checksum(row: Row) -> int:
     return zlib.crc32(repr(row).encode("utf-8", "surrogatepass"))
 
 
+_crc32 = zlib.crc32
 _packed = struct.Struct("<qqqqddd").pack
 _NAN = float("nan")
 _NULL = "\1"
@@ -70,6 +71,29 @@ def task_checksum(run: int, place: int, row: Row) -> int:
     reason = _NULL if reason is None else reason
     texts = "\0".join([name, deps, status, error, reason, earlier, result_state])  # noqa: FLY002 - it refuses what is no text
     return zlib.crc32(texts.encode("utf-8", "surrogatepass"), zlib.crc32(numbers))
+
+
+_SUCCEEDED = f"\0{TaskStatus.SUCCESS}\0{_NULL}\0{_NULL}\0[]\0{NoResult.STORED.value}".encode()
+
+
+def plain_row(  # noqa: PLR0913 - a row is made of its values
+    run: int, place: int, task: TaskRecord, deps: str, finished_at: float, data: bytes
+) -> Row:
+    """Return what is to be written of a task that has succeeded at its first attempt.
+
+    Args:
+        run: Where its row stands.
+        place: The same.
+        task: The task, still RUNNING.
+        deps: Its dependencies as JSON.
+        finished_at: When it ended.
+        data: What it returned.
+    """
+    name, ready_at, started_at = task.name, task.ready_at or 0.0, task.started_at or 0.0
+    numbers = _packed(run, place, 1, 0, ready_at, started_at, finished_at)
+    texts = f"{name}\0{deps}".encode("utf-8", "surrogatepass")
+    stored = _crc32(numbers + texts + _SUCCEEDED)
+    return place, name, deps, ready_at, started_at, finished_at, stored, data, _crc32(data)
 
 
 def run_row(run: RunRecord, owner: int | None) -> Row:
@@ -114,18 +138,20 @@ def task_row(task: TaskRecord, deps: str | None = None) -> Row:
     )
 
 
-_quoted = json.JSONEncoder().encode
+_BETWEEN = '", "'
 
 
 def plan_of(tasks: Mapping[str, TaskRecord]) -> tuple[str, list[str]]:
     """Return the tasks and their dependencies as JSON: all together, and those of each."""
-    quoted = {name: _quoted(name) for name in tasks}
-    deps = [
-        f"[{', '.join([quoted.get(name) or _quoted(name) for name in task.deps])}]"
-        for task in tasks.values()
-    ]
-    pairs = zip(quoted.values(), deps, strict=True)
-    return f"[{', '.join([f'[{name}, {needed}]' for name, needed in pairs])}]", deps
+    deps = [f'["{_BETWEEN.join(task.deps)}"]' if task.deps else "[]" for task in tasks.values()]
+    plan = ", ".join([f'["{name}", {each}]' for name, each in zip(tasks, deps, strict=True)])
+    # Most names need no escaping. Who would tell a quote in one from those around it counts.
+    quotes = 2 * (len(tasks) + sum([len(task.deps) for task in tasks.values()]))
+    if plan.isascii() and plan.isprintable() and "\\" not in plan and plan.count('"') == quotes:
+        return f"[{plan}]", deps
+    deps = [json.dumps(task.deps) for task in tasks.values()]
+    plan = json.dumps([(name, task.deps) for name, task in tasks.items()])
+    return plan, deps
 
 
 def tasks_of_plan(plan: str, stored: object, run_id: str) -> list[TaskRecord]:

@@ -40,6 +40,9 @@ _REMEMBERED = 64
 _MOST_VISITED = 1_000_000
 _PLAIN_INT = 1 << 63
 _ATOMS = frozenset({type(None), bool, int, float, str, bytes})
+_TEXTS = frozenset({str, bytes})
+_MOST_SMALL = 32
+_SMALL_TEXT = 500
 
 
 class ResultSerializer(Protocol):
@@ -68,6 +71,24 @@ class ResultSerializer(Protocol):
             ResultNotReadableError: The bytes are damaged, or another serializer's.
         """
         ...
+
+
+def is_small(value: Any) -> bool:  # noqa: ANN401 - what a task returned
+    """Return whether serialising a value takes no noticeable time."""
+    kind = kind_of(value)
+    if kind is list or kind is tuple:
+        return len(value) <= _MOST_SMALL and all(map(_is_small_atom, value))
+    if kind is dict:
+        atoms = (*value, *value.values())
+        return len(value) <= _MOST_SMALL and all(map(_is_small_atom, atoms))
+    return _is_small_atom(value)
+
+
+def _is_small_atom(value: Any) -> bool:  # noqa: ANN401 - what a task returned
+    kind = kind_of(value)
+    if kind is int:
+        return bool(-_PLAIN_INT < value < _PLAIN_INT)
+    return kind in _ATOMS and (kind not in _TEXTS or len(value) <= _SMALL_TEXT)
 
 
 class JsonSerializer:

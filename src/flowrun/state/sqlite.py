@@ -24,7 +24,7 @@ from flowrun.errors import (
     UnknownRunError,
 )
 from flowrun.state import statements as sql
-from flowrun.state.batch import Batch, Owned, put
+from flowrun.state.batch import SHORT, Batch, Owned, put, put_plain
 from flowrun.state.ownership import Ownership
 from flowrun.state.records import NoResult, Reason, TaskStatus
 from flowrun.state.rows import (
@@ -32,6 +32,7 @@ from flowrun.state.rows import (
     check_task_row,
     checksum,
     counts_of_row,
+    plain_row,
     plan_of,
     run_of_row,
     run_row,
@@ -41,14 +42,14 @@ from flowrun.state.rows import (
     task_row,
     tasks_of_plan,
 )
-from flowrun.state.serializers import JsonSerializer
+from flowrun.state.serializers import JsonSerializer, PickleSerializer, is_small
 from flowrun.state.sqlite_file import SqliteFile, check_settings
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Collection, Generator, Sequence
 
-    from flowrun.state.protocol import Change, RunQuery
+    from flowrun.state.protocol import Change, QuickStore, RunQuery, Successes
     from flowrun.state.records import RunRecord, RunSummary, TaskRecord
     from flowrun.state.rows import Row
     from flowrun.state.serializers import ResultSerializer
@@ -59,7 +60,11 @@ T = TypeVar("T")
 _CACHED_RUNS = 64
 _DEAD = "OWNER_DIED: the process that worked on this run has died"
 _PRUNING_S = 0.05
+_MOST_UNFOLDED = 2000
+_ROWS_OF_A_PAGE = 16
 _VACUUMED_PAGES = 1000
+
+_QUICK_SERIALIZERS = (JsonSerializer, PickleSerializer)
 
 _log = logging.getLogger("flowrun.state")
 _seq_of = operator.itemgetter(0)
@@ -128,6 +133,8 @@ class SqliteStateStore:
         self._cache: OrderedDict[str, tuple[float, RunRecord]] = OrderedDict()
         self._closed = False
         self._readonly = _readonly
+        self._waitless: sqlite3.Connection | None = None
+        self._unfolded = 0
         self._ownership: Ownership | None = None
         with ExitStack() as undo:
             undo.callback(self._file.close)
@@ -137,6 +144,10 @@ class SqliteStateStore:
             with self._file.translated():
                 self._writer = self._file.connect(readonly=_readonly)
             undo.callback(self._writer.close)
+            if journal_mode == "WAL" and not _readonly:
+                with self._file.translated():
+                    self._waitless = self._file.connect(readonly=False, waits=False)
+                undo.callback(self._waitless.close)
             if recover and not _readonly:
                 self._recover()
             undo.pop_all()
@@ -189,16 +200,64 @@ class SqliteStateStore:
 
     def save(self, changes: Sequence[Change]) -> None:
         """Keep all these changes, or none; see :meth:`StateStoreProtocol.save`."""
+        self.save_all(changes, ())
+
+    @property
+    def quick(self) -> QuickStore | None:
+        """What it can do besides; nothing where a subclass is to see whatever is saved."""
+        return self if type(self).save is SqliteStateStore.save else None
+
+    def save_all(self, changes: Sequence[Change], successes: Sequence[Successes]) -> None:
+        """Keep all of both, or none; see :class:`~flowrun.state.protocol.QuickStore`."""
         batch = Batch(self.serializer)
         batch.add(changes, self._owned)
+        for each in successes:
+            batch.add_successes(each, self._owned)
         with self._transaction() as (db, owner):
-            for run_id in {change.run.run_id for change in changes}:
+            runs = [change.run for change in changes] + [each.run for each in successes]
+            for run_id in {run.run_id for run in runs}:
                 self._check_owner(db, run_id, owner)
             batch.write(db)
             for run in batch.ends:
                 self._write_end(db, self._owned[run.run_id].seq, run)
         for run in batch.ends:
             del self._owned[run.run_id]
+
+    def save_in_thread(self, successes: Successes) -> bool:
+        """Save the success of one task, waiting if need be; see ``QuickStore``."""
+        row = self._plain_rows(successes)
+        if row is None:
+            return False
+        with self._writing:
+            self._require_open()
+            self._unfolded = 0
+            return self._put_if_owned(self._writer, row)
+
+    def save_on_loop(self, successes: Successes) -> bool:
+        """Save a few successes without waiting for anybody; see ``QuickStore``.
+
+        By a connection of its own, which waits for no lock and never folds the log back into
+        the database, which would wait for the disk. The other one does that when it has written:
+        so now and then it must have its turn.
+        """
+        db = self._waitless
+        if db is None or self._unfolded >= _MOST_UNFOLDED:
+            return False
+        if type(self.serializer) not in _QUICK_SERIALIZERS:  # somebody else's may take long
+            return False
+        rows = self._plain_rows(successes)
+        if rows is None or not self._writing.acquire(blocking=False):
+            return False
+        try:
+            self._require_open()
+            self._unfolded += 1 + len(successes.ended) // _ROWS_OF_A_PAGE
+            if len(successes.ended) == 1:
+                return self._put_if_owned(db, rows)
+            return self._put_all_if_owned(db, rows)
+        except sqlite3.Error:
+            return False
+        finally:
+            self._writing.release()
 
     def prune_runs(self, *, keep_last: int | None, created_before: float | None) -> int:
         """Delete finished runs and give their space back to the file system.
@@ -227,6 +286,9 @@ class SqliteStateStore:
             if self._closed:
                 return
             self._closed = True
+            waitless, self._waitless = self._waitless, None
+            if waitless is not None:
+                waitless.close()
             for connection in (*self._readers, self._writer):
                 connection.close()
             self._readers.clear()
@@ -294,6 +356,45 @@ class SqliteStateStore:
         return {str(name): (str(row[0]), int(row[1]), bytes(row[2])) for name, *row in rows}
 
     # Inside.
+
+    def _plain_rows(self, successes: Successes) -> list[object] | None:
+        """Return what :func:`put_plain` writes of successes, if all have short results."""
+        self._file.check_process()
+        run, tasks, ended = successes
+        owned = self._owned.get(run.run_id)
+        if owned is None:
+            return None
+        seq, _, deps = owned
+        dumps = self.serializer.dumps
+        rows: list[object] = [seq, self.serializer.name]
+        for place, now, value in ended:
+            if not is_small(value):
+                return None
+            data = dumps(value)
+            if len(data) > SHORT:
+                return None
+            rows += plain_row(seq, place, tasks[place], deps[place], now, data)
+        return rows
+
+    def _put_if_owned(self, db: sqlite3.Connection, row: list[object]) -> bool:
+        """Write one row of a run of one's own; one statement by itself is a transaction."""
+        assert self._ownership is not None  # noqa: S101 - the run was created here
+        return db.execute(sql.PUT_PLAIN_IF_OWNED, (*row, self._ownership.owner)).rowcount > 0
+
+    def _put_all_if_owned(self, db: sqlite3.Connection, rows: list[object]) -> bool:
+        assert self._ownership is not None  # noqa: S101 - the run was created here
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            if db.execute(sql.IS_OWNED, (rows[0], self._ownership.owner)).fetchone() is None:
+                db.execute("ROLLBACK")
+                return False
+            put_plain(db, rows)
+            db.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):  # SQLite may have ended it by itself
+                db.execute("ROLLBACK")
+            raise
+        return True
 
     def _read_run(self, run_id: str, results: bool, dead: set[int]) -> RunRecord:  # noqa: FBT001 - bound by place
         with self._reading() as db:
@@ -565,6 +666,7 @@ class SqliteStateStore:
             try:
                 yield self._writer, ownership.owner
                 self._writer.execute("COMMIT")
+                self._unfolded = 0
             except BaseException:
                 with suppress(sqlite3.Error):  # SQLite may have ended it by itself
                     self._writer.execute("ROLLBACK")

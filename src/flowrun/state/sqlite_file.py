@@ -122,15 +122,20 @@ class SqliteFile:
         if self.is_inherited:
             raise self._forked()
 
-    def connect(self, *, readonly: bool) -> sqlite3.Connection:
-        """Open a connection: the only place where one is opened, and every pragma set."""
+    def connect(self, *, readonly: bool, waits: bool = True) -> sqlite3.Connection:
+        """Open a connection: the only place where one is opened, and every pragma set.
+
+        Args:
+            readonly: Whether it must not write.
+            waits: Whether it may wait, for a lock or to fold the log back into the database.
+        """
         mode = "ro" if readonly else "rw"
         connection = sqlite3.connect(
             f"{self.real_path.as_uri()}?mode={mode}",
             uri=True,
             isolation_level=None,
             check_same_thread=False,
-            timeout=self._busy_timeout_s,
+            timeout=self._busy_timeout_s if waits else 0,
             cached_statements=64,
         )
         # A damaged byte must not keep a row from being compared with its checksum.
@@ -143,6 +148,8 @@ class SqliteFile:
             if not readonly:
                 for pragma in _SYNCHRONOUS[self._synchronous, self._journal_mode]:
                     connection.execute(pragma)
+                # To fold the log back takes its time, mostly a fixed one.
+                connection.execute(_FOLDS_AT if waits else "PRAGMA wal_autocheckpoint = 0")
             complete(connection, self._version)
         except BaseException:
             connection.close()
@@ -290,6 +297,7 @@ _SYNCHRONOUS = {
     ("NORMAL", "WAL"): ("PRAGMA synchronous = NORMAL", "PRAGMA checkpoint_fullfsync = ON"),
     ("NORMAL", "DELETE"): ("PRAGMA synchronous = NORMAL",),
 }
+_FOLDS_AT = "PRAGMA wal_autocheckpoint = 4000"
 _JOURNAL_MODE = {
     "WAL": "PRAGMA journal_mode = WAL",
     "DELETE": "PRAGMA journal_mode = DELETE",
