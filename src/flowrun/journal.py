@@ -384,6 +384,7 @@ class Journal:
         Those are the ones that stood there the last time, which was a while ago.
         """
         if not self._starts:
+            self._noted = frozenset()  # it keeps nothing of an ended run alive
             return []
         now = time.monotonic()
         if now < self._swept + _LINGER_S:
