@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -675,6 +676,64 @@ async def test_thread_whose_inputs_cannot_be_kept_fails_its_task(engine: Engine)
     report = engine.get_run_report(await asyncio.wait_for(engine.run_once("d"), WAIT_S))
     assert statuses(report) == {"makes": "SUCCESS", "takes": "FAILED"}
     assert "SystemExit" in (report["tasks"]["takes"]["error"] or "")
+
+
+class LateLock:
+    """A lock; a worker thread waits after it has let go of it for the last time."""
+
+    def __init__(self, has_let_go: Callable[[], object], may_go_on: threading.Event) -> None:
+        self.lock = threading.Lock()
+        self.has_let_go = has_let_go
+        self.may_go_on = may_go_on
+        self.left = -1
+
+    def __enter__(self) -> None:
+        self.lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+        if in_a_worker() and self.left >= 0:
+            self.left -= 1
+            if self.left < 0:
+                self.has_let_go()
+                assert self.may_go_on.wait(WAIT_S)
+
+
+async def test_thread_that_finds_nothing_as_the_run_ends_leaves_its_slot_once(  # R3
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    came, over = asyncio.Event(), threading.Event()
+    lock = LateLock(lambda: loop.call_soon_threadsafe(came.set), over)
+    engine = make_engine(max_parallel=3, max_workers=1)
+    engine.task(name="first", dag="d")(lambda: None)
+
+    @engine.task(dag="d")
+    def second() -> None:
+        lock.left = 1  # its own end, and the seat that it came with
+
+    engine.task(name="waits", dag="d")(came.wait)
+    monkeypatch.setattr("flowrun.ledger.threading", SimpleNamespace(Lock=lambda: lock))
+    await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+    monkeypatch.undo()
+    over.set()
+    running = most = 0
+
+    async def work() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        running -= 1
+
+    engine.task(name="ends", dag="other")(lambda: None)
+    await asyncio.wait_for(engine.run_once("other"), WAIT_S)  # in that thread
+    for number in range(8):
+        engine.task(name=f"t{number}", dag="many")(work)
+    runs = [engine.run_once("many") for _ in range(2)]
+    await asyncio.wait_for(asyncio.gather(*runs), WAIT_S)
+    assert most == 3
 
 
 # -- chains in a store that has to be written to -------------------------------------------------

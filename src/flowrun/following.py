@@ -273,14 +273,15 @@ class Following:
         """Return what a thread begins with that has come for a seat."""
         with self._lock:
             self._seats.discard(seat)
-            if self._left:
+            left = self._left
+            if left:
                 invocation = None
             else:
                 invocation = None if self._stopped else self._picked(self._monotonic())
                 if invocation is None:
                     self._free_slots += 1
         if invocation is None:
-            if self._left:
+            if left:
                 self._lane.give_back()
             self.wake()
         return invocation
