@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import threading
 from collections.abc import Callable
@@ -622,6 +623,15 @@ class TellingClock(Clock):
         return loop.call_later(WAIT_S, callback)
 
 
+class HandClock(Clock):
+    """A clock that only the test moves."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:  # type: ignore[override]
+        return self.now
+
+
 async def test_time_is_up_when_the_code_has_ended_but_the_loop_has_not_heard(  # A4
     make_engine: MakeEngine,
 ) -> None:
@@ -799,6 +809,61 @@ async def test_what_a_thread_cannot_save_is_saved_by_the_journal(make_engine: Ma
     assert len(ran) == 20
     assert refused
     assert all(task.status == "SUCCESS" for task in store.runs[report["run_id"]].tasks.values())
+
+
+async def test_saving_takes_no_time_from_the_child(make_engine: MakeEngine) -> None:  # A1
+    clock = HandClock()
+    store = ThirdPartyStore()
+    saved_in_workers: list[bool] = []
+
+    def before(what: str) -> None:
+        if in_a_worker():
+            saved_in_workers.append(True)
+            clock.now += 10.0
+
+    store.before = before
+    engine = make_engine(state_store=store, config=SchedulerConfig(clock=clock))
+    left: list[float] = []
+
+    def work() -> None:
+        left.append((current_attempt().deadline or 0.0) - clock.now)
+
+    for number in range(50):
+        deps = [f"t{number - 1}"] if number else []
+        engine.task(name=f"t{number}", dag="d", deps=deps, timeout_s=20)(work)
+    report = engine.get_run_report(await asyncio.wait_for(engine.run_once("d"), WAIT_S))
+    assert saved_in_workers
+    assert left == [20.0] * 50
+    assert {task["finished_at"] - task["started_at"] for task in report["tasks"].values()} == {0.0}
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_what_is_told_takes_no_time_from_the_next_task(  # A1
+    make_engine: MakeEngine, kind: str
+) -> None:
+    clock = HandClock()
+
+    def passes(_: logging.LogRecord) -> bool:
+        clock.now += 10.0
+        return True
+
+    log = logging.Logger("slow", logging.INFO)
+    log.addFilter(passes)
+    engine = make_engine(logger=log, config=SchedulerConfig(clock=clock))
+    left: list[float] = []
+
+    def work() -> None:
+        left.append((current_attempt().deadline or 0.0) - clock.now)
+
+    async def work_on_the_loop() -> None:
+        work()
+
+    for number in range(5):
+        deps = [f"t{number - 1}"] if number else []
+        function = work if kind == "sync" else work_on_the_loop
+        engine.task(name=f"t{number}", dag="d", deps=deps, timeout_s=20)(function)
+    await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+    assert left == [20.0] * 5
 
 
 async def test_cancelling_while_a_thread_saves_keeps_what_it_saves(  # R2 S1

@@ -451,7 +451,11 @@ class Launcher:
                     attempt.task_name = task.name
                     attempt.attempt = task.attempt
                 timeout_s = spec.timeout_s
-                attempt.deadline = None if timeout_s is None else instant + timeout_s
+                if timeout_s is None:
+                    attempt.deadline = None
+                else:
+                    instant = monotonic()  # what came before may have taken its time (A1)
+                    attempt.deadline = instant + timeout_s
                 context = copy()
                 context.run(_set_current, attempt)
                 value = failure = coroutine = None
