@@ -834,7 +834,8 @@ async def test_saving_takes_no_time_from_the_child(make_engine: MakeEngine) -> N
     report = engine.get_run_report(await asyncio.wait_for(engine.run_once("d"), WAIT_S))
     assert saved_in_workers
     assert left == [20.0] * 50
-    assert {task["finished_at"] - task["started_at"] for task in report["tasks"].values()} == {0.0}
+    for task in report["tasks"].values():
+        assert task["started_at"] == task["finished_at"]
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])

@@ -45,8 +45,18 @@ P = ParamSpec("P")
 _SLICE_S = 0.01
 _NOTHING = object()
 _set_current = CURRENT.set
-_UNKNOWN_TO_OTHERS = 2
-"""References to an object that one variable refers to, and the call that counts them."""
+
+
+def _references_of_one_variable() -> int:
+    variable = object()
+    return getrefcount(variable)
+
+
+_UNKNOWN_TO_OTHERS = _references_of_one_variable()
+"""References to an object that one variable refers to.
+
+That of the call that counts them is among them up to Python 3.13, and not from 3.14 on.
+"""
 
 
 class Settler(Protocol):
@@ -521,7 +531,7 @@ class Launcher:
                 if ended_well:
                     assert attempt is not None  # noqa: S101 - it has ended
                     context = None
-                    if getrefcount(attempt) != _UNKNOWN_TO_OTHERS:
+                    if attempt.was_asked_for or getrefcount(attempt) != _UNKNOWN_TO_OTHERS:
                         attempt.ended = True
                         attempt = None
                     if quick and not inputs.may_change and type(value) in UNCHANGING:
