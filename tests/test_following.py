@@ -16,6 +16,7 @@ import pytest
 from flowrun import Engine, SchedulerConfig, current_attempt, fn_hook
 from flowrun.clock import Clock
 from flowrun.errors import StoreFullError
+from flowrun.ledger import Ready
 from flowrun.slots import Lane
 from flowrun.workers import Job, WorkerThreads
 
@@ -481,6 +482,57 @@ async def test_thread_takes_a_task_while_the_loop_gets_a_slot_for_it(  # R3 R6
     # Every slot was given back.
     for _ in range(3):
         await asyncio.wait_for(engine.run_once("other"), WAIT_S)
+
+
+async def test_no_thread_gets_past_an_async_task_that_the_loop_has_looked_at(  # R6
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    hook = fn_hook(on_task_start=lambda event: started.append(event.task_name))
+    engine = make_engine(max_parallel=3, max_workers=2, hooks=[hook])
+    first_may_end, other_may_end, all_may_end = (threading.Event() for _ in range(3))
+    third_runs, last_runs = threading.Event(), threading.Event()
+
+    @engine.task(dag="d")
+    def first() -> None:
+        assert first_may_end.wait(WAIT_S)
+
+    @engine.task(dag="d")
+    def other() -> None:
+        assert other_may_end.wait(WAIT_S)
+
+    @engine.task(dag="d")
+    def third() -> None:
+        third_runs.set()
+        assert all_may_end.wait(WAIT_S)
+
+    @engine.task(dag="d")
+    async def on_the_loop() -> None:
+        all_may_end.set()
+
+    engine.task(name="last", dag="d")(last_runs.set)
+    take, push = Lane.take, Ready.push
+    taken: list[bool] = []
+
+    def late(self: Lane) -> bool:
+        taken.append(take(self))
+        if len(taken) == 3:  # that for the third task: a thread is faster than the loop
+            first_may_end.set()
+            assert third_runs.wait(WAIT_S)
+        return taken[-1]
+
+    def slow(self: Ready, number: int) -> None:
+        if len(taken) >= 3:
+            other_may_end.set()
+            last_runs.wait(0.2)  # in vain where its thread has to wait
+        push(self, number)
+
+    monkeypatch.setattr(Lane, "take", late)
+    monkeypatch.setattr(Ready, "push", slow)
+    report = engine.get_run_report(await asyncio.wait_for(engine.run_once("d"), WAIT_S))
+    assert report["status"] == "SUCCESS"
+    assert other_may_end.is_set()
+    assert started == ["first", "other", "third", "on_the_loop", "last"]
 
 
 class Reluctant(WorkerThreads):

@@ -327,15 +327,15 @@ class Launcher:
                 return number
             with lock:
                 number = ready.pop() if ready else -1
+                if number >= 0 and asyncs[number] and not carry:
+                    ready.push(number)  # threads have taken those before it
+                    number = -1
             if number < 0:
                 self._held += 1  # threads were faster
             elif not asyncs[number]:
                 self._launch_elsewhere(number)
-            elif carry:
+            else:
                 return number
-            else:  # threads have taken those before it
-                ready.push(number)
-                self._held += 1
         self._give_slots_back()
         return None
 
