@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from flowrun import Engine, SchedulerConfig, current_attempt
+from flowrun.context import Attempt
 
 from .conftest import WAIT_S, statuses
 
@@ -227,6 +228,30 @@ async def test_asyncio_task_that_somebody_knows_or_has_cancelled_carries_no_othe
     run_id = await engine.run_once("d")
     assert engine.get_run_report(run_id)["status"] == "SUCCESS"
     assert leftovers == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("suspends", [False, True])
+async def test_what_a_task_leaves_on_its_attempt_reaches_no_other(  # A7
+    make_engine: MakeEngine, suspends: bool
+) -> None:
+    engine = make_engine(max_parallel=1)
+    states: weakref.WeakKeyDictionary[Attempt, str] = weakref.WeakKeyDictionary()
+    leftovers: list[object] = []
+
+    async def work() -> None:
+        me = current_attempt()
+        leftovers.extend((states.get(me), vars(me).get("note"), me.cancelled))
+        states[me] = me.task_name
+        vars(me)["note"] = me.task_name
+        me.tell("enough")
+        if suspends:
+            await asyncio.sleep(0)
+
+    for number in range(4):
+        engine.task(name=f"t{number}", dag="d")(work)
+    run_id = await engine.run_once("d")
+    assert engine.get_run_report(run_id)["status"] == "SUCCESS"
+    assert leftovers == [None, None, False] * 4
 
 
 async def test_timeouts_of_the_tasks_own_do_not_end_what_follows(make_engine: MakeEngine) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from flowrun import Engine, SchedulerConfig, current_attempt, fn_hook
 from flowrun.clock import Clock
 from flowrun.errors import StoreFullError
+from flowrun.ledger import Ready
 from flowrun.slots import Lane
 from flowrun.workers import Job, WorkerThreads
 
@@ -481,6 +484,57 @@ async def test_thread_takes_a_task_while_the_loop_gets_a_slot_for_it(  # R3 R6
         await asyncio.wait_for(engine.run_once("other"), WAIT_S)
 
 
+async def test_no_thread_gets_past_an_async_task_that_the_loop_has_looked_at(  # R6
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    hook = fn_hook(on_task_start=lambda event: started.append(event.task_name))
+    engine = make_engine(max_parallel=3, max_workers=2, hooks=[hook])
+    first_may_end, other_may_end, all_may_end = (threading.Event() for _ in range(3))
+    third_runs, last_runs = threading.Event(), threading.Event()
+
+    @engine.task(dag="d")
+    def first() -> None:
+        assert first_may_end.wait(WAIT_S)
+
+    @engine.task(dag="d")
+    def other() -> None:
+        assert other_may_end.wait(WAIT_S)
+
+    @engine.task(dag="d")
+    def third() -> None:
+        third_runs.set()
+        assert all_may_end.wait(WAIT_S)
+
+    @engine.task(dag="d")
+    async def on_the_loop() -> None:
+        all_may_end.set()
+
+    engine.task(name="last", dag="d")(last_runs.set)
+    take, push = Lane.take, Ready.push
+    taken: list[bool] = []
+
+    def late(self: Lane) -> bool:
+        taken.append(take(self))
+        if len(taken) == 3:  # that for the third task: a thread is faster than the loop
+            first_may_end.set()
+            assert third_runs.wait(WAIT_S)
+        return taken[-1]
+
+    def slow(self: Ready, number: int) -> None:
+        if len(taken) >= 3:
+            other_may_end.set()
+            last_runs.wait(0.2)  # in vain where its thread has to wait
+        push(self, number)
+
+    monkeypatch.setattr(Lane, "take", late)
+    monkeypatch.setattr(Ready, "push", slow)
+    report = engine.get_run_report(await asyncio.wait_for(engine.run_once("d"), WAIT_S))
+    assert report["status"] == "SUCCESS"
+    assert other_may_end.is_set()
+    assert started == ["first", "other", "third", "on_the_loop", "last"]
+
+
 class Reluctant(WorkerThreads):
     """Worker threads that do something before they take a job, and may refuse it."""
 
@@ -621,6 +675,15 @@ class TellingClock(Clock):
         return loop.call_later(WAIT_S, callback)
 
 
+class HandClock(Clock):
+    """A clock that only the test moves."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:  # type: ignore[override]
+        return self.now
+
+
 async def test_time_is_up_when_the_code_has_ended_but_the_loop_has_not_heard(  # A4
     make_engine: MakeEngine,
 ) -> None:
@@ -675,6 +738,64 @@ async def test_thread_whose_inputs_cannot_be_kept_fails_its_task(engine: Engine)
     report = engine.get_run_report(await asyncio.wait_for(engine.run_once("d"), WAIT_S))
     assert statuses(report) == {"makes": "SUCCESS", "takes": "FAILED"}
     assert "SystemExit" in (report["tasks"]["takes"]["error"] or "")
+
+
+class LateLock:
+    """A lock; a worker thread waits after it has let go of it for the last time."""
+
+    def __init__(self, has_let_go: Callable[[], object], may_go_on: threading.Event) -> None:
+        self.lock = threading.Lock()
+        self.has_let_go = has_let_go
+        self.may_go_on = may_go_on
+        self.left = -1
+
+    def __enter__(self) -> None:
+        self.lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+        if in_a_worker() and self.left >= 0:
+            self.left -= 1
+            if self.left < 0:
+                self.has_let_go()
+                assert self.may_go_on.wait(WAIT_S)
+
+
+async def test_thread_that_finds_nothing_as_the_run_ends_leaves_its_slot_once(  # R3
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    came, over = asyncio.Event(), threading.Event()
+    lock = LateLock(lambda: loop.call_soon_threadsafe(came.set), over)
+    engine = make_engine(max_parallel=3, max_workers=1)
+    engine.task(name="first", dag="d")(lambda: None)
+
+    @engine.task(dag="d")
+    def second() -> None:
+        lock.left = 1  # its own end, and the seat that it came with
+
+    engine.task(name="waits", dag="d")(came.wait)
+    monkeypatch.setattr("flowrun.ledger.threading", SimpleNamespace(Lock=lambda: lock))
+    await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+    monkeypatch.undo()
+    over.set()
+    running = most = 0
+
+    async def work() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        running -= 1
+
+    engine.task(name="ends", dag="other")(lambda: None)
+    await asyncio.wait_for(engine.run_once("other"), WAIT_S)  # in that thread
+    for number in range(8):
+        engine.task(name=f"t{number}", dag="many")(work)
+    runs = [engine.run_once("many") for _ in range(2)]
+    await asyncio.wait_for(asyncio.gather(*runs), WAIT_S)
+    assert most == 3
 
 
 # -- chains in a store that has to be written to -------------------------------------------------
@@ -740,6 +861,62 @@ async def test_what_a_thread_cannot_save_is_saved_by_the_journal(make_engine: Ma
     assert len(ran) == 20
     assert refused
     assert all(task.status == "SUCCESS" for task in store.runs[report["run_id"]].tasks.values())
+
+
+async def test_saving_takes_no_time_from_the_child(make_engine: MakeEngine) -> None:  # A1
+    clock = HandClock()
+    store = ThirdPartyStore()
+    saved_in_workers: list[bool] = []
+
+    def before(what: str) -> None:
+        if in_a_worker():
+            saved_in_workers.append(True)
+            clock.now += 10.0
+
+    store.before = before
+    engine = make_engine(state_store=store, config=SchedulerConfig(clock=clock))
+    left: list[float] = []
+
+    def work() -> None:
+        left.append((current_attempt().deadline or 0.0) - clock.now)
+
+    for number in range(50):
+        deps = [f"t{number - 1}"] if number else []
+        engine.task(name=f"t{number}", dag="d", deps=deps, timeout_s=20)(work)
+    report = engine.get_run_report(await asyncio.wait_for(engine.run_once("d"), WAIT_S))
+    assert saved_in_workers
+    assert left == [20.0] * 50
+    for task in report["tasks"].values():
+        assert task["started_at"] == task["finished_at"]
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_what_is_told_takes_no_time_from_the_next_task(  # A1
+    make_engine: MakeEngine, kind: str
+) -> None:
+    clock = HandClock()
+
+    def passes(_: logging.LogRecord) -> bool:
+        clock.now += 10.0
+        return True
+
+    log = logging.Logger("slow", logging.INFO)
+    log.addFilter(passes)
+    engine = make_engine(logger=log, config=SchedulerConfig(clock=clock))
+    left: list[float] = []
+
+    def work() -> None:
+        left.append((current_attempt().deadline or 0.0) - clock.now)
+
+    async def work_on_the_loop() -> None:
+        work()
+
+    for number in range(5):
+        deps = [f"t{number - 1}"] if number else []
+        function = work if kind == "sync" else work_on_the_loop
+        engine.task(name=f"t{number}", dag="d", deps=deps, timeout_s=20)(function)
+    await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+    assert left == [20.0] * 5
 
 
 async def test_cancelling_while_a_thread_saves_keeps_what_it_saves(  # R2 S1

@@ -73,12 +73,14 @@ class Attempt:
         deadline: When its time is up, on ``time.monotonic()``; ``None`` if it has no timeout, or
             its code has not started.
         ended: Whether its outcome is settled; code that it left behind may still see it.
+        was_asked_for: Whether :func:`current_attempt` has returned it.
     """
 
     # Defaults of the class: most attempts are never told anything.
     _cancel_cause: str | None = None
     deadline: float | None = None
     ended = False
+    was_asked_for = False
 
     def __init__(
         self,
@@ -153,4 +155,5 @@ flowrun is running; a thread that the task started itself needs contextvars.copy
     attempt = CURRENT.get(None)
     if attempt is None:
         raise NoCurrentAttemptError
+    attempt.was_asked_for = True
     return attempt

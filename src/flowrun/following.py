@@ -273,21 +273,22 @@ class Following:
         """Return what a thread begins with that has come for a seat."""
         with self._lock:
             self._seats.discard(seat)
-            if self._left:
+            left = self._left
+            if left:
                 invocation = None
             else:
                 invocation = None if self._stopped else self._picked(self._monotonic())
                 if invocation is None:
                     self._free_slots += 1
         if invocation is None:
-            if self._left:
+            if left:
                 self._lane.give_back()
             self.wake()
         return invocation
 
     def _next(self, ended: Invocation) -> Invocation | None:
         """Settle an attempt, or leave that to the loop; return what its thread goes on with."""
-        instant = self._monotonic()
+        begins = instant = self._monotonic()
         value, writer = ended.value, self._writer
         if not ended.ok or (type(value) not in UNCHANGING and is_awaitable(value)):
             with self._lock:
@@ -298,6 +299,7 @@ class Following:
         if writer is not None and self._only_child_is_next(ended):
             # Not under the lock: the loop must not wait for a disk.
             saved = writer.save(ended, instant + self._offset)
+            begins = self._monotonic()  # that has taken its time
         invocation = None
         with self._lock:
             stopped = self._stopped or ended.stopped
@@ -307,7 +309,7 @@ class Following:
             else:
                 self._note_unheard(ended)
             if not stopped and self._may_go_on():
-                invocation = self._picked(instant)
+                invocation = self._picked(begins)
             if settles and invocation is None:
                 self._free_slots += 1
             wakes = settles and (invocation is None or self._loop_has_to_launch())
@@ -371,11 +373,13 @@ class Following:
         if not self._quiet:
             self._foreman.started(task)
         invocation = self._foreman.prepare(number, task.attempt)
-        self.active.add(invocation)
-        invocation.started = instant
         if spec.timeout_s is not None:
-            invocation.attempt.deadline = due = instant + spec.timeout_s
-            self._foreman.watch(due)
+            instant = self._monotonic()  # what came before may have taken its time (A1)
+            invocation.attempt.deadline = instant + spec.timeout_s
+        invocation.started = instant
+        self.active.add(invocation)
+        if spec.timeout_s is not None:
+            self._foreman.watch(instant + spec.timeout_s)
         return invocation
 
     def _loop_has_to_launch(self) -> bool:

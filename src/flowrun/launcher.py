@@ -45,8 +45,18 @@ P = ParamSpec("P")
 _SLICE_S = 0.01
 _NOTHING = object()
 _set_current = CURRENT.set
-_UNKNOWN_TO_OTHERS = 2
-"""References to an object that one variable refers to, and the call that counts them."""
+
+
+def _references_of_one_variable() -> int:
+    variable = object()
+    return getrefcount(variable)
+
+
+_UNKNOWN_TO_OTHERS = _references_of_one_variable()
+"""References to an object that one variable refers to.
+
+That of the call that counts them is among them up to Python 3.13, and not from 3.14 on.
+"""
 
 
 class Settler(Protocol):
@@ -317,15 +327,15 @@ class Launcher:
                 return number
             with lock:
                 number = ready.pop() if ready else -1
+                if number >= 0 and asyncs[number] and not carry:
+                    ready.push(number)  # threads have taken those before it
+                    number = -1
             if number < 0:
                 self._held += 1  # threads were faster
             elif not asyncs[number]:
                 self._launch_elsewhere(number)
-            elif carry:
+            else:
                 return number
-            else:  # threads have taken those before it
-                ready.push(number)
-                self._held += 1
         self._give_slots_back()
         return None
 
@@ -453,7 +463,11 @@ class Launcher:
                     attempt.task_name = task.name
                     attempt.attempt = task.attempt
                 timeout_s = spec.timeout_s
-                attempt.deadline = None if timeout_s is None else instant + timeout_s
+                if timeout_s is None:
+                    attempt.deadline = None
+                else:
+                    instant = monotonic()  # what came before may have taken its time (A1)
+                    attempt.deadline = instant + timeout_s
                 context = copy()
                 context.run(_set_current, attempt)
                 value = failure = coroutine = None
@@ -519,7 +533,7 @@ class Launcher:
                 if ended_well:
                     assert attempt is not None  # noqa: S101 - it has ended
                     context = None
-                    if getrefcount(attempt) != _UNKNOWN_TO_OTHERS:
+                    if attempt.was_asked_for or getrefcount(attempt) != _UNKNOWN_TO_OTHERS:
                         attempt.ended = True
                         attempt = None
                     if quick and not inputs.may_change and type(value) in UNCHANGING:
