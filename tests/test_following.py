@@ -750,9 +750,15 @@ class LateLock:
         self.left = -1
 
     def __enter__(self) -> None:
-        self.lock.acquire()
+        self.acquire()
 
     def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def acquire(self, *, blocking: bool = True) -> bool:
+        return self.lock.acquire(blocking=blocking)
+
+    def release(self) -> None:
         self.lock.release()
         if in_a_worker() and self.left >= 0:
             self.left -= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections import deque
 from concurrent.futures import CancelledError
 from functools import partial
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from flowrun.slots import Lane
     from flowrun.state.records import TaskRecord
     from flowrun.workers import WorkerThreads
+
+_PATIENCE = 20
 
 
 class Writer(Protocol):
@@ -300,19 +303,18 @@ class Following:
             # Not under the lock: the loop must not wait for a disk.
             saved = writer.save(ended, instant + self._offset)
             begins = self._monotonic()  # that has taken its time
-        invocation = None
-        with self._lock:
-            stopped = self._stopped or ended.stopped
-            settles = saved and not stopped
+        if not self._lock.acquire(blocking=False):
+            self._wait_for_lock()
+        try:
+            settles = saved and not (self._stopped or ended.stopped)
             if settles:
                 self._settle(ended, instant + self._offset)
             else:
                 self._note_unheard(ended)
-            if not stopped and self._may_go_on():
-                invocation = self._picked(begins)
-            if settles and invocation is None:
-                self._free_slots += 1
-            wakes = settles and (invocation is None or self._loop_has_to_launch())
+            invocation = self._what_follows(ended, begins)
+            wakes = settles and self._loop_is_needed(invocation)
+        finally:
+            self._lock.release()
         if not settles:
             if writer is not None and saved:
                 self._tasks[ended.number].succeed(instant + self._offset, value)
@@ -325,6 +327,33 @@ class Following:
         elif wakes:
             self.wake()
         return invocation
+
+    def _what_follows(self, ended: Invocation, instant: float) -> Invocation | None:
+        """Return what the thread goes on with in the same slot, if anything; the lock is held."""
+        if self._stopped or ended.stopped or not self._may_go_on():
+            return None
+        return self._picked(instant)
+
+    def _loop_is_needed(self, follows: Invocation | None) -> bool:
+        """Return whether the loop has to look; without a follower the slot is free now."""
+        if follows is None:
+            self._free_slots += 1
+            return True
+        return self._loop_has_to_launch()
+
+    def _wait_for_lock(self) -> None:
+        """Take the lock that another thread holds.
+
+        Threads that wait inside a lock are handed it while somebody else has the interpreter, who
+        must then wait for them in turn: with short tasks, one switch of threads for each. Who
+        gives the interpreter away instead, has it back after its switch interval, and finds the
+        lock free. Should the holder itself wait for something, the lock is waited for after all.
+        """
+        for _ in range(_PATIENCE):
+            time.sleep(0)  # only gives the interpreter away
+            if self._lock.acquire(blocking=False):
+                return
+        self._lock.acquire()
 
     def _settle(self, ended: Invocation, now: float) -> None:
         """Record a success; the lock is held."""
