@@ -712,6 +712,42 @@ async def test_time_is_up_when_the_code_has_ended_but_the_loop_has_not_heard(  #
     assert report["tasks"]["fails"]["reason"] == "ERROR"
 
 
+async def test_time_is_up_before_the_loop_has_heard_that_there_is_more_to_await(  # I3 A1
+    make_engine: MakeEngine,
+) -> None:
+    clock = TellingClock()
+    engine = make_engine(config=SchedulerConfig(clock=clock))
+    begun, awaits = asyncio.Event(), asyncio.Event()
+    may_end = threading.Event()
+    loop = asyncio.get_running_loop()
+
+    async def rest() -> None:
+        awaits.set()
+        await asyncio.Event().wait()
+
+    @engine.task(dag="d", timeout_s=5)
+    def returns_a_coroutine() -> Any:
+        loop.call_soon_threadsafe(begun.set)
+        assert may_end.wait(WAIT_S)
+        return rest()
+
+    run = asyncio.create_task(engine.run_once("d"))
+    await asyncio.wait_for(begun.wait(), WAIT_S)
+    while clock.read_in_worker.acquire(blocking=False):
+        pass
+    may_end.set()
+    assert clock.read_in_worker.acquire(timeout=WAIT_S)  # its thread has ended it
+    clock.now = 6.0
+    for callback in clock.callbacks:
+        callback()
+    clock.callbacks.clear()
+    await asyncio.wait_for(awaits.wait(), WAIT_S)
+    for callback in clock.callbacks:
+        callback()
+    report = engine.get_run_report(await asyncio.wait_for(run, WAIT_S))
+    assert report["tasks"]["returns_a_coroutine"]["reason"] == "TIMEOUT"
+
+
 async def test_starts_in_threads_are_saved_in_a_store_that_does_not_block(
     make_engine: MakeEngine,
 ) -> None:

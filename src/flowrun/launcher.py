@@ -227,6 +227,15 @@ class Launcher:
         invocation.attempt.ended = True
         self._active.discard(invocation)
 
+    def look_again(self, invocation: Invocation) -> None:
+        """See to the deadline of an attempt that goes on on the loop.
+
+        Its time may have been found to be up when only its thread had ended.
+        """
+        due = invocation.due_at(self._monotonic())
+        if due is not None:
+            self._deadlines.expect(due)
+
     def heard(self, ended: Invocation) -> None:
         """The loop knows that an attempt has ended in its thread."""
         self._following.heard(ended)
