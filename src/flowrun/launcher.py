@@ -265,11 +265,15 @@ class Launcher:
         if due < self._deadlines.armed_for:
             self._inbox.put(partial(self._deadlines.expect, due))
 
-    def broke(self, ended: Invocation | None, error: Exception) -> None:
+    def broke(self, ended: Invocation | None, error: BaseException) -> None:
         """Something went wrong in a thread, though not in a task."""
-        self._held += 1
+        if ended is None or not ended.abandoned:  # its slot was left when it was given up
+            self._held += 1
         if ended is not None:
             self._active.discard(ended)
+        if not isinstance(error, Exception):  # a thread's SystemExit must not end the loop
+            cause, error = error, FlowrunError(error_line(error))
+            error.__cause__ = cause
         self._settler.broke(error)
 
     def _collect(self) -> None:
