@@ -15,7 +15,7 @@ import pytest
 
 from flowrun import Engine, SchedulerConfig, current_attempt, fn_hook
 from flowrun.clock import Clock
-from flowrun.errors import StoreFullError
+from flowrun.errors import FlowrunError, StoreFullError
 from flowrun.ledger import Ready
 from flowrun.slots import Lane
 from flowrun.workers import Job, WorkerThreads
@@ -712,6 +712,42 @@ async def test_time_is_up_when_the_code_has_ended_but_the_loop_has_not_heard(  #
     assert report["tasks"]["fails"]["reason"] == "ERROR"
 
 
+async def test_time_is_up_before_the_loop_has_heard_that_there_is_more_to_await(  # I3 A1
+    make_engine: MakeEngine,
+) -> None:
+    clock = TellingClock()
+    engine = make_engine(config=SchedulerConfig(clock=clock))
+    begun, awaits = asyncio.Event(), asyncio.Event()
+    may_end = threading.Event()
+    loop = asyncio.get_running_loop()
+
+    async def rest() -> None:
+        awaits.set()
+        await asyncio.Event().wait()
+
+    @engine.task(dag="d", timeout_s=5)
+    def returns_a_coroutine() -> Any:
+        loop.call_soon_threadsafe(begun.set)
+        assert may_end.wait(WAIT_S)
+        return rest()
+
+    run = asyncio.create_task(engine.run_once("d"))
+    await asyncio.wait_for(begun.wait(), WAIT_S)
+    while clock.read_in_worker.acquire(blocking=False):
+        pass
+    may_end.set()
+    assert clock.read_in_worker.acquire(timeout=WAIT_S)  # its thread has ended it
+    clock.now = 6.0
+    for callback in clock.callbacks:
+        callback()
+    clock.callbacks.clear()
+    await asyncio.wait_for(awaits.wait(), WAIT_S)
+    for callback in clock.callbacks:
+        callback()
+    report = engine.get_run_report(await asyncio.wait_for(run, WAIT_S))
+    assert report["tasks"]["returns_a_coroutine"]["reason"] == "TIMEOUT"
+
+
 async def test_starts_in_threads_are_saved_in_a_store_that_does_not_block(
     make_engine: MakeEngine,
 ) -> None:
@@ -802,6 +838,74 @@ async def test_thread_that_finds_nothing_as_the_run_ends_leaves_its_slot_once(  
     runs = [engine.run_once("many") for _ in range(2)]
     await asyncio.wait_for(asyncio.gather(*runs), WAIT_S)
     assert most == 3
+
+
+class Hostile(logging.Filter):
+    """Raises when it is told something."""
+
+    def __init__(self, words: str, raised: type[BaseException]) -> None:
+        super().__init__()
+        self.words = words
+        self.raised = raised
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if self.words in record.getMessage():
+            raise self.raised
+        return True
+
+
+@pytest.mark.parametrize("raised", [ValueError, SystemExit, KeyboardInterrupt])
+async def test_error_of_whatever_kind_in_a_thread_ends_the_run(  # R4
+    make_engine: MakeEngine, raised: type[BaseException]
+) -> None:
+    log = logging.Logger("hostile", logging.INFO)
+    log.addFilter(Hostile("task 't1' succeeded", raised))
+    engine = make_engine(logger=log)
+    chain(engine, 3, lambda: None)
+    with pytest.raises(FlowrunError, match=raised.__name__):
+        await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+    (run,) = engine.list_runs()
+    found = statuses(engine.get_run_report(run.run_id))
+    assert found == {"t0": "SUCCESS", "t1": "SUCCESS", "t2": "SKIPPED"}
+
+
+async def test_error_about_an_abandoned_attempt_leaves_no_slot_twice(  # R3 R4
+    make_engine: MakeEngine,
+) -> None:
+    log = logging.Logger("hostile", logging.INFO)
+    log.addFilter(Hostile("ended after it was abandoned", ValueError))
+    engine = make_engine(logger=log, max_parallel=2)
+    may_end = threading.Event()
+
+    @engine.task(dag="d", timeout_s=0.01)
+    def hangs() -> None:
+        assert may_end.wait(WAIT_S)
+
+    @engine.task(dag="d")
+    async def goes_on() -> None:
+        run_id = current_attempt().run_id
+        while engine.get_run_report(run_id)["tasks"]["hangs"]["status"] != "FAILED":
+            await asyncio.sleep(0)
+        may_end.set()
+        await asyncio.Event().wait()
+
+    with pytest.raises(FlowrunError, match="ValueError"):
+        await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+    running = most = 0
+
+    async def work() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        running -= 1
+
+    for number in range(8):
+        engine.task(name=f"t{number}", dag="many")(work)
+    runs = [engine.run_once("many") for _ in range(2)]
+    await asyncio.wait_for(asyncio.gather(*runs), WAIT_S)
+    assert most == 2
 
 
 # -- chains in a store that has to be written to -------------------------------------------------

@@ -52,7 +52,7 @@ class Foreman(Protocol):
     def watch(self, due: float) -> None:
         """See to it that an attempt is looked at when its time is up."""
 
-    def broke(self, ended: Invocation | None, error: Exception) -> None:
+    def broke(self, ended: Invocation | None, error: BaseException) -> None:
         """Something went wrong in flowrun itself; called on the event loop."""
 
 
@@ -269,7 +269,7 @@ class Following:
                     self._late(ended)
                     return
                 invocation = self._next(ended)
-        except Exception as error:  # noqa: BLE001 - it ends the run (R4)
+        except BaseException as error:  # noqa: BLE001 - it ends the run (R4), and no thread
             self._inbox.put(partial(self._foreman.broke, ended, error))
 
     def _first(self, seat: Seat) -> Invocation | None:

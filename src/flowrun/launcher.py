@@ -227,6 +227,15 @@ class Launcher:
         invocation.attempt.ended = True
         self._active.discard(invocation)
 
+    def look_again(self, invocation: Invocation) -> None:
+        """See to the deadline of an attempt that goes on on the loop.
+
+        Its time may have been found to be up when only its thread had ended.
+        """
+        due = invocation.due_at(self._monotonic())
+        if due is not None:
+            self._deadlines.expect(due)
+
     def heard(self, ended: Invocation) -> None:
         """The loop knows that an attempt has ended in its thread."""
         self._following.heard(ended)
@@ -256,11 +265,15 @@ class Launcher:
         if due < self._deadlines.armed_for:
             self._inbox.put(partial(self._deadlines.expect, due))
 
-    def broke(self, ended: Invocation | None, error: Exception) -> None:
+    def broke(self, ended: Invocation | None, error: BaseException) -> None:
         """Something went wrong in a thread, though not in a task."""
-        self._held += 1
+        if ended is None or not ended.abandoned:  # its slot was left when it was given up
+            self._held += 1
         if ended is not None:
             self._active.discard(ended)
+        if not isinstance(error, Exception):  # a thread's SystemExit must not end the loop
+            cause, error = error, FlowrunError(error_line(error))
+            error.__cause__ = cause
         self._settler.broke(error)
 
     def _collect(self) -> None:

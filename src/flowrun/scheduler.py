@@ -308,6 +308,7 @@ class Run:
                 invocation.ok = False
             else:
                 invocation.start_awaiting(self._loop, self._ended_here, self.ended_late)
+                self._launcher.look_again(invocation)
                 return
         self.ended(invocation)
 
