@@ -776,6 +776,40 @@ async def test_thread_whose_inputs_cannot_be_kept_fails_its_task(engine: Engine)
     assert "SystemExit" in (report["tasks"]["takes"]["error"] or "")
 
 
+async def test_thread_waits_for_one_that_tells_of_its_success_at_length(  # R4
+    make_engine: MakeEngine,
+) -> None:
+    both_run, ended = threading.Barrier(2), threading.Event()
+    told: list[str] = []
+
+    class SlowHandler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if in_a_worker() and "succeeded" in record.getMessage():
+                told.append(record.getMessage())
+                if len(told) == 1:
+                    assert ended.wait(WAIT_S)
+                    threading.Event().wait(0.1)  # the other one comes for the lock meanwhile
+
+    logger = logging.Logger("slow", logging.INFO)
+    logger.addHandler(SlowHandler())
+    engine = make_engine(logger=logger, max_parallel=2, max_workers=2)
+
+    @engine.task(dag="d")
+    def first() -> None:
+        both_run.wait(WAIT_S)
+
+    @engine.task(dag="d")
+    def second() -> None:
+        both_run.wait(WAIT_S)
+        while not told:
+            pass
+        ended.set()
+
+    report = engine.get_run_report(await asyncio.wait_for(engine.run_once("d"), WAIT_S))
+    assert set(statuses(report).values()) == {"SUCCESS"}
+    assert ["first" in told[0], "second" in told[1]] == [True, True]
+
+
 class LateLock:
     """A lock; a worker thread waits after it has let go of it for the last time."""
 
