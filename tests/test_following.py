@@ -484,6 +484,38 @@ async def test_thread_takes_a_task_while_the_loop_gets_a_slot_for_it(  # R3 R6
         await asyncio.wait_for(engine.run_once("other"), WAIT_S)
 
 
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("nth", range(3, 11))
+async def test_starts_are_told_in_the_order_of_launches(  # R6
+    make_engine: MakeEngine, nth: int, kind: str
+) -> None:
+    may_end, took = threading.Event(), threading.Event()
+
+    def let_the_thread_go_on() -> None:
+        may_end.set()
+        took.wait(0.1)  # in vain where it has to wait
+
+    clock = ActingClock(let_the_thread_go_on)
+    started: list[str] = []
+    hook = fn_hook(on_task_start=lambda event: started.append(event.task_name))
+    config = SchedulerConfig(clock=clock)
+    engine = make_engine(max_workers=2, config=config, max_parallel=2, hooks=[hook])
+
+    @engine.task(dag="d")
+    def first() -> None:
+        assert may_end.wait(WAIT_S)
+
+    engine.task(name="second", dag="d")(_nothing if kind == "async" else lambda: None)
+    engine.task(name="third", dag="d")(took.set)
+    clock.left = nth
+    run = asyncio.create_task(engine.run_once("d"))
+    await asyncio.wait({run}, timeout=0.1)
+    may_end.set()
+    report = engine.get_run_report(await asyncio.wait_for(run, WAIT_S))
+    assert report["status"] == "SUCCESS"
+    assert started == ["first", "second", "third"]
+
+
 async def test_no_thread_gets_past_an_async_task_that_the_loop_has_looked_at(  # R6
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -151,6 +151,8 @@ class Launcher:
         self._held = 0  # slots that its own tasks have left
         self._granted_slots = 0  # slots that are meant for its next task, and not passed on
         self._only_async = all(graph.is_async)  # then no thread reads or changes the books
+        # Under the lock: a thread must not tell of a later task before (R6).
+        self._tells_in_order = not (quiet or self._only_async)
         self._open = False
         self._stopped = False
         self._pumping = False
@@ -343,6 +345,8 @@ class Launcher:
                 if number >= 0 and asyncs[number] and not carry:
                     ready.push(number)  # threads have taken those before it
                     number = -1
+                elif number >= 0 and self._tells_in_order:
+                    self._launch(number)
             if number < 0:
                 self._held += 1  # threads were faster
             elif not asyncs[number]:
@@ -368,8 +372,9 @@ class Launcher:
 
     def _launch_elsewhere(self, number: int) -> None:
         """Launch a sync task, in the slot that was taken for it."""
-        try:
+        if not self._tells_in_order:
             self._launch(number)
+        try:
             invocation = self.prepare(number, self._tasks[number].attempt)
         except BaseException:
             self._held += 1
@@ -380,8 +385,12 @@ class Launcher:
         task = self._tasks[number]
         self._instant = instant = self._monotonic()
         now = instant + self._offset
-        task.start(now, now if task.ready_at is None else task.ready_at)
-        self._settler.launched(task)
+        try:
+            task.start(now, now if task.ready_at is None else task.ready_at)
+            self._settler.launched(task)
+        except BaseException:
+            self._held += 1
+            raise
 
     def _hand_over(self, invocation: Invocation) -> None:
         """Hand a sync task to its executor."""
@@ -422,6 +431,7 @@ class Launcher:
         active, deadlines = self._active, self._deadlines
         run_id, dag_name = self._record.run_id, self._record.dag_name
         monotonic, offset, quiet = self._monotonic, self._offset, self._quiet
+        told = self._tells_in_order
         # Where nothing else reads or changes the books there is no need of their lock.
         unshared = only_async and self._live
         succeed = settler.succeed if unshared else settler.ended_well
@@ -453,11 +463,12 @@ class Launcher:
                         break
                     instant = monotonic()
                 spec, task = specs[number], tasks[number]
-                now = instant + offset
-                ready_at = task.ready_at
-                task.start(now, now if ready_at is None else ready_at)
-                if not quiet:
-                    settler.launched(task)
+                if not told:
+                    now = instant + offset
+                    ready_at = task.ready_at
+                    task.start(now, now if ready_at is None else ready_at)
+                    if not quiet:
+                        settler.launched(task)
                 if plans[number].only_upstream and not inputs.may_change:
                     # As inputs.arguments() has it.
                     upstream = {}
