@@ -313,7 +313,7 @@ class Launcher:
 
     # What is next.
 
-    def _next(self, *, carry: bool) -> int | None:
+    def _next(self, *, carry: bool) -> int | None:  # noqa: C901 - the steps under one lock stay in sight
         """Launch what is ready, up to the first async task.
 
         Args:
