@@ -237,12 +237,13 @@ class Following:
         """The pool is shut down, and no thread will come for a seat."""
         with self._lock:
             self._seats.discard(seat)
-            if self._left:
-                return
+            left = self._left
             invocation = self._handed.pop() if len(self._handed) > len(self._seats) else None
-            if invocation is None:
+            if invocation is None and not left:
                 self._free_slots += 1
-        if invocation is None:
+        if left:
+            self._lane.give_back()
+        elif invocation is None:
             self.wake()
         else:
             invocation.error = CancelledError()
@@ -258,7 +259,6 @@ class Following:
         try:
             invocation = self._first(seat)
             while invocation is not None:
-                invocation.job = seat
                 ended, invocation = invocation, None
                 try:
                     ended.run_in()
@@ -280,7 +280,7 @@ class Following:
             if left:
                 invocation = None
             else:
-                invocation = None if self._stopped else self._picked(self._monotonic())
+                invocation = None if self._stopped else self._picked(self._monotonic(), seat)
                 if invocation is None:
                     self._free_slots += 1
         if invocation is None:
@@ -332,7 +332,7 @@ class Following:
         """Return what the thread goes on with in the same slot, if anything; the lock is held."""
         if self._stopped or ended.stopped or not self._may_go_on():
             return None
-        return self._picked(instant)
+        return self._picked(instant, ended.job)
 
     def _loop_is_needed(self, follows: Invocation | None) -> bool:
         """Return whether the loop has to look; without a follower the slot is free now."""
@@ -384,10 +384,17 @@ class Following:
             and not self._loop.is_closed()
         )
 
-    def _picked(self, instant: float) -> Invocation | None:
-        """Return what is to be run next in a slot that there is; the lock is held."""
+    def _picked(self, instant: float, job: Job | None) -> Invocation | None:
+        """Return what is to be run next in a slot that there is; the lock is held.
+
+        Args:
+            instant: When, on the monotonic clock.
+            job: What the thread does that runs it, by which that thread can be given up (A3).
+        """
         if self._handed:
-            return self._handed.popleft()
+            invocation = self._handed.popleft()
+            invocation.job = job
+            return invocation
         ready = self._ready
         if not (ready.ordered or ready.late):
             return None
@@ -402,6 +409,7 @@ class Following:
         if not self._quiet:
             self._foreman.started(task)
         invocation = self._foreman.prepare(number, task.attempt)
+        invocation.job = job
         if spec.timeout_s is not None:
             instant = self._monotonic()  # what came before may have taken its time (A1)
             invocation.attempt.deadline = instant + spec.timeout_s

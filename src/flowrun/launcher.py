@@ -436,8 +436,10 @@ class Launcher:
         unshared = only_async and self._live
         succeed = settler.succeed if unshared else settler.ended_well
         carrier: Any = asyncio.current_task()
-        carrier.remove_done_callback(self._carrier_gone)  # it has begun, and will say so itself
-        name, cancelling = carrier.get_name(), carrier.cancelling()
+        name, cancelling = None, 0
+        if not self._alone:  # with a factory it may be of any kind
+            carrier.remove_done_callback(self._carrier_gone)  # it has begun, and will say so itself
+            name, cancelling = carrier.get_name(), carrier.cancelling()
         weak_references, references = getweakrefcount(carrier), getrefcount(carrier)
         # Where success need not be told of either, there is nothing to it but the books.
         quick = unshared and self._quiet_success

@@ -99,7 +99,8 @@ class Batch:
         owned = runs.get(run.run_id)
         if owned is None:
             raise RunLostError(run.run_id)
-        plain: list[object] = [owned.seq, self._serializer.name]
+        plain: list[object] = []
+        serializer = self._serializer.name
         for number, now, value in ended:
             if isinstance(value, NoResult):
                 self._add_task(run.run_id, succeeded(tasks[number], now, value), owned)
@@ -109,7 +110,7 @@ class Batch:
                 self._add_kept(owned.row_of(succeeded(tasks[number], now, value)), data)
             else:
                 deps = owned.deps[number]
-                plain += plain_row(owned.seq, number, tasks[number], deps, now, data)
+                plain += plain_row(owned.seq, number, tasks[number], deps, now, serializer, data)
         self._plain.append(plain)
 
     def write(self, db: sqlite3.Connection) -> None:
@@ -173,16 +174,15 @@ def put(db: sqlite3.Connection, rows: Sequence[Row]) -> None:
 
 
 def put_plain(db: sqlite3.Connection, rows: Sequence[object]) -> None:
-    """Write such rows of one run, most of them many at a time.
+    """Write such rows, most of them many at a time.
 
     Args:
         db: Where to, in the caller's transaction.
-        rows: The run's number, the serializer's name, and then the rows' values.
+        rows: The rows' values, one row after the other.
     """
-    run = rows[:2]
-    begin, number = 2, len(rows) // sql.PLAIN_VALUES
+    begin, number = 0, len(rows) // sql.PLAIN_VALUES
     for many, text in sql.PUT_PLAIN.items():
         while number >= many:
             end = begin + many * sql.PLAIN_VALUES
-            db.execute(text, (*run, *rows[begin:end]))
+            db.execute(text, rows[begin:end])
             begin, number = end, number - many

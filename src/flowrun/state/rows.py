@@ -77,7 +77,13 @@ _SUCCEEDED = f"\0{TaskStatus.SUCCESS}\0{_NULL}\0{_NULL}\0[]\0{NoResult.STORED.va
 
 
 def plain_row(  # noqa: PLR0913 - a row is made of its values
-    run: int, place: int, task: TaskRecord, deps: str, finished_at: float, data: bytes
+    run: int,
+    place: int,
+    task: TaskRecord,
+    deps: str,
+    finished_at: float,
+    serializer: str,
+    data: bytes,
 ) -> Row:
     """Return what is to be written of a task that has succeeded at its first attempt.
 
@@ -87,13 +93,15 @@ def plain_row(  # noqa: PLR0913 - a row is made of its values
         task: The task, still RUNNING.
         deps: Its dependencies as JSON.
         finished_at: When it ended.
+        serializer: What has made the next one.
         data: What it returned.
     """
     name, ready_at, started_at = task.name, task.ready_at or 0.0, task.started_at or 0.0
     numbers = _packed(run, place, 1, 0, ready_at, started_at, finished_at)
     texts = f"{name}\0{deps}".encode("utf-8", "surrogatepass")
     stored = _crc32(numbers + texts + _SUCCEEDED)
-    return place, name, deps, ready_at, started_at, finished_at, stored, data, _crc32(data)
+    times = (ready_at, started_at, finished_at)
+    return run, place, name, deps, *times, stored, serializer, data, _crc32(data)
 
 
 def run_row(run: RunRecord, owner: int | None) -> Row:

@@ -365,21 +365,22 @@ class SqliteStateStore:
         if owned is None:
             return None
         seq, _, deps = owned
-        dumps = self.serializer.dumps
-        rows: list[object] = [seq, self.serializer.name]
+        dumps, serializer = self.serializer.dumps, self.serializer.name
+        rows: list[object] = []
         for place, now, value in ended:
             if not is_small(value):
                 return None
             data = dumps(value)
             if len(data) > SHORT:
                 return None
-            rows += plain_row(seq, place, tasks[place], deps[place], now, data)
+            rows += plain_row(seq, place, tasks[place], deps[place], now, serializer, data)
         return rows
 
     def _put_if_owned(self, db: sqlite3.Connection, row: list[object]) -> bool:
         """Write one row of a run of one's own; one statement by itself is a transaction."""
         assert self._ownership is not None  # noqa: S101 - the run was created here
-        return db.execute(sql.PUT_PLAIN_IF_OWNED, (*row, self._ownership.owner)).rowcount > 0
+        values = (*row, row[0], self._ownership.owner)
+        return db.execute(sql.PUT_PLAIN_IF_OWNED, values).rowcount > 0
 
     def _put_all_if_owned(self, db: sqlite3.Connection, rows: list[object]) -> bool:
         assert self._ownership is not None  # noqa: S101 - the run was created here

@@ -36,28 +36,24 @@ PUT_TASKS = {number: _put_tasks(number) for number in (50, 10, 1)}
 """Statements by the number of rows that they take: in each, SQLite works by itself only once."""
 
 # A task that has succeeded at its first attempt. What most of its columns hold is a constant.
-_PLAIN = "{}, {}, {}, {}, 'SUCCESS', 1, {}, {}, {}, NULL, NULL, 0, '[]', 'stored', {}, ?2, {}, {}"
-
-
-def _plain(run: str, first: int) -> str:
-    """Return the values of such a row, whose own ones are parameters from a number on."""
-    return _PLAIN.format(run, *[f"?{first + number}" for number in range(PLAIN_VALUES)])
+# Not numbered placeholders, so that a run or a serializer need be given once only: Python refuses
+# a sequence for them from 3.14 on.
+_PLAIN = "?, ?, ?, ?, 'SUCCESS', 1, ?, ?, ?, NULL, NULL, 0, '[]', 'stored', ?, ?, ?, ?"
 
 
 def _put_plain(number: int) -> str:
-    rows = ", ".join(f"({_plain('?1', 3 + PLAIN_VALUES * row)})" for row in range(number))
+    rows = ", ".join([f"({_PLAIN})"] * number)
     return f"INSERT OR REPLACE INTO tasks ({_WHOLE_TASK}) VALUES {rows}"  # noqa: S608 - constants
 
 
-PLAIN_VALUES = 9
-"""The values of a plain row besides its run and serializer: place, name, dependencies, three
-points in time, checksum, the result and its checksum."""
+PLAIN_VALUES = _PLAIN.count("?")
+"""The values of a plain row, which ``rows.plain_row`` returns."""
 
 PUT_PLAIN = {number: _put_plain(number) for number in (64, 16, 4, 1)}
-"""As ``PUT_TASKS``, of a run, a serializer's name and the values of so many plain rows."""
+"""As ``PUT_TASKS``, of the values of so many plain rows."""
 PUT_PLAIN_IF_OWNED = (
-    f"INSERT OR REPLACE INTO tasks ({_WHOLE_TASK}) SELECT {_plain('seq', 3)}"  # noqa: S608 - constants
-    f" FROM runs WHERE seq = ?1 AND owner = ?{3 + PLAIN_VALUES} AND finished_at IS NULL"
+    f"INSERT OR REPLACE INTO tasks ({_WHOLE_TASK}) SELECT {_PLAIN}"  # noqa: S608 - constants
+    " FROM runs WHERE seq = ? AND owner = ? AND finished_at IS NULL"
 )
 IS_OWNED = "SELECT 1 FROM runs WHERE seq = ? AND owner = ? AND finished_at IS NULL"
 UPDATE_TASK = (
