@@ -646,6 +646,58 @@ async def test_pool_that_is_shut_down_under_a_run_ends_it(make_engine: MakeEngin
     assert "CancelledError" in (report["tasks"]["third"]["error"] or "")
 
 
+async def test_seat_that_is_withdrawn_as_its_run_ends_leaves_its_slot_once(  # R3
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(WorkerThreads):
+        """No thread comes for any job but the first."""
+
+        jobs = 0
+
+        def enqueue(self, job: Job) -> None:
+            self.jobs += 1
+            if self.jobs == 1:
+                super().enqueue(job)
+
+    cancel = Job.cancel
+
+    def late(self: Job) -> bool:
+        # The pool is shut down just before the run, which is over, cancels its seats itself.
+        calls = self.take()
+        if calls is not None:
+            _, withdrawn = calls
+            withdrawn()
+        return cancel(self)
+
+    with Slow(1) as pool:
+        engine = make_engine(executor=pool, max_parallel=2)
+        may_end = threading.Event()
+        engine.task(name="first", dag="d")(lambda: may_end.wait(WAIT_S))
+        engine.task(name="second", dag="d")(lambda: None)
+        run = asyncio.create_task(engine.run_once("d"))
+        while pool.jobs < 2:
+            await asyncio.sleep(0)
+        monkeypatch.setattr(Job, "cancel", late)
+        may_end.set()
+        report = engine.get_run_report(await asyncio.wait_for(run, WAIT_S))
+        monkeypatch.undo()
+    assert set(statuses(report).values()) == {"SUCCESS"}
+    running = most = 0
+
+    async def work() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        running -= 1
+
+    for number in range(8):
+        engine.task(name=f"t{number}", dag="many")(work)
+    await asyncio.wait_for(engine.run_once("many"), WAIT_S)
+    assert most == 2
+
+
 async def test_seat_that_is_withdrawn_when_its_attempt_has_run(make_engine: MakeEngine) -> None:
     with WorkerThreads(1) as pool:
         engine = make_engine(executor=pool, max_parallel=3)
