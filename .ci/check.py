@@ -49,7 +49,9 @@ def main() -> int:
     failed = [name for name, command in static if not run(name, command)]
 
     here = sys.version_info[:2]
-    suite: list[str | Path] = [sys.executable, "-m", "pytest", "-q", "-n", "auto"]
+    # Many tests wait for processes and clocks: one worker more than processors keeps those busy.
+    workers = str((os.cpu_count() or 1) + 1)
+    suite: list[str | Path] = [sys.executable, "-m", "pytest", "-q", "-n", workers]
     name = f"suite and coverage on Python {dotted(here)}"
     with tempfile.TemporaryDirectory() as folder:
         # In a folder of its own: another run in this work tree at the same time would combine,

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
+import logging
 import threading
 import warnings
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flowrun import Engine, SchedulerConfig, current_attempt
+from flowrun import Engine, FlowrunError, SchedulerConfig, SqliteStateStore, current_attempt
+from flowrun.clock import Clock
 from flowrun.context import Attempt
 
 from .conftest import WAIT_S, statuses
@@ -480,3 +484,123 @@ async def test_awaitable_of_a_sync_task_that_does_not_stop_is_abandoned(  # I3 A
     assert "ended after it was abandoned; its result is not recorded" in caplog.text
     again = engine.get_run_report(report["run_id"])["tasks"]["returns_awaitable"]
     assert again["result"] is None
+
+
+async def test_awaitable_of_a_sync_task_without_a_timeout_has_all_its_time(  # A1 I3
+    engine: Engine,
+) -> None:
+    async def served() -> str:
+        await asyncio.sleep(0)
+        return "served"
+
+    @engine.task(dag="d", timeout_s=None)
+    def returns_awaitable() -> Any:
+        return served()
+
+    report = engine.get_run_report(await asyncio.wait_for(engine.run_once("d"), WAIT_S))
+    assert report["tasks"]["returns_awaitable"]["result"] == "served"
+
+
+async def test_async_partial_is_given_all_results(engine: Engine) -> None:
+    async def total(upstream: dict[str, int], *, factor: int) -> int:
+        await asyncio.sleep(0)
+        return factor * sum(upstream.values())
+
+    async def one() -> int:
+        return 1
+
+    engine.task(name="one", dag="d")(one)
+    engine.task(name="total", dag="d", deps=["one"])(functools.partial(total, factor=3))
+    report = engine.get_run_report(await asyncio.wait_for(engine.run_once("d"), WAIT_S))
+    assert report["tasks"]["total"]["result"] == 3
+
+
+@pytest.mark.parametrize("durable", [False, True])
+@pytest.mark.parametrize("refused_later", ["traceback of task 'first'", "of DAG 'd' finished"])
+async def test_launch_that_cannot_be_told_leaves_its_slot(  # R1 R3 R4
+    make_engine: MakeEngine, tmp_path: Path, durable: bool, refused_later: str
+) -> None:
+    refused: list[str] = []
+
+    def refuse(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        wanted = refused_later if refused else "first"
+        if record.levelno <= logging.INFO and wanted in text and len(refused) < 2:
+            refused.append(text)
+            msg = "no room in the log"
+            raise OSError(msg)
+        return True
+
+    logger = logging.Logger("refusing", logging.DEBUG)
+    logger.addFilter(refuse)
+    store = SqliteStateStore(tmp_path / "runs.sqlite") if durable else None
+    engine = make_engine(logger=logger, max_parallel=1, state_store=store)
+    engine.task(name="first", dag="d")(lambda: None)
+    engine.task(name="behind", dag="d", deps=["first"])(lambda: None)
+    engine.task(name="second", dag="other")(lambda: None)
+    with pytest.raises(FlowrunError, match="no room in the log"):
+        await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+    (broken,) = engine.list_runs()
+    # That, or its failure, could not be told either.
+    report = engine.get_run_report(broken.run_id)
+    assert statuses(report) == {"first": "FAILED", "behind": "SKIPPED"}
+    assert not broken.alive
+    report = engine.get_run_report(await asyncio.wait_for(engine.run_once("other"), WAIT_S))
+    assert report["status"] == "SUCCESS"
+    await engine.aclose()
+    if store is not None:
+        store.close()
+
+
+class NoMoreTimers(Clock):
+    """A clock that sets no timer any more once it is told so."""
+
+    broken = False
+
+    def call_later(self, loop: Any, delay_s: float, callback: Callable[[], object]) -> Any:
+        if self.broken:
+            msg = "no timers"
+            raise OSError(msg)
+        return super().call_later(loop, delay_s, callback)
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_run_that_cannot_even_be_stopped_in_order_ends(  # R1 R4
+    make_engine: MakeEngine, tmp_path: Path, durable: bool
+) -> None:
+    clock = NoMoreTimers()
+    stopped = asyncio.Event()
+
+    def refuse(record: logging.LogRecord) -> bool:
+        if record.levelno == logging.DEBUG and "'first'" in record.getMessage():
+            msg = "no room in the log"
+            raise OSError(msg)
+        return True
+
+    logger = logging.Logger("refusing", logging.DEBUG)
+    logger.addFilter(refuse)
+    store = SqliteStateStore(tmp_path / "runs.sqlite") if durable else None
+    config = SchedulerConfig(clock=clock)
+    engine = make_engine(logger=logger, max_parallel=2, state_store=store, config=config)
+
+    @engine.task(dag="d", timeout_s=None)
+    async def waits() -> None:
+        clock.broken = True
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    engine.task(name="first", dag="d", timeout_s=None)(lambda: None)
+    engine.task(name="behind", dag="d", deps=["first"])(lambda: None)
+    with pytest.raises(FlowrunError, match="no room in the log"):
+        await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+    await asyncio.wait_for(stopped.wait(), WAIT_S)
+    clock.broken = False
+    (broken,) = engine.list_runs()
+    report = engine.get_run_report(broken.run_id)
+    assert statuses(report) == {"waits": "FAILED", "first": "FAILED", "behind": "SKIPPED"}
+    assert not broken.alive
+    await engine.aclose()
+    if store is not None:
+        store.close()

@@ -29,7 +29,7 @@ from flowrun.journal import Receipt, Starts
 from flowrun.launcher import Launcher
 from flowrun.ledger import Ledger
 from flowrun.state.protocol import Change, Successes
-from flowrun.state.records import NoResult, Reason
+from flowrun.state.records import NoResult, Reason, TaskStatus
 from flowrun.teller import Teller
 
 if TYPE_CHECKING:
@@ -687,8 +687,28 @@ class Run:
             self.stop(Reason.RUN_BROKEN, error_line(clear))
             self.progressed()
         except Exception as second:  # noqa: BLE001 - the last resort before a hang
-            self._ended = True
-            self._complete(second)
+            self._end_untold(second)
+
+    def _end_untold(self, error: Exception) -> None:
+        """End the run where even its end cannot be told: its record and its slots, at least."""
+        self._ended = True
+        reason, now = Reason.RUN_BROKEN, self.record.created_at
+        with contextlib.suppress(Exception):
+            now = self._now()
+        for task in self._tasks:
+            if task.status is TaskStatus.RUNNING:
+                task.fail(now, f"{reason}: {self._cause}", reason)
+            elif task.status is TaskStatus.PENDING:
+                task.skip(now, reason, f"{reason}: {self._cause}")
+        with contextlib.suppress(Exception):
+            self._launcher.leave()
+        if self.record.finished_at is None:
+            self.record.finish(now, f"{reason}: {self._cause}")
+            if self._live:
+                self._journal.store.save([Change(self.record, None)])
+            else:
+                self._journal.owe(self.record)
+        self._complete(error)
 
     def _internal_error(self, error: Exception) -> FlowrunError:
         clear = FlowrunError(
