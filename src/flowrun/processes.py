@@ -436,7 +436,7 @@ def _started(context: Context) -> tuple[Pipe, BaseProcess]:
                     " it imports the main module and those named as preload"
                 )
                 raise ExecutorError(msg) from error
-            time.sleep(pauses_s.pop(0))
+            time.sleep(pauses_s.pop(0))  # nobody tells when it has started anew
         except Exception as error:
             msg = f"no process could be started: {error_line(error)}"
             raise ExecutorError(msg) from error

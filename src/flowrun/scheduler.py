@@ -247,8 +247,10 @@ class Run:
     def launched(self, task: TaskRecord) -> None:
         """An attempt begins, or is handed to an executor."""
         if not self._live:
-            self.note(task)
-            self._post_start(task)
+            if self._is_noted(task):
+                self._journal.note_start(task, self._starts)
+            else:
+                self._post(task)
         if self._tell.tells_start:
             self._tell.started(task)
 
@@ -256,16 +258,11 @@ class Run:
         """An attempt begins in a worker thread, which calls this; the ledger's lock is held."""
         if not self._live:
             if self._is_noted(task):
-                self.note(task)
+                self._journal.note_start(task, self._starts)
             else:
                 self._inbox.put_unhurried(partial(self._post, task))
         if self._tell.tells_start:
             self._tell.started(task)
-
-    def note(self, task: TaskRecord) -> None:
-        """Note that an attempt begins, in any thread."""
-        if self._is_noted(task):
-            self._journal.note_start(task, self._starts)
 
     def save(self, ended: Invocation, now: float) -> bool:
         """Save a success in the thread that calls, if that can be done at once."""
@@ -286,10 +283,6 @@ class Run:
         Otherwise what waits in the journal could come after it.
         """
         return self._blocking and task.attempt == 1
-
-    def _post_start(self, task: TaskRecord) -> None:
-        if not self._is_noted(task):
-            self._post(task)
 
     # An attempt has ended.
 
