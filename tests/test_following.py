@@ -32,6 +32,25 @@ def chain(engine: Engine, length: int, work: Callable[[], Any]) -> None:
         engine.task(name=f"t{number}", dag="d", deps=deps)(work)
 
 
+async def most_at_once(engine: Engine) -> int:
+    """Return how many async tasks of two runs are running at the same time at the most."""
+    running = most = 0
+
+    async def work() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        running -= 1
+
+    for number in range(8):
+        engine.task(name=f"t{number}", dag="many")(work)
+    runs = [engine.run_once("many") for _ in range(2)]
+    await asyncio.wait_for(asyncio.gather(*runs), WAIT_S)
+    return most
+
+
 async def test_events_of_a_chain_come_in_order(make_engine: MakeEngine) -> None:
     events: list[str] = []
     hook = fn_hook(
@@ -682,20 +701,7 @@ async def test_seat_that_is_withdrawn_as_its_run_ends_leaves_its_slot_once(  # R
         report = engine.get_run_report(await asyncio.wait_for(run, WAIT_S))
         monkeypatch.undo()
     assert set(statuses(report).values()) == {"SUCCESS"}
-    running = most = 0
-
-    async def work() -> None:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        for _ in range(20):
-            await asyncio.sleep(0)
-        running -= 1
-
-    for number in range(8):
-        engine.task(name=f"t{number}", dag="many")(work)
-    await asyncio.wait_for(engine.run_once("many"), WAIT_S)
-    assert most == 2
+    assert await most_at_once(engine) == 2
 
 
 async def test_seat_that_is_withdrawn_when_its_attempt_has_run(make_engine: MakeEngine) -> None:
@@ -939,23 +945,9 @@ async def test_thread_that_finds_nothing_as_the_run_ends_leaves_its_slot_once(  
     await asyncio.wait_for(engine.run_once("d"), WAIT_S)
     monkeypatch.undo()
     over.set()
-    running = most = 0
-
-    async def work() -> None:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        for _ in range(20):
-            await asyncio.sleep(0)
-        running -= 1
-
     engine.task(name="ends", dag="other")(lambda: None)
     await asyncio.wait_for(engine.run_once("other"), WAIT_S)  # in that thread
-    for number in range(8):
-        engine.task(name=f"t{number}", dag="many")(work)
-    runs = [engine.run_once("many") for _ in range(2)]
-    await asyncio.wait_for(asyncio.gather(*runs), WAIT_S)
-    assert most == 3
+    assert await most_at_once(engine) == 3
 
 
 class Hostile(logging.Filter):
@@ -1009,21 +1001,7 @@ async def test_error_about_an_abandoned_attempt_leaves_no_slot_twice(  # R3 R4
 
     with pytest.raises(FlowrunError, match="ValueError"):
         await asyncio.wait_for(engine.run_once("d"), WAIT_S)
-    running = most = 0
-
-    async def work() -> None:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        for _ in range(20):
-            await asyncio.sleep(0)
-        running -= 1
-
-    for number in range(8):
-        engine.task(name=f"t{number}", dag="many")(work)
-    runs = [engine.run_once("many") for _ in range(2)]
-    await asyncio.wait_for(asyncio.gather(*runs), WAIT_S)
-    assert most == 2
+    assert await most_at_once(engine) == 2
 
 
 # -- chains in a store that has to be written to -------------------------------------------------
