@@ -37,7 +37,8 @@ class Person:
 
     def __init__(self, folder: Path, command: list[str], lines: int, columns: int, **env: str):
         environment = {**os.environ, "TERM": "xterm-256color", **env}
-        for name in {"NO_COLOR", "COLUMNS", "LINES"} - set(env):
+        # Unbuffered, ``print`` writes a line and its end apart, and another's line comes between.
+        for name in {"NO_COLOR", "COLUMNS", "LINES", "PYTHONUNBUFFERED"} - set(env):
             environment.pop(name, None)
         self.child = pexpect.spawn(
             command[0],

@@ -76,6 +76,9 @@ class ProgressHook(RunHook):
         self._mid_line = False
         self._stop = threading.Event()
         self._diverted: _Diverted | None = None
+        # Not before the first redraw: a print that had begun as the streams were diverted goes
+        # straight to the terminal, and would be written over below a drawing.
+        self._drawing = False
 
     def on_dag_start(self, event: DagStartEvent) -> None:
         """Begin to show a run."""
@@ -166,7 +169,7 @@ class ProgressHook(RunHook):
             start = self._start(size)
             self._mid_line = not text.endswith("\n")
             # In the middle of a line that somebody prints in pieces nothing is drawn.
-            block = "" if self._diverted is None or self._mid_line else self._block(size)
+            block = self._block(size) if self._drawing and not self._mid_line else ""
             if self._live:
                 self._kept.append(text)
             self._stream.write(f"{start}\x1b[J{text}{block}" if start else f"{text}{block}")
@@ -186,6 +189,7 @@ class ProgressHook(RunHook):
         with self._lock:
             self._stop.set()
             self._diverted = None
+            self._drawing = False
             start = self._start(self._size())
             self._stream.write(f"{start}\x1b[J" if start else "")
             self._stream.flush()
@@ -195,7 +199,10 @@ class ProgressHook(RunHook):
         while not stop.wait(_REDRAW_S):
             with self._lock:
                 size = self._size()
-                if stop.is_set() or self._mid_line:
+                if stop.is_set():
+                    continue
+                self._drawing = True
+                if self._mid_line:
                     continue
                 # Written over and not erased before, so that nothing flickers.
                 start = self._start(size)
