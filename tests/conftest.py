@@ -27,6 +27,7 @@ WATCHED = (
     "test_internals",
     "test_journal",
     "test_resuming",
+    "test_saving_in_threads",
     "test_scheduler",
     "test_stopping",
 )

@@ -84,7 +84,9 @@ def save_all(store: SqliteStateStore, successes: Successes) -> bool:
     return True
 
 
-@pytest.mark.parametrize("save", [SqliteStateStore.save_on_loop, save_all])
+@pytest.mark.parametrize(
+    "save", [SqliteStateStore.save_on_loop, SqliteStateStore.save_in_thread, save_all]
+)
 @pytest.mark.parametrize("serializer", [JsonSerializer(), PickleSerializer(key=bytes(16))])
 @pytest.mark.parametrize("number", [1, 10, 85])
 def test_successes_are_kept_as_changes_are(  # D1 D7

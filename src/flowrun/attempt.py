@@ -54,7 +54,6 @@ class Invocation:
         stopped: Whether it was told to stop.
         closed: The scheduler has its outcome; what comes later is late.
         abandoned: It was given up while its code still ran.
-        recorded: Whether its success stands in the record already.
         unheard: Whether its thread has ended it before the loop heard of it.
         keeps_slot: Whether its slot is not free when it has ended, because its thread, or
             another one, goes on in it.
@@ -78,7 +77,6 @@ class Invocation:
     stopped = False
     closed = False
     abandoned = False
-    recorded = False
     unheard = False
     keeps_slot = False
     withdraw: Callable[[Invocation], bool] | None = None

@@ -15,25 +15,39 @@ from flowrun.workers import Job
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from flowrun.attempt import Invocation
     from flowrun.graph import Graph
     from flowrun.inbox import Inbox
     from flowrun.ledger import Ledger
     from flowrun.slots import Lane
+    from flowrun.state.protocol import Success
     from flowrun.state.records import TaskRecord
     from flowrun.workers import WorkerThreads
 
 _PATIENCE = 20
+_MOST_TOGETHER = 128
+_WAIT_S = 0.002
 
 
 class Writer(Protocol):
-    """What threads write by themselves, where the store is one that has to be written to."""
+    """What makes successes durable, where the store is one that has to be written to."""
 
-    def save(self, ended: Invocation, now: float) -> bool:
-        """Save a success in this thread, if that can be done at once; return whether it was."""
+    def may_save(self, number: int) -> bool:
+        """Return whether threads may save a task's success, which they do soon if they may."""
         ...
+
+    def save(self, ended: Sequence[Success]) -> bool:
+        """Save successes in the thread that calls, if that can be done at once.
+
+        Returns:
+            Whether they were saved.
+        """
+        ...
+
+    def take_over(self, ended: Sequence[Success]) -> None:
+        """Save and settle successes; called on the event loop."""
 
 
 class Foreman(Protocol):
@@ -71,11 +85,15 @@ class Seat(Job):
 class Following:
     """Run attempts in threads, which go on to the next one when they have ended one.
 
-    A thread that has ended an attempt well records that itself, unless the store has to be
-    written to, and takes what is to be launched next in the same slot. It leaves that to the
-    event loop where the outcome is one to judge, where somebody else waits for the slot or the
-    thread, where the next task is not one for it, and where an end that the loop has not heard
-    of may have made an earlier task ready: the order of launches stays as it would be (R6).
+    A thread that has ended an attempt well records that itself, and takes what is to be launched
+    next in the same slot. It leaves that to the event loop where the outcome is one to judge,
+    where somebody else waits for the slot or the thread, where the next task is not one for it,
+    and where an end that the loop has not heard of may have made an earlier task ready: the
+    order of launches stays as it would be (R6).
+
+    Where the store has to be written to, successes are put together until there are many, or
+    until a thread finds nothing else to do; that thread saves them, and only then they count
+    (S1). What no thread has saved after a few milliseconds the loop takes over.
 
     Args:
         graph: The graph.
@@ -89,7 +107,7 @@ class Following:
         offset: What makes epoch seconds of it.
         late: Called with an attempt that has ended after it was abandoned.
         quiet: Whether the foreman need not be told of what begins.
-        writer: Writes what threads have to write; ``None`` where the store needs no writing.
+        writer: Makes successes durable; ``None`` where they are as soon as they are recorded.
 
     Attributes:
         active: Attempts that were launched and have not ended, in threads or elsewhere.
@@ -97,9 +115,11 @@ class Following:
 
     __slots__ = (
         "_asyncs",
+        "_awaited",
         "_foreman",
         "_free_slots",
         "_graph",
+        "_group",
         "_handed",
         "_horizon",
         "_inbox",
@@ -115,11 +135,13 @@ class Following:
         "_pool",
         "_quiet",
         "_ready",
+        "_saving",
         "_seats",
         "_specs",
         "_stopped",
         "_tasks",
         "_unheard",
+        "_unsettled",
         "_writer",
         "active",
     )
@@ -165,7 +187,16 @@ class Following:
         self._free_slots = 0  # of threads that have found nothing more to run
         self._unheard = 0  # ends that the loop is to judge, and has not heard of
         self._horizon: int = sys.maxsize  # the first task that one of them may have made ready
+        self._group: list[Success] = []  # what has succeeded, and nobody saves yet
+        self._awaited: list[Success] | None = None  # the group that the loop looks after
+        self._unsettled = 0  # the same, and what a thread saves, or the loop is to take over
+        self._saving = False  # whether a thread saves; it has a slot
         self.active: set[Invocation] = set()
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether something that has ended has still to be saved, or to be settled."""
+        return self._unsettled > 0 or self._saving
 
     # On the event loop.
 
@@ -205,6 +236,28 @@ class Following:
                 self._unheard -= 1
                 if not self._unheard:
                     self._horizon = sys.maxsize
+
+    def _look_soon(self, group: list[Success]) -> None:
+        """See to it that successes do not wait long for more of them."""
+        if self._group is group:
+            step = partial(self._inbox.put, partial(self._look_again, group))
+            self._loop.call_later(_WAIT_S, step)
+
+    def _look_again(self, group: list[Success]) -> None:
+        if self._group is group:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Take over what no thread saves."""
+        self._take_over(self._taken_group())
+
+    def _take_over(self, group: list[Success]) -> None:
+        assert self._writer is not None  # noqa: S101 - there would be no group
+        try:
+            self._writer.take_over(group)
+        finally:
+            with self._lock:
+                self._unsettled -= len(group)
 
     def stop(self) -> None:
         """Let threads begin nothing more."""
@@ -291,42 +344,136 @@ class Following:
 
     def _next(self, ended: Invocation) -> Invocation | None:
         """Settle an attempt, or leave that to the loop; return what its thread goes on with."""
-        begins = instant = self._monotonic()
-        value, writer = ended.value, self._writer
+        instant = self._monotonic()
+        value = ended.value
         if not ended.ok or (type(value) not in UNCHANGING and is_awaitable(value)):
             with self._lock:
                 self._note_unheard(ended)
             self._inbox.put(ended)
             return None
-        saved = writer is None
-        if writer is not None and self._only_child_is_next(ended):
-            # Not under the lock: the loop must not wait for a disk.
-            saved = writer.save(ended, instant + self._offset)
-            begins = self._monotonic()  # that has taken its time
+        invocation, wakes = None, False
         if not self._lock.acquire(blocking=False):
             self._wait_for_lock()
         try:
-            settles = saved and not (self._stopped or ended.stopped)
-            if settles:
-                self._settle(ended, instant + self._offset)
-            else:
+            settles = not (self._stopped or ended.stopped) and self._settles(ended, instant)
+            if not settles:
                 self._note_unheard(ended)
-            invocation = self._what_follows(ended, begins)
-            wakes = settles and self._loop_is_needed(invocation)
+            group = self._to_be_saved() if settles and self._group else None
+            if group is None:
+                invocation = self._what_follows(ended, instant)
+                wakes = settles and self._loop_is_needed(invocation)
         finally:
             self._lock.release()
+        if group is not None:
+            invocation, wakes = self._save_and_go_on(ended, group)
         if not settles:
-            if writer is not None and saved:
-                self._tasks[ended.number].succeed(instant + self._offset, value)
-                ended.recorded = True
-            if invocation is None:
-                self._inbox.put(ended)
-            else:
-                ended.keeps_slot = True
-                self._inbox.put_unhurried(ended)
+            ended.keeps_slot = invocation is not None
+            put = self._inbox.put if invocation is None else self._inbox.put_unhurried
+            put(ended)
         elif wakes:
-            self.wake()
+            self._call_loop(invocation)
         return invocation
+
+    def _settles(self, ended: Invocation, instant: float) -> bool:
+        """Record a success, or keep it to be saved; return whether it is for threads to do so.
+
+        The lock is held.
+        """
+        number, now, writer = ended.number, instant + self._offset, self._writer
+        if writer is not None and not writer.may_save(number):
+            return False
+        self._tasks[number].started_at = (ended.started or 0.0) + self._offset
+        ended.closed = True
+        ended.attempt.ended = True
+        if writer is None:
+            self._foreman.succeed(number, now, ended.value)
+        else:
+            self._unsettled += 1
+            self._group.append((number, now, ended.value))
+        self.active.discard(ended)
+        return True
+
+    def _to_be_saved(self) -> list[Success] | None:
+        """Return what a thread has to save before it goes on; the lock is held.
+
+        If that is nothing, the loop looks after what there is to save.
+        """
+        group = self._group
+        if not self._saving and self._has_to_save():
+            self._saving = True
+            self._group = []
+            return group
+        if self._awaited is not group:
+            self._awaited = group
+            self._inbox.put_unhurried(partial(self._look_soon, group))
+        return None
+
+    def _has_to_save(self) -> bool:
+        """Return whether there are many to save, or nothing else to do; the lock is held."""
+        ready = self._ready
+        nothing_to_run = not (self._handed or ready.ordered or ready.late)
+        return (nothing_to_run or len(self._group) >= _MOST_TOGETHER) and self._may_go_on()
+
+    def _save_and_go_on(
+        self, ended: Invocation, group: list[Success]
+    ) -> tuple[Invocation | None, bool]:
+        """Save successes as long as there is nothing else to do; one thread at a time.
+
+        Returns:
+            What the thread goes on with, and whether the loop has to look.
+        """
+        try:
+            while True:
+                saved = self._saved(group)
+                if not self._lock.acquire(blocking=False):
+                    self._wait_for_lock()
+                try:
+                    if saved:
+                        self._settle_saved(group)
+                    if not self._group or self._stopped or not self._has_to_save():
+                        self._saving = False
+                        invocation = self._what_follows(ended, self._monotonic())
+                        return invocation, self._loop_is_needed(invocation)
+                    group, self._group = self._group, []
+                finally:
+                    self._lock.release()
+        except BaseException:
+            self._saving = False
+            raise
+
+    def _saved(self, group: list[Success]) -> bool:
+        """Save successes in this thread, or leave that to the loop; return whether it was done.
+
+        Not under the lock: the loop must not wait for a disk.
+        """
+        assert self._writer is not None  # noqa: S101 - there would be nothing to save
+        saved = False
+        try:
+            saved = self._writer.save(group)
+        finally:
+            if not saved:
+                self._inbox.put(partial(self._take_over, group))
+        return saved
+
+    def _settle_saved(self, group: list[Success]) -> None:
+        """Let the children of what is saved come (S1); the lock is held."""
+        try:
+            for number, now, value in group:
+                self._foreman.succeed(number, now, value)
+        finally:
+            self._unsettled -= len(group)
+
+    def _taken_group(self) -> list[Success]:
+        with self._lock:
+            group, self._group = self._group, []
+        return group
+
+    def _call_loop(self, follows: Invocation | None) -> None:
+        """Have the loop look; what a thread that leaves has not saved, it takes over."""
+        if follows is None and self._group and not self._saving:
+            self._inbox.put(self._hand_over)
+        else:
+            self.wake()
 
     def _what_follows(self, ended: Invocation, instant: float) -> Invocation | None:
         """Return what the thread goes on with in the same slot, if anything; the lock is held."""
@@ -354,15 +501,6 @@ class Following:
             if self._lock.acquire(blocking=False):
                 return
         self._lock.acquire()
-
-    def _settle(self, ended: Invocation, now: float) -> None:
-        """Record a success; the lock is held."""
-        number = ended.number
-        self._tasks[number].started_at = (ended.started or 0.0) + self._offset
-        ended.closed = True
-        ended.attempt.ended = True
-        self._foreman.succeed(number, now, ended.value)
-        self.active.discard(ended)
 
     def _note_unheard(self, ended: Invocation) -> None:
         """Remember what the loop may make ready when it hears of an end; the lock is held."""
@@ -425,19 +563,3 @@ class Following:
         if not (ready.ordered or ready.late) or not self._lane.may_take:
             return False
         return len(self._seats) < len(ready) or self._asyncs[ready.first()]
-
-    def _only_child_is_next(self, ended: Invocation) -> bool:
-        """Return whether a single task waits for this one only, and is the next of all."""
-        children = self._graph.children[ended.number]
-        if len(children) != 1:
-            return False
-        (child,) = children
-        if self._asyncs[child] or self._specs[child].executor is not None:
-            return False
-        with self._lock:
-            return (
-                not self._handed
-                and child < self._horizon
-                and self._ledger.waits_for_one(child)
-                and not (self._ready and self._ready.first() < child)
-            )

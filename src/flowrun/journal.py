@@ -199,21 +199,22 @@ class Journal:
         self._starts.pop(task, None)
 
     def save_in_thread(self, successes: Successes) -> bool:
-        """Save one success in the thread that calls, if nobody else is saving or waits for it.
+        """Save successes in the thread that calls, if nobody else is saving or waits for it.
 
-        Whoever has only this to save need not wait for another thread's turn. Nothing may have
-        been submitted before of the same task.
+        Whoever has only these to save need not wait for another thread's turn. Nothing may have
+        been submitted before of the same tasks.
 
         Returns:
-            Whether it was saved; if not, submit it.
+            Whether they were saved; if not, submit them.
         """
         if self._state is _AWAKE or self._items or not self._saving.acquire(blocking=False):
             return False
         try:
-            if self._quick is not None and self._quick.save_in_thread(successes):
-                return True
-            self.store.save(successes.changes())
-        except BaseException:  # noqa: BLE001 - who submits it next is told why
+            if self._quick is None:
+                self.store.save(successes.changes())
+            elif not self._quick.save_in_thread(successes):
+                self._quick.save_all((), (successes,))
+        except BaseException:  # noqa: BLE001 - who submits them next is told why
             return False
         finally:
             self._saving.release()

@@ -184,6 +184,11 @@ class Launcher:
         """Attempts that were launched and have not ended."""
         return self._active
 
+    @property
+    def unsettled(self) -> bool:
+        """Whether threads have something to save, or to settle."""
+        return self._following.unsettled
+
     def begin(self) -> None:
         """Launch from now on."""
         self._open = True

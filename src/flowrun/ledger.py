@@ -166,10 +166,6 @@ class Ledger:
                 else:
                     heappush(late, child)
 
-    def waits_for_one(self, number: int) -> bool:
-        """Return whether all its parents but one have succeeded."""
-        return self._unmet[number] == 1 and not self._settled[number]
-
     def settle(self, number: int) -> None:
         """A task has ended for good, but not well."""
         with self.lock:

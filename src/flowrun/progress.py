@@ -199,10 +199,8 @@ class ProgressHook(RunHook):
         while not stop.wait(_REDRAW_S):
             with self._lock:
                 size = self._size()
-                if stop.is_set():
-                    continue
-                self._drawing = True
-                if self._mid_line:
+                self._drawing = not stop.is_set()
+                if self._mid_line or not self._drawing:
                     continue
                 # Written over and not erased before, so that nothing flickers.
                 start = self._start(size)

@@ -94,6 +94,7 @@ class Run:
         self._live = services.journal.live
         self._blocking = services.journal.store.blocking
         self._ledger = Ledger(graph, record, live=self._live)
+        self._keeps_all = all(spec.retain_result for spec in graph.specs)
         self._tasks = self._ledger.tasks
         # Somebody may have set the clock back since the run was created.
         self._offset = max(self._clock.time(), record.created_at) - self._clock.monotonic()
@@ -264,18 +265,33 @@ class Run:
         if self._tell.tells_start:
             self._tell.started(task)
 
-    def save(self, ended: Invocation, now: float) -> bool:
-        """Save a success in the thread that calls, if that can be done at once."""
-        number = ended.number
+    def may_save(self, number: int) -> bool:
+        """Return whether threads may save a task's success, which they do soon if they may."""
         task = self._tasks[number]
         if not self._is_noted(task):
             return False
         self._journal.drop_start(task)
-        value = ended.value if self.graph.specs[number].retain_result else NoResult.RELEASED
-        task.started_at = (ended.started or 0.0) + self._offset  # its thread has begun it
-        return self._journal.save_in_thread(
-            Successes(self.record, self._tasks, ((number, now, value),))
-        )
+        return True
+
+    def save(self, ended: Sequence[Success]) -> bool:
+        """Save successes in the thread that calls, if that can be done at once."""
+        if not self._keeps_all:
+            specs, released = self.graph.specs, NoResult.RELEASED
+            ended = [
+                (number, now, value if specs[number].retain_result else released)
+                for number, now, value in ended
+            ]
+        return self._journal.save_in_thread(Successes(self.record, self._tasks, ended))
+
+    def take_over(self, ended: Sequence[Success]) -> None:
+        """Save and settle successes that threads have left to the loop."""
+        if self._keeps_all:
+            self._pending += len(ended)
+            self._unsaved += ended
+        else:
+            for success in ended:
+                self.ended_well(*success)
+        self._save_successes()
 
     def _is_noted(self, task: TaskRecord) -> bool:
         """Whether a thread may write of this attempt: nothing has been written before of its task.
@@ -317,9 +333,7 @@ class Run:
         self._close(invocation)
         number = invocation.number
         now = self._monotonic() + self._offset
-        if invocation.recorded:
-            self._succeeded(number, self._tasks[number])
-        elif invocation.ok and self._stopping is None and not invocation.timed_out:
+        if invocation.ok and self._stopping is None and not invocation.timed_out:
             self.ended_well(number, now, invocation.value)
         else:
             self._ended_badly(invocation, number, now)
@@ -653,6 +667,8 @@ class Run:
     def progressed(self) -> None:
         """See whether the run, or its stopping, has come to its end."""
         if self._ended or self._pending or self._active or not self._begun:
+            return
+        if self._launcher.unsettled:
             return
         if self._stopping is not None:
             self._finish_stop(self._stopping)

@@ -164,7 +164,7 @@ class QuickStore(Protocol):
         ...
 
     def save_in_thread(self, successes: Successes) -> bool:
-        """Save the success of one task as :meth:`save_all` would, if it has a short result.
+        """Save successes as :meth:`save_all` would, if all have short results.
 
         Returns:
             Whether it was saved; if not, nothing was, and :meth:`save_all` finds out why.

@@ -224,14 +224,16 @@ class SqliteStateStore:
             del self._owned[run.run_id]
 
     def save_in_thread(self, successes: Successes) -> bool:
-        """Save the success of one task, waiting if need be; see ``QuickStore``."""
-        row = self._plain_rows(successes)
-        if row is None:
+        """Save a few successes, waiting if need be; see ``QuickStore``."""
+        rows = self._plain_rows(successes)
+        if rows is None:
             return False
         with self._writing:
             self._require_open()
             self._unfolded = 0
-            return self._put_if_owned(self._writer, row)
+            if len(successes.ended) == 1:
+                return self._put_if_owned(self._writer, rows)
+            return self._put_all_if_owned(self._writer, rows)
 
     def save_on_loop(self, successes: Successes) -> bool:
         """Save a few successes without waiting for anybody; see ``QuickStore``.

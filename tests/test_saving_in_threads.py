@@ -1,0 +1,210 @@
+"""Worker threads put successes together and save them: nothing counts before it is saved (S1)."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowrun import Engine, SqliteStateStore, current_attempt, fn_hook
+from flowrun.errors import FlowrunError
+from flowrun.scheduler import Run
+from flowrun.state.protocol import Successes
+
+from .conftest import WAIT_S, statuses
+from .test_following import chain, in_a_worker
+from .test_journal import ThirdPartyStore
+
+MakeEngine = Callable[..., Engine]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqliteStateStore]:
+    store = SqliteStateStore(tmp_path / "runs.db")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many successes each save in a worker thread was of."""
+    found: list[int] = []
+    save = SqliteStateStore.save_in_thread
+
+    def counted(self: SqliteStateStore, successes: Successes) -> bool:
+        found.append(len(successes.ended))
+        return save(self, successes)
+
+    monkeypatch.setattr(SqliteStateStore, "save_in_thread", counted)
+    return found
+
+
+@pytest.mark.parametrize("max_parallel", [1, 4, 64])
+async def test_children_start_when_all_their_parents_are_saved(  # S1
+    make_engine: MakeEngine, store: SqliteStateStore, max_parallel: int
+) -> None:
+    other = SqliteStateStore(store.path)  # as another process would see it
+    engine = make_engine(state_store=store, max_parallel=max_parallel)
+    seen: set[str] = set()
+
+    def work(upstream: dict[str, int]) -> int:
+        if upstream:
+            tasks = other.load_run(current_attempt().run_id, results=False).tasks
+            seen.update(tasks[name].status.value for name in upstream)
+        return sum(upstream.values()) + 1
+
+    for number in range(120):
+        row, column = divmod(number, 12)
+        deps = [f"t{12 * (row - 1) + (column + shift) % 12}" for shift in range(3)] if row else []
+        engine.task(name=f"t{number}", dag="d", deps=deps)(work)
+    report = engine.get_run_report(await asyncio.wait_for(engine.run_once("d"), WAIT_S))
+    assert set(statuses(report).values()) == {"SUCCESS"}
+    assert report["tasks"]["t119"]["result"] == (3**10 - 1) // 2
+    assert seen == {"SUCCESS"}
+    assert {
+        task.status.value for task in other.load_run(report["run_id"], results=True).tasks.values()
+    } == seen
+    other.close()
+
+
+async def test_many_go_together(
+    make_engine: MakeEngine, store: SqliteStateStore, sizes: list[int]
+) -> None:
+    engine = make_engine(state_store=store)
+    told: list[str] = []
+    engine.add_hook(fn_hook(on_task_success=lambda event: told.append(event.task_name)))
+    for number in range(1000):
+        engine.task(name=f"t{number}", dag="d")(lambda: number)
+    report = engine.get_run_report(await asyncio.wait_for(engine.run_once("d"), WAIT_S))
+    assert set(statuses(report).values()) == {"SUCCESS"}
+    assert sorted(told) == sorted(report["tasks"])
+    assert max(sizes) > 1
+
+
+async def test_success_does_not_wait_for_a_long_task(  # S1
+    make_engine: MakeEngine, store: SqliteStateStore
+) -> None:
+    engine = make_engine(state_store=store, max_parallel=1)
+    saved: list[bool] = []
+    engine.task(name="short", dag="d")(lambda: 1)
+
+    @engine.task(dag="d")
+    def long() -> None:
+        run_id = current_attempt().run_id
+        deadline = time.monotonic() + WAIT_S
+        while time.monotonic() < deadline and not saved:
+            if store.load_run(run_id, results=False).tasks["short"].status == "SUCCESS":
+                saved.append(True)
+
+    await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+    assert saved
+
+
+async def test_loop_takes_over_where_threads_cannot_go_on(
+    make_engine: MakeEngine, store: SqliteStateStore
+) -> None:
+    engine = make_engine(state_store=store, max_parallel=2)
+    order: list[str] = []
+
+    def note() -> None:
+        order.append(current_attempt().task_name)
+
+    async def note_on_the_loop() -> None:
+        note()
+
+    for number in range(40):
+        engine.task(name=f"s{number}", dag="d")(note)
+        engine.task(name=f"a{number}", dag="d")(note_on_the_loop)
+    report = engine.get_run_report(await asyncio.wait_for(engine.run_once("d"), WAIT_S))
+    assert set(statuses(report).values()) == {"SUCCESS"}
+    assert sorted(order) == sorted(report["tasks"])
+
+
+@pytest.mark.parametrize("others", [0, 50])
+async def test_result_that_cannot_be_kept_fails_alone_and_is_not_made_again(
+    make_engine: MakeEngine, store: SqliteStateStore, others: int
+) -> None:
+    engine = make_engine(state_store=store)
+    ran: list[str] = []
+    engine.task(name="source", dag="d")(lambda: 1)
+
+    def cannot_be_kept(source: int) -> object:
+        ran.append(current_attempt().task_name)
+        return object()
+
+    engine.task(name="bad", dag="d", deps=["source"], retries=3)(cannot_be_kept)
+    engine.task(name="child", dag="d", deps=["bad"])(lambda bad: 0)
+    for number in range(others):
+        engine.task(name=f"t{number}", dag="d", deps=["source"])(lambda source: source)
+    report = engine.get_run_report(await asyncio.wait_for(engine.run_once("d"), WAIT_S))
+    found = statuses(report)
+    assert (found.pop("bad"), found.pop("child")) == ("FAILED", "SKIPPED")
+    assert set(found.values()) == {"SUCCESS"}
+    assert ran == ["bad"]
+    assert "serializer" in (report["tasks"]["bad"]["error"] or "")
+
+
+async def test_cancelling_while_threads_wait_to_save_keeps_what_has_succeeded(  # R2 S1
+    make_engine: MakeEngine,
+) -> None:
+    store = ThirdPartyStore()
+    inside, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def before(what: str) -> None:
+        if in_a_worker():
+            loop.call_soon_threadsafe(inside.set)
+            assert go_on.wait(WAIT_S)
+
+    store.before = before
+    engine = make_engine(state_store=store, max_parallel=4)
+    ended = threading.Barrier(4)
+    for number in range(4):
+        engine.task(name=f"t{number}", dag="d")(lambda: ended.wait(WAIT_S) and None)
+        engine.task(name=f"child{number}", dag="d", deps=[f"t{number}"])(lambda: None)
+    run = asyncio.create_task(engine.run_once("d"))
+    await asyncio.wait_for(inside.wait(), WAIT_S)
+    run.cancel()
+    for _ in range(10):  # until the run has heard of it
+        await asyncio.sleep(0)
+    assert not run.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    (summary,) = engine.list_runs()
+    kept = store.runs[summary.run_id].tasks
+    for number in range(4):
+        # What had not come as far as to be recorded has been cancelled.
+        assert kept[f"t{number}"].status.value in ("SUCCESS", "FAILED")
+        assert kept[f"child{number}"].status == "SKIPPED"
+    assert [name for name, task in kept.items() if task.status == "SUCCESS"]
+    assert statuses(engine.get_run_report(summary.run_id)) == {
+        name: task.status.value for name, task in kept.items()
+    }
+
+
+@pytest.mark.parametrize("raised", [ValueError, SystemExit])
+async def test_error_in_saving_ends_the_run(  # R4
+    make_engine: MakeEngine,
+    store: SqliteStateStore,
+    monkeypatch: pytest.MonkeyPatch,
+    raised: type[BaseException],
+) -> None:
+    def save(run: Run, ended: Any) -> bool:
+        raise raised
+
+    engine = make_engine(state_store=store, max_parallel=2)
+    chain(engine, 5, lambda: None)
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "save", save)
+        with pytest.raises(FlowrunError, match=raised.__name__):
+            await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+    (summary,) = engine.list_runs()
+    assert statuses(engine.get_run_report(summary.run_id))["t4"] == "SKIPPED"
+    resumed = engine.get_run_report(await asyncio.wait_for(engine.resume(summary.run_id), WAIT_S))
+    assert set(statuses(resumed).values()) == {"SUCCESS"}
