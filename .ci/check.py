@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,9 +47,17 @@ def main() -> int:
         ("pyright", [binary / "pyright"]),
         ("import floors", [binary / "lint-imports"]),
     ]
-    failed = [name for name, command in static if not run(name, command)]
-
     here = sys.version_info[:2]
+    others = found_pythons()
+    others.pop(here, None)
+    # Each of these keeps one processor busy, or waits for the network.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        checks = {name: pool.submit(run_quietly, name, command) for name, command in static}
+        environments = {
+            minor: pool.submit(prepared, minor, python) for minor, python in sorted(others.items())
+        }
+    failed = [name for name, check in checks.items() if not check.result()]
+
     # Many tests wait for processes and clocks: one worker more than processors keeps those busy.
     workers = str((os.cpu_count() or 1) + 1)
     suite: list[str | Path] = [sys.executable, "-m", "pytest", "-q", "-n", workers]
@@ -61,11 +70,9 @@ def main() -> int:
             failed.append(name)
         del os.environ["COVERAGE_FILE"]
 
-    others = found_pythons()
-    others.pop(here, None)
-    for minor, python in sorted(others.items()):
+    for minor, made in environments.items():
         name = f"suite on Python {dotted(minor)}"
-        environment = prepared(minor, python)
+        environment = made.result()
         command = [environment, *suite[1:], "--ignore", "tests/browser"]
         if environment is None or not run(name, command):
             failed.append(name)
@@ -84,6 +91,18 @@ def run(name: str, command: Sequence[str | Path]) -> bool:
     started = time.monotonic()
     passed = subprocess.run(command, check=False).returncode == 0
     print(f"-- {name}: {'ok' if passed else 'FAILED'}, {time.monotonic() - started:.1f} s")
+    return passed
+
+
+def run_quietly(name: str, command: Sequence[str | Path]) -> bool:
+    """Run one check beside others, and show its output in one piece."""
+    started = time.monotonic()
+    done = subprocess.run(
+        command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    passed = done.returncode == 0
+    outcome = f"-- {name}: {'ok' if passed else 'FAILED'}, {time.monotonic() - started:.1f} s"
+    print(f"\n== {name}\n{done.stdout}{outcome}", flush=True)
     return passed
 
 
