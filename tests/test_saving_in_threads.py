@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flowrun import Engine, SqliteStateStore, current_attempt, fn_hook
+from flowrun import Engine, PickleSerializer, SqliteStateStore, current_attempt, fn_hook
 from flowrun.errors import FlowrunError
 from flowrun.scheduler import Run
 from flowrun.state.protocol import Successes
@@ -103,6 +106,38 @@ async def test_success_does_not_wait_for_a_long_task(  # S1
 
     await asyncio.wait_for(engine.run_once("d"), WAIT_S)
     assert saved
+
+
+class Large:
+    """A result of which can be seen whether anybody still has it."""
+
+
+@pytest.mark.parametrize("max_parallel", [1, 4])
+async def test_results_are_let_go_once_they_are_saved_and_used(  # I2
+    make_engine: MakeEngine, tmp_path: Path, max_parallel: int
+) -> None:
+    with closing(SqliteStateStore(tmp_path / "p.db", PickleSerializer(key=bytes(16)))) as store:
+        engine = make_engine(state_store=store, max_parallel=max_parallel)
+        made: list[weakref.ref[Large]] = []
+        left: list[Large | None] = []
+
+        def makes() -> Large:
+            large = Large()
+            made.append(weakref.ref(large))
+            return large
+
+        def looks() -> None:
+            gc.collect()
+            left.extend(reference() for reference in made)
+
+        sources = [f"t{number}" for number in range(8)]
+        for source in sources:
+            engine.task(name=source, dag="d")(makes)
+        engine.task(name="uses", dag="d", deps=sources)(lambda upstream: None)
+        engine.task(name="looks", dag="d", deps=["uses"])(looks)
+        await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+        assert left == [None] * 8
+        engine.close()
 
 
 async def test_loop_takes_over_where_threads_cannot_go_on(

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from flowrun.state.records import TaskRecord
     from flowrun.workers import WorkerThreads
 
-_PATIENCE = 20
+_PAUSE_S = 0.0001
+_LONGEST_PAUSE_S = 0.002
 _MOST_TOGETHER = 128
 _WAIT_S = 0.002
 
@@ -258,6 +259,7 @@ class Following:
         finally:
             with self._lock:
                 self._unsettled -= len(group)
+            group.clear()
 
     def stop(self) -> None:
         """Let threads begin nothing more."""
@@ -462,6 +464,7 @@ class Following:
                 self._foreman.succeed(number, now, value)
         finally:
             self._unsettled -= len(group)
+            group.clear()  # whoever still knows the list keeps no result alive (I2)
 
     def _taken_group(self) -> list[Success]:
         with self._lock:
@@ -492,15 +495,16 @@ class Following:
         """Take the lock that another thread holds.
 
         Threads that wait inside a lock are handed it while somebody else has the interpreter, who
-        must then wait for them in turn: with short tasks, one switch of threads for each. Who
-        gives the interpreter away instead, has it back after its switch interval, and finds the
-        lock free. Should the holder itself wait for something, the lock is waited for after all.
+        must then wait for them in turn: with short tasks, one switch of threads for each, and it
+        never ends. Who gives the interpreter away instead finds the lock free when it has it back;
+        and who does not, is one too many for what there is to do, and comes back later.
         """
-        for _ in range(_PATIENCE):
-            time.sleep(0)  # only gives the interpreter away
+        pause_s = 0.0
+        while True:
+            time.sleep(pause_s)  # of no time: it only gives the interpreter away
             if self._lock.acquire(blocking=False):
                 return
-        self._lock.acquire()
+            pause_s = min(2 * pause_s + _PAUSE_S, _LONGEST_PAUSE_S)
 
     def _note_unheard(self, ended: Invocation) -> None:
         """Remember what the loop may make ready when it hears of an end; the lock is held."""
