@@ -42,6 +42,10 @@ def main() -> int:
             PeerSuite(bench, findings, chosen.only, sizes, chosen.repetitions).run()
     findings.machine["took"] = f"{(time.monotonic() - began) / 60:.0f} minutes"
     findings.machine["load"] += f" and {os.getloadavg()[0]:.1f} after"
+    if chosen.again:
+        last = Findings.load(_LAST)
+        findings.put_into(last)
+        findings, findings.file = last, _LAST
     if findings.file is not None:
         findings.save(findings.file)
         write(findings, ROOT / "docs")
@@ -59,6 +63,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", help="numbers of tasks, with commas between")
     parser.add_argument("--repetitions", type=int, default=0, help="processes of each candidate")
     parser.add_argument("--write", action="store_true", help="write the page also of a part")
+    parser.add_argument(
+        "--again", action="store_true", help="put a part in its place in what was last written"
+    )
     parser.add_argument("--redraw", action="store_true", help="write the page of the last run")
     return parser.parse_args()
 

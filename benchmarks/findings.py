@@ -108,6 +108,17 @@ class Findings:
         )
         self.add(Line(what, where, found.ratio, at_most, told))
 
+    def put_into(self, whole: Findings) -> None:
+        """Have what was measured again stand where the same stood before, and say so."""
+        lines = {(line.what, line.where): line for line in self.lines}
+        whole.lines = [lines.pop((one.what, one.where), one) for one in whole.lines]
+        whole.lines += lines.values()
+        found = {(one.job, one.other): one for one in self.comparisons}
+        whole.comparisons = [found.pop((one.job, one.other), one) for one in whole.comparisons]
+        whole.comparisons += found.values()
+        parts = ", ".join(dict.fromkeys(f"{line.what!r}" for line in self.lines))
+        whole.machine["took"] += f" (later once more, with {self.machine['load']}: {parts})"
+
     def save(self, file: Path) -> None:
         """Write everything down, so that the page can be written again."""
         kept = {name: value for name, value in asdict(self).items() if name != "file"}
