@@ -7,14 +7,14 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flowrun import Engine, PickleSerializer, SqliteStateStore, current_attempt, fn_hook
+from flowrun import Change, Engine, PickleSerializer, SqliteStateStore, current_attempt, fn_hook
 from flowrun.errors import FlowrunError
 from flowrun.scheduler import Run
 from flowrun.state.protocol import Successes
@@ -31,20 +31,6 @@ def store(tmp_path: Path) -> Iterator[SqliteStateStore]:
     store = SqliteStateStore(tmp_path / "runs.db")
     yield store
     store.close()
-
-
-@pytest.fixture
-def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many successes each save in a worker thread was of."""
-    found: list[int] = []
-    save = SqliteStateStore.save_in_thread
-
-    def counted(self: SqliteStateStore, successes: Successes) -> bool:
-        found.append(len(successes.ended))
-        return save(self, successes)
-
-    monkeypatch.setattr(SqliteStateStore, "save_in_thread", counted)
-    return found
 
 
 @pytest.mark.parametrize("max_parallel", [1, 4, 64])
@@ -76,8 +62,28 @@ async def test_children_start_when_all_their_parents_are_saved(  # S1
 
 
 async def test_many_go_together(
-    make_engine: MakeEngine, store: SqliteStateStore, sizes: list[int]
+    make_engine: MakeEngine, store: SqliteStateStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    sizes: list[int] = []
+    for name in ("save_in_thread", "save_on_loop"):
+        save = getattr(SqliteStateStore, name)
+
+        def counted(
+            self: SqliteStateStore, successes: Successes, save: Callable[..., bool] = save
+        ) -> bool:
+            sizes.append(len(successes.ended))
+            return save(self, successes)
+
+        monkeypatch.setattr(SqliteStateStore, name, counted)
+    save_all = SqliteStateStore.save_all
+
+    def all_counted(
+        self: SqliteStateStore, changes: Sequence[Change], successes: Sequence[Successes]
+    ) -> None:
+        sizes.extend(len(each.ended) for each in successes)
+        save_all(self, changes, successes)
+
+    monkeypatch.setattr(SqliteStateStore, "save_all", all_counted)
     engine = make_engine(state_store=store)
     told: list[str] = []
     engine.add_hook(fn_hook(on_task_success=lambda event: told.append(event.task_name)))
@@ -86,6 +92,7 @@ async def test_many_go_together(
     report = engine.get_run_report(await asyncio.wait_for(engine.run_once("d"), WAIT_S))
     assert set(statuses(report).values()) == {"SUCCESS"}
     assert sorted(told) == sorted(report["tasks"])
+    assert sum(sizes) >= 1000
     assert max(sizes) > 1
 
 
@@ -127,8 +134,12 @@ async def test_results_are_let_go_once_they_are_saved_and_used(  # I2
             return large
 
         def looks() -> None:
-            gc.collect()
-            left.extend(reference() for reference in made)
+            deadline = time.monotonic() + WAIT_S
+            while time.monotonic() < deadline:  # a thread may be about to let go of its last one
+                gc.collect()
+                left[:] = [reference() for reference in made]
+                if left == [None] * 8:
+                    break
 
         sources = [f"t{number}" for number in range(8)]
         for source in sources:
