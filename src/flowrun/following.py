@@ -94,7 +94,8 @@ class Following:
 
     Where the store has to be written to, successes are put together until there are many, or
     until a thread finds nothing else to do; that thread saves them, and only then they count
-    (S1). What no thread has saved after a few milliseconds the loop takes over.
+    (S1), for the order of launches, too. What no thread has saved after a few milliseconds the
+    loop takes over.
 
     Args:
         graph: The graph.
@@ -346,7 +347,7 @@ class Following:
 
     def _next(self, ended: Invocation) -> Invocation | None:
         """Settle an attempt, or leave that to the loop; return what its thread goes on with."""
-        instant = self._monotonic()
+        begins = instant = self._monotonic()
         value = ended.value
         if not ended.ok or (type(value) not in UNCHANGING and is_awaitable(value)):
             with self._lock:
@@ -356,13 +357,14 @@ class Following:
         invocation, wakes = None, False
         if not self._lock.acquire(blocking=False):
             self._wait_for_lock()
+            begins = self._monotonic()  # what it goes on with may have become ready meanwhile
         try:
             settles = not (self._stopped or ended.stopped) and self._settles(ended, instant)
             if not settles:
                 self._note_unheard(ended)
             group = self._to_be_saved() if settles and self._group else None
             if group is None:
-                invocation = self._what_follows(ended, instant)
+                invocation = self._what_follows(ended, begins)
                 wakes = settles and self._loop_is_needed(invocation)
         finally:
             self._lock.release()

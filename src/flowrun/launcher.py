@@ -318,7 +318,7 @@ class Launcher:
 
     # What is next.
 
-    def _next(self, *, carry: bool) -> int | None:  # noqa: C901 - the steps under one lock stay in sight
+    def _next(self, *, carry: bool) -> int | None:  # noqa: C901, PLR0912 - the steps under one lock stay in sight
         """Launch what is ready, up to the first async task.
 
         Args:
@@ -329,7 +329,12 @@ class Launcher:
             ``None`` if there is none to launch, no slot for it, or the loop is to have a turn.
         """
         ready, lock, asyncs = self._ledger.ready, self._ledger.lock, self._graph.is_async
-        while ready:
+        while True:
+            if not ready:
+                self._give_slots_back()
+                # A thread may have made some ready, and have told nobody: it saw no slot free.
+                if not ready:
+                    return None
             if self._instant > self._slice_end and self._slice_is_over():
                 return None
             with lock:
@@ -358,8 +363,6 @@ class Launcher:
                 self._launch_elsewhere(number)
             else:
                 return number
-        self._give_slots_back()
-        return None
 
     def _slice_is_over(self) -> bool:
         """Return whether the loop must have a turn now, and see to it that it goes on after.
