@@ -16,6 +16,7 @@ import pytest
 from flowrun import Engine, SchedulerConfig, current_attempt, fn_hook
 from flowrun.clock import Clock
 from flowrun.errors import FlowrunError, StoreFullError
+from flowrun.launcher import Launcher
 from flowrun.ledger import Ready
 from flowrun.slots import Lane
 from flowrun.workers import Job, WorkerThreads
@@ -962,6 +963,37 @@ class Hostile(logging.Filter):
         if self.words in record.getMessage():
             raise self.raised
         return True
+
+
+async def test_task_that_becomes_ready_while_the_loop_gives_the_last_slots_back_is_launched(  # R4
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(max_parallel=2)
+    may_end, x_runs, y_ran = threading.Event(), threading.Event(), threading.Event()
+    give_back = Launcher._give_slots_back
+
+    def slow(self: Launcher) -> None:
+        if self._held == 1 and not may_end.is_set():  # the one that b has left
+            may_end.set()
+            assert x_runs.wait(WAIT_S)  # its thread has seen that no slot is free
+        give_back(self)
+
+    monkeypatch.setattr(Launcher, "_give_slots_back", slow)
+
+    @engine.task(dag="d")
+    def a() -> None:
+        assert may_end.wait(WAIT_S)
+
+    engine.task(name="b", dag="d")(lambda: None)
+
+    @engine.task(dag="d", deps=["a"])
+    def x() -> None:
+        x_runs.set()
+        assert y_ran.wait(WAIT_S)
+
+    engine.task(name="y", dag="d", deps=["a"])(y_ran.set)
+    report = engine.get_run_report(await asyncio.wait_for(engine.run_once("d"), 3 * WAIT_S))
+    assert set(statuses(report).values()) == {"SUCCESS"}
 
 
 @pytest.mark.parametrize("raised", [ValueError, SystemExit, KeyboardInterrupt])
