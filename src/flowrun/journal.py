@@ -348,7 +348,7 @@ class Journal:
             # Whoever is told may have the next one to save, before this thread has its turn again.
             self._state = _DOZING
             _tell(receipts)
-            waiting, receipts = [], []  # while it waits, it keeps no result alive (I2)
+            waiting, receipts, item = [], [], None  # it keeps no result alive while it waits (I2)
 
     def _answer(self, call: _Call) -> None:
         if not call.future.set_running_or_notify_cancel():
