@@ -515,6 +515,20 @@ async def test_async_partial_is_given_all_results(engine: Engine) -> None:
     assert report["tasks"]["total"]["result"] == 3
 
 
+def refusing(refuses: Callable[[logging.LogRecord], bool]) -> logging.Logger:
+    """Return a logger that raises for the records that it refuses."""
+
+    def passes(record: logging.LogRecord) -> bool:
+        if refuses(record):
+            msg = "no room in the log"
+            raise OSError(msg)
+        return True
+
+    logger = logging.Logger("refusing", logging.DEBUG)
+    logger.addFilter(passes)
+    return logger
+
+
 @pytest.mark.parametrize("durable", [False, True])
 @pytest.mark.parametrize("refused_later", ["traceback of task 'first'", "of DAG 'd' finished"])
 async def test_launch_that_cannot_be_told_leaves_its_slot(  # R1 R3 R4
@@ -525,16 +539,13 @@ async def test_launch_that_cannot_be_told_leaves_its_slot(  # R1 R3 R4
     def refuse(record: logging.LogRecord) -> bool:
         text = record.getMessage()
         wanted = refused_later if refused else "first"
-        if record.levelno <= logging.INFO and wanted in text and len(refused) < 2:
+        is_it = record.levelno <= logging.INFO and wanted in text and len(refused) < 2
+        if is_it:
             refused.append(text)
-            msg = "no room in the log"
-            raise OSError(msg)
-        return True
+        return is_it
 
-    logger = logging.Logger("refusing", logging.DEBUG)
-    logger.addFilter(refuse)
     store = SqliteStateStore(tmp_path / "runs.sqlite") if durable else None
-    engine = make_engine(logger=logger, max_parallel=1, state_store=store)
+    engine = make_engine(logger=refusing(refuse), max_parallel=1, state_store=store)
     engine.task(name="first", dag="d")(lambda: None)
     engine.task(name="behind", dag="d", deps=["first"])(lambda: None)
     engine.task(name="second", dag="other")(lambda: None)
@@ -572,16 +583,11 @@ async def test_run_that_cannot_even_be_stopped_in_order_ends(  # R1 R4
     stopped = asyncio.Event()
 
     def refuse(record: logging.LogRecord) -> bool:
-        if record.levelno == logging.DEBUG and "'first'" in record.getMessage():
-            msg = "no room in the log"
-            raise OSError(msg)
-        return True
+        return record.levelno == logging.DEBUG and "'first'" in record.getMessage()
 
-    logger = logging.Logger("refusing", logging.DEBUG)
-    logger.addFilter(refuse)
     store = SqliteStateStore(tmp_path / "runs.sqlite") if durable else None
     config = SchedulerConfig(clock=clock)
-    engine = make_engine(logger=logger, max_parallel=2, state_store=store, config=config)
+    engine = make_engine(logger=refusing(refuse), max_parallel=2, state_store=store, config=config)
 
     @engine.task(dag="d", timeout_s=None)
     async def waits() -> None:

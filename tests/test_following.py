@@ -22,7 +22,7 @@ from flowrun.slots import Lane
 from flowrun.workers import Job, WorkerThreads
 
 from .conftest import WAIT_S, statuses
-from .test_journal import ThirdPartyStore
+from .test_journal import ThirdPartyStore, cancelled_while_storing
 
 MakeEngine = Callable[..., Engine]
 
@@ -1161,26 +1161,9 @@ async def test_cancelling_while_a_thread_saves_keeps_what_it_saves(  # R2 S1
     make_engine: MakeEngine,
 ) -> None:
     store = ThirdPartyStore()
-    inside, go_on = asyncio.Event(), threading.Event()
-    loop = asyncio.get_running_loop()
-
-    def before(what: str) -> None:
-        if in_a_worker():
-            loop.call_soon_threadsafe(inside.set)
-            assert go_on.wait(WAIT_S)
-
-    store.before = before
     engine = make_engine(state_store=store)
     chain(engine, 3, lambda: None)
-    run = asyncio.create_task(engine.run_once("d"))
-    await asyncio.wait_for(inside.wait(), WAIT_S)  # the loop goes on while the thread waits
-    run.cancel()
-    for _ in range(10):  # until the run has heard of it
-        await asyncio.sleep(0)
-    go_on.set()
-    with pytest.raises(asyncio.CancelledError):
-        await run
-    (summary,) = engine.list_runs()
+    summary = await cancelled_while_storing(engine, store, lambda _: in_a_worker())
     found = statuses(engine.get_run_report(summary.run_id))
     assert found == {"t0": "SUCCESS", "t1": "SKIPPED", "t2": "SKIPPED"}
     assert statuses(engine.get_run_report(await engine.resume(summary.run_id))) == dict.fromkeys(

@@ -311,6 +311,32 @@ async def test_lost_run_ends_alone(make_engine: MakeEngine) -> None:  # D3
     engine.close()
 
 
+async def cancelled_while_storing(
+    engine: Engine, store: ThirdPartyStore, is_reached: Callable[[str], bool]
+) -> RunSummary:
+    """Cancel a run of DAG "d" while its store does what it is waited for; return how it ended."""
+    reached, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def before(what: str) -> None:
+        if is_reached(what):
+            loop.call_soon_threadsafe(reached.set)
+            assert go_on.wait(WAIT_S)
+
+    store.before = before
+    run = asyncio.create_task(engine.run_once("d"))
+    await asyncio.wait_for(reached.wait(), WAIT_S)  # the loop goes on meanwhile
+    run.cancel()
+    for _ in range(10):  # until the run has heard of it
+        await asyncio.sleep(0)
+    assert not run.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    (summary,) = engine.list_runs()
+    return summary
+
+
 async def test_cancelling_while_the_run_is_created_and_while_a_success_is_saved(  # R2
     make_engine: MakeEngine,
 ) -> None:
@@ -319,24 +345,11 @@ async def test_cancelling_while_the_run_is_created_and_while_a_success_is_saved(
         engine = make_engine(state_store=store, max_parallel=1)
         ran: list[str] = []
         declare_chain(engine, ran)
-        reached, go_on = asyncio.Event(), threading.Event()
-        loop = asyncio.get_running_loop()
 
-        def before(what: str) -> None:
-            if what == stop_at and (ran or what == "create_run"):
-                loop.call_soon_threadsafe(reached.set)
-                assert go_on.wait(WAIT_S)
+        def is_reached(what: str, stop_at: str = stop_at, ran: list[str] = ran) -> bool:
+            return what == stop_at and (bool(ran) or what == "create_run")
 
-        store.before = before
-        run = asyncio.create_task(engine.run_once("d"))
-        await asyncio.wait_for(reached.wait(), WAIT_S)
-        run.cancel()
-        await asyncio.sleep(0)
-        assert not run.done()
-        go_on.set()
-        with pytest.raises(asyncio.CancelledError):
-            await run
-        (summary,) = engine.list_runs()
+        summary = await cancelled_while_storing(engine, store, is_reached)
         report = engine.get_run_report(summary.run_id)
         assert report["finished_at"] is not None
         assert set(statuses(report).values()) <= {"SUCCESS", "FAILED", "SKIPPED"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import threading
 import time
 import weakref
@@ -20,8 +21,8 @@ from flowrun.scheduler import Run
 from flowrun.state.protocol import Successes
 
 from .conftest import WAIT_S, statuses
-from .test_following import chain, in_a_worker
-from .test_journal import ThirdPartyStore
+from .test_following import Hostile, chain, in_a_worker, most_at_once
+from .test_journal import ThirdPartyStore, cancelled_while_storing
 
 MakeEngine = Callable[..., Engine]
 
@@ -199,30 +200,12 @@ async def test_cancelling_while_threads_wait_to_save_keeps_what_has_succeeded(  
     make_engine: MakeEngine,
 ) -> None:
     store = ThirdPartyStore()
-    inside, go_on = asyncio.Event(), threading.Event()
-    loop = asyncio.get_running_loop()
-
-    def before(what: str) -> None:
-        if in_a_worker():
-            loop.call_soon_threadsafe(inside.set)
-            assert go_on.wait(WAIT_S)
-
-    store.before = before
     engine = make_engine(state_store=store, max_parallel=4)
     ended = threading.Barrier(4)
     for number in range(4):
         engine.task(name=f"t{number}", dag="d")(lambda: ended.wait(WAIT_S) and None)
         engine.task(name=f"child{number}", dag="d", deps=[f"t{number}"])(lambda: None)
-    run = asyncio.create_task(engine.run_once("d"))
-    await asyncio.wait_for(inside.wait(), WAIT_S)
-    run.cancel()
-    for _ in range(10):  # until the run has heard of it
-        await asyncio.sleep(0)
-    assert not run.done()
-    go_on.set()
-    with pytest.raises(asyncio.CancelledError):
-        await run
-    (summary,) = engine.list_runs()
+    summary = await cancelled_while_storing(engine, store, lambda _: in_a_worker())
     kept = store.runs[summary.run_id].tasks
     for number in range(4):
         # What had not come as far as to be recorded has been cancelled.
@@ -254,3 +237,29 @@ async def test_error_in_saving_ends_the_run(  # R4
     assert statuses(engine.get_run_report(summary.run_id))["t4"] == "SKIPPED"
     resumed = engine.get_run_report(await asyncio.wait_for(engine.resume(summary.run_id), WAIT_S))
     assert set(statuses(resumed).values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("raised", [ValueError, SystemExit])
+@pytest.mark.parametrize("saved_by", ["a thread", "the journal"])
+async def test_error_in_telling_of_one_success_takes_no_other_along(  # R3 R4 D9
+    make_engine: MakeEngine,
+    store: SqliteStateStore,
+    monkeypatch: pytest.MonkeyPatch,
+    raised: type[BaseException],
+    saved_by: str,
+) -> None:
+    log = logging.Logger("hostile", logging.INFO)
+    log.addFilter(Hostile("task 'bad' succeeded", raised))
+    engine = make_engine(state_store=store, max_parallel=1, logger=log)
+    monkeypatch.setattr("flowrun.saving._WAIT_S", 60.0)  # both are in one group
+    if saved_by == "the journal":
+        monkeypatch.setattr(Run, "save", lambda run, ended: False)
+    for name in ("bad", "good"):
+        engine.task(name=name, dag="d")(lambda: None)
+    engine.task(name="child", dag="d", deps=["bad", "good"])(lambda: None)
+    with pytest.raises(FlowrunError, match=raised.__name__):
+        await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+    (summary,) = engine.list_runs()
+    found = statuses(engine.get_run_report(summary.run_id))
+    assert found == {"bad": "SUCCESS", "good": "SUCCESS", "child": "SKIPPED"}
+    assert await most_at_once(engine) == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections import deque
 from concurrent.futures import CancelledError
 from functools import partial
@@ -11,44 +10,23 @@ from typing import TYPE_CHECKING, Protocol
 
 from flowrun.callables import is_awaitable
 from flowrun.inputs import UNCHANGING
+from flowrun.ledger import wait_for
+from flowrun.saving import Unsaved
 from flowrun.workers import Job
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from flowrun.attempt import Invocation
     from flowrun.graph import Graph
     from flowrun.inbox import Inbox
     from flowrun.ledger import Ledger
+    from flowrun.saving import Writer
     from flowrun.slots import Lane
     from flowrun.state.protocol import Success
     from flowrun.state.records import TaskRecord
     from flowrun.workers import WorkerThreads
-
-_PAUSE_S = 0.0001
-_LONGEST_PAUSE_S = 0.002
-_MOST_TOGETHER = 128
-_WAIT_S = 0.002
-
-
-class Writer(Protocol):
-    """What makes successes durable, where the store is one that has to be written to."""
-
-    def may_save(self, number: int) -> bool:
-        """Return whether threads may save a task's success, which they do soon if they may."""
-        ...
-
-    def save(self, ended: Sequence[Success]) -> bool:
-        """Save successes in the thread that calls, if that can be done at once.
-
-        Returns:
-            Whether they were saved.
-        """
-        ...
-
-    def take_over(self, ended: Sequence[Success]) -> None:
-        """Save and settle successes; called on the event loop."""
 
 
 class Foreman(Protocol):
@@ -92,10 +70,8 @@ class Following:
     and where an end that the loop has not heard of may have made an earlier task ready: the
     order of launches stays as it would be (R6).
 
-    Where the store has to be written to, successes are put together until there are many, or
-    until a thread finds nothing else to do; that thread saves them, and only then they count
-    (S1), for the order of launches, too. What no thread has saved after a few milliseconds the
-    loop takes over.
+    Where the store has to be written to, threads save successes together, and only then they
+    count (S1), for the order of launches, too; see :class:`~flowrun.saving.Unsaved`.
 
     Args:
         graph: The graph.
@@ -117,17 +93,14 @@ class Following:
 
     __slots__ = (
         "_asyncs",
-        "_awaited",
         "_foreman",
         "_free_slots",
         "_graph",
-        "_group",
         "_handed",
         "_horizon",
         "_inbox",
         "_lane",
         "_late",
-        "_ledger",
         "_left",
         "_line",
         "_lock",
@@ -137,14 +110,12 @@ class Following:
         "_pool",
         "_quiet",
         "_ready",
-        "_saving",
         "_seats",
         "_specs",
         "_stopped",
         "_tasks",
         "_unheard",
-        "_unsettled",
-        "_writer",
+        "_unsaved",
         "active",
     )
 
@@ -167,7 +138,6 @@ class Following:
         self._graph = graph
         self._specs = graph.specs
         self._asyncs = graph.is_async
-        self._ledger = ledger
         self._lock = ledger.lock
         self._ready = ledger.ready
         self._tasks = ledger.tasks
@@ -181,7 +151,6 @@ class Following:
         self._monotonic = monotonic
         self._offset = offset
         self._late = late
-        self._writer = writer
         self._stopped = False
         self._left = False
         self._handed: deque[Invocation] = deque()  # they have a slot, and wait for a thread
@@ -189,16 +158,13 @@ class Following:
         self._free_slots = 0  # of threads that have found nothing more to run
         self._unheard = 0  # ends that the loop is to judge, and has not heard of
         self._horizon: int = sys.maxsize  # the first task that one of them may have made ready
-        self._group: list[Success] = []  # what has succeeded, and nobody saves yet
-        self._awaited: list[Success] | None = None  # the group that the loop looks after
-        self._unsettled = 0  # the same, and what a thread saves, or the loop is to take over
-        self._saving = False  # whether a thread saves; it has a slot
+        self._unsaved = None if writer is None else Unsaved(writer, self._lock, loop, inbox)
         self.active: set[Invocation] = set()
 
     @property
     def unsettled(self) -> bool:
         """Whether something that has ended has still to be saved, or to be settled."""
-        return self._unsettled > 0 or self._saving
+        return self._unsaved is not None and self._unsaved.unsettled
 
     # On the event loop.
 
@@ -239,28 +205,11 @@ class Following:
                 if not self._unheard:
                     self._horizon = sys.maxsize
 
-    def _look_soon(self, group: list[Success]) -> None:
-        """See to it that successes do not wait long for more of them."""
-        if self._group is group:
-            step = partial(self._inbox.put, partial(self._look_again, group))
-            self._loop.call_later(_WAIT_S, step)
-
-    def _look_again(self, group: list[Success]) -> None:
-        if self._group is group:
-            self._hand_over()
-
-    def _hand_over(self) -> None:
-        """Take over what no thread saves."""
-        self._take_over(self._taken_group())
-
-    def _take_over(self, group: list[Success]) -> None:
-        assert self._writer is not None  # noqa: S101 - there would be no group
-        try:
-            self._writer.take_over(group)
-        finally:
-            with self._lock:
-                self._unsettled -= len(group)
-            group.clear()
+    def _saver_broke(self, ended: Invocation, error: BaseException) -> None:
+        """Something went wrong in the thread that saved; what it was to save is seen to."""
+        assert self._unsaved is not None  # noqa: S101 - it has saved
+        self._unsaved.saving = False
+        self._foreman.broke(ended, error)
 
     def stop(self) -> None:
         """Let threads begin nothing more."""
@@ -354,22 +303,26 @@ class Following:
                 self._note_unheard(ended)
             self._inbox.put(ended)
             return None
-        invocation, wakes = None, False
+        invocation, wakes, group, unsaved = None, False, None, self._unsaved
         if not self._lock.acquire(blocking=False):
-            self._wait_for_lock()
+            wait_for(self._lock)
             begins = self._monotonic()  # what it goes on with may have become ready meanwhile
         try:
             settles = not (self._stopped or ended.stopped) and self._settles(ended, instant)
             if not settles:
                 self._note_unheard(ended)
-            group = self._to_be_saved() if settles and self._group else None
+            elif unsaved is not None:
+                if not unsaved.saving and self._has_to_save(unsaved):
+                    group = unsaved.take()
+                else:
+                    unsaved.leave()
             if group is None:
                 invocation = self._what_follows(ended, begins)
                 wakes = settles and self._loop_is_needed(invocation)
         finally:
             self._lock.release()
-        if group is not None:
-            invocation, wakes = self._save_and_go_on(ended, group)
+        if unsaved is not None and group is not None:
+            invocation, wakes = self._save_and_go_on(ended, unsaved, group)
         if not settles:
             ended.keeps_slot = invocation is not None
             put = self._inbox.put if invocation is None else self._inbox.put_unhurried
@@ -383,100 +336,55 @@ class Following:
 
         The lock is held.
         """
-        number, now, writer = ended.number, instant + self._offset, self._writer
-        if writer is not None and not writer.may_save(number):
+        number, now, unsaved = ended.number, instant + self._offset, self._unsaved
+        if unsaved is not None and not unsaved.add((number, now, ended.value)):
             return False
         self._tasks[number].started_at = (ended.started or 0.0) + self._offset
         ended.closed = True
         ended.attempt.ended = True
-        if writer is None:
+        if unsaved is None:
             self._foreman.succeed(number, now, ended.value)
-        else:
-            self._unsettled += 1
-            self._group.append((number, now, ended.value))
         self.active.discard(ended)
         return True
 
-    def _to_be_saved(self) -> list[Success] | None:
-        """Return what a thread has to save before it goes on; the lock is held.
-
-        If that is nothing, the loop looks after what there is to save.
-        """
-        group = self._group
-        if not self._saving and self._has_to_save():
-            self._saving = True
-            self._group = []
-            return group
-        if self._awaited is not group:
-            self._awaited = group
-            self._inbox.put_unhurried(partial(self._look_soon, group))
-        return None
-
-    def _has_to_save(self) -> bool:
+    def _has_to_save(self, unsaved: Unsaved) -> bool:
         """Return whether there are many to save, or nothing else to do; the lock is held."""
         ready = self._ready
         nothing_to_run = not (self._handed or ready.ordered or ready.late)
-        return (nothing_to_run or len(self._group) >= _MOST_TOGETHER) and self._may_go_on()
+        return (nothing_to_run or unsaved.many) and self._may_go_on()
 
     def _save_and_go_on(
-        self, ended: Invocation, group: list[Success]
+        self, ended: Invocation, unsaved: Unsaved, group: list[Success]
     ) -> tuple[Invocation | None, bool]:
-        """Save successes as long as there is nothing else to do; one thread at a time.
+        """Save successes as long as there is nothing else to do.
 
         Returns:
             What the thread goes on with, and whether the loop has to look.
         """
         try:
             while True:
-                saved = self._saved(group)
+                saved = unsaved.save(group)
                 if not self._lock.acquire(blocking=False):
-                    self._wait_for_lock()
+                    wait_for(self._lock)
                 try:
                     if saved:
-                        self._settle_saved(group)
-                    if not self._group or self._stopped or not self._has_to_save():
-                        self._saving = False
+                        unsaved.settle(group)
+                    if self._stopped or not (unsaved and self._has_to_save(unsaved)):
+                        unsaved.saving = False
                         invocation = self._what_follows(ended, self._monotonic())
                         return invocation, self._loop_is_needed(invocation)
-                    group, self._group = self._group, []
+                    group = unsaved.take()
                 finally:
                     self._lock.release()
-        except BaseException:
-            self._saving = False
-            raise
-
-    def _saved(self, group: list[Success]) -> bool:
-        """Save successes in this thread, or leave that to the loop; return whether it was done.
-
-        Not under the lock: the loop must not wait for a disk.
-        """
-        assert self._writer is not None  # noqa: S101 - there would be nothing to save
-        saved = False
-        try:
-            saved = self._writer.save(group)
-        finally:
-            if not saved:
-                self._inbox.put(partial(self._take_over, group))
-        return saved
-
-    def _settle_saved(self, group: list[Success]) -> None:
-        """Let the children of what is saved come (S1); the lock is held."""
-        try:
-            for number, now, value in group:
-                self._foreman.succeed(number, now, value)
-        finally:
-            self._unsettled -= len(group)
-            group.clear()  # whoever still knows the list keeps no result alive (I2)
-
-    def _taken_group(self) -> list[Success]:
-        with self._lock:
-            group, self._group = self._group, []
-        return group
+        except BaseException as error:  # noqa: BLE001 - it ends the run (R4), which is not over before
+            self._inbox.put(partial(self._saver_broke, ended, error))
+            return None, False
 
     def _call_loop(self, follows: Invocation | None) -> None:
         """Have the loop look; what a thread that leaves has not saved, it takes over."""
-        if follows is None and self._group and not self._saving:
-            self._inbox.put(self._hand_over)
+        unsaved = self._unsaved
+        if follows is None and unsaved and not unsaved.saving:
+            self._inbox.put(unsaved.hand_over)
         else:
             self.wake()
 
@@ -492,21 +400,6 @@ class Following:
             self._free_slots += 1
             return True
         return self._loop_has_to_launch()
-
-    def _wait_for_lock(self) -> None:
-        """Take the lock that another thread holds.
-
-        Threads that wait inside a lock are handed it while somebody else has the interpreter, who
-        must then wait for them in turn: with short tasks, one switch of threads for each, and it
-        never ends. Who gives the interpreter away instead finds the lock free when it has it back;
-        and who does not, is one too many for what there is to do, and comes back later.
-        """
-        pause_s = 0.0
-        while True:
-            time.sleep(pause_s)  # of no time: it only gives the interpreter away
-            if self._lock.acquire(blocking=False):
-                return
-            pause_s = min(2 * pause_s + _PAUSE_S, _LONGEST_PAUSE_S)
 
     def _note_unheard(self, ended: Invocation) -> None:
         """Remember what the loop may make ready when it hears of an end; the lock is held."""

@@ -332,7 +332,7 @@ class Journal:
                     with self._saving:
                         receipts = self._save(waiting)
                     _tell(receipts)
-                    waiting = []
+                    waiting, receipts = [], []
                     if item is None:
                         return
                     self._answer(item)
@@ -354,7 +354,8 @@ class Journal:
         if not call.future.set_running_or_notify_cancel():
             return
         try:
-            result = call.function()
+            with self._saving:  # a store of somebody else's is not called twice at once
+                result = call.function()
         except BaseException as error:  # noqa: BLE001 - the caller gets whatever it was
             self._state = _DOZING
             call.future.set_exception(error)

@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from flowrun.clock import Clock
-    from flowrun.following import Writer
     from flowrun.graph import Graph
     from flowrun.inbox import Inbox
     from flowrun.inputs import Inputs
     from flowrun.ledger import Ledger
+    from flowrun.saving import Writer
     from flowrun.slots import Slots
     from flowrun.state.records import RunRecord, TaskRecord
 
@@ -86,7 +86,7 @@ class Settler(Protocol):
     def progressed(self) -> None:
         """It may have been the last one."""
 
-    def broke(self, error: Exception) -> None:
+    def broke(self, error: BaseException) -> None:
         """Something went wrong in flowrun itself."""
 
 
@@ -278,9 +278,6 @@ class Launcher:
             self._held += 1
         if ended is not None:
             self._active.discard(ended)
-        if not isinstance(error, Exception):  # a thread's SystemExit must not end the loop
-            cause, error = error, FlowrunError(error_line(error))
-            error.__cause__ = cause
         self._settler.broke(error)
 
     def _collect(self) -> None:

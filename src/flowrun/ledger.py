@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections import deque
 from heapq import heappop, heappush
 from operator import attrgetter
@@ -20,7 +21,27 @@ if TYPE_CHECKING:
     from flowrun.state.records import RunRecord
 
 
+_PAUSE_S = 0.0001
+_LONGEST_PAUSE_S = 0.002
+
 _retains = attrgetter("retain_result")
+
+
+def wait_for(lock: threading.Lock) -> None:
+    """Take a ledger's lock that another thread holds.
+
+    Threads that wait inside a lock are handed it while somebody else has the interpreter, who
+    must then wait for them in turn: with short tasks, one switch of threads for each, and it
+    never ends. Who gives the interpreter away instead finds the lock free when it has it back;
+    and who does not, is one too many for what there is to do, and comes back later.
+    """
+    pause_s = 0.0
+    while True:
+        # First it only gives the interpreter away, then it keeps away from it: see above.
+        time.sleep(pause_s)
+        if lock.acquire(blocking=False):
+            return
+        pause_s = min(2 * pause_s + _PAUSE_S, _LONGEST_PAUSE_S)
 
 
 class Ready:

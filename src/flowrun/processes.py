@@ -93,7 +93,7 @@ class _Children:
             # The sentinel tells at once, as a rule. But a grandchild may have inherited it and
             # keep it open, or the process may have closed it early: then we have to look.
             if connection.wait([process.sentinel], min(left_s, 50 * pause_s)):
-                time.sleep(min(left_s, pause_s))
+                time.sleep(min(left_s, pause_s))  # nobody tells any more
             pause_s = min(2 * pause_s, 0.01)
         return code
 

@@ -418,16 +418,31 @@ class Run:
         self._settle_successes(ended, error)
 
     def _settle_successes(self, ended: Sequence[Success], error: Exception | None) -> None:
-        lock = self._ledger.lock
+        if error is None:
+            with self._ledger.lock:
+                broken = self.settle(ended)
+            if broken is not None:
+                self.broke(broken)
+            return
         for number, now, value in ended:
             try:
-                if error is None:
-                    with lock:
-                        self.succeed(number, now, value)
-                else:
-                    self._success_saved(number, now, value, error)
+                self._success_saved(number, now, value, error)
             except Exception as internal:  # noqa: BLE001 - see _guarded
                 self.broke(internal)
+
+    def settle(self, ended: Sequence[Success]) -> BaseException | None:
+        """Settle successes that are saved, in whatever thread; the ledger's lock is held.
+
+        Returns:
+            What went wrong with one of them, if anything did; the others are settled.
+        """
+        broken: BaseException | None = None
+        for number, now, value in ended:
+            try:
+                self.succeed(number, now, value)
+            except BaseException as error:  # noqa: BLE001 - for the caller, to end the run with
+                broken = error
+        return broken
 
     def _succeeded_snapshot(
         self, task: TaskRecord, number: int, now: float, value: object
@@ -683,12 +698,12 @@ class Run:
         if not self._pending and not self._ended:
             self._finish()
 
-    def broke(self, error: Exception) -> None:
+    def broke(self, error: BaseException) -> None:
         """The store or flowrun itself has failed: end the run with that error (R4)."""
-        if self._ended:
-            self._complete(error)
-            return
         clear = error if isinstance(error, FlowrunError) else self._internal_error(error)
+        if self._ended:
+            self._complete(clear)
+            return
         self._tell.run_broke(clear)
         if self._raise is None or isinstance(self._raise, RunCancelledError):
             self._raise = clear
@@ -719,7 +734,7 @@ class Run:
                 self._journal.owe(self.record)
         self._complete(error)
 
-    def _internal_error(self, error: Exception) -> FlowrunError:
+    def _internal_error(self, error: BaseException) -> FlowrunError:
         clear = FlowrunError(
             f"run {self.record.run_id!r} of DAG {self.record.dag_name!r} ended because of an"
             f" error inside flowrun: {error_line(error)}"
