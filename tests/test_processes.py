@@ -171,7 +171,7 @@ def test_whatever_is_raised_comes_back_with_its_traceback(
     (note,) = error.__notes__
     assert note.startswith("\nIn its process:\n")
     assert "process_calls.py" in note
-    assert "flowrun/processes.py" not in note
+    assert "flowrun/process" not in note
 
 
 def test_error_that_does_not_unpickle_comes_back_as_text(make_pool: MakePool) -> None:  # A5

@@ -25,7 +25,8 @@ from flowrun import (
     fn_hook,
 )
 from flowrun.errors import ResultNotStorableError, RunLostError, StoreFileError
-from flowrun.journal import Journal, Pace
+from flowrun.journal import Journal
+from flowrun.pace import Pace
 from flowrun.state.protocol import Successes
 from flowrun.state.records import NoResult
 from flowrun.state.serializers import is_small

@@ -17,9 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import flowrun.context
+from flowrun.call_plan import plan_call
 from flowrun.context import RunContext
 from flowrun.errors import TaskDefinitionError, TaskTypeError
-from flowrun.signature import Signature, inspect_callable, plan_call, validate_name
+from flowrun.signature import Signature, inspect_callable, validate_name
 
 if typing.TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     import contextvars
     from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 
+    from flowrun.call_plan import Arguments
     from flowrun.clock import Clock
     from flowrun.context import Attempt
     from flowrun.inbox import Inbox
     from flowrun.registry import TaskSpec
     from flowrun.remote import RemoteCall
-    from flowrun.signature import Arguments
     from flowrun.state.records import Preserved
     from flowrun.workers import Job
 

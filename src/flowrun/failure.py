@@ -17,7 +17,7 @@ _OWN_MODULES = frozenset(
         "flowrun.launcher",
         "flowrun.remote",
         "flowrun.workers",
-        "flowrun.processes",
+        "flowrun.process_child",
     )
 )
 

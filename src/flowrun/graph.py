@@ -9,28 +9,21 @@ from itertools import islice
 from operator import le
 from typing import TYPE_CHECKING, cast
 
+from flowrun import graph_problems as wrong
+from flowrun.call_plan import plan_call, plan_without_dependencies
 from flowrun.errors import (
-    AmbiguousDependencyError,
-    CrossDagDependencyError,
     CycleError,
     GraphError,
-    MissingDependencyError,
-    UnfilledParameterError,
-    UnknownExecutorError,
     UnknownTaskError,
-    close_match,
-    listed,
 )
-from flowrun.registry import callable_name
-from flowrun.signature import plan_call, plan_without_dependencies
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
+    from flowrun.call_plan import CallPlan
     from flowrun.registry import TaskFunction, TaskRegistry, TaskSpec
-    from flowrun.signature import CallPlan, Signature
+    from flowrun.signature import Signature
 
-_MOST_PROBLEMS = 20
 _FEW = 8  # children up to here are added to a tuple, which is copied each time
 
 
@@ -121,7 +114,7 @@ class Graph:
             problems: list[GraphError] = []
             names = _resolve(dag_name, specs, registry, executors, problems)
             if problems:
-                raise _together(dag_name, problems)
+                raise wrong.together(dag_name, problems)
             order = _declared_order(specs, names)
             if order is None:
                 order = _order_by_levels(dag_name, specs, names)
@@ -213,8 +206,8 @@ def _resolve(
             if name not in known:
                 # What is cut short is not shown: a search for a hint there, through all the
                 # tasks for each of them, would cost their product (G2).
-                hints = known if len(problems) < _MOST_PROBLEMS else ()
-                problems.append(_missing(dag_name, spec, name, hints, registry))
+                hints = known if len(problems) < wrong.MOST else ()
+                problems.append(wrong.missing(dag_name, spec, name, hints, registry))
             elif name in found:
                 problem = f"task {spec.name!r} lists dependency {name!r} twice; list it once"
                 problems.append(GraphError(dag_name, [problem]))
@@ -223,7 +216,7 @@ def _resolve(
         if spec.signature.required:
             _infer(dag_name, spec, known, found, problems)
         if spec.executor is not None and spec.executor not in executors:
-            problems.append(_unknown_executor(dag_name, spec, executors))
+            problems.append(wrong.unknown_executor(dag_name, spec, executors))
         resolved.append(tuple(found))
     return tuple(resolved)
 
@@ -238,8 +231,8 @@ def _infer(
     """Add the dependencies that required parameters name (G4), or note what nothing fills."""
     for parameter in spec.signature.required:
         if spec.signature.wants_upstream or parameter not in known:
-            hints = known if len(problems) < _MOST_PROBLEMS else ()  # see _resolve
-            problems.append(_unfilled(dag_name, spec, parameter, hints))
+            hints = known if len(problems) < wrong.MOST else ()  # see _resolve
+            problems.append(wrong.unfilled(dag_name, spec, parameter, hints))
         else:
             found[parameter] = None
 
@@ -251,110 +244,12 @@ def _name_of(
     here = [name for dag, name in homes if dag == spec.dag]
     if len(here) == 1:
         return here[0]
-    label = callable_name(function)
     if here:
-        return AmbiguousDependencyError(
-            dag_name,
-            [
-                (
-                    f"task {spec.name!r} depends on the callable {label!r}, which is registered"
-                    f" as {listed(here)}; name the one that is meant: deps=[{here[0]!r}]"
-                )
-            ],
-        )
+        return wrong.ambiguous(dag_name, spec, function, here)
     if homes:
         dag, name = homes[0]
-        return _cross(dag_name, spec, name, [dag])
-    return MissingDependencyError(
-        dag_name,
-        [
-            (
-                f"task {spec.name!r} depends on the callable {label!r}, which is not registered"
-                f" as a task; decorate it with @engine.task(dag={spec.dag!r})"
-            )
-        ],
-    )
-
-
-def _cross(
-    dag_name: str, spec: TaskSpec, dependency: str, dags: Sequence[str | None]
-) -> GraphError:
-    home = f"DAG {dags[0]!r}" if dags[0] is not None else "no DAG"
-    return CrossDagDependencyError(
-        dag_name,
-        [
-            (
-                f"task {spec.name!r} depends on {dependency!r}, a cross-DAG dependency:"
-                f" that task belongs to {home}; a task can only depend on tasks of its own DAG,"
-                f" so register it in {dag_name!r} too, or run the DAGs one after the other"
-            )
-        ],
-    )
-
-
-def _missing(
-    dag_name: str,
-    spec: TaskSpec,
-    dependency: str,
-    known: Collection[str],
-    registry: TaskRegistry,
-) -> GraphError:
-    dags = registry.dags_with(dependency)
-    if dags:
-        return _cross(dag_name, spec, dependency, dags)
-    hint = close_match(dependency, known)
-    if known and spec.dag is not None and dependency in registry.list_tasks(None):
-        hint = f" A task of that name belongs to no DAG: give it dag={spec.dag!r}."
-    return MissingDependencyError(
-        dag_name,
-        [
-            (
-                f"task {spec.name!r} has a missing dependency: there is no task"
-                f" {dependency!r:.200} in this DAG; register it or correct deps.{hint}"
-            )
-        ],
-    )
-
-
-def _unfilled(dag_name: str, spec: TaskSpec, parameter: str, known: Collection[str]) -> GraphError:
-    if spec.signature.wants_upstream:
-        remedy = (
-            "a task that declares 'upstream' is given no named results: read"
-            f" upstream[{parameter!r}], or drop 'upstream'"
-        )
-    else:
-        remedy = (
-            "name it after a task of this DAG, give it a default, annotate it as"
-            f" RunContext[...], or bind it in a template.{close_match(parameter, known)}"
-        )
-    return UnfilledParameterError(
-        dag_name,
-        [f"task {spec.name!r} requires the parameter {parameter!r}, which nothing fills; {remedy}"],
-    )
-
-
-def _unknown_executor(dag_name: str, spec: TaskSpec, executors: Collection[str]) -> GraphError:
-    return UnknownExecutorError(
-        dag_name,
-        [
-            (
-                f"task {spec.name!r} asks for executor {spec.executor!r}; the engine has"
-                f" {listed(sorted(executors))}: pass executors={{{spec.executor!r}: ...}} to"
-                f" build_default_engine.{close_match(spec.executor, executors)}"
-            )
-        ],
-    )
-
-
-def _together(dag_name: str, problems: Sequence[GraphError]) -> GraphError:
-    """Return one error for all of them; of their own class if they share it."""
-    kinds = {type(problem) for problem in problems}
-    kind = kinds.pop() if len(kinds) == 1 else GraphError
-    lines = [line for problem in problems for line in problem.problems]
-    if len(lines) > _MOST_PROBLEMS:
-        more = f"and {len(lines) - _MOST_PROBLEMS} more"
-        lines = [*lines[:_MOST_PROBLEMS], more]
-    return kind(dag_name, lines)
+        return wrong.cross(dag_name, spec, name, [dag])
+    return wrong.not_a_task(dag_name, spec, function)
 
 
 def _plans(
@@ -474,22 +369,5 @@ def _order_by_levels(
         following.sort()
         level = following
     if len(order) < len(parents):
-        raise CycleError(dag_name, [_cycle_text(specs, parents, unmet)])
+        raise CycleError(dag_name, [wrong.cycle_text(specs, parents, unmet)])
     return order
-
-
-def _cycle_text(
-    specs: Sequence[TaskSpec], parents: Sequence[Sequence[int]], unmet: Sequence[int]
-) -> str:
-    """Follow unmet parents until one comes twice: that is a cycle."""
-    number = next(number for number, count in enumerate(unmet) if count)
-    path: list[int] = []
-    seen: dict[int, int] = {}
-    while number not in seen:
-        seen[number] = len(path)
-        path.append(number)
-        number = next(parent for parent in parents[number] if unmet[parent])
-    # Walked from child to parent; data flows the other way round.
-    cycle = [*path[seen[number] :], number][::-1]
-    names = " -> ".join(specs[step].name for step in cycle)
-    return f"its tasks form a cycle: {names}; remove one of these dependencies"

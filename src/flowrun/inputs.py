@@ -9,9 +9,9 @@ from flowrun.signature import UPSTREAM
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from flowrun.call_plan import Arguments
     from flowrun.context import RunContext
     from flowrun.graph import Graph
-    from flowrun.signature import Arguments
     from flowrun.state.records import Preserved, RunRecord, TaskRecord
 
     Changeable: TypeAlias = Mapping[str, object]

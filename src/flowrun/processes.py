@@ -20,28 +20,25 @@ import weakref
 from collections import deque
 from concurrent.futures import CancelledError, Executor, Future
 from multiprocessing import connection, forkserver
-from multiprocessing.process import parent_process
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar
 
-from flowrun.errors import ExecutorError, NotPicklableError, ProcessDiedError, RemoteTaskError
-from flowrun.failure import encodable, error_line, error_text
+from flowrun.errors import ExecutorError, NotPicklableError, ProcessDiedError
+from flowrun.failure import error_line
+from flowrun.process_child import READY, serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from multiprocessing.context import SpawnContext
     from multiprocessing.process import BaseProcess
 
-    if sys.platform == "win32":
-        from multiprocessing.connection import PipeConnection
+    from flowrun.process_child import Pipe
 
+    if sys.platform == "win32":
         Context: TypeAlias = SpawnContext
-        Pipe: TypeAlias = PipeConnection[Any, Any]
     else:
-        from multiprocessing.connection import Connection
         from multiprocessing.context import ForkServerContext
 
         Context: TypeAlias = SpawnContext | ForkServerContext
-        Pipe: TypeAlias = Connection[Any, Any]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -55,7 +52,6 @@ _GUARD_HINT = (
 _LINGER_S = 1.0
 _EXIT_WAIT_S = 1.0
 _SIGKILL = 9
-_READY = b"ready"
 _LOG = logging.getLogger("flowrun.processes")
 _numbers = itertools.count(1)
 
@@ -220,7 +216,7 @@ class ProcessFuture(Future[T]):
         """Return whether the process was ready for the call, and what it sent back, if it did."""
         ready = False
         with pipe, contextlib.suppress(EOFError, OSError):  # it has ended, or closed its pipe
-            ready = pipe.recv_bytes() == _READY
+            ready = pipe.recv_bytes() == READY
             pipe.send(self._environment)
             pipe.send_bytes(self._payload)
             self._payload = b""
@@ -447,7 +443,7 @@ def _started_at_once(context: Context) -> tuple[Pipe, BaseProcess]:
     try:
         with theirs:
             name = f"flowrun-process-{next(_numbers)}"
-            process = context.Process(target=_serve, args=(theirs,), name=name)
+            process = context.Process(target=serve, args=(theirs,), name=name)
             _children.start(process)
     except BaseException:
         ours.close()
@@ -541,95 +537,6 @@ def _unpacked(data: bytes) -> object:
     if text:
         value.add_note("\nIn its process:\n" + text)
     raise value
-
-
-def _serve(pipe: Pipe) -> None:
-    """Run one call: the main function of a process."""
-    _settle_in(pipe)
-    with pipe, contextlib.suppress(EOFError, OSError):  # nobody wants the call any more
-        pipe.send_bytes(_READY)
-        # A fork server has the environment of its own start.
-        environment = pipe.recv()
-        os.environ.clear()
-        os.environ.update(environment)
-        pipe.send_bytes(_reply_to(pipe.recv_bytes()))
-
-
-def _settle_in(pipe: Pipe) -> None:
-    """Make this process one that can be killed with all that it starts."""
-    if sys.platform != "win32":  # pragma: no branch - the tests run on Linux
-        os.setsid()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        # What it forks must not hold the pipe open: its end tells that this process has died.
-        os.register_at_fork(after_in_child=pipe.close)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-    parent = parent_process()
-    assert parent is not None  # noqa: S101 - this is a child
-    _die_with(parent)
-
-
-if sys.platform == "linux":
-
-    def _die_with(parent: BaseProcess) -> None:
-        """Have the kernel kill this process group when the other end of a pipe is closed.
-
-        A thread that waits for it could not act while the call holds the interpreter's lock,
-        and would make of every ``os.fork()`` in the call one of a process with threads.
-        """
-        import fcntl  # noqa: PLC0415 - there is none on Windows
-
-        file = parent.sentinel
-        fcntl.fcntl(file, fcntl.F_SETOWN, -os.getpgrp())
-        fcntl.fcntl(file, fcntl.F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_ASYNC)
-        if connection.wait([file], 0):  # pragma: no cover - it died while this was set up
-            os.killpg(0, signal.SIGKILL)
-
-else:  # pragma: no cover - the tests run on Linux
-
-    def _die_with(parent: BaseProcess) -> None:
-        """Have a thread kill this process group when the parent process has ended."""
-
-        def watch() -> None:
-            connection.wait([parent.sentinel])
-            if sys.platform != "win32":
-                os.killpg(0, signal.SIGKILL)
-            os._exit(1)
-
-        threading.Thread(target=watch, name="flowrun-parent-watch", daemon=True).start()
-
-
-def _reply_to(payload: bytes) -> bytes:
-    """Run a call and return what is to be sent back."""
-    try:
-        function, args, kwargs = pickle.loads(payload)  # noqa: S301 - written by our parent
-    except BaseException as error:  # noqa: BLE001 - unpickling may raise anything
-        return _refusal("the call could not be unpickled in its process", error)
-    try:
-        value = function(*args, **kwargs)
-    except BaseException as error:  # noqa: BLE001 - everything is the call's own failure
-        return pickle.dumps((False, _portable(error), error_text(error)))
-    try:
-        return pickle.dumps((True, value, ""), pickle.HIGHEST_PROTOCOL)
-    except Exception as error:  # noqa: BLE001 - a value's own methods may raise anything
-        name = type(value).__qualname__
-        return _refusal(f"the result ({name}) could not be pickled to be sent back", error)
-
-
-def _refusal(problem: str, error: BaseException) -> bytes:
-    text = f"{problem}: {error_line(error)}"
-    return pickle.dumps((False, NotPicklableError(text), ""))
-
-
-def _portable(error: BaseException) -> BaseException:
-    """Return the error if it survives a round trip through pickle, or a stand-in for it."""
-    with contextlib.suppress(BaseException):
-        if type(pickle.loads(pickle.dumps(error))) is type(error):  # noqa: S301 - our own bytes
-            return error
-    name = f"{type(error).__module__}.{type(error).__qualname__}"
-    return RemoteTaskError(encodable(name), error_line(error))
 
 
 _EXECUTORS: weakref.WeakSet[ProcessPerAttemptExecutor] = weakref.WeakSet()

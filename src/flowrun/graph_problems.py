@@ -1,0 +1,153 @@
+"""What is wrong with a graph, as errors that name the task and the remedy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flowrun.errors import (
+    AmbiguousDependencyError,
+    CrossDagDependencyError,
+    GraphError,
+    MissingDependencyError,
+    UnfilledParameterError,
+    UnknownExecutorError,
+    close_match,
+    listed,
+)
+from flowrun.registry import callable_name
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from flowrun.registry import TaskFunction, TaskRegistry, TaskSpec
+
+MOST = 20
+"""Problems that one error tells of."""
+
+
+def ambiguous(
+    dag_name: str, spec: TaskSpec, function: TaskFunction, names: Sequence[str]
+) -> GraphError:
+    """A dependency is a callable that is several tasks of the DAG."""
+    return AmbiguousDependencyError(
+        dag_name,
+        [
+            (
+                f"task {spec.name!r} depends on the callable {callable_name(function)!r}, which is"
+                f" registered as {listed(names)}; name the one that is meant: deps=[{names[0]!r}]"
+            )
+        ],
+    )
+
+
+def not_a_task(dag_name: str, spec: TaskSpec, function: TaskFunction) -> GraphError:
+    """A dependency is a callable that is no task at all."""
+    return MissingDependencyError(
+        dag_name,
+        [
+            (
+                f"task {spec.name!r} depends on the callable {callable_name(function)!r}, which is"
+                f" not registered as a task; decorate it with @engine.task(dag={spec.dag!r})"
+            )
+        ],
+    )
+
+
+def cross(dag_name: str, spec: TaskSpec, dependency: str, dags: Sequence[str | None]) -> GraphError:
+    """A dependency is a task of another DAG."""
+    home = f"DAG {dags[0]!r}" if dags[0] is not None else "no DAG"
+    return CrossDagDependencyError(
+        dag_name,
+        [
+            (
+                f"task {spec.name!r} depends on {dependency!r}, a cross-DAG dependency:"
+                f" that task belongs to {home}; a task can only depend on tasks of its own DAG,"
+                f" so register it in {dag_name!r} too, or run the DAGs one after the other"
+            )
+        ],
+    )
+
+
+def missing(
+    dag_name: str,
+    spec: TaskSpec,
+    dependency: str,
+    known: Collection[str],
+    registry: TaskRegistry,
+) -> GraphError:
+    """A dependency is the name of no task of the DAG."""
+    dags = registry.dags_with(dependency)
+    if dags:
+        return cross(dag_name, spec, dependency, dags)
+    hint = close_match(dependency, known)
+    if known and spec.dag is not None and dependency in registry.list_tasks(None):
+        hint = f" A task of that name belongs to no DAG: give it dag={spec.dag!r}."
+    return MissingDependencyError(
+        dag_name,
+        [
+            (
+                f"task {spec.name!r} has a missing dependency: there is no task"
+                f" {dependency!r:.200} in this DAG; register it or correct deps.{hint}"
+            )
+        ],
+    )
+
+
+def unfilled(dag_name: str, spec: TaskSpec, parameter: str, known: Collection[str]) -> GraphError:
+    """Nothing fills a parameter that has to be filled."""
+    if spec.signature.wants_upstream:
+        remedy = (
+            "a task that declares 'upstream' is given no named results: read"
+            f" upstream[{parameter!r}], or drop 'upstream'"
+        )
+    else:
+        remedy = (
+            "name it after a task of this DAG, give it a default, annotate it as"
+            f" RunContext[...], or bind it in a template.{close_match(parameter, known)}"
+        )
+    return UnfilledParameterError(
+        dag_name,
+        [f"task {spec.name!r} requires the parameter {parameter!r}, which nothing fills; {remedy}"],
+    )
+
+
+def unknown_executor(dag_name: str, spec: TaskSpec, executors: Collection[str]) -> GraphError:
+    """A task asks for an executor that the engine has not."""
+    return UnknownExecutorError(
+        dag_name,
+        [
+            (
+                f"task {spec.name!r} asks for executor {spec.executor!r}; the engine has"
+                f" {listed(sorted(executors))}: pass executors={{{spec.executor!r}: ...}} to"
+                f" build_default_engine.{close_match(spec.executor, executors)}"
+            )
+        ],
+    )
+
+
+def together(dag_name: str, problems: Sequence[GraphError]) -> GraphError:
+    """Return one error for all of them; of their own class if they share it."""
+    kinds = {type(problem) for problem in problems}
+    kind = kinds.pop() if len(kinds) == 1 else GraphError
+    lines = [line for problem in problems for line in problem.problems]
+    if len(lines) > MOST:
+        more = f"and {len(lines) - MOST} more"
+        lines = [*lines[:MOST], more]
+    return kind(dag_name, lines)
+
+
+def cycle_text(
+    specs: Sequence[TaskSpec], parents: Sequence[Sequence[int]], unmet: Sequence[int]
+) -> str:
+    """Follow unmet parents until one comes twice: that is a cycle."""
+    number = next(number for number, count in enumerate(unmet) if count)
+    path: list[int] = []
+    seen: dict[int, int] = {}
+    while number not in seen:
+        seen[number] = len(path)
+        path.append(number)
+        number = next(parent for parent in parents[number] if unmet[parent])
+    # Walked from child to parent; data flows the other way round.
+    cycle = [*path[seen[number] :], number][::-1]
+    names = " -> ".join(specs[step].name for step in cycle)
+    return f"its tasks form a cycle: {names}; remove one of these dependencies"
