@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from flowrun.policy import RetryPolicy
     from flowrun.processes import ProcessPerAttemptExecutor
     from flowrun.progress import ProgressHook
-    from flowrun.registry import TaskRegistry, TaskSpec, TaskTemplate, task, task_template
+    from flowrun.registry import TaskRegistry, TaskTemplate, task, task_template
     from flowrun.report import AttemptReport, RunReport, TaskReport
     from flowrun.resume import PlannedTask, ResumePlan
     from flowrun.state.memory import InMemoryStateStore, StateStore
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from flowrun.state.records import RunRecord, RunStatus, RunSummary, TaskRecord, TaskStatus
     from flowrun.state.serializers import JsonSerializer, PickleSerializer, ResultSerializer
     from flowrun.state.sqlite import SqliteStateStore
+    from flowrun.task_spec import TaskSpec
 
 __version__ = "0.1.0"
 
@@ -125,7 +126,6 @@ _HOMES = {
     "flowrun.progress": ("ProgressHook",),
     "flowrun.registry": (
         "TaskRegistry",
-        "TaskSpec",
         "TaskTemplate",
         "task",
         "task_template",
@@ -161,6 +161,7 @@ _HOMES = {
         "ResultSerializer",
     ),
     "flowrun.state.sqlite": ("SqliteStateStore",),
+    "flowrun.task_spec": ("TaskSpec",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

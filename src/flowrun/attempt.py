@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from flowrun.clock import Clock
     from flowrun.context import Attempt
     from flowrun.inbox import Inbox
-    from flowrun.registry import TaskSpec
     from flowrun.remote import RemoteCall
     from flowrun.state.records import Preserved
+    from flowrun.task_spec import TaskSpec
     from flowrun.workers import Job
 
 _Code: TypeAlias = "Coroutine[Any, Any, object]"

@@ -37,14 +37,7 @@ from flowrun.graph import Graph
 from flowrun.hooks import HookDispatcher, RunHook
 from flowrun.journal import Journal
 from flowrun.notebook import ShownReport, chosen, shown_dag
-from flowrun.registry import (
-    TaskFunction,
-    TaskOptions,
-    TaskRegistry,
-    TaskTemplate,
-    TemplateOptions,
-    decorate,
-)
+from flowrun.registry import TaskRegistry, TaskTemplate, decorate
 from flowrun.report import RunReport, build_report
 from flowrun.resume import ResumePlan, inputs_to_load, plan_resume
 from flowrun.scheduler import Run, Services
@@ -53,6 +46,7 @@ from flowrun.slots import Slots
 from flowrun.state.memory import InMemoryStateStore
 from flowrun.state.protocol import RunQuery
 from flowrun.state.records import RunRecord, RunStatus, TaskRecord
+from flowrun.task_spec import TaskFunction, TaskOptions, TemplateOptions
 from flowrun.workers import WorkerThreads
 
 if TYPE_CHECKING:

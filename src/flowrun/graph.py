@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
     from flowrun.call_plan import CallPlan
-    from flowrun.registry import TaskFunction, TaskRegistry, TaskSpec
+    from flowrun.registry import TaskRegistry
     from flowrun.signature import Signature
+    from flowrun.task_spec import TaskFunction, TaskSpec
 
 _FEW = 8  # children up to here are added to a tuple, which is copied each time
 

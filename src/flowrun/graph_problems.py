@@ -14,12 +14,13 @@ from flowrun.errors import (
     close_match,
     listed,
 )
-from flowrun.registry import callable_name
+from flowrun.task_spec import callable_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from flowrun.registry import TaskFunction, TaskRegistry, TaskSpec
+    from flowrun.registry import TaskRegistry
+    from flowrun.task_spec import TaskFunction, TaskSpec
 
 MOST = 20
 """Problems that one error tells of."""
