@@ -52,7 +52,9 @@ def main() -> int:
     others.pop(here, None)
     # Each of these keeps one processor busy, or waits for the network.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        checks = {name: pool.submit(run_quietly, name, command) for name, command in static}
+        checks = {
+            name: pool.submit(run, name, command, beside_others=True) for name, command in static
+        }
         environments = {
             minor: pool.submit(prepared, minor, python) for minor, python in sorted(others.items())
         }
@@ -85,24 +87,25 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def run(name: str, command: Sequence[str | Path]) -> bool:
-    """Run one check with its output shown; return whether it passed."""
-    print(f"\n== {name}", flush=True)
-    started = time.monotonic()
-    passed = subprocess.run(command, check=False).returncode == 0
-    print(f"-- {name}: {'ok' if passed else 'FAILED'}, {time.monotonic() - started:.1f} s")
-    return passed
+def run(name: str, command: Sequence[str | Path], *, beside_others: bool = False) -> bool:
+    """Run one check, and return whether it passed.
 
-
-def run_quietly(name: str, command: Sequence[str | Path]) -> bool:
-    """Run one check beside others, and show its output in one piece."""
+    Its output is shown as it comes, or in one piece if it runs beside others.
+    """
+    title = f"\n== {name}"
+    if not beside_others:
+        print(title, flush=True)
     started = time.monotonic()
     done = subprocess.run(
-        command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        check=False,
+        stdout=subprocess.PIPE if beside_others else None,
+        stderr=subprocess.STDOUT if beside_others else None,
+        text=True,
     )
     passed = done.returncode == 0
     outcome = f"-- {name}: {'ok' if passed else 'FAILED'}, {time.monotonic() - started:.1f} s"
-    print(f"\n== {name}\n{done.stdout}{outcome}", flush=True)
+    print(f"{title}\n{done.stdout}{outcome}" if beside_others else outcome, flush=True)
     return passed
 
 

@@ -103,6 +103,7 @@ class Ledger:
         tasks: The task records, by the graph's numbers.
         ready: Tasks that could be launched.
         open: Number of tasks that have not settled.
+        retains_all: Whether no result is released after its last consumer.
         lets_go: Whether results are released, or left to the store, after their last consumer.
     """
 
@@ -117,6 +118,7 @@ class Ledger:
         "lock",
         "open",
         "ready",
+        "retains_all",
         "tasks",
     )
 
@@ -129,7 +131,8 @@ class Ledger:
         self.ready = Ready()
         self.open = len(graph)
         self._unmet = list(map(len, graph.parents))
-        self.lets_go = not live or not all(map(_retains, graph.specs))
+        self.retains_all = all(map(_retains, graph.specs))
+        self.lets_go = not live or not self.retains_all
         self._consumers = list(map(len, graph.children)) if self.lets_go else []
         self._settled = bytearray(len(graph))
 

@@ -94,7 +94,6 @@ class Run:
         self._live = services.journal.live
         self._blocking = services.journal.store.blocking
         self._ledger = Ledger(graph, record, live=self._live)
-        self._keeps_all = all(spec.retain_result for spec in graph.specs)
         self._tasks = self._ledger.tasks
         # Somebody may have set the clock back since the run was created.
         self._offset = max(self._clock.time(), record.created_at) - self._clock.monotonic()
@@ -275,7 +274,7 @@ class Run:
 
     def save(self, ended: Sequence[Success]) -> bool:
         """Save successes in the thread that calls, if that can be done at once."""
-        if not self._keeps_all:
+        if not self._ledger.retains_all:
             specs, released = self.graph.specs, NoResult.RELEASED
             ended = [
                 (number, now, value if specs[number].retain_result else released)
@@ -285,7 +284,7 @@ class Run:
 
     def take_over(self, ended: Sequence[Success]) -> None:
         """Save and settle successes that threads have left to the loop."""
-        if self._keeps_all:
+        if self._ledger.retains_all:
             self._pending += len(ended)
             self._unsaved += ended
         else:

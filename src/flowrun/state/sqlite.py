@@ -231,9 +231,7 @@ class SqliteStateStore:
         with self._writing:
             self._require_open()
             self._unfolded = 0
-            if len(successes.ended) == 1:
-                return self._put_if_owned(self._writer, rows)
-            return self._put_all_if_owned(self._writer, rows)
+            return self._put_if_owned(self._writer, rows, len(successes.ended))
 
     def save_on_loop(self, successes: Successes) -> bool:
         """Save a few successes without waiting for anybody; see ``QuickStore``.
@@ -253,9 +251,7 @@ class SqliteStateStore:
         try:
             self._require_open()
             self._unfolded += 1 + len(successes.ended) // _ROWS_OF_A_PAGE
-            if len(successes.ended) == 1:
-                return self._put_if_owned(db, rows)
-            return self._put_all_if_owned(db, rows)
+            return self._put_if_owned(db, rows, len(successes.ended))
         except sqlite3.Error:
             return False
         finally:
@@ -378,14 +374,12 @@ class SqliteStateStore:
             rows += plain_row(seq, place, tasks[place], deps[place], now, serializer, data)
         return rows
 
-    def _put_if_owned(self, db: sqlite3.Connection, row: list[object]) -> bool:
-        """Write one row of a run of one's own; one statement by itself is a transaction."""
+    def _put_if_owned(self, db: sqlite3.Connection, rows: list[object], number: int) -> bool:
+        """Write so many rows of a run in one transaction, if it still is one's own."""
         assert self._ownership is not None  # noqa: S101 - the run was created here
-        values = (*row, row[0], self._ownership.owner)
-        return db.execute(sql.PUT_PLAIN_IF_OWNED, values).rowcount > 0
-
-    def _put_all_if_owned(self, db: sqlite3.Connection, rows: list[object]) -> bool:
-        assert self._ownership is not None  # noqa: S101 - the run was created here
+        if number == 1:  # one statement by itself is a transaction
+            values = (*rows, rows[0], self._ownership.owner)
+            return db.execute(sql.PUT_PLAIN_IF_OWNED, values).rowcount > 0
         db.execute("BEGIN IMMEDIATE")
         try:
             if db.execute(sql.IS_OWNED, (rows[0], self._ownership.owner)).fetchone() is None:
