@@ -21,12 +21,11 @@ TaskFunction: TypeAlias = Callable[..., Any]
 Dependency: TypeAlias = str | TaskFunction
 
 
-class TaskOptions(TypedDict, total=False):
-    """Every option of a task; templates take the same.
+class TemplateOptions(TypedDict, total=False):
+    """The options of a template.
 
     Attributes:
-        name: The task's name; the function's name by default.
-        dag: The DAG it belongs to.
+        dag: The DAG that its tasks belong to.
         deps: Names of tasks, or decorated callables, that must succeed first.
         timeout_s: Seconds that one attempt may take, 30 by default; ``None`` for no limit.
         retries: Further attempts after a failure: an ``int`` or a ``RetryPolicy``.
@@ -34,24 +33,22 @@ class TaskOptions(TypedDict, total=False):
         executor: Name of one of the engine's ``executors``; only for sync callables.
     """
 
+    dag: str | None
+    deps: Iterable[Dependency]
+    timeout_s: float | None
+    retries: int | RetryPolicy
+    retain_result: bool
+    executor: str | None
+
+
+class TaskOptions(TemplateOptions, total=False):
+    """The options of a task: a template's, and a name.
+
+    Attributes:
+        name: The task's name; the function's name by default.
+    """
+
     name: str | None
-    dag: str | None
-    deps: Iterable[Dependency]
-    timeout_s: float | None
-    retries: int | RetryPolicy
-    retain_result: bool
-    executor: str | None
-
-
-class TemplateOptions(TypedDict, total=False):
-    """The options of a template: a task's, without the name."""
-
-    dag: str | None
-    deps: Iterable[Dependency]
-    timeout_s: float | None
-    retries: int | RetryPolicy
-    retain_result: bool
-    executor: str | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
