@@ -36,6 +36,7 @@ SuccessesSaved: TypeAlias = "Callable[[Sequence[Success], Exception | None], obj
 
 _MOST_CHANGES = 1000
 _LINGER_S = 0.01
+_MOST_WAIT_S = 0.002
 
 
 class Receipt(NamedTuple):
@@ -196,10 +197,16 @@ class Journal:
             Whether they were saved; if not, submit them.
         """
         quick = self._quick
-        if quick is None or self._state is _AWAKE or self._items:
+        if quick is None:
             return False
         began = time.monotonic()
-        if began < self._pace.not_before or not self._saving.acquire(blocking=False):
+        if began < self._pace.not_before:
+            return False
+        if quick.synced:  # while somebody waits for the disk, the loop has better things to do
+            if self._state is _AWAKE or self._items or not self._saving.acquire(blocking=False):
+                return False
+        elif not self._saving.acquire(timeout=_MOST_WAIT_S):
+            self._pace.took(began, time.monotonic(), 0)
             return False
         try:
             return quick.save_on_loop(successes)
@@ -331,12 +338,14 @@ class Journal:
 
     def _sleep(self) -> None:
         """Wait until there is something to do; for as long as it takes if there is no start."""
-        if not self._items:
+        self._doze()
+        while not (self._items or self._is_start_due()):
+            if not self._starts:
+                self._state = _ASLEEP
+                if not (self._items or self._starts):
+                    self._bell.get()
+            # Meanwhile it keeps nobody from saving.
             self._doze()
-        self._state = _ASLEEP
-        if not (self._items or self._starts):
-            self._bell.get()
-        self._state = _AWAKE
 
     def _doze(self) -> None:
         """Wait for an item, for a short time."""
@@ -345,6 +354,17 @@ class Journal:
             with contextlib.suppress(queue.Empty):
                 self._bell.get(timeout=_LINGER_S)
         self._state = _AWAKE
+
+    def _is_start_due(self) -> bool:
+        """Return whether :meth:`_due_starts` has something to return, but take nothing out."""
+        if not self._starts:
+            self._noted = frozenset()  # it keeps nothing of an ended run alive
+            return False
+        noted = frozenset(self._starts.copy())  # others go on adding and taking out
+        if not self._noted.isdisjoint(noted):
+            return True
+        self._swept, self._noted = time.monotonic(), noted
+        return False
 
     def _due_starts(self) -> list[_Entry]:
         """Return the starts whose ends have not come for so long that they are to be written.

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _PAUSE_S = 0.0001
 _LONGEST_PAUSE_S = 0.002
 
+_SUCCESS = TaskStatus.SUCCESS
 _retains = attrgetter("retain_result")
 
 
@@ -176,8 +177,14 @@ class Ledger:
         settled = self._settled
         settled[number] = True
         self.open -= 1
-        if self.lets_go:
-            self._let_inputs_go(number)
+        if self.lets_go:  # as _let_inputs_go() has it
+            consumers = self._consumers
+            for parent in self._graph.parents[number]:
+                left = consumers[parent] = consumers[parent] - 1
+                if not left:
+                    self._let_go(parent)
+            if not consumers[number]:
+                self._let_go(number)
         if not opens:
             return
         unmet, ordered, late = self._unmet, self.ready.ordered, self.ready.late
@@ -246,9 +253,9 @@ class Ledger:
 
     def _let_go(self, number: int) -> None:
         task = self.tasks[number]
-        if task.status is not TaskStatus.SUCCESS or isinstance(task.result, NoResult):
+        if task.status is not _SUCCESS or type(task.result) is NoResult:
             return
-        if not self._graph.specs[number].retain_result:
+        if not self.retains_all and not self._graph.specs[number].retain_result:
             task.release()
         elif not self._live:
             task.result = NoResult.STORED  # the store has it, and this run is done with it

@@ -118,6 +118,7 @@ class Run:
         )
         self._pending = 0  # ended or submitted to the journal, not yet acknowledged
         self._unsaved: list[Success] = []
+        self._drop_start = self._journal.drop_start
         self._starts = Starts(record, self._inbox, self._post_failed)
         self._active = self._launcher.active
         self._timers: dict[int, Timer] = {}  # a retry's wait, or the wait for its predecessor
@@ -380,16 +381,19 @@ class Run:
                 self.succeed(number, now, value)
             return
         task = self._tasks[number]
+        ledger = self._ledger
         self._pending += 1
-        if not (self._is_noted(task) and self.graph.specs[number].retain_result):
+        if not (
+            self._is_noted(task) and (ledger.retains_all or self.graph.specs[number].retain_result)
+        ):
             change = [Change(self.record, self._succeeded_snapshot(task, number, now, value))]
             then = partial(self._success_saved, number, now, value)
             self._journal.submit(change, self._inbox, then)
             return
-        self._journal.drop_start(task)
-        unsaved = self._unsaved
+        self._drop_start(task)
+        unsaved, ready = self._unsaved, ledger.ready
         unsaved.append((number, now, value))
-        if not (self._active or self._ledger.ready) or len(unsaved) >= _MOST_UNSAVED:
+        if not (ready.ordered or ready.late or self._active) or len(unsaved) >= _MOST_UNSAVED:
             self._save_successes()
         elif len(unsaved) == 1:
             self._loop.call_soon(self._guarded, self._save_unsaved)
@@ -436,9 +440,15 @@ class Run:
             What went wrong with one of them, if anything did; the others are settled.
         """
         broken: BaseException | None = None
+        tasks, settle, inputs = self._tasks, self._ledger.succeeded, self._inputs
+        tells, opens = self._tells_success, self._stopping is None
         for number, now, value in ended:
             try:
-                self.succeed(number, now, value)
+                if tells or inputs.may_change or type(value) not in UNCHANGING:
+                    self.succeed(number, now, value)
+                else:  # as that has it
+                    tasks[number].succeed(now, value)
+                    settle(number, now, opens)
             except BaseException as error:  # noqa: BLE001 - for the caller, to end the run with
                 broken = error
         return broken

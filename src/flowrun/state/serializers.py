@@ -76,16 +76,17 @@ class ResultSerializer(Protocol):
 def is_small(value: Any) -> bool:  # noqa: ANN401 - what a task returned
     """Return whether serialising a value takes no noticeable time."""
     kind = kind_of(value)
+    if kind is int or kind in _ATOMS:
+        return _is_small_atom(value, kind)
     if kind is list or kind is tuple:
-        return len(value) <= _MOST_SMALL and all(map(_is_small_atom, value))
+        return len(value) <= _MOST_SMALL and all(map(_is_small_atom, value, map(kind_of, value)))
     if kind is dict:
         atoms = (*value, *value.values())
-        return len(value) <= _MOST_SMALL and all(map(_is_small_atom, atoms))
-    return _is_small_atom(value)
+        return len(value) <= _MOST_SMALL and all(map(_is_small_atom, atoms, map(kind_of, atoms)))
+    return False
 
 
-def _is_small_atom(value: Any) -> bool:  # noqa: ANN401 - what a task returned
-    kind = kind_of(value)
+def _is_small_atom(value: Any, kind: type) -> bool:  # noqa: ANN401 - what a task returned
     if kind is int:
         return bool(-_PLAIN_INT < value < _PLAIN_INT)
     return kind in _ATOMS and (kind not in _TEXTS or len(value) <= _SMALL_TEXT)

@@ -43,7 +43,7 @@ from flowrun.state.rows import (
     tasks_of_plan,
 )
 from flowrun.state.serializers import JsonSerializer, PickleSerializer, is_small
-from flowrun.state.sqlite_file import SqliteFile, check_settings
+from flowrun.state.sqlite_file import FOLDED_PAGES, SqliteFile, check_settings
 
 if TYPE_CHECKING:
     import os
@@ -60,7 +60,6 @@ T = TypeVar("T")
 _CACHED_RUNS = 64
 _DEAD = "OWNER_DIED: the process that worked on this run has died"
 _PRUNING_S = 0.05
-_MOST_UNFOLDED = 2000
 _ROWS_OF_A_PAGE = 16
 _VACUUMED_PAGES = 1000
 
@@ -123,6 +122,7 @@ class SqliteStateStore:
         )
         self.path = self._file.path
         self.serializer: ResultSerializer = serializer or JsonSerializer()
+        self.synced = synchronous == "FULL"
         # Held while the writer waits for another process: who reads must not need it.
         self._writing = threading.RLock()
         self._lock = threading.RLock()
@@ -135,6 +135,7 @@ class SqliteStateStore:
         self._readonly = _readonly
         self._waitless: sqlite3.Connection | None = None
         self._unfolded = 0
+        self._most_unfolded = FOLDED_PAGES[synchronous] // 2
         self._ownership: Ownership | None = None
         with ExitStack() as undo:
             undo.callback(self._file.close)
@@ -241,7 +242,7 @@ class SqliteStateStore:
         so now and then it must have its turn.
         """
         db = self._waitless
-        if db is None or self._unfolded >= _MOST_UNFOLDED:
+        if db is None or self._unfolded >= self._most_unfolded:
             return False
         if type(self.serializer) not in _QUICK_SERIALIZERS:  # somebody else's may take long
             return False

@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 Synchronous: TypeAlias = Literal["FULL", "NORMAL"]
 JournalMode: TypeAlias = Literal["WAL", "DELETE"]
 
+FOLDED_PAGES = {"FULL": 1000, "NORMAL": 4000}
+"""When the log is folded back into the database, by ``synchronous``.
+
+To fold it takes its time, mostly a fixed one. But the longer it is, the more often a commit has
+to wait until the file has grown, which takes twice as long as to overwrite what was folded.
+"""
 MINIMUM_SQLITE = (3, 37, 0)  # STRICT tables
 
 _LONGEST_WAIT_S = 2_000_000  # SQLite counts milliseconds in a C int
@@ -148,8 +154,8 @@ class SqliteFile:
             if not readonly:
                 for pragma in _SYNCHRONOUS[self._synchronous, self._journal_mode]:
                     connection.execute(pragma)
-                # To fold the log back takes its time, mostly a fixed one.
-                connection.execute(_FOLDS_AT if waits else "PRAGMA wal_autocheckpoint = 0")
+                pages = FOLDED_PAGES[self._synchronous] if waits else 0
+                connection.execute(f"PRAGMA wal_autocheckpoint = {pages}")
             complete(connection, self._version)
         except BaseException:
             connection.close()
@@ -297,7 +303,6 @@ _SYNCHRONOUS = {
     ("NORMAL", "WAL"): ("PRAGMA synchronous = NORMAL", "PRAGMA checkpoint_fullfsync = ON"),
     ("NORMAL", "DELETE"): ("PRAGMA synchronous = NORMAL",),
 }
-_FOLDS_AT = "PRAGMA wal_autocheckpoint = 4000"
 _JOURNAL_MODE = {
     "WAL": "PRAGMA journal_mode = WAL",
     "DELETE": "PRAGMA journal_mode = DELETE",
