@@ -51,7 +51,7 @@ def main() -> int:
     others = found_pythons()
     others.pop(here, None)
     # Each of these keeps one processor busy, or waits for the network.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor((os.cpu_count() or 1) + 1) as pool:
         checks = {
             name: pool.submit(run, name, command, beside_others=True) for name, command in static
         }
@@ -60,8 +60,8 @@ def main() -> int:
         }
     failed = [name for name, check in checks.items() if not check.result()]
 
-    # Many tests wait for processes and clocks: one worker more than processors keeps those busy.
-    workers = str((os.cpu_count() or 1) + 1)
+    # Many tests wait for processes and clocks: more workers than processors keep those busy.
+    workers = str((os.cpu_count() or 1) + 2)
     suite: list[str | Path] = [sys.executable, "-m", "pytest", "-q", "-n", workers]
     name = f"suite and coverage on Python {dotted(here)}"
     with tempfile.TemporaryDirectory() as folder:

@@ -342,8 +342,8 @@ class Journal:
         while not (self._items or self._is_start_due()):
             if not self._starts:
                 self._state = _ASLEEP
-                if not (self._items or self._starts):
-                    self._bell.get()
+                with contextlib.suppress(queue.Empty):
+                    self._bell.get(block=not (self._items or self._starts))
             # Meanwhile it keeps nobody from saving.
             self._doze()
 
