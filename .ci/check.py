@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENTS = ROOT / ".venvs"
 OLDEST = (3, 11)
 EXPECTED = ((3, 11), (3, 12), (3, 13), (3, 14))
-GROUPS = ("dev", "cluster", "browser")
+GROUPS = ("test", "cluster")
 
 _ASK = (
     "import json, platform, sys;"

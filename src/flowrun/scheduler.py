@@ -129,6 +129,7 @@ class Run:
         self._cause = ""
         self._raise: BaseException | None = None
         self._timer: Timer | None = None  # the run's deadline; later the wait for its hooks
+        self._is_complete = False
         self._done: asyncio.Future[None] = self._loop.create_future()
 
     # From outside.
@@ -156,7 +157,12 @@ class Run:
             cause = f"the run took longer than timeout_s={timeout_s:g}"
             self._timer = self._later(timeout_s, partial(self.stop, Reason.RUN_TIMED_OUT, cause))
         self._guarded(self._begin)
-        await self._outlast(self._done)
+        while not self._is_complete:
+            try:
+                await self._done
+            except asyncio.CancelledError as cancelled:
+                self._done = self._loop.create_future()  # the old one was cancelled with it
+                self._cancelled(cancelled)
         if self._raise is not None:
             error, self._raise = self._raise, None
             raise error
@@ -794,7 +800,8 @@ class Run:
             self._raise = error
         if self._timer is not None:
             self._timer.cancel()
-        with contextlib.suppress(asyncio.InvalidStateError):  # it may be told so twice
+        self._is_complete = True
+        if not self._done.done():  # it may be told so twice, or be cancelled at this moment
             self._done.set_result(None)
 
     # Saving.
