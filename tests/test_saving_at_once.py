@@ -6,7 +6,6 @@ import asyncio
 import logging
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from decimal import Decimal
@@ -439,7 +438,6 @@ class Failing:
     """A store whose quick ways fail, and whose slow one refuses one task."""
 
     blocking = True
-    synced = False
 
     def __init__(self) -> None:
         self.quick = self
@@ -490,76 +488,24 @@ def test_what_cannot_be_saved_at_once_is_submitted_and_told_one_by_one() -> None
     assert store.saved == [[0, 2]]
 
 
-class Stuck:
-    """A store whose slow way takes as long as the test wants."""
+class NeverWoken(Journal):
+    """A journal whose thread has not had its turn yet."""
 
-    blocking = True
-
-    def __init__(self, *, synced: bool) -> None:
-        self.quick = self
-        self.synced = synced
-        self.entered, self.go = threading.Event(), threading.Event()
-        self.saved: list[int] = []
-
-    def save_on_loop(self, successes: Successes) -> bool:
-        self.saved += [place for place, _, _ in successes.ended]
-        return True
-
-    def save_all(self, changes: Sequence[Change], successes: Sequence[Successes]) -> None:
-        self.entered.set()
-        assert self.go.wait(WAIT_S)
-        self.saved += [place for each in successes for place, _, _ in each.ended]
-
-
-class Silent:
-    def put(self, message: object) -> None:
+    def _ring(self, state: int) -> None:
         pass
 
 
-def stuck_journal(*, synced: bool) -> tuple[Stuck, Journal, Successes]:
-    """Return a journal whose thread is saving the first of two tasks, and the other one."""
-    store = Stuck(synced=synced)
-    journal = Journal(store, logging.getLogger("test"))  # type: ignore[arg-type]
+def test_nothing_overtakes_what_was_submitted_before(open_store: OpenStore) -> None:  # R6
+    store = open_store()
     run = begun(["a", "b"])
+    store.create_run(run)
     started(run)
-    first, second = successes_of(run, [1, 2]).ended
-    tasks = list(run.tasks.values())
-    journal.submit_successes(Successes(run, tasks, [first]), Silent(), print)  # type: ignore[arg-type]
-    assert store.entered.wait(WAIT_S)
-    return store, journal, Successes(run, tasks, [second])
-
-
-def test_loop_waits_a_moment_for_who_is_saving(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowrun.journal._MOST_WAIT_S", WAIT_S)
-    store, journal, other = stuck_journal(synced=False)
-    thread = threading.Thread(target=store.go.set)
-    thread.start()
-    assert journal.save_on_loop(other)
-    thread.join()
-    journal.close()
-    assert store.saved == [0, 1]
-
-
-def test_loop_does_not_wait_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowrun.journal._MOST_WAIT_S", 0.02)
-    store, journal, other = stuck_journal(synced=False)
-    asked = time.monotonic()
-    assert not journal.save_on_loop(other)
-    assert journal._pace.not_before > asked + 0.1  # it does not even look again for some time
-    store.go.set()
-    journal.close()
-    assert store.saved == [0]
-
-
-def test_loop_does_not_wait_while_somebody_waits_for_the_disk(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("flowrun.journal._MOST_WAIT_S", 2 * WAIT_S)
-    store, journal, other = stuck_journal(synced=True)
-    assert not journal.save_on_loop(other)
-    store.go.set()
-    journal.close()
-    assert store.saved == [0]
+    journal = NeverWoken(store, logging.getLogger("test"))
+    later = successes_of(run, [2], first=1)
+    journal.submit_successes(successes_of(run, [1]), object(), print)  # type: ignore[arg-type]
+    assert not journal.save_on_loop(later)
+    assert not journal.save_in_thread(later)
+    assert Journal(store, logging.getLogger("test")).save_on_loop(later)
 
 
 def test_pace_pauses_longer_each_time_it_finds_the_disk_slow() -> None:

@@ -36,7 +36,6 @@ SuccessesSaved: TypeAlias = "Callable[[Sequence[Success], Exception | None], obj
 
 _MOST_CHANGES = 1000
 _LINGER_S = 0.01
-_MOST_WAIT_S = 0.002
 
 
 class Receipt(NamedTuple):
@@ -197,16 +196,10 @@ class Journal:
             Whether they were saved; if not, submit them.
         """
         quick = self._quick
-        if quick is None:
+        if quick is None or self._state is _AWAKE or self._items:
             return False
         began = time.monotonic()
-        if began < self._pace.not_before:
-            return False
-        if quick.synced:  # while somebody waits for the disk, the loop has better things to do
-            if self._state is _AWAKE or self._items or not self._saving.acquire(blocking=False):
-                return False
-        elif not self._saving.acquire(timeout=_MOST_WAIT_S):
-            self._pace.took(began, time.monotonic(), 0)
+        if began < self._pace.not_before or not self._saving.acquire(blocking=False):
             return False
         try:
             return quick.save_on_loop(successes)

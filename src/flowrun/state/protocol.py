@@ -154,13 +154,7 @@ class StateStoreProtocol(Protocol):
 
 
 class QuickStore(Protocol):
-    """What a store of flowrun's own can do besides; no other store need have it.
-
-    Attributes:
-        synced: Whether each save waits for the disk.
-    """
-
-    synced: bool
+    """What a store of flowrun's own can do besides; no other store need have it."""
 
     def save_all(self, changes: Sequence[Change], successes: Sequence[Successes]) -> None:
         """Keep changes and successes as :meth:`StateStoreProtocol.save` keeps changes.

@@ -122,7 +122,6 @@ class SqliteStateStore:
         )
         self.path = self._file.path
         self.serializer: ResultSerializer = serializer or JsonSerializer()
-        self.synced = synchronous == "FULL"
         # Held while the writer waits for another process: who reads must not need it.
         self._writing = threading.RLock()
         self._lock = threading.RLock()
