@@ -17,6 +17,7 @@ from flowrun.errors import (
     StoreFullError,
     UnknownRunError,
 )
+from flowrun.starts import StartNotes, Starts
 from flowrun.state.records import NoResult
 
 from .conftest import WAIT_S, statuses
@@ -373,3 +374,25 @@ async def test_resume_loads_inputs_from_a_durable_store(make_engine: MakeEngine)
     old = await engine.run_once("d")
     new = await engine.resume(old)
     assert engine.get_run_report(new)["tasks"]["total"]["result"] == 3
+
+
+def test_starts_are_due_when_they_stood_there_the_last_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("flowrun.starts.time.monotonic", lambda: now)
+    first, second, third = tasks = [TaskRecord(name) for name in "abc"]
+    starts = Starts(RunRecord("r", "d", 1.0, {}), object(), print)  # type: ignore[arg-type]
+    notes = StartNotes()
+    assert not notes.find_due()
+    notes[first] = notes[second] = starts
+    assert not notes.find_due()
+    now += 0.005
+    assert not notes.find_due()  # it was looked at a moment ago
+    now += 0.02
+    notes[third] = starts
+    assert notes.find_due()
+    assert notes.pop(second) is starts  # its end has come
+    assert notes.take_due() == [(first, starts)]
+    assert list(notes) == tasks[2:]
+    assert not notes.take_due()

@@ -32,7 +32,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flowrun.errors import ResultNotReadableError, ResultNotStorableError
-from flowrun.state.serializers import JsonSerializer, PickleSerializer, ResultSerializer
+from flowrun.state.pickle_serializer import PickleSerializer
+from flowrun.state.serializers import JsonSerializer, ResultSerializer
 
 KEY = b"0123456789abcdef"
 BERLIN = ZoneInfo("Europe/Berlin")

@@ -34,9 +34,10 @@ if TYPE_CHECKING:
     from flowrun.report import AttemptReport, RunReport, TaskReport
     from flowrun.resume import PlannedTask, ResumePlan
     from flowrun.state.memory import InMemoryStateStore, StateStore
+    from flowrun.state.pickle_serializer import PickleSerializer
     from flowrun.state.protocol import Change, RunQuery, StateStoreProtocol
     from flowrun.state.records import RunRecord, RunStatus, RunSummary, TaskRecord, TaskStatus
-    from flowrun.state.serializers import JsonSerializer, PickleSerializer, ResultSerializer
+    from flowrun.state.serializers import JsonSerializer, ResultSerializer
     from flowrun.state.sqlite import SqliteStateStore
     from flowrun.task_spec import TaskSpec
 
@@ -155,9 +156,9 @@ _HOMES = {
         "TaskRecord",
         "TaskStatus",
     ),
+    "flowrun.state.pickle_serializer": ("PickleSerializer",),
     "flowrun.state.serializers": (
         "JsonSerializer",
-        "PickleSerializer",
         "ResultSerializer",
     ),
     "flowrun.state.sqlite": ("SqliteStateStore",),

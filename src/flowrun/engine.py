@@ -22,12 +22,10 @@ from flowrun.checks import (
 from flowrun.config import SchedulerConfig
 from flowrun.context import CURRENT, RunContext
 from flowrun.errors import (
-    AlreadyResumedError,
     DefinitionError,
     EngineClosedError,
     FlowrunError,
     ResumeError,
-    RunAliveError,
     TaskTypeError,
     UnknownDagError,
     UnknownRunError,
@@ -39,7 +37,13 @@ from flowrun.journal import Journal
 from flowrun.notebook import ShownReport, chosen, shown_dag
 from flowrun.registry import TaskRegistry, TaskTemplate, decorate
 from flowrun.report import RunReport, build_report
-from flowrun.resume import ResumePlan, inputs_to_load, plan_resume
+from flowrun.resume import (
+    ResumePlan,
+    find_resumable,
+    inputs_to_load,
+    plan_resume,
+    take_over,
+)
 from flowrun.scheduler import Run, Services
 from flowrun.signature import validate_name
 from flowrun.slots import Slots
@@ -337,7 +341,8 @@ class Engine:
         journal = self._services.journal
         journal.pay()
         graph, old, plan = await self._off_loop(partial(self._plan, run_id, from_tasks))
-        record = self._resumed_record(graph, old, plan, metadata)
+        record = self._new_record(graph, old.metadata if metadata is None else metadata)
+        take_over(record, graph, old, plan)
         record.sole_heir = not from_tasks and old.status is not RunStatus.SUCCESS
         inputs: dict[str, object] = {}
         wanted = inputs_to_load(graph, plan)
@@ -670,34 +675,11 @@ class Engine:
             targets=graph.targets,
         )
 
-    def _resumed_record(
-        self,
-        graph: Graph,
-        old: RunRecord,
-        plan: ResumePlan,
-        metadata: Mapping[str, object] | None,
-    ) -> RunRecord:
-        record = self._new_record(graph, old.metadata if metadata is None else metadata)
-        record.resumed_from = old.run_id
-        for number, name in enumerate(graph.names):
-            if plan.tasks[name].action == "keep":
-                kept = old.tasks[name].copy()
-                kept.deps = graph.dependency_names[number]
-                record.tasks[name] = kept
-            elif name in old.inputs:
-                # What it had been given then, except for what is made anew (S4).
-                record.inputs[name] = {
-                    parent: thaw
-                    for parent, thaw in old.inputs[name].items()
-                    if parent in plan.tasks and plan.tasks[parent].action == "keep"
-                }
-        return record
-
     def _plan(
         self, run_id: str, from_tasks: Sequence[str] | None
     ) -> tuple[Graph, RunRecord, ResumePlan]:
         journal = self._services.journal
-        old = self._resumable(run_id, last=not from_tasks)
+        old = find_resumable(self._store, run_id, last=not from_tasks)
         graph = self._graph(old.dag_name)
         if old.targets is not None:
             targets = [name for name in old.targets if name in graph.index]
@@ -710,28 +692,6 @@ class Engine:
             # The records themselves: their results are carried over as they are.
             old = self._store.load_run(old.run_id, results=True)
         return graph, old, plan_resume(graph, old, names)
-
-    def _resumable(self, run_id: str, *, last: bool) -> RunRecord:
-        """Load a run that can be resumed: the last of its plain successors, or itself."""
-        if not isinstance(run_id, str):
-            raise UnknownRunError(run_id)
-        run = self._store.load_run(run_id, results=False)
-        _refuse_alive(run)
-        if not last or run.status is RunStatus.SUCCESS:
-            return run
-        while True:
-            successors = self._store.list_runs(RunQuery(resumed_from=run.run_id, limit=1))
-            if not successors:
-                break
-            run = self._store.load_run(successors[0].run_id, results=False)
-            _refuse_alive(run)
-        if run.run_id != run_id and run.status is RunStatus.SUCCESS:
-            problem = (
-                f"run {run.run_id!r} has already finished it; to run tasks again name them:"
-                " resume(..., from_tasks=[...])"
-            )
-            raise AlreadyResumedError(run_id, problem)
-        return run
 
     async def _off_loop(self, function: Callable[[], Any]) -> Any:  # noqa: ANN401 - its result
         if not self._store.blocking:
@@ -917,12 +877,6 @@ class DagScope:
             problem = f"this scope registers in {self.name!r}; leave dag= out, or use engine.task"
             msg = f"dag={dag!r}: {problem}"
             raise DefinitionError(msg)
-
-
-def _refuse_alive(run: RunRecord) -> None:
-    if run.alive:
-        problem = "it is still running; wait for it, or cancel it first"
-        raise RunAliveError(run.run_id, problem)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from flowrun.errors import DamagedRecordError, ResultNotStorableError, RunLostError
 from flowrun.pace import Pace
+from flowrun.starts import StartNotes
 from flowrun.state.protocol import Change, Successes
 from flowrun.state.records import NoResult, TaskRecord
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from flowrun.inbox import Inbox
+    from flowrun.starts import Starts
     from flowrun.state.protocol import QuickStore, StateStoreProtocol, Success
     from flowrun.state.records import RunRecord
 
@@ -62,20 +64,6 @@ class _Group(NamedTuple):
     then: SuccessesSaved
 
 
-class Starts(NamedTuple):
-    """Whose starts are noted.
-
-    Attributes:
-        run: The run.
-        inbox: Where a failure is told.
-        failed: What it is told with.
-    """
-
-    run: RunRecord
-    inbox: Inbox
-    failed: Acknowledgement
-
-
 class _Call(NamedTuple):
     function: Callable[[], Any]
     future: Future[Any]
@@ -104,10 +92,7 @@ class Journal:
         self._pace = Pace()
         self._items: deque[_Entry | _Group | _Call | None] = deque()
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
-        # Who takes a start out, by an atomic pop, does with it what is to be done.
-        self._starts: dict[TaskRecord, Starts] = {}
-        self._noted: frozenset[TaskRecord] = frozenset()
-        self._swept = 0.0
+        self._starts = StartNotes()
         self._state = _ASLEEP
         self._saving = threading.Lock()
         self._lock = threading.Lock()
@@ -309,7 +294,8 @@ class Journal:
                 lingered = True
                 self._doze()
             with self._saving:  # so that no end gets in between a start and its being written
-                waiting.extend(self._due_starts())
+                if self._starts.find_due():
+                    waiting.extend(self._due_starts())
                 receipts = self._save(waiting)
             # Whoever is told may have the next one to save, before this thread has its turn again.
             self._state = _DOZING
@@ -332,7 +318,7 @@ class Journal:
     def _sleep(self) -> None:
         """Wait until there is something to do; for as long as it takes if there is no start."""
         self._doze()
-        while not (self._items or self._is_start_due()):
+        while not (self._items or self._starts.find_due()):
             if not self._starts:
                 self._state = _ASLEEP
                 with contextlib.suppress(queue.Empty):
@@ -348,35 +334,11 @@ class Journal:
                 self._bell.get(timeout=_LINGER_S)
         self._state = _AWAKE
 
-    def _is_start_due(self) -> bool:
-        """Return whether :meth:`_due_starts` has something to return, but take nothing out."""
-        if not self._starts:
-            self._noted = frozenset()  # it keeps nothing of an ended run alive
-            return False
-        noted = frozenset(self._starts.copy())  # others go on adding and taking out
-        if not self._noted.isdisjoint(noted):
-            return True
-        self._swept, self._noted = time.monotonic(), noted
-        return False
-
     def _due_starts(self) -> list[_Entry]:
-        """Return the starts whose ends have not come for so long that they are to be written.
-
-        Those are the ones that stood there the last time, which was a while ago.
-        """
-        if not self._starts:
-            self._noted = frozenset()  # it keeps nothing of an ended run alive
-            return []
-        now = time.monotonic()
-        if now < self._swept + _LINGER_S:
-            return []
-        self._swept = now
-        noted = self._starts.copy()  # others go on adding and taking out
-        before, self._noted = self._noted, frozenset(noted)
+        """Take out the starts that are to be written; nobody else is saving meanwhile."""
         return [
             _Entry([Change(starts.run, _begun(task))], starts.inbox, starts.failed, silent=True)
-            for task, starts in noted.items()
-            if task in before and self._starts.pop(task, None) is not None
+            for task, starts in self._starts.take_due()
         ]
 
     def _save(self, entries: list[_Entry | _Group]) -> list[tuple[Inbox, Receipt]]:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 _PAUSE_S = 0.0001
 _LONGEST_PAUSE_S = 0.002
 
-_SUCCESS = TaskStatus.SUCCESS
 _retains = attrgetter("retain_result")
 
 
@@ -38,8 +37,7 @@ def wait_for(lock: threading.Lock) -> None:
     """
     pause_s = 0.0
     while True:
-        # First it only gives the interpreter away, then it keeps away from it: see above.
-        time.sleep(pause_s)
+        time.sleep(pause_s)  # to give the interpreter away, and then to keep away from it
         if lock.acquire(blocking=False):
             return
         pause_s = min(2 * pause_s + _PAUSE_S, _LONGEST_PAUSE_S)
@@ -177,14 +175,8 @@ class Ledger:
         settled = self._settled
         settled[number] = True
         self.open -= 1
-        if self.lets_go:  # as _let_inputs_go() has it
-            consumers = self._consumers
-            for parent in self._graph.parents[number]:
-                left = consumers[parent] = consumers[parent] - 1
-                if not left:
-                    self._let_go(parent)
-            if not consumers[number]:
-                self._let_go(number)
+        if self.lets_go:
+            self._let_inputs_go(number)
         if not opens:
             return
         unmet, ordered, late = self._unmet, self.ready.ordered, self.ready.late
@@ -253,7 +245,7 @@ class Ledger:
 
     def _let_go(self, number: int) -> None:
         task = self.tasks[number]
-        if task.status is not _SUCCESS or type(task.result) is NoResult:
+        if task.status is not TaskStatus.SUCCESS or isinstance(task.result, NoResult):
             return
         if not self.retains_all and not self._graph.specs[number].retain_result:
             task.release()

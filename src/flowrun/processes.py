@@ -7,94 +7,45 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import itertools
 import logging
-import multiprocessing
 import os
 import pickle
-import signal
-import sys
 import threading
 import time
 import weakref
 from collections import deque
 from concurrent.futures import CancelledError, Executor, Future
-from multiprocessing import connection, forkserver
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar
 
-from flowrun.errors import ExecutorError, NotPicklableError, ProcessDiedError
+from flowrun.child_processes import (
+    children,
+    context_of,
+    end_group,
+    how_it_died,
+    preload_modules,
+    send_signal,
+    started,
+)
+from flowrun.errors import NotPicklableError, ProcessDiedError
 from flowrun.failure import error_line
-from flowrun.process_child import READY, serve
+from flowrun.process_child import READY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from multiprocessing.context import SpawnContext
     from multiprocessing.process import BaseProcess
 
+    from flowrun.child_processes import Context
     from flowrun.process_child import Pipe
 
-    if sys.platform == "win32":
-        Context: TypeAlias = SpawnContext
-    else:
-        from multiprocessing.context import ForkServerContext
-
-        Context: TypeAlias = SpawnContext | ForkServerContext
 
 P = ParamSpec("P")
 T = TypeVar("T")
 StartMethod: TypeAlias = Literal["forkserver", "spawn"]
 
 DEFAULT_GRACE_S = 2.0
-_GUARD_HINT = (
-    " A new process imports the main module anew, and that has to be possible: a script keeps"
-    ' what it runs under `if __name__ == "__main__":`'
-)
 _LINGER_S = 1.0
 _EXIT_WAIT_S = 1.0
-_SIGKILL = 9
 _LOG = logging.getLogger("flowrun.processes")
-_numbers = itertools.count(1)
-
-
-class _Children:
-    """Access to the children of this process, by one thread at a time.
-
-    multiprocessing polls all children whenever it starts one, and an exit status can be read
-    only once: of two threads that do it at the same time one would get a made-up exit code.
-    """
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-
-    def start(self, process: BaseProcess) -> None:
-        with self.lock:
-            process.start()
-
-    def close(self, process: BaseProcess) -> None:
-        with self.lock:
-            process.close()
-
-    def exit_code(self, process: BaseProcess) -> int | None:
-        with self.lock:
-            return process.exitcode
-
-    def exit_code_within(self, process: BaseProcess, timeout_s: float) -> int | None:
-        """Return the exit code once the process has ended, ``None`` if it takes longer."""
-        deadline = time.monotonic() + timeout_s
-        pause_s = 0.001
-        while (code := self.exit_code(process)) is None:
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                return None
-            # The sentinel tells at once, as a rule. But a grandchild may have inherited it and
-            # keep it open, or the process may have closed it early: then we have to look.
-            if connection.wait([process.sentinel], min(left_s, 50 * pause_s)):
-                time.sleep(min(left_s, pause_s))  # nobody tells any more
-            pause_s = min(2 * pause_s, 0.01)
-        return code
-
-
-_children = _Children()
 
 
 class ProcessFuture(Future[T]):
@@ -186,7 +137,7 @@ class ProcessFuture(Future[T]):
         if self._process is None:
             return
         if grace_s:
-            _send_signal(self._process, force=False)
+            send_signal(self._process, force=False)
             timer = threading.Timer(grace_s, self.kill)
             timer.daemon = True
             timer.name = "flowrun-process-killer"
@@ -195,11 +146,11 @@ class ProcessFuture(Future[T]):
                 timer.start()
                 self._timer = timer
                 return
-        _send_signal(self._process, force=True)
+        send_signal(self._process, force=True)
 
     def _outcome(self, context: Context) -> object:
         """Return what the call returned, or raise what it raised, once its process is gone."""
-        pipe, process = _started(context)
+        pipe, process = started(context)
         with self._lock:
             self._process = process
             if self._killed:
@@ -210,7 +161,7 @@ class ProcessFuture(Future[T]):
             code = self._reap(process)
         if data is not None:
             return _unpacked(data)
-        raise ProcessDiedError(_how_it_died(code, ready=ready))
+        raise ProcessDiedError(how_it_died(code, ready=ready))
 
     def _converse(self, pipe: Pipe) -> tuple[bool, bytes | None]:
         """Return whether the process was ready for the call, and what it sent back, if it did."""
@@ -229,15 +180,15 @@ class ProcessFuture(Future[T]):
         Returns:
             Its exit code; ``None`` if it would not end and was killed for that.
         """
-        found = code = _children.exit_code_within(process, max(self._grace_s, _LINGER_S))
+        found = code = children.exit_code_within(process, max(self._grace_s, _LINGER_S))
         while code is None:
             with self._lock:
-                _send_signal(process, force=True)
-            code = _children.exit_code_within(process, _LINGER_S)
+                send_signal(process, force=True)
+            code = children.exit_code_within(process, _LINGER_S)
         with self._lock:
             self._process = None
-        _end_group(process)
-        _children.close(process)
+        end_group(process)
+        children.close(process)
         return found
 
 
@@ -289,11 +240,11 @@ class ProcessPerAttemptExecutor(Executor):
             raise ValueError(msg)
         self._limit = number
         self._grace_s = grace_s
-        self._context = _context(start_method)
+        self._context = context_of(start_method)
         self._closed = False
         self.forget_processes()
         if self._context.get_start_method() == "forkserver":
-            _preload((__name__, *preload))
+            preload_modules((__name__, *preload))
         _EXECUTORS.add(self)
 
     def forget_processes(self) -> None:
@@ -395,108 +346,6 @@ class ProcessPerAttemptExecutor(Executor):
                 del future
 
 
-def _context(start_method: str | None) -> Context:
-    """Return what makes processes, in a way that is safe where threads run."""
-    method = start_method or ("forkserver" if sys.platform == "linux" else "spawn")
-    available = multiprocessing.get_all_start_methods()
-    if method == "fork":
-        msg = "start_method 'fork' is refused: a fork of a process with threads may hang for good"
-        raise ValueError(msg)
-    if method not in {"forkserver", "spawn"} or method not in available:
-        msg = f"start_method {method!r} is not to be had here; 'spawn' always is"
-        raise ValueError(msg)
-    if sys.platform != "win32" and method == "forkserver":
-        return multiprocessing.get_context("forkserver")
-    return multiprocessing.get_context("spawn")
-
-
-def _preload(names: Sequence[str]) -> None:
-    """Have the fork server import more modules, if it does not run yet."""
-    # There is no public way to ask what it imports already, only to replace the list.
-    server: object = getattr(forkserver, "_forkserver", None)
-    known: list[str] = getattr(server, "_preload_modules", ["__main__"])
-    forkserver.set_forkserver_preload(list(dict.fromkeys((*known, *names))))
-
-
-def _started(context: Context) -> tuple[Pipe, BaseProcess]:
-    """Start a process and return it with our end of the pipe to it."""
-    pauses_s = [0.05, 0.2]
-    while True:
-        try:
-            return _started_at_once(context)
-        except (ConnectionError, EOFError) as error:
-            # The fork server has died; multiprocessing starts another as soon as it is told.
-            if not pauses_s:
-                msg = (
-                    f"the fork server does not run ({error_line(error)}); see its standard error:"
-                    " it imports the main module and those named as preload"
-                )
-                raise ExecutorError(msg) from error
-            time.sleep(pauses_s.pop(0))  # nobody tells when it has started anew
-        except Exception as error:
-            msg = f"no process could be started: {error_line(error)}"
-            raise ExecutorError(msg) from error
-
-
-def _started_at_once(context: Context) -> tuple[Pipe, BaseProcess]:
-    ours, theirs = context.Pipe()
-    try:
-        with theirs:
-            name = f"flowrun-process-{next(_numbers)}"
-            process = context.Process(target=serve, args=(theirs,), name=name)
-            _children.start(process)
-    except BaseException:
-        ours.close()
-        raise
-    return ours, process
-
-
-def _send_signal(process: BaseProcess, *, force: bool) -> None:
-    """Send SIGTERM or SIGKILL to the process and its group."""
-    if sys.platform == "win32":  # pragma: no cover - the tests run on Linux
-        process.kill() if force else process.terminate()
-    else:
-        number = signal.SIGKILL if force else signal.SIGTERM
-        pid = process.pid
-        assert pid is not None  # noqa: S101 - it was started
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            try:
-                os.killpg(pid, number)
-            except ProcessLookupError:  # it has not made its group yet
-                os.kill(pid, number)
-
-
-def _end_group(process: BaseProcess) -> None:
-    """Kill what a process that has ended has left behind in its group."""
-    if sys.platform != "win32":  # pragma: no branch - the tests run on Linux
-        pid = process.pid
-        assert pid is not None  # noqa: S101 - it was started
-        # Its number is not given to another process while the group exists; and if it does
-        # not, all other numbers come first.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
-
-
-def _how_it_died(code: int | None, *, ready: bool) -> str:
-    if code is None:
-        return "the process closed its pipe without a result and did not end; it was killed"
-    if code < 0:
-        text = f"the process was killed by signal {_signal_name(-code)} ({-code})"
-        if -code == _SIGKILL:
-            text += ", not by flowrun; the system does so when it is out of memory"
-        return text
-    if ready:
-        return f"the process exited with code {code} without a result"
-    return f"the process exited with code {code} before the call began." + _GUARD_HINT
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a real-time signal between the first and the last
-        return "of real time"
-
-
 def _packed_call(
     function: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]
 ) -> bytes:
@@ -553,7 +402,7 @@ def _kill_at_exit() -> None:
 
 def _after_fork() -> None:
     """Forget, in a forked child, the parent's processes: they are not the child's to kill."""
-    _children.lock = threading.Lock()
+    children.forget()
     for executor in list(_EXECUTORS):
         executor.forget_processes()
 

@@ -1,15 +1,18 @@
-"""What a resumed run keeps of the old one, and what it runs: one plan, decided in one place."""
+"""Which run a resume goes on with, what it keeps of it, and what it runs: decided in one place."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from flowrun.state.records import NoResult, TaskStatus
+from flowrun.errors import AlreadyResumedError, RunAliveError, UnknownRunError
+from flowrun.state.protocol import RunQuery
+from flowrun.state.records import NoResult, RunStatus, TaskStatus
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from flowrun.graph import Graph
+    from flowrun.state.protocol import StateStoreProtocol
     from flowrun.state.records import RunRecord, TaskRecord
 
 
@@ -40,6 +43,46 @@ class ResumePlan(NamedTuple):
     def to_run(self) -> list[str]:
         """The tasks that would run, in topological order."""
         return [name for name, planned in self.tasks.items() if planned.action == "run"]
+
+
+def find_resumable(store: StateStoreProtocol, run_id: object, *, last: bool) -> RunRecord:
+    """Load a run that can be resumed, without results.
+
+    Args:
+        store: Where it is.
+        run_id: The run that was asked for.
+        last: Whether to take the last of its plain successors instead, if it has any.
+
+    Raises:
+        UnknownRunError: There is no such run.
+        RunAliveError: It, or a successor of it, is still alive.
+        AlreadyResumedError: A successor has finished it.
+    """
+    if not isinstance(run_id, str):
+        raise UnknownRunError(run_id)
+    run = store.load_run(run_id, results=False)
+    _refuse_alive(run)
+    if not last or run.status is RunStatus.SUCCESS:
+        return run
+    while True:
+        successors = store.list_runs(RunQuery(resumed_from=run.run_id, limit=1))
+        if not successors:
+            break
+        run = store.load_run(successors[0].run_id, results=False)
+        _refuse_alive(run)
+    if run.run_id != run_id and run.status is RunStatus.SUCCESS:
+        problem = (
+            f"run {run.run_id!r} has already finished it; to run tasks again name them:"
+            " resume(..., from_tasks=[...])"
+        )
+        raise AlreadyResumedError(run_id, problem)
+    return run
+
+
+def _refuse_alive(run: RunRecord) -> None:
+    if run.alive:
+        problem = "it is still running; wait for it, or cancel it first"
+        raise RunAliveError(run.run_id, problem)
 
 
 def plan_resume(graph: Graph, old: RunRecord, from_tasks: Sequence[str] | None) -> ResumePlan:
@@ -73,6 +116,23 @@ def plan_resume(graph: Graph, old: RunRecord, from_tasks: Sequence[str] | None) 
     }
     dropped = [name for name in old.tasks if name not in graph.index]
     return ResumePlan(old.run_id, graph.dag_name, tasks, dropped)
+
+
+def take_over(record: RunRecord, graph: Graph, old: RunRecord, plan: ResumePlan) -> None:
+    """Give a new run what it keeps of the old one."""
+    record.resumed_from = old.run_id
+    for number, name in enumerate(graph.names):
+        if plan.tasks[name].action == "keep":
+            kept = old.tasks[name].copy()
+            kept.deps = graph.dependency_names[number]
+            record.tasks[name] = kept
+        elif name in old.inputs:
+            # What it had been given then, except for what is made anew (S4).
+            record.inputs[name] = {
+                parent: thaw
+                for parent, thaw in old.inputs[name].items()
+                if parent in plan.tasks and plan.tasks[parent].action == "keep"
+            }
 
 
 def inputs_to_load(graph: Graph, plan: ResumePlan) -> list[str]:

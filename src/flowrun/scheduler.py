@@ -25,9 +25,10 @@ from flowrun.errors import (
 from flowrun.failure import bounded, error_line, error_text, redacted
 from flowrun.inbox import Inbox
 from flowrun.inputs import UNCHANGING, Inputs
-from flowrun.journal import Receipt, Starts
+from flowrun.journal import Receipt
 from flowrun.launcher import Launcher
 from flowrun.ledger import Ledger
+from flowrun.starts import Starts
 from flowrun.state.protocol import Change, Successes
 from flowrun.state.records import NoResult, Reason, TaskStatus
 from flowrun.teller import Teller
@@ -118,7 +119,6 @@ class Run:
         )
         self._pending = 0  # ended or submitted to the journal, not yet acknowledged
         self._unsaved: list[Success] = []
-        self._drop_start = self._journal.drop_start
         self._starts = Starts(record, self._inbox, self._post_failed)
         self._active = self._launcher.active
         self._timers: dict[int, Timer] = {}  # a retry's wait, or the wait for its predecessor
@@ -157,7 +157,7 @@ class Run:
             cause = f"the run took longer than timeout_s={timeout_s:g}"
             self._timer = self._later(timeout_s, partial(self.stop, Reason.RUN_TIMED_OUT, cause))
         self._guarded(self._begin)
-        while not self._is_complete:
+        while not self._is_complete:  # without shield(): it takes the loop one more turn
             try:
                 await self._done
             except asyncio.CancelledError as cancelled:
@@ -387,17 +387,14 @@ class Run:
                 self.succeed(number, now, value)
             return
         task = self._tasks[number]
-        ledger = self._ledger
         self._pending += 1
-        if not (
-            self._is_noted(task) and (ledger.retains_all or self.graph.specs[number].retain_result)
-        ):
+        if not (self._is_noted(task) and self.graph.specs[number].retain_result):
             change = [Change(self.record, self._succeeded_snapshot(task, number, now, value))]
             then = partial(self._success_saved, number, now, value)
             self._journal.submit(change, self._inbox, then)
             return
-        self._drop_start(task)
-        unsaved, ready = self._unsaved, ledger.ready
+        self._journal.drop_start(task)
+        unsaved, ready = self._unsaved, self._ledger.ready
         unsaved.append((number, now, value))
         if not (ready.ordered or ready.late or self._active) or len(unsaved) >= _MOST_UNSAVED:
             self._save_successes()
@@ -446,15 +443,9 @@ class Run:
             What went wrong with one of them, if anything did; the others are settled.
         """
         broken: BaseException | None = None
-        tasks, settle, inputs = self._tasks, self._ledger.succeeded, self._inputs
-        tells, opens = self._tells_success, self._stopping is None
         for number, now, value in ended:
             try:
-                if tells or inputs.may_change or type(value) not in UNCHANGING:
-                    self.succeed(number, now, value)
-                else:  # as that has it
-                    tasks[number].succeed(now, value)
-                    settle(number, now, opens)
+                self.succeed(number, now, value)
             except BaseException as error:  # noqa: BLE001 - for the caller, to end the run with
                 broken = error
         return broken

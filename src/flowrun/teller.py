@@ -64,14 +64,13 @@ class Teller:
     def run_started(self, task_names: tuple[str, ...]) -> None:
         """A run begins."""
         record = self._record
-        if self._logs_success:
-            self._log.info(
-                "run %s of DAG %r started: %d task(s)",
-                record.run_id,
-                record.dag_name,
-                len(task_names),
-                extra=self._about(),
-            )
+        self._log.info(
+            "run %s of DAG %r started: %d task(s)",
+            record.run_id,
+            record.dag_name,
+            len(task_names),
+            extra=self._about(),
+        )
         if self._channel.wants(DagStartEvent):
             self._channel.emit(
                 DagStartEvent(

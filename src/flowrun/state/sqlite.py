@@ -26,6 +26,7 @@ from flowrun.errors import (
 from flowrun.state import statements as sql
 from flowrun.state.batch import SHORT, Batch, Owned, put, put_plain
 from flowrun.state.ownership import Ownership
+from flowrun.state.pickle_serializer import PickleSerializer
 from flowrun.state.records import NoResult, Reason, TaskStatus
 from flowrun.state.rows import (
     check_row,
@@ -42,7 +43,7 @@ from flowrun.state.rows import (
     task_row,
     tasks_of_plan,
 )
-from flowrun.state.serializers import JsonSerializer, PickleSerializer, is_small
+from flowrun.state.serializers import JsonSerializer, is_small
 from flowrun.state.sqlite_file import FOLDED_PAGES, SqliteFile, check_settings
 
 if TYPE_CHECKING:
