@@ -13,7 +13,6 @@ import logging
 import math
 import os
 import shutil
-import signal
 import sys
 import traceback
 from contextlib import closing, suppress
@@ -32,6 +31,7 @@ from flowrun.errors import (
     StoreFullError,
     UnknownRunError,
 )
+from flowrun.interrupts import INTERRUPTED, until_interrupted
 from flowrun.progress import ProgressHook
 from flowrun.render import for_terminal, report_html, report_table, stored_previews
 from flowrun.render.escape import columns, padded
@@ -42,13 +42,12 @@ from flowrun.teller import TASK_FAILED
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
-    from types import FrameType
 
     from flowrun.report import RunReport
     from flowrun.state.records import RunSummary
     from flowrun.state.sqlite import SqliteStateStore
 
-SUCCESS, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+SUCCESS, FAILED, USAGE = 0, 1, 2
 LATEST = "latest"
 _USUAL_WIDTH = 80
 _NOT_ASCII = "✔✘⊘▶○├─└│…"
@@ -321,50 +320,13 @@ def _execute(engine: Engine, work: Awaitable[str], options: argparse.Namespace) 
         if logging.lastResort is not None:
             # Where nobody has set up logging, a failure would be said twice.
             logging.lastResort.addFilter(lambda record: record.msg != TASK_FAILED)
-    run_id = asyncio.run(_with_signals(engine, work))
+    run_id = asyncio.run(until_interrupted(engine, work))
     report = engine.get_run_report(run_id, results=False)
     if options.json:
         _print_json(report)
     else:
         _print_table(report)
     return SUCCESS if report["status"] == "SUCCESS" else FAILED
-
-
-async def _with_signals(engine: Engine, work: Awaitable[str]) -> str:
-    """Cancel on the first SIGINT or SIGTERM, as R2 promises; exit at once on the second."""
-    loop = asyncio.get_running_loop()
-    running = asyncio.ensure_future(work)
-    told: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - as signal calls it
-        if told:
-            with suppress(OSError):  # pragma: no cover - ends the process at once
-                os.write(2, b"interrupted\n")
-            os._exit(INTERRUPTED)  # pragma: no cover - as above
-        told.append(number)
-        loop.call_soon_threadsafe(running.cancel)
-        with suppress(RuntimeError):  # in the middle of another print
-            print("interrupted: cancelling; once more to leave at once", file=sys.stderr)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        # The loop's own handlers wait while a task blocks the loop; but only with them does a
-        # signal that comes just before the loop falls asleep wake it.
-        with suppress(NotImplementedError):  # on Windows it wakes without
-            loop.add_signal_handler(number, told.copy)
-        signal.signal(number, stop)
-    try:
-        async with engine:
-            return await running
-    except asyncio.CancelledError:
-        if told:
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        for number, handler in before.items():
-            with suppress(NotImplementedError):
-                loop.remove_signal_handler(number)
-            signal.signal(number, handler or signal.SIG_DFL)
 
 
 # Commands on a SQLite file.
