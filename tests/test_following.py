@@ -16,6 +16,7 @@ import pytest
 from flowrun import Engine, SchedulerConfig, current_attempt, fn_hook
 from flowrun.clock import Clock
 from flowrun.errors import FlowrunError, StoreFullError
+from flowrun.following import Following
 from flowrun.launcher import Launcher
 from flowrun.ledger import Ready
 from flowrun.slots import Lane
@@ -949,6 +950,35 @@ async def test_thread_that_finds_nothing_as_the_run_ends_leaves_its_slot_once(  
     engine.task(name="ends", dag="other")(lambda: None)
     await asyncio.wait_for(engine.run_once("other"), WAIT_S)  # in that thread
     assert await most_at_once(engine) == 3
+
+
+async def test_thread_that_comes_when_its_run_is_over_leaves_its_slot_once(  # R3
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came, over, left = threading.Event(), threading.Event(), threading.Event()
+    turns = iter(range(2))
+    first = Following._first
+
+    def late(self: Following, seat: Any) -> Any:
+        if next(turns):  # the second thread
+            came.set()
+            assert over.wait(WAIT_S)
+            assert first(self, seat) is None
+            left.set()
+            return None
+        assert came.wait(WAIT_S)  # the seat is taken: nobody can withdraw it any more
+        return first(self, seat)
+
+    monkeypatch.setattr(Following, "_first", late)
+    engine = make_engine(max_parallel=2, max_workers=2)
+    for number in range(2):
+        engine.task(name=f"t{number}", dag="d")(lambda: None)
+    report = engine.get_run_report(await asyncio.wait_for(engine.run_once("d"), WAIT_S))
+    assert set(statuses(report).values()) == {"SUCCESS"}
+    over.set()
+    assert await asyncio.to_thread(left.wait, WAIT_S)
+    monkeypatch.undo()
+    assert await most_at_once(engine) == 2
 
 
 class Hostile(logging.Filter):
