@@ -49,6 +49,8 @@ def said(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     return told
 
 
+@pytest.mark.once
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     "value",
     ["x" * SIZE, b"x" * SIZE, ["x" * 1000] * (SIZE // 1000), "\N{SNOWMAN}\\" * (SIZE // 4)],

@@ -120,6 +120,37 @@ def test_what_is_no_executor_store_or_hook_is_refused() -> None:
         with pytest.raises(TypeError, match="hooks= takes RunHook objects"):
             build_default_engine(hooks=[wrong])  # type: ignore[list-item]
 
+    async def nobody_awaits(event: object) -> None:
+        """Never called."""
+
+    with pytest.raises(TypeError, match="is an async function"):
+        build_default_engine(hooks=[flowrun.fn_hook(on_dag_end=nobody_awaits)])
+
+
+class Empty:
+    """Something that has no elements, so that it is false."""
+
+    def __len__(self) -> int:
+        return 0
+
+
+async def test_what_is_empty_is_used_all_the_same(make_engine: MakeEngine) -> None:
+    class Registry(flowrun.TaskRegistry, Empty):
+        pass
+
+    class Pool(ThreadPoolExecutor, Empty):
+        pass
+
+    registry, heard = Registry(), list[str]()
+    hooks = (flowrun.fn_hook(on_dag_end=lambda event: heard.append(event.status)) for _ in "ab")
+    with Pool(1, thread_name_prefix="mine") as pool:
+        engine = make_engine(registry=registry, executor=pool, hooks=hooks)
+        assert engine.registry is registry
+        engine.task(name="who", dag="d")(lambda: threading.current_thread().name)
+        report = engine.get_run_report(await engine.run_once("d"))
+    assert report["tasks"]["who"]["result"] == "mine_0"
+    assert heard == ["SUCCESS", "SUCCESS"]
+
 
 # -- running and looking ----------------------------------------------------------------------
 

@@ -141,6 +141,7 @@ def check_file(path: Path, kind: str, made: dict[tuple[str, str], str]) -> None:
                     assert task.result == result_like(kind, made[dag, name])
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(("kind", "level"), CASES)
 def test_kill_at_any_point_loses_and_repeats_nothing_acknowledged(  # S1 S2 S4 D2 D3
     tmp_path: Path, start: Start, kind: str, level: str
@@ -183,6 +184,7 @@ def test_kill_at_any_point_loses_and_repeats_nothing_acknowledged(  # S1 S2 S4 D
 # -- neighbours -------------------------------------------------------------------------------
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(("writers", "reader"), [(2, "readonly"), (8, "own")])
 def test_processes_share_a_file_while_others_read_it(
     path: Path, start: Start, writers: int, reader: str

@@ -106,6 +106,8 @@ def filters() -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.once
+@pytest.mark.no_cover
 def test_every_list_of_100_000_runs_is_served_by_an_index(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,13 +10,13 @@ import pytest
 
 from flowrun import Change, Engine, RunQuery, RunRecord, RunSummary, TaskRecord, fn_hook
 from flowrun.errors import (
-    FlowrunError,
     ResultNotStorableError,
     RunLostError,
     StoreError,
     StoreFullError,
     UnknownRunError,
 )
+from flowrun.journal import Journal
 from flowrun.starts import StartNotes, Starts
 from flowrun.state.records import NoResult
 
@@ -254,7 +254,7 @@ async def test_error_that_is_no_store_error_ends_the_run_clearly_too(  # R4
             raise ZeroDivisionError
 
     store.before = before
-    with pytest.raises(FlowrunError, match="error inside flowrun: ZeroDivisionError"):
+    with pytest.raises(StoreError, match="of DAG 'd' could not be saved: .* ZeroDivisionError"):
         await asyncio.wait_for(engine.run_once("d"), WAIT_S)
 
 
@@ -396,3 +396,31 @@ def test_starts_are_due_when_they_stood_there_the_last_time(
     assert notes.take_due() == [(first, starts)]
     assert list(notes) == tasks[2:]
     assert not notes.take_due()
+
+
+async def test_thread_that_a_mistake_has_ended_is_replaced(  # R4
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(state_store=ThirdPartyStore())
+    declare_chain(engine)
+    journal = engine._services.journal
+    thread = started_thread(journal)
+
+    def broken() -> bool:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "excepthook", lambda arguments: None)
+        patch.setattr(journal._starts, "find_due", broken)
+        assert journal.call(lambda: 1).result(WAIT_S) == 1
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+    report = engine.get_run_report(await asyncio.wait_for(engine.run_once("d"), WAIT_S))
+    assert report["status"] == "SUCCESS"
+
+
+def started_thread(journal: Journal) -> threading.Thread:
+    """Return the thread of a journal, once it has done something."""
+    journal.call(lambda: None).result(WAIT_S)
+    assert journal._thread is not None
+    return journal._thread

@@ -208,6 +208,7 @@ def test_what_cannot_be_unpickled_there_or_here_is_said(make_pool: MakePool) -> 
         never.result(WAIT_S)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("method", METHODS)
 def test_large_arguments_and_results_get_through(make_pool: MakePool, method: str) -> None:
     pool = make_pool(start_method=method)
@@ -444,6 +445,7 @@ async def test_asyncio_sees_a_killed_call_as_cancelled(
     assert wrapped.cancelled()
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(("method", "calls"), [("forkserver", 200), ("spawn", 20)])
 def test_neither_files_nor_processes_are_left(
     make_pool: MakePool, board: Switchboard, method: str, calls: int

@@ -142,6 +142,8 @@ def test_big_graph_has_another_hint() -> None:
     assert "With the keyboard" in report_html(reports.big(300))
 
 
+@pytest.mark.once
+@pytest.mark.no_cover
 def test_five_thousand_tasks_make_a_page_in_seconds() -> None:
     report = reports.big()
     started = time.process_time()

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flowrun.render import layout as module
 from flowrun.render.layout import Layout, Spacing, lay_out
 
 BOXES = Spacing(height=40, row_gap=10, layer_gap=50, most_rows=1_000)
@@ -141,6 +142,8 @@ def test_high_layer_is_folded_into_columns() -> None:
     assert len({node.left for node in folded.nodes[1:24]}) == 5
 
 
+@pytest.mark.once
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     "parents",
     [
@@ -163,3 +166,13 @@ def test_five_thousand_tasks_are_placed_in_seconds(parents: list[list[int]]) -> 
     layout = placed([sorted(set(above)) for above in parents], BOXES._replace(most_rows=90))
     assert len(layout.nodes) == len(parents)
     assert time.process_time() - started < 15
+
+
+def test_few_sweeps_where_each_would_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    every = list(range(5))
+    parents = [[], [], [], [], [], *[every] * 5]  # some crossings are left whatever is tried
+    at_leisure = placed(parents, BOXES)
+    monkeypatch.setattr(module, "_SWEEP_EFFORT", 1)
+    in_haste = placed(parents, BOXES)
+    assert len(in_haste.nodes) == 10
+    assert crossings(in_haste) >= crossings(at_leisure) > 0

@@ -249,6 +249,7 @@ def test_transaction_that_fails_half_way_is_rolled_back(open_store: OpenStore) -
     assert store.save_on_loop(successes_of(run, range(21)))
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("synchronous", "number", "most"), [("NORMAL", 10_000, 8000), ("FULL", 2500, 2000)]
 )
@@ -440,8 +441,11 @@ class Failing:
     blocking = True
 
     def __init__(self) -> None:
-        self.quick = self
         self.saved: list[list[int]] = []
+
+    @property
+    def quick(self) -> Failing:
+        return self
 
     def save_on_loop(self, successes: Successes) -> bool:
         raise ZeroDivisionError
@@ -491,7 +495,7 @@ def test_what_cannot_be_saved_at_once_is_submitted_and_told_one_by_one() -> None
 class NeverWoken(Journal):
     """A journal whose thread has not had its turn yet."""
 
-    def _ring(self, state: int) -> None:
+    def _have_thread(self) -> None:
         pass
 
 

@@ -160,6 +160,7 @@ def test_every_supported_value_comes_back_type_for_type(value: object) -> None: 
     assert same(kept(value), value)
 
 
+@pytest.mark.no_cover
 @easy
 @given(plain)
 def test_plain_json_is_written_as_json_dumps_would(value: object) -> None:
@@ -169,6 +170,7 @@ def test_plain_json_is_written_as_json_dumps_would(value: object) -> None:
         assert data == json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
+@pytest.mark.no_cover
 @easy
 @given(values, st.integers(1, 12))
 def test_a_depth_limit_allows_exactly_what_it_can_read_again(value: object, depth: int) -> None:
@@ -323,6 +325,7 @@ def test_large_values_come_back_type_for_type(name: str, value: object) -> None:
         assert json.loads(data) == value
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("style", [{"indent": 2}, {"indent": 0, "separators": (",", " : ")}])
 def test_text_that_was_reformatted_by_hand_is_still_read(style: dict[str, Any]) -> None:
     value = {"rows": [*ROWS, [], {}, "x"], "tuple": (1, 2, datetime(2024, 1, 1))}
@@ -330,6 +333,7 @@ def test_text_that_was_reformatted_by_hand_is_still_read(style: dict[str, Any]) 
     assert same(JsonSerializer().loads(text.encode()), value)
 
 
+@pytest.mark.no_cover
 def test_lines_broken_at_unusual_places_are_read_as_json() -> None:
     value = {"rows": ROWS, "more": {"x": 1, "y": (1, 2)}}
     text = json.dumps(json.loads(JsonSerializer().dumps(value)))
@@ -412,6 +416,8 @@ def longest_stall(action: Callable[[], object]) -> tuple[float, float]:
     return took, max(gaps)
 
 
+@pytest.mark.once
+@pytest.mark.no_cover
 @pytest.mark.parametrize("direction", ["dumps", "loads"])
 @pytest.mark.parametrize(
     "serializer", [JsonSerializer(), PickleSerializer()], ids=lambda one: one.name

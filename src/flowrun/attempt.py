@@ -245,7 +245,7 @@ class Invocation:
         self.task = None  # an asyncio task that carries many must be known to none that ended
         self.inputs = NOTHING
         self.arguments = NO_ARGUMENTS  # the future's callbacks hold this object, and it the future
-        if unused and asyncio.iscoroutine(value):
+        if unused and type(value) is types.CoroutineType:
             value.close()
 
     def _start_clock(self) -> None:

@@ -29,10 +29,16 @@ def is_async_generator_function(function: object) -> bool:
 
 def is_awaitable(value: object) -> bool:
     """Return whether ``await`` takes it: also a generator that ``types.coroutine`` has marked."""
-    if isinstance(value, types.GeneratorType):
+    kind = type(value)  # not what it claims to be: it may raise anything when it is asked
+    if kind is types.GeneratorType:
         generator = cast("types.GeneratorType[object, object, object]", value)
         return bool(generator.gi_code.co_flags & inspect.CO_ITERABLE_COROUTINE)
-    return hasattr(type(value), "__await__")
+    try:
+        return hasattr(kind, "__await__")
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - so may its class
+        return False
 
 
 def definition(function: object) -> object:

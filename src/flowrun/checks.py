@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
 from typing import TYPE_CHECKING
@@ -45,16 +46,22 @@ def checked_hooks(hooks: Sequence[RunHook]) -> Sequence[RunHook]:
     Raises:
         TypeError: One has no handler, or is a class.
     """
+    hooks = tuple(hooks)
     for hook in hooks:
-        if isinstance(hook, type) or not any(
-            callable(getattr(hook, name, None)) for name in EVENT_METHODS.values()
-        ):
+        handlers = [getattr(hook, name, None) for name in EVENT_METHODS.values()]
+        if any(map(inspect.iscoroutinefunction, handlers)):
+            msg = (
+                f"a handler of hook {hook!r} is an async function; hooks are called in a thread"
+                " of their own, where nobody would await it: make it a plain function"
+            )
+            raise TypeError(msg)
+        if isinstance(hook, type) or not any(map(callable, handlers)):
             msg = (
                 f"hooks= takes RunHook objects, not {hook!r}; derive from RunHook, or use"
                 " fn_hook(on_task_failure=...)"
             )
             raise TypeError(msg)
-    return tuple(hooks)
+    return hooks
 
 
 def with_kind(name: str, pool: Executor | None) -> tuple[Executor, str]:

@@ -25,6 +25,7 @@ from flowrun.engine import Engine
 from flowrun.errors import (
     DamagedRecordError,
     FlowrunError,
+    GraphError,
     RunCancelledError,
     RunLostError,
     StoreBusyError,
@@ -53,7 +54,7 @@ _USUAL_WIDTH = 80
 _NOT_ASCII = "✔✘⊘▶○├─└│…"
 
 
-_BROKE_THE_RUN = (RunCancelledError, RunLostError, StoreBusyError, StoreFullError)
+_FAILURES = (GraphError, RunCancelledError, RunLostError, StoreBusyError, StoreFullError)
 
 
 class UsageError(FlowrunError):
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.traceback:
             traceback.print_exc()
         print(f"flowrun: {for_terminal(str(error))}", file=sys.stderr)
-        return FAILED if isinstance(error, _BROKE_THE_RUN) else USAGE
+        return FAILED if isinstance(error, _FAILURES) else USAGE
 
 
 def make_parser() -> argparse.ArgumentParser:  # noqa: PLR0915 - a list of commands
@@ -92,7 +93,8 @@ def make_parser() -> argparse.ArgumentParser:  # noqa: PLR0915 - a list of comma
     parser = argparse.ArgumentParser(
         prog="flowrun",
         description="Run DAGs and look at their runs.",
-        epilog="Exit codes: 0 success, 1 the run failed, 2 wrong use, 130 interrupted.",
+        epilog="Exit codes: 0 success, 1 the run failed or a DAG is not valid, 2 wrong use,"
+        " 130 interrupted.",
     )
     told = {"action": "store_true", "help": "show the whole traceback of an error"}
     parser.add_argument("--traceback", **told)  # type: ignore[arg-type]
@@ -243,13 +245,21 @@ def resume_run(options: argparse.Namespace) -> int:
 def list_dags(options: argparse.Namespace) -> int:
     """``flowrun list``."""
     engine = load_engine(options.engine)
-    dags = {dag: engine.list_tasks(dag) for dag in engine.list_dags()}
+    dags: dict[str, list[str]] = {}
+    problems: list[GraphError] = []
+    for dag in engine.list_dags():
+        try:
+            dags[dag] = engine.list_tasks(dag)
+        except GraphError as error:
+            problems.append(error)
     if options.json:
         _print_json(dags)
     else:
         for dag, tasks in dags.items():
             print(f"{for_terminal(dag)}: {for_terminal(', '.join(tasks))}")
-    return SUCCESS
+    for problem in problems:
+        print(f"flowrun: {for_terminal(str(problem), multiline=True)}", file=sys.stderr)
+    return FAILED if problems else SUCCESS
 
 
 def show_dag(options: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import threading
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, cast, overload
 
@@ -115,7 +116,7 @@ def build_default_engine(  # noqa: PLR0913 - the contract's parameters and their
     """
     settings = config or SchedulerConfig()
     return Engine(
-        registry=registry or TaskRegistry(),
+        registry=TaskRegistry() if registry is None else registry,
         store=InMemoryStateStore() if state_store is None else state_store,
         executor=executor,
         max_workers=max_workers,
@@ -153,18 +154,19 @@ class Engine:
         self._config = config
         self._workers = None if executor is not None else WorkerThreads(max_workers)
         pools: dict[str | None, tuple[Executor, str]] = {
-            None: with_kind("executor", executor or self._workers)
+            None: with_kind("executor", self._workers if executor is None else executor)
         }
         pools.update({name: with_kind(name, pool) for name, pool in executors.items()})
         self._hook_threads = WorkerThreads(_HOOK_THREADS)
         self._services = Services(
             config=config,
-            journal=Journal(store, logger or logging.getLogger("flowrun.journal")),
+            journal=Journal(store, logger or logging.getLogger("flowrun.journal"), redact),
             hooks=HookDispatcher(
                 checked_hooks(hooks),
                 self._hook_threads,
                 config.hook_timeout_s,
                 logger or logging.getLogger("flowrun.hooks"),
+                redact,
             ),
             pools=pools,
             log=log,
@@ -179,6 +181,7 @@ class Engine:
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
         self._closed = False
         self._released = False
+        self._closing: Future[None] | None = None
         self._told_unscoped = -1
 
     # -- declaring ------------------------------------------------------------------------
@@ -339,8 +342,12 @@ class Engine:
         """
         self.require_open("resume a run")
         journal = self._services.journal
-        journal.pay()
-        graph, old, plan = await self._off_loop(partial(self._plan, run_id, from_tasks))
+
+        def plan_when_paid() -> tuple[Graph, RunRecord, ResumePlan]:
+            journal.pay()  # the run may be one whose end could not be written
+            return self._plan(run_id, from_tasks)
+
+        graph, old, plan = await self._off_loop(plan_when_paid)
         record = self._new_record(graph, old.metadata if metadata is None else metadata)
         take_over(record, graph, old, plan)
         record.sole_heir = not from_tasks and old.status is not RunStatus.SUCCESS
@@ -550,14 +557,22 @@ class Engine:
         for run, _ in self._start_closing():
             run.request_cancel("the engine was closed")
         over = asyncio.Event()
+        waits = (asyncio.get_running_loop(), over)
         with self._lock:
-            self._waiting.append((asyncio.get_running_loop(), over))
+            self._waiting.append(waits)
             if not self._ending():
                 over.set()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._close_wait_s):
-                await over.wait()
-        self._release()
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._close_wait_s):
+                    await over.wait()
+        finally:
+            with self._lock:
+                if waits in self._waiting:
+                    self._waiting.remove(waits)
+                leaves = bool(self._ending())  # then the last run sees to it
+            if not leaves:
+                await self._release_off_loop()
 
     async def __aenter__(self) -> Self:
         """Return the engine; leaving closes it."""
@@ -595,6 +610,32 @@ class Engine:
         with self._lock:
             self._closed = True
             return list(self._live.values())
+
+    async def _release_off_loop(self) -> None:
+        """Release, in a thread: what is owed to the store is paid then, and may have to wait."""
+        done: Future[None] = Future()
+
+        def release() -> None:
+            try:
+                self._release()
+            except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        with self._lock:
+            others, self._closing = self._closing, self._closing or done
+        if others is not None:
+            await asyncio.shield(asyncio.wrap_future(others))
+            return
+        thread = threading.Thread(target=release, name="flowrun-closing")
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no thread for it
+            release()
+        await asyncio.shield(asyncio.wrap_future(done))
+        if thread.ident is not None:
+            thread.join()  # it has nothing more to do
 
     def _release(self) -> None:
         with self._lock:
@@ -765,10 +806,13 @@ class Engine:
             if not self._closed or self._ending():
                 return
             waiting, self._waiting = self._waiting, []
+        told = False
         for loop, over in waiting:
             with contextlib.suppress(RuntimeError):  # that loop is closed: nobody waits there
                 loop.call_soon_threadsafe(over.set)
-        self._release()
+                told = True
+        if not told:
+            self._release()
 
 
 class DagScope:

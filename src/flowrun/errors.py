@@ -356,6 +356,14 @@ class StoreError(FlowrunError, RuntimeError):
     """The state store failed; what it acknowledged before is still there."""
 
 
+def duplicate_run(run_id: str) -> StoreError:
+    """Return the error of a new run that has an earlier one's id."""
+    return StoreError(
+        f"there is a run {run_id!r} already; new_run_id of the SchedulerConfig has to make an id"
+        " that no run has yet"
+    )
+
+
 class StoreFileError(StoreError, ValueError):
     """The file is not one that this store can use; it was left as it was."""
 

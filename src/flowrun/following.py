@@ -298,7 +298,7 @@ class Following:
         """Settle an attempt, or leave that to the loop; return what its thread goes on with."""
         begins = instant = self._monotonic()
         value = ended.value
-        if not ended.ok or (type(value) not in UNCHANGING and is_awaitable(value)):
+        if not ended.ok or (id(type(value)) not in UNCHANGING and is_awaitable(value)):
             with self._lock:
                 self._note_unheard(ended)
             self._inbox.put(ended)

@@ -11,11 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from flowrun import graph_problems as wrong
 from flowrun.call_plan import plan_call, plan_without_dependencies
-from flowrun.errors import (
-    CycleError,
-    GraphError,
-    UnknownTaskError,
-)
+from flowrun.errors import GraphError, UnknownTaskError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -114,11 +110,11 @@ class Graph:
         else:
             problems: list[GraphError] = []
             names = _resolve(dag_name, specs, registry, executors, problems)
+            order = None if problems else _declared_order(specs, names)
+            if order is None:
+                order = _order_by_levels(dag_name, specs, names, problems)
             if problems:
                 raise wrong.together(dag_name, problems)
-            order = _declared_order(specs, names)
-            if order is None:
-                order = _order_by_levels(dag_name, specs, names)
         if order != range(len(specs)):
             specs = tuple(map(specs.__getitem__, order))
             names = tuple(map(names.__getitem__, order))
@@ -346,13 +342,12 @@ def _declared_order(
 
 
 def _order_by_levels(
-    dag_name: str, specs: Sequence[TaskSpec], dependency_names: Sequence[tuple[str, ...]]
+    dag_name: str,
+    specs: Sequence[TaskSpec],
+    dependency_names: Sequence[tuple[str, ...]],
+    problems: list[GraphError],
 ) -> list[int]:
-    """Return positions in topological order: by depth, then as declared.
-
-    Raises:
-        CycleError: With one whole cycle.
-    """
+    """Return positions in topological order: by depth, then as declared; note cycles."""
     position = {spec.name: number for number, spec in enumerate(specs)}
     parents = _numbers(position, dependency_names)
     children = _children(parents)
@@ -370,5 +365,5 @@ def _order_by_levels(
         following.sort()
         level = following
     if len(order) < len(parents):
-        raise CycleError(dag_name, [wrong.cycle_text(specs, parents, unmet)])
+        problems += wrong.cycles(dag_name, specs, parents, children, unmet)
     return order

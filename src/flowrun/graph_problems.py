@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from flowrun.errors import (
     AmbiguousDependencyError,
     CrossDagDependencyError,
+    CycleError,
     GraphError,
     MissingDependencyError,
     UnfilledParameterError,
@@ -137,9 +138,49 @@ def together(dag_name: str, problems: Sequence[GraphError]) -> GraphError:
     return kind(dag_name, lines)
 
 
-def cycle_text(
-    specs: Sequence[TaskSpec], parents: Sequence[Sequence[int]], unmet: Sequence[int]
-) -> str:
+def cycles(
+    dag_name: str,
+    specs: Sequence[TaskSpec],
+    parents: Sequence[Sequence[int]],
+    children: Sequence[Sequence[int]],
+    unmet: list[int],
+) -> list[GraphError]:
+    """Return the cycles of a graph; two that share a dependency may be told as one.
+
+    Args:
+        dag_name: The DAG.
+        specs: Its tasks.
+        parents: Their dependencies, as positions.
+        children: What depends on them.
+        unmet: How many dependencies of each could not be put in order; used up.
+    """
+    found: list[GraphError] = []
+    cut: set[tuple[int, int]] = set()
+    while any(unmet):
+        if len(found) == MOST - 1:
+            found.append(CycleError(dag_name, ["there are more cycles than these"]))
+            break
+        cycle = _cycle(parents, unmet, cut)
+        names = " -> ".join(specs[step].name for step in cycle)
+        text = f"its tasks form a cycle: {names}; remove one of these dependencies"
+        found.append(CycleError(dag_name, [text]))
+        # Without its last dependency there may be more.
+        cut.add((cycle[-2], cycle[-1]))
+        met = [cycle[-1]]
+        unmet[met[0]] -= 1
+        while met:
+            number = met.pop()
+            if not unmet[number]:
+                for child in children[number]:
+                    if (number, child) not in cut:
+                        unmet[child] -= 1
+                        met.append(child)
+    return found
+
+
+def _cycle(
+    parents: Sequence[Sequence[int]], unmet: Sequence[int], cut: Collection[tuple[int, int]]
+) -> list[int]:
     """Follow unmet parents until one comes twice: that is a cycle."""
     number = next(number for number, count in enumerate(unmet) if count)
     path: list[int] = []
@@ -147,8 +188,8 @@ def cycle_text(
     while number not in seen:
         seen[number] = len(path)
         path.append(number)
-        number = next(parent for parent in parents[number] if unmet[parent])
+        number = next(
+            parent for parent in parents[number] if unmet[parent] and (parent, number) not in cut
+        )
     # Walked from child to parent; data flows the other way round.
-    cycle = [*path[seen[number] :], number][::-1]
-    names = " -> ".join(specs[step].name for step in cycle)
-    return f"its tasks form a cycle: {names}; remove one of these dependencies"
+    return [*path[seen[number] :], number][::-1]

@@ -8,6 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from flowrun.errors import close_match
+from flowrun.failure import error_text, redacted
 
 if TYPE_CHECKING:
     import contextvars
@@ -201,6 +202,7 @@ class HookDispatcher:
         executor: Where they are called.
         timeout_s: The longest that one call may take before it is left behind.
         log: Where errors of hooks go.
+        redact: What they are to go through before that.
     """
 
     def __init__(
@@ -209,7 +211,9 @@ class HookDispatcher:
         executor: Executor,
         timeout_s: float,
         log: logging.Logger,
+        redact: Callable[[str], str] | None = None,
     ) -> None:
+        self._redact = redact
         self.executor = executor
         self.timeout_s = timeout_s
         self.log = log
@@ -221,6 +225,15 @@ class HookDispatcher:
         """Let one more hook hear the runs that start from now on."""
         for event, method in EVENT_METHODS.items():
             self.listeners[event] += _overridden([hook], method)
+
+    def tell_failure(self, handler: object, event: Event, error: BaseException) -> None:
+        """Log that a hook has raised."""
+        name, about = type(event).__name__, {"run_id": event.run_id, "dag": event.dag_name}
+        if self._redact is None:
+            self.log.error("hook %r failed on %s", handler, name, exc_info=error, extra=about)
+        else:
+            text = redacted(error_text(error), self._redact)
+            self.log.error("hook %r failed on %s\n%s", handler, name, text, extra=about)
 
     def channel(self, context: contextvars.Context, wake: Callable[[], object]) -> HookChannel:
         """Open the channel of one run.
@@ -339,10 +352,5 @@ class HookChannel:
     def _call_hook(self, handler: Callable[[Any], object], event: Event) -> None:
         try:
             handler(event)
-        except BaseException:  # whatever a hook raises, the run goes on (R4)
-            self._dispatcher.log.exception(
-                "hook %r failed on %s",
-                handler,
-                type(event).__name__,
-                extra={"run_id": event.run_id, "dag": event.dag_name},
-            )
+        except BaseException as error:  # noqa: BLE001 - whatever a hook raises, the run goes on (R4)
+            self._dispatcher.tell_failure(handler, event, error)

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
 NO_ARGUMENTS: Arguments = ((), {})
 NOTHING: Changeable = {}
-UNCHANGING = frozenset((int, float, complex, str, bytes, bool, type(None)))
-"""Types of values that a task cannot change."""
+UNCHANGING = frozenset(map(id, (int, float, complex, str, bytes, bool, type(None))))
+"""Ids of the types of values that a task cannot change.
+
+Of the types, not the types: to look one up would call code of a type that has its own ``__eq__``.
+"""
 
 
 class Inputs:
@@ -86,7 +89,7 @@ class Inputs:
             name, value = graph.names[parent], self._tasks[parent].result
             # What is not retained is made again for a resume (S2), but not for a retry.
             wanted = retried or graph.specs[parent].retain_result
-            if wanted and type(value) not in UNCHANGING and name not in known:
+            if wanted and id(type(value)) not in UNCHANGING and name not in known:
                 found[name] = value
         return found
 
@@ -128,16 +131,19 @@ def _frozen(value: object) -> Callable[[], object]:
     import copy  # noqa: PLC0415 - few tasks are given what they could change
     import pickle  # noqa: PLC0415
 
-    if not hasattr(type(value), "__deepcopy__"):
-        try:
+    try:
+        if not hasattr(type(value), "__deepcopy__"):
             data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
             pickle.loads(data)  # noqa: S301 - our own bytes; refuses what would not come back
-        except Exception:  # noqa: BLE001, S110 - a value's own methods may raise anything
-            pass
-        else:
             return lambda: pickle.loads(data)  # noqa: S301 - our own bytes
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001, S110 - a value's own methods may raise anything
+        pass
     try:
         twin = copy.deepcopy(value)
-    except Exception:  # noqa: BLE001 - see above
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - see above
         return lambda: value
     return lambda: copy.deepcopy(twin)

@@ -15,9 +15,16 @@ import time
 from collections import deque
 from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, cast
 
-from flowrun.errors import DamagedRecordError, ResultNotStorableError, RunLostError
+from flowrun.errors import (
+    DamagedRecordError,
+    FlowrunError,
+    ResultNotStorableError,
+    RunLostError,
+    StoreError,
+)
+from flowrun.failure import error_line, redacted
 from flowrun.pace import Pace
 from flowrun.starts import StartNotes
 from flowrun.state.protocol import Change, Successes
@@ -69,6 +76,8 @@ class _Call(NamedTuple):
     future: Future[Any]
 
 
+_Item: TypeAlias = "_Entry | _Group | _Call | None"
+
 # The thread is at work, or waits for a short time, or for as long as nobody rings.
 _AWAKE, _DOZING, _ASLEEP = range(3)
 
@@ -79,25 +88,39 @@ class Journal:
     Args:
         store: The store; one that does not block is written to at once.
         log: Where it tells what could not be written.
+        redact: What errors are to go through before that.
 
     Attributes:
         live: The store shows the engine's own records, so that task changes need no write.
     """
 
-    def __init__(self, store: StateStoreProtocol, log: logging.Logger) -> None:
+    def __init__(
+        self,
+        store: StateStoreProtocol,
+        log: logging.Logger,
+        redact: Callable[[str], str] | None = None,
+    ) -> None:
         self.store = store
         self.live = bool(getattr(store, "live", False))
         self._log = log
-        self._quick: QuickStore | None = getattr(store, "quick", None)
+        self._redact = redact
+        # Asked of the class: what stands in for a store, and hands on what it has not itself,
+        # is to see what is saved.
+        self._may_be_quick = hasattr(type(store), "quick")
         self._pace = Pace()
-        self._items: deque[_Entry | _Group | _Call | None] = deque()
+        self._items: deque[_Item] = deque()
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._starts = StartNotes()
         self._state = _ASLEEP
-        self._saving = threading.Lock()
+        self._saving = threading.RLock()  # who is called with it may pay what is owed
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._debts: dict[str, list[Change]] = {}
+
+    @property
+    def _quick(self) -> QuickStore | None:
+        """What the store can do besides, as things are: a test may have replaced its methods."""
+        return cast("Any", self.store).quick if self._may_be_quick else None
 
     def submit(
         self,
@@ -161,10 +184,11 @@ class Journal:
         if self._state is _AWAKE or self._items or not self._saving.acquire(blocking=False):
             return False
         try:
-            if self._quick is None:
+            quick = self._quick
+            if quick is None:
                 self.store.save(successes.changes())
-            elif not self._quick.save_in_thread(successes):
-                self._quick.save_all((), (successes,))
+            elif not quick.save_in_thread(successes):
+                quick.save_all((), (successes,))
         except BaseException:  # noqa: BLE001 - who submits them next is told why
             return False
         finally:
@@ -212,14 +236,21 @@ class Journal:
         return None if changes is None else changes[-1].run
 
     def pay(self) -> None:
-        """Write what is still owed to the store, as far as it can be written now."""
+        """Write what is still owed to the store, as far as it can be written now.
+
+        It may wait for the store, and for whoever is saving.
+        """
         for run_id, changes in list(self._debts.items()):
             try:
-                self.store.save(changes)
+                with self._saving:
+                    self.store.save(changes)
             except RunLostError:
                 pass  # somebody else has ended it; there is nothing left to write
-            except Exception as error:  # noqa: BLE001 - it stays owed, whatever the reason
-                self._log.warning("run %r still cannot be saved: %s", run_id, error)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # noqa: BLE001 - it stays owed, whatever the reason
+                told = redacted(error_line(error), self._redact)
+                self._log.warning("run %r still cannot be saved: %s", run_id, told)
                 continue
             with self._lock:
                 self._debts.pop(run_id, None)
@@ -235,27 +266,40 @@ class Journal:
             self._bell.put(None)
             thread.join(timeout_s)
 
-    def _put(self, item: _Entry | _Group | _Call | None) -> None:
+    def _put(self, item: _Item) -> None:
+        if self._state is not _AWAKE:
+            self._have_thread()  # before there is anything that another one would do later
         self._items.append(item)
         # Whoever goes to sleep looks once more after having said so: one of both sees the other.
         if self._state is not _AWAKE:
             self._ring(_AWAKE)
 
     def _ring(self, state: int) -> None:
+        """Have the thread come."""
+        self._have_thread()
         self._state = state  # so that nobody rings again before it has come
         self._bell.put(None)
+
+    def _have_thread(self) -> None:
+        """See to it that there is a thread.
+
+        Raises:
+            RuntimeError: There is none, and the system gives none.
+        """
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
                 # Daemonic: a store that hangs must not keep the interpreter from ending.
-                self._thread = threading.Thread(
-                    target=self._run, name="flowrun-journal", daemon=True
-                )
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="flowrun-journal", daemon=True)
+                thread.start()
+                self._thread = thread
 
     def _run(self) -> None:
         try:
             self._work()
         finally:
+            with self._lock:
+                if self._thread is threading.current_thread():
+                    self._thread = None  # it is alive still, but takes nothing more
             self._state = _ASLEEP
             if self._items:  # they came while it was ending: another one takes them
                 self._ring(_AWAKE)
@@ -341,41 +385,45 @@ class Journal:
             for task, starts in self._starts.take_due()
         ]
 
-    def _save(self, entries: list[_Entry | _Group]) -> list[tuple[Inbox, Receipt]]:
+    def _save(self, entries: Sequence[_Entry | _Group]) -> list[tuple[Inbox, Receipt]]:
         """Save all entries in one go; one that cannot be kept does not take the others along.
 
         Returns:
             What is to be told.
         """
         receipts: list[tuple[Inbox, Receipt]] = []
+        entries = list(entries)
         while entries:
             try:
                 self._write(entries)
-            except ResultNotStorableError as error:
-                entries = [part for entry in entries for part in _parted(entry, error)]
-                refused = [entry for entry in entries if _is_about(entry, error)]
-                failure: Exception = error
-            except (DamagedRecordError, RunLostError) as error:
-                refused = [entry for entry in entries if _run_of(entry).run_id == error.run_id]
+            except BaseException as error:  # noqa: BLE001 - any failure must reach its runs (R4)
                 failure = error
-            except Exception as error:  # noqa: BLE001 - any failure must reach its runs (R4)
-                refused, failure = entries, error
             else:
                 return receipts + _receipts(entries, None)
+            if isinstance(failure, ResultNotStorableError):
+                entries = [part for entry in entries for part in _parted(entry, failure)]
+            refused = [entry for entry in entries if _is_about(entry, failure)]
+            if not refused and not isinstance(failure, StoreError):
+                # It is about one of them, and who knows about which: a run must not suffer for
+                # what another one wants to be kept (R5).
+                runs = _by_run(entries)
+                if len(runs) > 1:
+                    return receipts + [each for run in runs for each in self._save(run)]
             refused = refused or entries
-            receipts += _receipts(refused, failure)
+            receipts += _receipts(refused, _said(failure, _run_of(refused[0])))
             answered = {id(entry) for entry in refused}
             entries = [entry for entry in entries if id(entry) not in answered]
         return receipts
 
-    def _write(self, entries: list[_Entry | _Group]) -> None:
+    def _write(self, entries: Sequence[_Entry | _Group]) -> None:
         """Hand entries to the store, in the form that it takes."""
-        if self._quick is None:
+        quick = self._quick
+        if quick is None:
             self.store.save([change for entry in entries for change in _changes_of(entry)])
             return
         changes = [c for entry in entries if isinstance(entry, _Entry) for c in entry.changes]
         successes = [entry.successes for entry in entries if isinstance(entry, _Group)]
-        self._quick.save_all(changes, successes)
+        quick.save_all(changes, successes)
 
 
 def _begun(task: TaskRecord) -> TaskRecord:
@@ -415,7 +463,7 @@ def _tell(receipts: list[tuple[Inbox, Receipt]]) -> None:
         inbox.put(receipt)
 
 
-def _parted(entry: _Entry | _Group, error: ResultNotStorableError) -> Sequence[_Entry | _Group]:
+def _parted(entry: _Entry | _Group, error: ResultNotStorableError) -> list[_Entry | _Group]:
     """Return an entry, without the success that was refused and with that beside it."""
     if isinstance(entry, _Entry) or entry.successes.run.run_id != error.run_id:
         return [entry]
@@ -427,15 +475,40 @@ def _parted(entry: _Entry | _Group, error: ResultNotStorableError) -> Sequence[_
     ]
 
 
-def _is_about(entry: _Entry | _Group, error: ResultNotStorableError) -> bool:
+def _by_run(entries: Sequence[_Entry | _Group]) -> list[list[_Entry | _Group]]:
+    """Return the entries of each run, in their order."""
+    runs: dict[str, list[_Entry | _Group]] = {}
+    for entry in entries:
+        runs.setdefault(_run_of(entry).run_id, []).append(entry)
+    return list(runs.values())
+
+
+def _said(failure: BaseException, run: RunRecord) -> Exception:
+    """Return what a run is told of a failure: one that says that it was the store's."""
+    if isinstance(failure, FlowrunError):
+        return failure
+    clear = StoreError(
+        f"run {run.run_id!r} of DAG {run.dag_name!r} could not be saved: the state store failed"
+        f" with {error_line(failure)}"
+    )
+    clear.__cause__ = failure
+    return clear
+
+
+def _is_about(entry: _Entry | _Group, failure: BaseException) -> bool:
+    """Return whether an error names an entry as the one that it is about."""
+    if isinstance(failure, DamagedRecordError | RunLostError):
+        return _run_of(entry).run_id == failure.run_id
+    if not isinstance(failure, ResultNotStorableError):
+        return False
     if isinstance(entry, _Group):
         run, tasks, ended = entry.successes
-        return run.run_id == error.run_id and tasks[ended[0][0]].name == error.task_name
+        return run.run_id == failure.run_id and tasks[ended[0][0]].name == failure.task_name
     return any(
-        change.run.run_id == error.run_id
+        change.run.run_id == failure.run_id
         and change.task is not None
-        and change.task.name == error.task_name
+        and change.task.name == failure.task_name
         # The task's RUNNING row may be in the same batch; it is not what was refused.
-        and not isinstance(change.task.result, NoResult)
+        and type(change.task.result) is not NoResult
         for change in entry.changes
     )

@@ -86,8 +86,8 @@ class Settler(Protocol):
     def progressed(self) -> None:
         """It may have been the last one."""
 
-    def broke(self, error: BaseException) -> None:
-        """Something went wrong in flowrun itself."""
+    def broke(self, error: BaseException, *, elsewhere: bool = False) -> None:
+        """Something went wrong in flowrun itself, on the event loop or in another thread."""
 
 
 class Launcher:
@@ -278,7 +278,7 @@ class Launcher:
             self._held += 1
         if ended is not None:
             self._active.discard(ended)
-        self._settler.broke(error)
+        self._settler.broke(error, elsewhere=True)
 
     def _collect(self) -> None:
         """Take over the slots that threads have left."""
@@ -407,7 +407,7 @@ class Launcher:
             else:
                 invocation.start_sync(pool, kind, self._inbox, self._settler.ended_late)
                 self._active.add(invocation)
-        except Exception as error:  # noqa: BLE001 - a pool may refuse in any way
+        except BaseException as error:  # noqa: BLE001 - a pool may refuse in any way
             invocation.error = _refused(error, executor)
             self._settler.ended(invocation)
             return
@@ -457,6 +457,7 @@ class Launcher:
         parent: Any
         context: Any
         coroutine: Any
+        value: object
         failure: BaseException | None
         instant = 0.0
         goes_on = True
@@ -567,7 +568,7 @@ class Launcher:
                     if attempt.was_asked_for or getrefcount(attempt) != _UNKNOWN_TO_OTHERS:
                         attempt.ended = True
                         attempt = None
-                    if quick and not inputs.may_change and type(value) in UNCHANGING:
+                    if quick and not inputs.may_change and id(type(value)) in UNCHANGING:
                         # As the settler's succeed() has it.
                         now = instant + offset
                         task.succeed(now, value)
@@ -590,7 +591,9 @@ class Launcher:
                     assert invocation is not None  # noqa: S101 - see above
                     settler.ended(invocation)
                     number = attempt = None
-            except Exception as error:  # noqa: BLE001 - by design: see _guarded
+            except GeneratorExit:
+                raise  # the loop was closed under it
+            except BaseException as error:  # noqa: BLE001 - by design: see _guarded
                 if number is not None and not (invocation and invocation.closed):
                     self._held += 1
                     active.discard(invocation)
@@ -630,7 +633,7 @@ class Launcher:
         """Take one step; an error in flowrun itself ends the run, it never hangs it (R4)."""
         try:
             step(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - by design: see above
+        except BaseException as error:  # noqa: BLE001 - by design: see above
             self._settler.broke(error)
 
 
@@ -638,8 +641,8 @@ def _nothing() -> None:
     """Wake the loop and do no more."""
 
 
-def _refused(error: Exception, executor: str | None) -> Exception:
-    if isinstance(error, FlowrunError):
+def _refused(error: BaseException, executor: str | None) -> BaseException:
+    if isinstance(error, FlowrunError | KeyboardInterrupt):
         return error
     name = f"executor {executor!r}" if executor else "the executor"
     clear = ExecutorError(f"{name} did not take the task: {error_line(error)}")

@@ -245,7 +245,7 @@ class Ledger:
 
     def _let_go(self, number: int) -> None:
         task = self.tasks[number]
-        if task.status is not TaskStatus.SUCCESS or isinstance(task.result, NoResult):
+        if task.status is not TaskStatus.SUCCESS or type(task.result) is NoResult:
             return
         if not self.retains_all and not self._graph.specs[number].retain_result:
             task.release()

@@ -127,7 +127,9 @@ def _matches(matcher: ErrorMatcher, error: BaseException, *, broken: bool = Fals
         return isinstance(error, matcher)
     try:
         return bool(matcher(error))
-    except Exception:  # noqa: BLE001 - a user's predicate must not end the run
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - a user's predicate must not end the run
         return broken
 
 

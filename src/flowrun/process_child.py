@@ -102,7 +102,7 @@ def _reply_to(payload: bytes) -> bytes:
         return pickle.dumps((False, _portable(error), error_text(error)))
     try:
         return pickle.dumps((True, value, ""), pickle.HIGHEST_PROTOCOL)
-    except Exception as error:  # noqa: BLE001 - a value's own methods may raise anything
+    except BaseException as error:  # noqa: BLE001 - a value's own methods may raise anything
         name = type(value).__qualname__
         return _refusal(f"the result ({name}) could not be pickled to be sent back", error)
 

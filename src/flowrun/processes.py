@@ -351,7 +351,9 @@ def _packed_call(
 ) -> bytes:
     try:
         return pickle.dumps((function, args, kwargs), pickle.HIGHEST_PROTOCOL)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         parts: list[tuple[str, object]] = [("the function", function)]
         parts += [(f"argument {number}", value) for number, value in enumerate(args)]
         parts += [(f"argument {name!r}", value) for name, value in kwargs.items()]
@@ -366,7 +368,7 @@ def _packed_call(
 def _can_pickle(value: object) -> bool:
     try:
         pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
-    except Exception:  # noqa: BLE001 - a value's own methods may raise anything
+    except BaseException:  # noqa: BLE001 - a value's own methods may raise anything
         return False
     return True
 

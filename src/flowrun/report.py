@@ -82,7 +82,7 @@ def build_report(run: RunRecord) -> RunReport:
 
 def _task_report(task: TaskRecord) -> TaskReport:
     result = task.result
-    absent = isinstance(result, NoResult)
+    absent = type(result) is NoResult
     return {
         "status": task.status.value,
         "attempt": task.attempt,
@@ -90,7 +90,7 @@ def _task_report(task: TaskRecord) -> TaskReport:
         "finished_at": task.finished_at,
         "error": task.error,
         "result": None if absent else result,
-        "result_state": _RESULT_STATES[result] if isinstance(result, NoResult) else "kept",
+        "result_state": _RESULT_STATES[result] if type(result) is NoResult else "kept",
         "reason": None if task.reason is None else task.reason.value,
         "ready_at": task.ready_at,
         "abandoned": task.abandoned,

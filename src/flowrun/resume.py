@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from flowrun.errors import AlreadyResumedError, RunAliveError, UnknownRunError
+from flowrun.errors import (
+    AlreadyResumedError,
+    DamagedRecordError,
+    RunAliveError,
+    UnknownRunError,
+)
 from flowrun.state.protocol import RunQuery
 from flowrun.state.records import NoResult, RunStatus, TaskStatus
 
@@ -13,7 +18,7 @@ if TYPE_CHECKING:
 
     from flowrun.graph import Graph
     from flowrun.state.protocol import StateStoreProtocol
-    from flowrun.state.records import RunRecord, TaskRecord
+    from flowrun.state.records import RunRecord, RunSummary, TaskRecord
 
 
 class PlannedTask(NamedTuple):
@@ -55,7 +60,7 @@ def find_resumable(store: StateStoreProtocol, run_id: object, *, last: bool) -> 
 
     Raises:
         UnknownRunError: There is no such run.
-        RunAliveError: It, or a successor of it, is still alive.
+        RunAliveError: It, or a run that came of it by resuming, is still alive.
         AlreadyResumedError: A successor has finished it.
     """
     if not isinstance(run_id, str):
@@ -63,6 +68,7 @@ def find_resumable(store: StateStoreProtocol, run_id: object, *, last: bool) -> 
     run = store.load_run(run_id, results=False)
     _refuse_alive(run)
     if not last or run.status is RunStatus.SUCCESS:
+        _refuse_alive_heirs(store, run)
         return run
     while True:
         successors = store.list_runs(RunQuery(resumed_from=run.run_id, limit=1))
@@ -79,10 +85,23 @@ def find_resumable(store: StateStoreProtocol, run_id: object, *, last: bool) -> 
     return run
 
 
-def _refuse_alive(run: RunRecord) -> None:
+def _refuse_alive(run: RunRecord | RunSummary) -> None:
     if run.alive:
         problem = "it is still running; wait for it, or cancel it first"
         raise RunAliveError(run.run_id, problem)
+
+
+def _refuse_alive_heirs(store: StateStoreProtocol, run: RunRecord) -> None:
+    """Two runs must not work on the same tasks at once (S5), whoever resumed whom."""
+    ancestors = [run.run_id]
+    while ancestors:
+        try:
+            heirs: Sequence[RunSummary] = store.list_runs(RunQuery(resumed_from=ancestors.pop()))
+        except DamagedRecordError as error:
+            heirs = error.others  # the store itself looks once more when the run is created
+        for heir in heirs:
+            _refuse_alive(heir)
+            ancestors.append(heir.run_id)
 
 
 def plan_resume(graph: Graph, old: RunRecord, from_tasks: Sequence[str] | None) -> ResumePlan:

@@ -130,6 +130,7 @@ class Run:
         self._raise: BaseException | None = None
         self._timer: Timer | None = None  # the run's deadline; later the wait for its hooks
         self._is_complete = False
+        self._is_broken = False  # the store may have refused something of it
         self._done: asyncio.Future[None] = self._loop.create_future()
 
     # From outside.
@@ -198,7 +199,7 @@ class Run:
         """Take one step; an error in flowrun itself ends the run, it never hangs it (R4)."""
         try:
             step()
-        except Exception as error:  # noqa: BLE001 - by design: see above
+        except BaseException as error:  # noqa: BLE001 - by design: see above
             self.broke(error)
 
     def _later(self, delay_s: float, step: Callable[[], object]) -> Timer:
@@ -208,7 +209,7 @@ class Run:
         if isinstance(message, Invocation):
             try:
                 self._ended_elsewhere(message)
-            except Exception as error:  # noqa: BLE001 - see _guarded
+            except BaseException as error:  # noqa: BLE001 - see _guarded
                 self.broke(error)
             self._launcher.heard(message)
         elif isinstance(message, Receipt):
@@ -232,7 +233,7 @@ class Run:
             self._pending -= 1
             try:
                 then(error)
-            except Exception as internal:  # noqa: BLE001 - see _guarded
+            except BaseException as internal:  # noqa: BLE001 - see _guarded
                 self.broke(internal)
         self.progressed()
 
@@ -374,9 +375,11 @@ class Run:
     def _interrupted(self, number: int, now: float, error: KeyboardInterrupt) -> None:
         """Ctrl-C landed in a task: end the run as if it had been cancelled, then go further."""
         self._tasks[number].fail(now, self._redacted(error_text(error)), Reason.RUN_CANCELLED)
-        self._fail_for_good(number, error_line(error))
         self._raise = error.with_traceback(None)
+        self._pending += 1  # the run is not over before this is told
         self.stop(Reason.RUN_CANCELLED, "KeyboardInterrupt")
+        self._pending -= 1
+        self._fail_for_good(number, self._redacted(error_line(error)))
 
     # Success.
 
@@ -433,7 +436,7 @@ class Run:
         for number, now, value in ended:
             try:
                 self._success_saved(number, now, value, error)
-            except Exception as internal:  # noqa: BLE001 - see _guarded
+            except BaseException as internal:  # noqa: BLE001 - see _guarded
                 self.broke(internal)
 
     def settle(self, ended: Sequence[Success]) -> BaseException | None:
@@ -469,7 +472,7 @@ class Run:
         elif isinstance(error, ResultNotStorableError):
             self._failed(number, now, error, self._redacted(error_text(error)), Reason.ERROR)
         else:
-            text = f"its result could not be saved: {error_line(error)}"
+            text = self._redacted(f"its result could not be saved: {error_line(error)}")
             task.fail(now, text, Reason.RUN_BROKEN)
             self._failed_for_good(number, text)
             self.broke(error)
@@ -478,7 +481,7 @@ class Run:
         """Record a success that is durable, in whatever thread; the ledger's lock is held."""
         task = self._tasks[number]
         task.succeed(now, value)
-        if self._tells_success or self._inputs.may_change or type(value) not in UNCHANGING:
+        if self._tells_success or self._inputs.may_change or id(type(value)) not in UNCHANGING:
             self._acknowledge(number, task)
         else:
             self._ledger.succeeded(number, now, self._stopping is None)
@@ -493,7 +496,7 @@ class Run:
         if self._tells_success:
             self._tell.succeeded(task)
         inputs = self._inputs
-        if type(task.result) not in UNCHANGING:
+        if id(type(task.result)) not in UNCHANGING:
             inputs.may_change = True
         if inputs.may_change:
             inputs.forget(number)
@@ -704,22 +707,36 @@ class Run:
         if not self._pending and not self._ended:
             self._finish()
 
-    def broke(self, error: BaseException) -> None:
-        """The store or flowrun itself has failed: end the run with that error (R4)."""
-        clear = error if isinstance(error, FlowrunError) else self._internal_error(error)
+    def broke(self, error: BaseException, *, elsewhere: bool = False) -> None:
+        """The store or flowrun itself has failed: end the run with that error (R4).
+
+        Args:
+            error: How.
+            elsewhere: Whether in another thread than the event loop's.
+        """
+        self._is_broken = True
+        clear, reason = error, Reason.RUN_BROKEN
+        if isinstance(error, KeyboardInterrupt) and not elsewhere:
+            reason = Reason.RUN_CANCELLED  # Ctrl-C, while flowrun's own code ran
+        elif not isinstance(error, FlowrunError):
+            clear = self._internal_error(error)
         if self._ended:
             self._complete(clear)
             return
-        self._tell.run_broke(clear)
         if self._raise is None or isinstance(self._raise, RunCancelledError):
             self._raise = clear
         try:
-            self.stop(Reason.RUN_BROKEN, error_line(clear))
+            line, text = self._redacted(error_line(clear)), None
+            if self._services.redact is not None:
+                text = self._redacted(error_text(clear))
+            with contextlib.suppress(BaseException):  # to tell of it may be what has gone wrong
+                self._tell.run_broke(clear, line, text)
+            self.stop(reason, line)
             self.progressed()
-        except Exception as second:  # noqa: BLE001 - the last resort before a hang
+        except BaseException as second:  # noqa: BLE001 - the last resort before a hang
             self._end_untold(second)
 
-    def _end_untold(self, error: Exception) -> None:
+    def _end_untold(self, error: BaseException) -> None:
         """End the run where even its end cannot be told: its record and its slots, at least."""
         self._ended = True
         reason, now = Reason.RUN_BROKEN, self.record.created_at
@@ -759,7 +776,7 @@ class Run:
         error = None if self._stopping is None else f"{self._stopping}: {self._cause}"
         record.finish(self._now(), error)
         end = [Change(record, None)]
-        if self._stopping is Reason.RUN_BROKEN:
+        if self._is_broken:  # perhaps while it was being stopped for another reason
             # What the store refused before may go now, so that the end it shows is whole.
             end = [*(Change(record, self._snapshot(task)) for task in self._tasks), *end]
         if self._live:
@@ -786,7 +803,7 @@ class Run:
         wait_s = min(max(self._config.hook_timeout_s, 0.01), 1.0)
         self._timer = self._later(wait_s, self._await_hooks)
 
-    def _complete(self, error: Exception | None = None) -> None:
+    def _complete(self, error: BaseException | None = None) -> None:
         if error is not None and self._raise is None:
             self._raise = error
         if self._timer is not None:

@@ -106,11 +106,21 @@ class Teller:
                 )
             )
 
-    def run_broke(self, error: BaseException) -> None:
-        """The store or flowrun itself has failed."""
-        self._log.error(
-            "run %s broke: %s", self._record.run_id, error, exc_info=error, extra=self._about()
-        )
+    def run_broke(self, error: BaseException, line: str, text: str | None) -> None:
+        """The store or flowrun itself has failed.
+
+        Args:
+            error: How.
+            line: What is said of it.
+            text: What else is said of it, if that is not for the log to find out.
+        """
+        record = self._record
+        if text is None:
+            self._log.error(
+                "run %s broke: %s", record.run_id, error, exc_info=error, extra=self._about()
+            )
+        else:
+            self._log.error("run %s broke: %s\n%s", record.run_id, line, text, extra=self._about())
 
     def started(self, task: TaskRecord) -> None:
         """An attempt is launched."""

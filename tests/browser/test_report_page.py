@@ -57,6 +57,7 @@ def test_page_opens_in_silence_and_asks_the_network_for_nothing(show: Show, name
     assert opened.requests == [opened.page.url]
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", PAGES)
 def test_axe_finds_no_violation(show: Show, name: str, scheme: str) -> None:
@@ -65,14 +66,16 @@ def test_axe_finds_no_violation(show: Show, name: str, scheme: str) -> None:
     # The page's own policy would refuse axe's script, as it refuses every other.
     opened = show(page_of(name), color_scheme=scheme, bypass_csp=True)
     opened.page.evaluate(AXE.read_text("utf-8"))
-    assert _violations(opened) == []
+    # The rest of what it looks for does not depend on the colours.
+    rules = {"runOnly": ["color-contrast"]} if scheme == "dark" else {}
+    assert _violations(opened, rules) == []
     if name != "empty":
         opened.page.locator("tr.item button").first.click()
-        assert _violations(opened) == []
+        assert _violations(opened, rules) == []
 
 
-def _violations(opened: Opened) -> list[Any]:
-    found = opened.page.evaluate("axe.run()")["violations"]
+def _violations(opened: Opened, rules: dict[str, Any]) -> list[Any]:
+    found = opened.page.evaluate("rules => axe.run(rules)", rules)["violations"]
     return [(each["id"], [node["html"][:200] for node in each["nodes"][:3]]) for each in found]
 
 

@@ -7,6 +7,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 from flowrun.errors import DamagedRecordError, ResultNotStorableError, RunLostError
+from flowrun.failure import error_line
 from flowrun.state import statements as sql
 from flowrun.state.protocol import succeeded
 from flowrun.state.records import NoResult, TaskStatus
@@ -52,15 +53,26 @@ class Batch:
 
     Args:
         serializer: What makes bytes of results.
+        longest: How many bytes of one can be kept.
 
     Attributes:
         ends: Runs that end with it.
     """
 
-    __slots__ = ("_dropped", "_long", "_plain", "_serializer", "_updated", "_whole", "ends")
+    __slots__ = (
+        "_dropped",
+        "_long",
+        "_longest",
+        "_plain",
+        "_serializer",
+        "_updated",
+        "_whole",
+        "ends",
+    )
 
-    def __init__(self, serializer: ResultSerializer) -> None:
+    def __init__(self, serializer: ResultSerializer, longest: int) -> None:
         self._serializer = serializer
+        self._longest = longest
         self._whole: list[Row] = []
         self._plain: list[list[object]] = []
         self._updated: list[Row] = []
@@ -102,7 +114,7 @@ class Batch:
         plain: list[object] = []
         serializer = self._serializer.name
         for number, now, value in ended:
-            if isinstance(value, NoResult):
+            if type(value) is NoResult:
                 self._add_task(run.run_id, succeeded(tasks[number], now, value), owned)
                 continue
             data = self._dumped(run.run_id, tasks[number].name, value)
@@ -138,7 +150,7 @@ class Batch:
         result = task.result
         if result is NoResult.STORED:
             self._updated.append(row)
-        elif isinstance(result, NoResult):
+        elif type(result) is NoResult:
             self._whole.append(row + _NOTHING)
             if task.status is TaskStatus.SUCCESS:
                 self._dropped.append(row[:2])
@@ -153,15 +165,36 @@ class Batch:
         self._whole.append(row + kept)
 
     def _dumped(self, run_id: str, task_name: str, value: object) -> bytes:
+        """Return the bytes of a result.
+
+        Raises:
+            ResultNotStorableError: There are none, whatever the reason, or too many: it must be
+                known whose result it is, as other runs have theirs beside it (R5).
+        """
+        cause: BaseException | None = None
         try:
-            return self._serializer.dumps(value)
+            data = self._serializer.dumps(value)
+            if type(data) is not bytes:
+                data = bytes(memoryview(data))
+        except KeyboardInterrupt:
+            raise  # it is not about this value
         except ResultNotStorableError as error:
+            cause, problem = error, error.problem
+        except BaseException as error:  # noqa: BLE001 - a value's own code may raise anything
+            cause, problem = error, error_line(error)
+        else:
+            if len(data) <= self._longest:
+                return data
             problem = (
-                f"the result of task {task_name!r} in run {run_id!r} cannot be kept by the"
-                f" {self._serializer.name!r} serializer: {error.problem}. Return something it can"
-                " keep, use another serializer, or declare the task with retain_result=False"
+                f"it comes to {len(data):,} bytes, and SQLite keeps at most"
+                f" {self._longest:,} in a row"
             )
-            raise ResultNotStorableError(problem, run_id, task_name) from error
+        clear = (
+            f"the result of task {task_name!r} in run {run_id!r} cannot be kept by the"
+            f" {self._serializer.name!r} serializer: {problem.rstrip('.')}. Return something it can"
+            " keep, use another serializer, or declare the task with retain_result=False"
+        )
+        raise ResultNotStorableError(clear, run_id, task_name) from cause
 
 
 def put(db: sqlite3.Connection, rows: Sequence[Row]) -> None:

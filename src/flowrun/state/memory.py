@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
-from flowrun.errors import AlreadyResumedError, RunAliveError, UnknownRunError
+from flowrun.errors import AlreadyResumedError, RunAliveError, UnknownRunError, duplicate_run
 from flowrun.state.records import NoResult, RunRecord
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class InMemoryStateStore:
     def create_run(self, run: RunRecord) -> None:
         """Keep a new run; see :meth:`StateStoreProtocol.create_run`."""
         with self._lock:
+            if run.run_id in self._runs:
+                raise duplicate_run(run.run_id)
             if run.resumed_from is not None:
                 self._check_ancestor(run, run.resumed_from)
                 self._heirs.setdefault(run.resumed_from, []).append(run.run_id)
@@ -72,20 +74,24 @@ class InMemoryStateStore:
             run = self._runs.get(run_id)
         if run is None:
             raise UnknownRunError(run_id)
+        # While another thread works on it: its end is read before its tasks, children before what
+        # they depend on, so that nothing is seen without what had come before it.
+        ended = run.end
+        tasks = {name: task.copy() for name, task in reversed(run.tasks.items())}
         twin = RunRecord(
             run.run_id,
             run.dag_name,
             run.created_at,
-            {name: task.copy() for name, task in run.tasks.items()},
+            dict(reversed(tasks.items())),
             metadata=run.metadata,
             resumed_from=run.resumed_from,
             targets=run.targets,
         )
         twin.inputs = run.inputs
-        twin.finished_at, twin.error, twin.alive = run.finished_at, run.error, run.alive
+        twin.finished_at, twin.error, twin.alive = ended
         if not results:
             for task in twin.tasks.values():
-                if not isinstance(task.result, NoResult):
+                if type(task.result) is not NoResult:
                     task.result = NoResult.STORED
         return twin
 
@@ -93,7 +99,7 @@ class InMemoryStateStore:
         """Return kept results; see :meth:`StateStoreProtocol.load_results`."""
         tasks = self.load_run(run_id, results=True).tasks
         found = {name: tasks[name].result for name in task_names if name in tasks}
-        return {name: value for name, value in found.items() if not isinstance(value, NoResult)}
+        return {name: value for name, value in found.items() if type(value) is not NoResult}
 
     def list_runs(self, query: RunQuery) -> list[RunSummary]:
         """Return the runs that match, newest first."""
@@ -136,7 +142,9 @@ class InMemoryStateStore:
         ancestor = self._runs.get(ancestor_id)
         if ancestor is not None and ancestor.alive:
             raise RunAliveError(ancestor_id, "it is still running")
-        for heir_id in self._heirs.get(ancestor_id, ()):
+        heirs = list(self._heirs.get(ancestor_id, ()))
+        for heir_id in heirs:  # and theirs, which are added on the way
+            heirs += self._heirs.get(heir_id, ())
             heir = self._runs.get(heir_id)
             if heir is not None and heir.alive:
                 raise RunAliveError(ancestor_id, f"run {heir_id!r} is just resuming it")
@@ -161,7 +169,9 @@ class InMemoryStateStore:
                 self._delete(self._finished.popleft())
 
     def _delete(self, run_id: str) -> int:
-        run = self._runs.pop(run_id)
+        run = self._runs.pop(run_id, None)
+        if run is None:
+            return 0  # somebody else was faster
         self._heirs.pop(run_id, None)
         if run.resumed_from in self._heirs:
             self._heirs[run.resumed_from].remove(run_id)

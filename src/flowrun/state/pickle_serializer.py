@@ -86,7 +86,9 @@ class PickleSerializer:
         pieces = _Pieces()
         try:
             pickle.Pickler(pieces, self._protocol).dump(value)
-        except Exception as error:  # a class's own pickling code may raise anything
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a class's own pickling code may raise anything
             raise ResultNotStorableError(_why_unpicklable(value, self._protocol, error)) from error
         if self._key is not None:
             pieces.kept[:0] = [_SIGNED, self._digest(self._key, pieces.kept)]
@@ -188,14 +190,16 @@ class _Source:
         return self._at
 
 
-def _why_unpicklable(value: object, protocol: int, error: Exception) -> str:
+def _why_unpicklable(value: object, protocol: int, error: BaseException) -> str:
     """Return the message for what a pickler refused, with the place if it can be found."""
     if isinstance(error, RecursionError):
         return "result: nested too deeply to be pickled; return a flatter value"
     tracker = _Tracker(protocol)
-    with contextlib.suppress(Exception):
-        tracker.dump(value)
-    place, found = _find(value, tracker.latest)
+    place, found = "result", value
+    with contextlib.suppress(BaseException):
+        with contextlib.suppress(BaseException):
+            tracker.dump(value)
+        place, found = _find(value, tracker.latest)
     return (
         f"{place}: {type_name(type(found))} cannot be pickled: {type(error).__name__}: {error}."
         " Return what it is made of, or what it can be made from again"

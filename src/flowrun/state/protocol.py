@@ -96,7 +96,8 @@ class StateStoreProtocol(Protocol):
         A dead ancestor is ended in the same step, as after a crash.
 
         Raises:
-            RunAliveError: The ancestor, or another run that resumed it, is alive.
+            RunAliveError: The ancestor is alive, or a run that resumed it, or one that resumed
+                that, and so on.
             AlreadyResumedError: ``run.sole_heir``, and another run has resumed the ancestor.
             StoreError: The run could not be kept.
         """

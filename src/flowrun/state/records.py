@@ -142,7 +142,6 @@ class TaskRecord:
         """PENDING -> RUNNING: the next attempt begins."""
         if self.status is not _PENDING:
             self._refuse("start")
-        self.status = _RUNNING
         self.ready_at = ready_at
         self.started_at = now
         if self.attempt:
@@ -152,24 +151,25 @@ class TaskRecord:
             self.finished_at = None
             self.abandoned = False
         self.attempt += 1
+        self.status = _RUNNING  # last: another thread may be copying it, status first
 
     def succeed(self, now: float, result: object) -> None:
         """RUNNING -> SUCCESS."""
         if self.status is not _RUNNING:
             self._refuse("succeed")
-        self.status = _SUCCESS
         self.finished_at = now
         self.result = result
+        self.status = _SUCCESS
 
     def fail(self, now: float, error: str, reason: Reason, *, abandoned: bool = False) -> None:
         """RUNNING -> FAILED."""
         if self.status is not TaskStatus.RUNNING:
             self._refuse("fail")
-        self.status = TaskStatus.FAILED
         self.finished_at = now
         self.error = error
         self.reason = reason
         self.abandoned = abandoned
+        self.status = TaskStatus.FAILED
 
     def amend(self, error: str) -> None:
         """Say more about a failure than was known when it was recorded."""
@@ -188,10 +188,10 @@ class TaskRecord:
         """PENDING -> SKIPPED: it will not run (again)."""
         if self.status is not TaskStatus.PENDING:
             self._refuse("skip")
-        self.status = TaskStatus.SKIPPED
         self.finished_at = now
         self.reason = reason
         self.error = why
+        self.status = TaskStatus.SKIPPED
 
     def release(self) -> None:
         """Let the result go; the task stays SUCCESS."""
@@ -212,9 +212,9 @@ class TaskRecord:
     def copy(self) -> TaskRecord:
         """Return a snapshot that later changes do not touch (the result is shared)."""
         twin = TaskRecord.__new__(TaskRecord)  # every field is set below
+        twin.status = self.status
         twin.name = self.name
         twin.deps = self.deps
-        twin.status = self.status
         twin.attempt = self.attempt
         twin.ready_at = self.ready_at
         twin.started_at = self.started_at
@@ -314,6 +314,16 @@ class RunRecord:
         """The run's status, derived from its tasks."""
         return run_status(map(_status_of, self.tasks.values()))
 
+    @property
+    def end(self) -> tuple[float | None, str | None, bool]:
+        """``finished_at``, ``error`` and ``alive``, as they belong together.
+
+        Another thread may be ending it just now. Whoever reads its tasks after this finds them
+        as they are in the end, if it has ended.
+        """
+        alive, finished_at = self.alive, self.finished_at
+        return (None, None, alive) if finished_at is None else (finished_at, self.error, False)
+
     def task_counts(self) -> Counter[TaskStatus]:
         """Return the number of tasks by status."""
         return Counter(map(_status_of, self.tasks.values()))
@@ -323,24 +333,25 @@ class RunRecord:
         if self.finished_at is not None:
             msg = f"run {self.run_id!r} has already finished"
             raise TransitionError(msg)
-        self.finished_at = now
         self.error = error
+        self.finished_at = now
         self.alive = False
 
     def summary(self) -> RunSummary:
         """Return what a list of runs shows of this one."""
+        finished_at, error, alive = self.end  # before its tasks: see there
         counts = self.task_counts()
         return RunSummary(
             self.run_id,
             self.dag_name,
             run_status(counts),
             self.created_at,
-            self.finished_at,
-            self.error,
+            finished_at,
+            error,
             dict(self.metadata),
             self.resumed_from,
             self.targets,
-            self.alive,
+            alive,
             {str(status): number for status, number in counts.items()},
         )
 

@@ -142,7 +142,7 @@ def task_row(task: TaskRecord, deps: str | None = None) -> Row:
         None if task.reason is None else task.reason.value,
         int(task.abandoned),
         json.dumps(task.earlier) if task.earlier else "[]",
-        (result if isinstance(result, NoResult) else NoResult.STORED).value,
+        (result if type(result) is NoResult else NoResult.STORED).value,
     )
 
 

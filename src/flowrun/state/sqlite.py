@@ -12,7 +12,7 @@ import zlib
 from collections import Counter, OrderedDict
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 from flowrun.errors import (
     AlreadyResumedError,
@@ -22,6 +22,7 @@ from flowrun.errors import (
     RunLostError,
     StoreFileError,
     UnknownRunError,
+    duplicate_run,
 )
 from flowrun.state import statements as sql
 from flowrun.state.batch import SHORT, Batch, Owned, put, put_plain
@@ -62,13 +63,30 @@ _CACHED_RUNS = 64
 _DEAD = "OWNER_DIED: the process that worked on this run has died"
 _PRUNING_S = 0.05
 _ROWS_OF_A_PAGE = 16
+_ROOM_IN_A_ROW = 1000
 _VACUUMED_PAGES = 1000
 
 _QUICK_SERIALIZERS = (JsonSerializer, PickleSerializer)
 
+_Stored: TypeAlias = tuple[str, int, bytes]
+
 _log = logging.getLogger("flowrun.state")
 _seq_of = operator.itemgetter(0)
 _status_of = operator.attrgetter("status")
+
+
+class _Cached(NamedTuple):
+    """A finished run, as long as it is remembered.
+
+    Attributes:
+        until: How long, by the monotonic clock.
+        run: Its record, without results.
+        stored: Those as they are stored, by task: serializer, checksum, data.
+    """
+
+    until: float
+    run: RunRecord
+    stored: dict[str, _Stored]
 
 
 class SqliteStateStore:
@@ -130,7 +148,7 @@ class SqliteStateStore:
         self._owned: dict[str, Owned] = {}
         self._dead: set[int] = set()
         self._cache_ttl_s = cache_ttl_s
-        self._cache: OrderedDict[str, tuple[float, RunRecord]] = OrderedDict()
+        self._cache: OrderedDict[str, _Cached] = OrderedDict()
         self._closed = False
         self._readonly = _readonly
         self._waitless: sqlite3.Connection | None = None
@@ -145,6 +163,8 @@ class SqliteStateStore:
             with self._file.translated():
                 self._writer = self._file.connect(readonly=_readonly)
             undo.callback(self._writer.close)
+            limit = self._writer.getlimit(sqlite3.SQLITE_LIMIT_LENGTH)
+            self._longest_result = limit - _ROOM_IN_A_ROW
             if journal_mode == "WAL" and not _readonly:
                 with self._file.translated():
                     self._waitless = self._file.connect(readonly=False, waits=False)
@@ -173,7 +193,10 @@ class SqliteStateStore:
             if run.resumed_from is not None:
                 self._check_ancestor(db, run, run.resumed_from)
             row = run_row(run, owner)
-            seq = db.execute(sql.INSERT_RUN, (*row, checksum(row))).lastrowid
+            try:
+                seq = db.execute(sql.INSERT_RUN, (*row, checksum(row))).lastrowid
+            except sqlite3.IntegrityError as error:
+                raise duplicate_run(run.run_id) from error
             assert seq is not None  # noqa: S101 - an INSERT has a row id
             plan, deps = plan_of(run.tasks)
             db.execute(sql.INSERT_PLAN, (seq, plan, checksum((plan,))))
@@ -205,12 +228,16 @@ class SqliteStateStore:
 
     @property
     def quick(self) -> QuickStore | None:
-        """What it can do besides; nothing where a subclass is to see whatever is saved."""
-        return self if type(self).save is SqliteStateStore.save else None
+        """What it can do besides; nothing where somebody else is to see whatever is saved.
+
+        That is a subclass, or whoever has put something in the place of its method.
+        """
+        own = getattr(self.save, "__func__", None) is SqliteStateStore.save
+        return self if own else None
 
     def save_all(self, changes: Sequence[Change], successes: Sequence[Successes]) -> None:
         """Keep all of both, or none; see :class:`~flowrun.state.protocol.QuickStore`."""
-        batch = Batch(self.serializer)
+        batch = Batch(self.serializer, self._longest_result)
         batch.add(changes, self._owned)
         for each in successes:
             batch.add_successes(each, self._owned)
@@ -300,11 +327,16 @@ class SqliteStateStore:
     def load_run(self, run_id: str, *, results: bool) -> RunRecord:
         """Return a run as last saved; see :meth:`StateStoreProtocol.load_run`."""
         cached = self._cached(run_id) if results else None
-        if cached is not None:
-            return cached
-        run = self._until_certain(partial(self._read_run, run_id, results))
-        if results and run.finished_at is not None:
-            self._keep_in_cache(run)
+        if cached is None:
+            keeps = results and self._cache_ttl_s is not None
+            run, stored = self._until_certain(partial(self._read_run, run_id, results, keeps))
+            if keeps and run.finished_at is not None:
+                self._keep_in_cache(run, stored)
+            return run
+        run = _copied(cached.run)
+        for name, data in cached.stored.items():
+            # Anew for each reader, who may change what it is given (D1).
+            run.tasks[name].result = self._loaded(run_id, name, *data)
         return run
 
     def load_results(self, run_id: str, task_names: Collection[str]) -> dict[str, object]:
@@ -394,7 +426,15 @@ class SqliteStateStore:
             raise
         return True
 
-    def _read_run(self, run_id: str, results: bool, dead: set[int]) -> RunRecord:  # noqa: FBT001 - bound by place
+    def _read_run(
+        self,
+        run_id: str,
+        results: bool,  # noqa: FBT001 - bound by place
+        keeps: bool,  # noqa: FBT001
+        dead: set[int],
+    ) -> tuple[RunRecord, dict[str, _Stored]]:
+        """Return a run and, if they are to be kept, its results as they are stored."""
+        stored: dict[str, _Stored] = {}
         with self._reading() as db:
             found = self._run_row(db, run_id)
             if found is None:
@@ -407,12 +447,14 @@ class SqliteStateStore:
                 problem = "the rows of its tasks are older, or newer, than its end"
                 raise DamagedRecordError(run_id, None, problem)
             if results:
-                for name, *stored in db.execute(sql.SELECT_RESULTS, (seq,)):
-                    tasks[name].result = self._loaded(run_id, name, *stored)
+                for name, *data in db.execute(sql.SELECT_RESULTS, (seq,)):
+                    tasks[name].result = self._loaded(run_id, name, *data)
+                    if keeps:
+                        stored[name] = tuple(data)
                 for task in tasks.values():
                     if task.result is NoResult.STORED:
                         raise DamagedRecordError(run_id, task.name, "its result is missing")
-        return run_of_row(row, tasks, alive=self._is_alive(row, dead))
+        return run_of_row(row, tasks, alive=self._is_alive(row, dead)), stored
 
     def _read_runs(self, query: RunQuery, dead: set[int]) -> list[RunSummary]:
         found: list[RunSummary] = []
@@ -443,7 +485,7 @@ class SqliteStateStore:
 
     def _check_ancestor(self, db: sqlite3.Connection, run: RunRecord, ancestor: str) -> None:
         """Let one heir at a time in, and end an ancestor that died (S5, D3)."""
-        rows = db.execute(sql.FAMILY, (ancestor, ancestor)).fetchall()
+        rows = db.execute(sql.FAMILY, (ancestor,)).fetchall()
         for run_id, finished_at, owner in rows:
             if finished_at is None and self._owner_lives(owner):
                 raise RunAliveError(ancestor, f"run {run_id!r} is still being worked on")
@@ -631,21 +673,23 @@ class SqliteStateStore:
     def _owner_lives(self, owner: int | None) -> bool:
         return self._ownership is None or self._ownership.is_alive(owner)
 
-    def _cached(self, run_id: str) -> RunRecord | None:
+    def _cached(self, run_id: str) -> _Cached | None:
         with self._lock:
             entry = self._cache.get(run_id)
             if entry is None:
                 return None
-            if time.monotonic() >= entry[0]:
+            if time.monotonic() >= entry.until:
                 del self._cache[run_id]
                 return None
-            return _copied(entry[1])
+            return entry
 
-    def _keep_in_cache(self, run: RunRecord) -> None:
-        if self._cache_ttl_s is None:
-            return
+    def _keep_in_cache(self, run: RunRecord, stored: dict[str, _Stored]) -> None:
+        twin = _copied(run)
+        for name in stored:
+            twin.tasks[name].result = NoResult.STORED
+        until = time.monotonic() + (self._cache_ttl_s or 0.0)
         with self._lock:
-            self._cache[run.run_id] = (time.monotonic() + self._cache_ttl_s, _copied(run))
+            self._cache[run.run_id] = _Cached(until, twin, stored)
             self._cache.move_to_end(run.run_id)
             while len(self._cache) > _CACHED_RUNS:
                 self._cache.popitem(last=False)
@@ -699,7 +743,7 @@ class SqliteStateStore:
 
 
 def _copied(run: RunRecord) -> RunRecord:
-    """Return a run that its reader may keep; results are shared."""
+    """Return a run that its reader may keep."""
     tasks = {name: task.copy() for name, task in run.tasks.items()}
     return run_of_row(run_row(run, None), tasks, alive=False)
 

@@ -16,9 +16,11 @@ END_RUN = (
     " checksum = ? WHERE seq = ?"
 )
 FAMILY = (
-    "SELECT run_id, finished_at, owner FROM runs WHERE run_id = ? UNION ALL"
-    " SELECT run_id, finished_at, owner FROM runs WHERE resumed_from = ?"
+    "WITH RECURSIVE family (run_id) AS (VALUES (?) UNION"
+    " SELECT runs.run_id FROM family JOIN runs ON runs.resumed_from = family.run_id)"
+    " SELECT run_id, finished_at, owner FROM family JOIN runs USING (run_id)"
 )
+"""A run, and all that came of it by resuming it or one of those."""
 OWNER_OF = "SELECT finished_at, owner FROM runs WHERE run_id = ?"
 UNFINISHED = "SELECT run_id, owner FROM runs WHERE finished_at IS NULL"
 INSERT_PLAN = "INSERT INTO plans (run, tasks, checksum) VALUES (?, ?, ?)"
