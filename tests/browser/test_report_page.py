@@ -68,8 +68,9 @@ def test_axe_finds_no_violation(show: Show, name: str, scheme: str) -> None:
     opened.page.evaluate(AXE.read_text("utf-8"))
     # The rest of what it looks for does not depend on the colours.
     rules = {"runOnly": ["color-contrast"]} if scheme == "dark" else {}
-    assert _violations(opened, rules) == []
-    if name != "empty":
+    if name in {"empty", "failure"}:
+        assert _violations(opened, rules) == []
+    if name != "empty":  # with a row unfolded, which hides nothing else
         opened.page.locator("tr.item button").first.click()
         assert _violations(opened, rules) == []
 
