@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
@@ -386,3 +387,25 @@ async def test_run_with_a_damaged_heir_can_be_resumed_from_tasks(  # D7
         new = await engine.resume(first, ["x"])
         assert engine.get_run_report(new)["status"] == "SUCCESS"
         engine.close()
+
+
+def test_closing_in_a_thread_of_the_engines_own() -> None:  # A3
+    engine = build_default_engine()
+    begun, go_on, closed = threading.Event(), threading.Event(), threading.Event()
+
+    @engine.task(dag="d", timeout_s=None)
+    def closes() -> None:
+        begun.set()
+        assert go_on.wait(WAIT_S)
+        asyncio.run(engine.aclose())
+        closed.set()
+
+    loop = asyncio.new_event_loop()
+    run = loop.create_task(engine.run_once("d"))
+    while not begun.is_set():
+        loop.run_until_complete(asyncio.sleep(0))
+    loop.close()  # under the run
+    go_on.set()
+    assert closed.wait(WAIT_S)
+    del run
+    gc.collect()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import graphlib
+import random
 from enum import StrEnum
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -220,6 +223,37 @@ def test_every_cycle_is_told_beside_every_other_mistake() -> None:  # G1
         build(declared({**shape, "w": ["nobody"]}))
     assert len(mixed.value.problems) == 4
     assert "nobody" in mixed.value.problems[0]
+
+
+def test_cycles_of_any_graph_are_real_ones() -> None:  # G1
+    chance = random.Random(20_261_129)
+    for _ in range(400):
+        number = chance.randint(2, 8)
+        shape: dict[str, list[Any]] = {
+            f"t{i}": [f"t{j}" for j in range(number) if j != i and chance.random() < 0.3]
+            for i in range(number)
+        }
+        order = graphlib.TopologicalSorter(shape)
+        try:
+            order.prepare()
+        except graphlib.CycleError:
+            pass
+        else:
+            assert len(build(declared(shape))) == number
+            continue
+        with pytest.raises(CycleError) as caught:
+            build(declared(shape))
+        rest = {name: set(parents) for name, parents in shape.items()}
+        for problem in caught.value.problems:
+            if "more cycles" in problem:
+                continue
+            path = problem.split(": ")[-1].split(";")[0].split(" -> ")
+            assert path[0] == path[-1]
+            for parent, child in pairwise(path):
+                assert parent in shape[child]
+            rest[path[-1]].discard(path[-2])
+        if len(caught.value.problems) < 20:  # all were told: without those edges there is none
+            graphlib.TopologicalSorter(rest).prepare()
 
 
 def test_more_cycles_than_can_be_told() -> None:  # G1 G2

@@ -482,6 +482,32 @@ async def test_what_a_task_interrupts_is_cancelled_in_any_store(  # R2
     store.close()
 
 
+async def test_interrupt_beside_a_call_that_cannot_be_cancelled(make_engine: MakeEngine) -> None:
+    class Stubborn(concurrent.futures.Future[object]):
+        def cancel(self) -> bool:
+            raise OSError
+
+    class Pool(concurrent.futures.Executor):
+        future = Stubborn()
+
+        def submit(self, *args: Any, **kwargs: Any) -> Any:
+            return self.future
+
+    engine = make_engine(executor=Pool(), config=SchedulerConfig(cancel_grace_s=0.01))
+    engine.task(name="elsewhere", dag="d")(lambda: 1)
+
+    @engine.task(dag="d")
+    async def interrupts() -> None:
+        raise KeyboardInterrupt
+
+    asyncio.get_running_loop().call_later(0.1, Pool.future.set_result, None)
+    with pytest.raises(KeyboardInterrupt):
+        await engine.run_once("d")
+    (run,) = engine.list_runs()
+    assert run.finished_at is not None
+    assert run.task_counts == {"FAILED": 2}
+
+
 @pytest.mark.parametrize("durable", [True, False])
 async def test_log_that_always_raises_leaves_a_record_that_has_ended(  # R1 R4
     make_engine: MakeEngine, tmp_path: Path, durable: bool

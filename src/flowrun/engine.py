@@ -612,12 +612,15 @@ class Engine:
             return list(self._live.values())
 
     async def _release_off_loop(self) -> None:
-        """Release, in a thread: what is owed to the store is paid then, and may have to wait."""
+        """Release as :meth:`_release`; what is owed to the store is paid in a thread.
+
+        That may have to wait. The pools know this thread, should it be one of theirs.
+        """
         done: Future[None] = Future()
 
-        def release() -> None:
+        def close_journal() -> None:
             try:
-                self._release()
+                self._services.journal.close()
             except BaseException as error:  # noqa: BLE001 - whoever waits gets it
                 done.set_exception(error)
             else:
@@ -628,19 +631,33 @@ class Engine:
         if others is not None:
             await asyncio.shield(asyncio.wrap_future(others))
             return
-        thread = threading.Thread(target=release, name="flowrun-closing")
+        if not self._begins_to_release():
+            done.set_result(None)
+            return
+        thread = threading.Thread(target=close_journal, name="flowrun-closing")
         try:
             thread.start()
         except RuntimeError:  # the system has no thread for it
-            release()
-        await asyncio.shield(asyncio.wrap_future(done))
+            close_journal()
+        try:
+            await asyncio.shield(asyncio.wrap_future(done))
+        finally:
+            self._shut_pools_down()
         if thread.ident is not None:
             thread.join()  # it has nothing more to do
 
     def _release(self) -> None:
+        """Give up what the engine owns, unless somebody has begun to."""
+        if self._begins_to_release():
+            try:
+                self._services.journal.close()
+            finally:
+                self._shut_pools_down()
+
+    def _begins_to_release(self) -> bool:
         with self._lock:
             if self._released:
-                return
+                return False
             self._released = True
         for invocation in list(self._services.abandoned):
             self._log.warning(
@@ -648,7 +665,9 @@ class Engine:
                 invocation.spec.name,
                 invocation.attempt.run_id,
             )
-        self._services.journal.close()
+        return True
+
+    def _shut_pools_down(self) -> None:
         if self._workers is not None:
             self._workers.shutdown(wait=True)
         self._hook_threads.shutdown(wait=True)

@@ -165,15 +165,16 @@ def cycles(
         text = f"its tasks form a cycle: {names}; remove one of these dependencies"
         found.append(CycleError(dag_name, [text]))
         # Without its last dependency there may be more.
-        cut.add((cycle[-2], cycle[-1]))
-        met = [cycle[-1]]
-        unmet[met[0]] -= 1
+        parent, number = cycle[-2:]
+        cut.add((parent, number))
+        unmet[number] -= 1
+        met = [] if unmet[number] else [number]
         while met:
             number = met.pop()
-            if not unmet[number]:
-                for child in children[number]:
-                    if (number, child) not in cut:
-                        unmet[child] -= 1
+            for child in children[number]:
+                if (number, child) not in cut:
+                    unmet[child] -= 1
+                    if not unmet[child]:
                         met.append(child)
     return found
 

@@ -377,9 +377,11 @@ class Run:
         self._tasks[number].fail(now, self._redacted(error_text(error)), Reason.RUN_CANCELLED)
         self._raise = error.with_traceback(None)
         self._pending += 1  # the run is not over before this is told
-        self.stop(Reason.RUN_CANCELLED, "KeyboardInterrupt")
-        self._pending -= 1
-        self._fail_for_good(number, self._redacted(error_line(error)))
+        try:
+            self.stop(Reason.RUN_CANCELLED, "KeyboardInterrupt")
+        finally:
+            self._pending -= 1
+            self._fail_for_good(number, self._redacted(error_line(error)))
 
     # Success.
 
