@@ -409,3 +409,12 @@ def test_closing_in_a_thread_of_the_engines_own() -> None:  # A3
     assert closed.wait(WAIT_S)
     del run
     gc.collect()
+
+
+async def test_closing_again_in_whatever_way_is_fine() -> None:
+    engine = build_default_engine()
+    engine.close()
+    await engine.aclose()
+    await engine.aclose()
+    engine.close()
+    assert repr(engine).startswith("<Engine closed")
