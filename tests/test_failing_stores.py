@@ -157,13 +157,8 @@ async def test_system_that_had_no_thread_for_once_is_asked_again(  # R4
         engine.close()
 
 
-@pytest.mark.parametrize("from_tasks", [None, ["x"]])
-@pytest.mark.parametrize("durable", [True, False])
-async def test_run_is_not_resumed_beside_an_heir_of_its_heir(  # S5
-    make_engine: MakeEngine, tmp_path: Path, from_tasks: list[str] | None, durable: bool
-) -> None:
-    store = SqliteStateStore(tmp_path / "runs.db") if durable else InMemoryStateStore()
-    engine = make_engine(state_store=store)
+def fails_twice(engine: Engine) -> tuple[asyncio.Event, asyncio.Event]:
+    """Declare a task that fails two times; then it says that it has begun, and waits."""
     begun, go_on = asyncio.Event(), asyncio.Event()
     fails = [True, True]
 
@@ -175,6 +170,17 @@ async def test_run_is_not_resumed_beside_an_heir_of_its_heir(  # S5
         begun.set()
         await go_on.wait()
 
+    return begun, go_on
+
+
+@pytest.mark.parametrize("from_tasks", [None, ["x"]])
+@pytest.mark.parametrize("durable", [True, False])
+async def test_run_is_not_resumed_beside_an_heir_of_its_heir(  # S5
+    make_engine: MakeEngine, tmp_path: Path, from_tasks: list[str] | None, durable: bool
+) -> None:
+    store = SqliteStateStore(tmp_path / "runs.db") if durable else InMemoryStateStore()
+    engine = make_engine(state_store=store)
+    begun, go_on = fails_twice(engine)
     first = await engine.run_once("d")
     await engine.resume(first)
     heir = asyncio.create_task(engine.resume(first))
@@ -370,14 +376,8 @@ async def test_run_with_a_damaged_heir_can_be_resumed_from_tasks(  # D7
 ) -> None:
     with closing(SqliteStateStore(tmp_path / "runs.db")) as store:
         engine = make_engine(state_store=store)
-        fails = [True, True]
-
-        @engine.task(dag="d")
-        async def x() -> None:
-            if fails:
-                fails.pop()
-                raise ValueError
-
+        _, go_on = fails_twice(engine)
+        go_on.set()
         first = await engine.run_once("d")
         heir = await engine.resume(first)
         with closing(sqlite3.connect(store.path)) as database, database:

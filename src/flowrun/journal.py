@@ -14,61 +14,40 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, cast
 
-from flowrun.errors import (
-    DamagedRecordError,
-    FlowrunError,
-    ResultNotStorableError,
-    RunLostError,
-    StoreError,
+from flowrun.entries import (
+    Entry,
+    Group,
+    by_run,
+    changes_of,
+    is_about,
+    parted,
+    receipts_of,
+    run_of,
+    said,
 )
+from flowrun.errors import ResultNotStorableError, RunLostError, StoreError
 from flowrun.failure import error_line, redacted
 from flowrun.pace import Pace
 from flowrun.starts import StartNotes
 from flowrun.state.protocol import Change, Successes
-from flowrun.state.records import NoResult, TaskRecord
+from flowrun.state.records import TaskRecord
 
 if TYPE_CHECKING:
     import logging
     from collections.abc import Callable, Sequence
 
+    from flowrun.entries import Acknowledgement, Receipt, SuccessesSaved
     from flowrun.inbox import Inbox
     from flowrun.starts import Starts
-    from flowrun.state.protocol import QuickStore, StateStoreProtocol, Success
+    from flowrun.state.protocol import QuickStore, StateStoreProtocol
     from flowrun.state.records import RunRecord
 
 T = TypeVar("T")
-Acknowledgement: TypeAlias = "Callable[[Exception | None], object]"
-SuccessesSaved: TypeAlias = "Callable[[Sequence[Success], Exception | None], object]"
 
 _MOST_CHANGES = 1000
 _LINGER_S = 0.01
-
-
-class Receipt(NamedTuple):
-    """What a run's inbox is told: call each of ``thens`` with the error, or with ``None``."""
-
-    thens: list[Acknowledgement]
-    error: Exception | None
-
-
-class _Entry(NamedTuple):
-    """Changes that somebody waits for, or nobody."""
-
-    changes: Sequence[Change]
-    inbox: Inbox
-    then: Acknowledgement
-    silent: bool
-
-
-class _Group(NamedTuple):
-    """Successes of one run, each of which can be refused by itself."""
-
-    successes: Successes
-    inbox: Inbox
-    then: SuccessesSaved
 
 
 class _Call(NamedTuple):
@@ -76,7 +55,7 @@ class _Call(NamedTuple):
     future: Future[Any]
 
 
-_Item: TypeAlias = "_Entry | _Group | _Call | None"
+_Item: TypeAlias = "Entry | Group | _Call | None"
 
 # The thread is at work, or waits for a short time, or for as long as nobody rings.
 _AWAKE, _DOZING, _ASLEEP = range(3)
@@ -138,7 +117,7 @@ class Journal:
             then: What the receipt carries.
             silent: Acknowledge failures only.
         """
-        entry = _Entry(changes, inbox, then, silent)
+        entry = Entry(changes, inbox, then, silent)
         if self.store.blocking:
             self._put(entry)
         else:
@@ -152,7 +131,7 @@ class Journal:
             inbox: Where the acknowledgements go.
             then: What they carry, with those of them that each is about.
         """
-        self._put(_Group(successes, inbox, then))
+        self._put(Group(successes, inbox, then))
 
     def note_start(self, task: TaskRecord, starts: Starts) -> None:
         """Write that a task's first attempt has begun, unless its end is written soon.
@@ -306,7 +285,7 @@ class Journal:
 
     def _work(self) -> None:
         items = self._items
-        waiting: list[_Entry | _Group] = []
+        waiting: list[Entry | Group] = []
         self._state = _AWAKE
         while True:
             size = 0
@@ -315,9 +294,9 @@ class Journal:
             while True:
                 while items and size < _MOST_CHANGES:
                     item = items.popleft()
-                    if isinstance(item, _Entry | _Group):
+                    if isinstance(item, Entry | Group):
                         waiting.append(item)
-                        if isinstance(item, _Group):
+                        if isinstance(item, Group):
                             urgent = True
                             size += len(item.successes.ended)
                         else:
@@ -378,51 +357,50 @@ class Journal:
                 self._bell.get(timeout=_LINGER_S)
         self._state = _AWAKE
 
-    def _due_starts(self) -> list[_Entry]:
+    def _due_starts(self) -> list[Entry]:
         """Take out the starts that are to be written; nobody else is saving meanwhile."""
         return [
-            _Entry([Change(starts.run, _begun(task))], starts.inbox, starts.failed, silent=True)
+            Entry([Change(starts.run, _begun(task))], starts.inbox, starts.failed, silent=True)
             for task, starts in self._starts.take_due()
         ]
 
-    def _save(self, entries: Sequence[_Entry | _Group]) -> list[tuple[Inbox, Receipt]]:
+    def _save(self, entries: list[Entry | Group]) -> list[tuple[Inbox, Receipt]]:
         """Save all entries in one go; one that cannot be kept does not take the others along.
 
         Returns:
             What is to be told.
         """
         receipts: list[tuple[Inbox, Receipt]] = []
-        entries = list(entries)
         while entries:
             try:
                 self._write(entries)
             except BaseException as error:  # noqa: BLE001 - any failure must reach its runs (R4)
                 failure = error
             else:
-                return receipts + _receipts(entries, None)
+                return receipts + receipts_of(entries, None)
             if isinstance(failure, ResultNotStorableError):
-                entries = [part for entry in entries for part in _parted(entry, failure)]
-            refused = [entry for entry in entries if _is_about(entry, failure)]
+                entries = [part for entry in entries for part in parted(entry, failure)]
+            refused = [entry for entry in entries if is_about(entry, failure)]
             if not refused and not isinstance(failure, StoreError):
                 # It is about one of them, and who knows about which: a run must not suffer for
                 # what another one wants to be kept (R5).
-                runs = _by_run(entries)
+                runs = by_run(entries)
                 if len(runs) > 1:
                     return receipts + [each for run in runs for each in self._save(run)]
             refused = refused or entries
-            receipts += _receipts(refused, _said(failure, _run_of(refused[0])))
+            receipts += receipts_of(refused, said(failure, run_of(refused[0])))
             answered = {id(entry) for entry in refused}
             entries = [entry for entry in entries if id(entry) not in answered]
         return receipts
 
-    def _write(self, entries: Sequence[_Entry | _Group]) -> None:
+    def _write(self, entries: Sequence[Entry | Group]) -> None:
         """Hand entries to the store, in the form that it takes."""
         quick = self._quick
         if quick is None:
-            self.store.save([change for entry in entries for change in _changes_of(entry)])
+            self.store.save([change for entry in entries for change in changes_of(entry)])
             return
-        changes = [c for entry in entries if isinstance(entry, _Entry) for c in entry.changes]
-        successes = [entry.successes for entry in entries if isinstance(entry, _Group)]
+        changes = [c for entry in entries if isinstance(entry, Entry) for c in entry.changes]
+        successes = [entry.successes for entry in entries if isinstance(entry, Group)]
         quick.save_all(changes, successes)
 
 
@@ -434,81 +412,6 @@ def _begun(task: TaskRecord) -> TaskRecord:
     return snapshot
 
 
-def _changes_of(entry: _Entry | _Group) -> Sequence[Change]:
-    return entry.changes if isinstance(entry, _Entry) else entry.successes.changes()
-
-
-def _run_of(entry: _Entry | _Group) -> RunRecord:
-    return entry.changes[0].run if isinstance(entry, _Entry) else entry.successes.run
-
-
-def _receipts(
-    entries: Sequence[_Entry | _Group], error: Exception | None
-) -> list[tuple[Inbox, Receipt]]:
-    """Return the acknowledgement of entries: one message for each inbox."""
-    told: dict[Inbox, list[Acknowledgement]] = {}
-    for entry in entries:
-        if isinstance(entry, _Group):
-            then: Acknowledgement = partial(entry.then, entry.successes.ended)
-        elif error is None and entry.silent:
-            continue
-        else:
-            then = entry.then
-        told.setdefault(entry.inbox, []).append(then)
-    return [(inbox, Receipt(thens, error)) for inbox, thens in told.items()]
-
-
 def _tell(receipts: list[tuple[Inbox, Receipt]]) -> None:
     for inbox, receipt in receipts:
         inbox.put(receipt)
-
-
-def _parted(entry: _Entry | _Group, error: ResultNotStorableError) -> list[_Entry | _Group]:
-    """Return an entry, without the success that was refused and with that beside it."""
-    if isinstance(entry, _Entry) or entry.successes.run.run_id != error.run_id:
-        return [entry]
-    run, tasks, ended = entry.successes
-    others = [each for each in ended if tasks[each[0]].name != error.task_name]
-    refused = [each for each in ended if tasks[each[0]].name == error.task_name]
-    return [
-        entry._replace(successes=Successes(run, tasks, part)) for part in (others, refused) if part
-    ]
-
-
-def _by_run(entries: Sequence[_Entry | _Group]) -> list[list[_Entry | _Group]]:
-    """Return the entries of each run, in their order."""
-    runs: dict[str, list[_Entry | _Group]] = {}
-    for entry in entries:
-        runs.setdefault(_run_of(entry).run_id, []).append(entry)
-    return list(runs.values())
-
-
-def _said(failure: BaseException, run: RunRecord) -> Exception:
-    """Return what a run is told of a failure: one that says that it was the store's."""
-    if isinstance(failure, FlowrunError):
-        return failure
-    clear = StoreError(
-        f"run {run.run_id!r} of DAG {run.dag_name!r} could not be saved: the state store failed"
-        f" with {error_line(failure)}"
-    )
-    clear.__cause__ = failure
-    return clear
-
-
-def _is_about(entry: _Entry | _Group, failure: BaseException) -> bool:
-    """Return whether an error names an entry as the one that it is about."""
-    if isinstance(failure, DamagedRecordError | RunLostError):
-        return _run_of(entry).run_id == failure.run_id
-    if not isinstance(failure, ResultNotStorableError):
-        return False
-    if isinstance(entry, _Group):
-        run, tasks, ended = entry.successes
-        return run.run_id == failure.run_id and tasks[ended[0][0]].name == failure.task_name
-    return any(
-        change.run.run_id == failure.run_id
-        and change.task is not None
-        and change.task.name == failure.task_name
-        # The task's RUNNING row may be in the same batch; it is not what was refused.
-        and type(change.task.result) is not NoResult
-        for change in entry.changes
-    )

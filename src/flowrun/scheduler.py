@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from flowrun.attempt import Invocation
 from flowrun.callables import is_awaitable
+from flowrun.entries import Receipt
 from flowrun.errors import (
     FlowrunError,
     ResultNotStorableError,
@@ -25,7 +26,6 @@ from flowrun.errors import (
 from flowrun.failure import bounded, error_line, error_text, redacted
 from flowrun.inbox import Inbox
 from flowrun.inputs import UNCHANGING, Inputs
-from flowrun.journal import Receipt
 from flowrun.launcher import Launcher
 from flowrun.ledger import Ledger
 from flowrun.starts import Starts
