@@ -492,6 +492,25 @@ def test_call_that_comes_as_a_thread_is_leaving_is_run(make_pool: MakePool) -> N
         threading.Event().wait(0.0005 if number % 2 else 0.0004)  # about when it leaves
 
 
+def test_thread_that_is_called_after_its_time_was_up_stays(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_pool(1, idle_s=0.05)
+    leave, came = pool._leave_idle, list[Future[Any]]()
+    timed_out = threading.Event()
+
+    def leave_late(worker: Any) -> bool:
+        if not came:  # its time is up, but it has not told so yet
+            came.append(pool.submit(threading.current_thread))
+            timed_out.set()
+        return leave(worker)
+
+    monkeypatch.setattr(pool, "_leave_idle", leave_late)
+    first = thread_of(pool)
+    assert timed_out.wait(WAIT_S)
+    assert came[0].result(WAIT_S) is first
+
+
 def test_shutdown_waits_for_everything_that_was_taken(make_pool: MakePool, gate: Gate) -> None:
     pool = make_pool(2)
     futures = [pool.submit(gate, number) for number in range(6)]
