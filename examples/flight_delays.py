@@ -14,6 +14,7 @@ import asyncio
 import csv
 import json
 import logging
+import shlex
 import sqlite3
 import sys
 from collections import defaultdict
@@ -36,6 +37,7 @@ from flowrun import (
 
 DATA = Path(__file__).parent / "data"
 DAG = "flight_delays"
+DEFAULT_OUT = Path("build/flight_delays")
 Row = dict[str, str]
 
 
@@ -286,7 +288,7 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="A week of New York departures.")
     parser.add_argument("--fail-at", metavar="TASK", help="let this task fail on purpose")
     parser.add_argument("--resume", action="store_true", help="finish what the last run left")
-    parser.add_argument("--out", type=Path, default=Path("build/flight_delays"), help="results")
+    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="results")
     parser.add_argument(
         "--progress",
         action=argparse.BooleanOptionalAction,
@@ -338,7 +340,8 @@ async def run(engine: Engine, out: Path, fail_at: str | None, *, resume: bool) -
         show_results(out)
     print(f"\n{engine.report_text(run_id)}\n")
     if not succeeded:
-        print("Finish it with: python examples/flight_delays.py --resume")
+        elsewhere = "" if out == DEFAULT_OUT else f" --out {shlex.quote(str(out))}"
+        print(f"Finish it with: python examples/flight_delays.py --resume{elsewhere}")
         return 1
     print(f"Written to {out}:\n  summary.json, quarantine.csv, delays.sqlite, runs.sqlite")
     return 0

@@ -7,7 +7,9 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from flowrun import (
     RunContext,
     RunHook,
     SchedulerConfig,
+    SqliteStateStore,
     TaskRegistry,
     build_default_engine,
     task,
@@ -119,6 +122,20 @@ def test_what_is_no_executor_store_or_hook_is_refused() -> None:
     for wrong in (object(), RunHook):
         with pytest.raises(TypeError, match="hooks= takes RunHook objects"):
             build_default_engine(hooks=[wrong])  # type: ignore[list-item]
+
+    with pytest.raises(TypeError, match=r"hooks= takes a list of .* write hooks=\[...\]"):
+        build_default_engine(hooks=RunHook())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"state_store= .*: SqliteStateStore\('runs.db'\)"):
+        build_default_engine(state_store="runs.db")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="not the class InMemoryStateStore: make one of it"):
+        build_default_engine(state_store=InMemoryStateStore)  # type: ignore[arg-type]
+    for name, kind in (("registry", "TaskRegistry"), ("config", "SchedulerConfig")):
+        with pytest.raises(TypeError, match=f"{name}= takes a {kind}, not 3"):
+            build_default_engine(**{name: 3})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"logger= takes a logging.Logger, not 'root'"):
+        build_default_engine(logger="root")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="redact= takes a function from text to text, not 'x'"):
+        build_default_engine(redact="x")  # type: ignore[arg-type]
 
     async def nobody_awaits(event: object) -> None:
         """Never called."""
@@ -445,6 +462,16 @@ def test_wrong_list_and_prune_arguments(engine: Engine) -> None:
     for wrong in ({"keep_last": -1}, {"older_than_s": -1.0}):
         with pytest.raises(ValueError, match="must be 0 or more"):
             engine.prune_runs(**wrong)  # type: ignore[arg-type]
+    for number in (1.5, "2", True):
+        with pytest.raises(TypeError, match="keep_last must be a whole number of runs, not"):
+            engine.prune_runs(keep_last=number)  # type: ignore[arg-type]
+
+
+def test_prune_may_keep_more_runs_than_there_can_be(
+    make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    with closing(SqliteStateStore(tmp_path / "runs.db")) as store:
+        assert make_engine(state_store=store).prune_runs(keep_last=10**30) == 0
 
 
 async def test_prune_keeps_the_newest(engine: Engine) -> None:

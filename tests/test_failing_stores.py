@@ -418,3 +418,24 @@ async def test_closing_again_in_whatever_way_is_fine() -> None:
     await engine.aclose()
     engine.close()
     assert repr(engine).startswith("<Engine closed")
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+async def test_store_that_cannot_create_a_run_is_told_as_a_store_error(  # R4
+    make_engine: MakeEngine, blocking: bool
+) -> None:
+    store = ThirdPartyStore(blocking=blocking)
+    engine = make_engine(state_store=store)
+    engine.task(name="a", dag="etl")(lambda: 1)
+
+    def refuse(what: str) -> None:
+        raise OSError("no route to host")
+
+    store.before = refuse
+    with pytest.raises(
+        StoreError, match=r"of DAG 'etl' could not be created: .* OSError: no route to host"
+    ) as caught:
+        await asyncio.wait_for(engine.run_once("etl"), WAIT_S)
+    assert isinstance(caught.value.__cause__, OSError)
+    store.before = str
+    assert statuses(engine.get_run_report(await engine.run_once("etl"))) == {"a": "SUCCESS"}

@@ -46,6 +46,7 @@ def test_redact_that_fails_hides_everything() -> None:
     assert redacted("secret", None) == "secret"
     assert redacted("secret", lambda text: text.upper()) == "SECRET"
     assert redacted("secret", broken) == "<hidden: redact failed with ValueError>"
+    assert redacted("secret", lambda text: None) == "<hidden: redact returned NoneType, not str>"  # type: ignore[arg-type, return-value]
 
 
 @pytest.mark.parametrize(

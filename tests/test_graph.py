@@ -151,6 +151,11 @@ def test_callables_as_dependencies() -> None:
         build(registry)
     with pytest.raises(MissingDependencyError, match="which is not registered as a task"):
         build(declared({"x": [once]}))
+    registry = declared({})
+    template = registry.task_template(once, dag="d")
+    registry.register(twice, name="p", dag="d", deps=[template])
+    with pytest.raises(MissingDependencyError, match=r"depends on a template, .* its bind\(\)"):
+        build(registry)
     registry = declared({"x": [once, "y"]})
     registry.register(once, name="y", dag="d")
     with pytest.raises(GraphError, match="lists dependency 'y' twice"):

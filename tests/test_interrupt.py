@@ -39,8 +39,11 @@ INTERRUPTED = """
         on_dag_end=lambda e: events.append(["end", e.status]),
     )])
 
+    deaf_runs = threading.Event()
+
     @engine.task(dag="d")
     async def waits():
+        await asyncio.to_thread(deaf_runs.wait)
         print("begun", flush=True)
         try:
             await asyncio.Event().wait()
@@ -49,6 +52,7 @@ INTERRUPTED = """
 
     @engine.task(dag="d", timeout_s=None)
     def deaf():
+        deaf_runs.set()
         threading.Event().wait()
 
     @engine.task(dag="d", deps=[waits])

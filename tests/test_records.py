@@ -30,6 +30,7 @@ CHANGES: dict[str, tuple[set[str], Callable[[TaskRecord], object]]] = {
     "start": ({"PENDING"}, lambda task: task.start(3.0, 3.0)),
     "succeed": ({"RUNNING"}, lambda task: task.succeed(3.0, 1)),
     "fail": ({"RUNNING"}, lambda task: task.fail(3.0, "x", Reason.ERROR)),
+    "withdraw": ({"RUNNING"}, lambda task: task.withdraw()),
     "retry": ({"FAILED"}, lambda task: task.retry()),
     "amend": ({"FAILED"}, lambda task: task.amend("more")),
     "skip": ({"PENDING"}, lambda task: task.skip(3.0, Reason.RUN_CANCELLED, "x")),
@@ -45,6 +46,8 @@ def test_only_the_contracts_transitions_are_possible(status: str, change: str) -
     assert task.status == status
     if status in allowed:
         apply(task)
+        if change == "withdraw":  # as if it had never been started
+            assert (task.status, task.attempt, task.started_at) == ("PENDING", 0, None)
     else:
         with pytest.raises(TransitionError, match=f"cannot {change} while it is {status}"):
             apply(task)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flowrun.escape import columns
 from flowrun.render import report_table
-from flowrun.render.escape import columns
 
 from .browser import reports
 

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
+from flowrun.escape import columns
 from flowrun.render import tree
-from flowrun.render.escape import columns
 
 from .browser import reports
 

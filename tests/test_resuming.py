@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flowrun import Engine, InMemoryStateStore, RunContext, SqliteStateStore, TaskRegistry
-from flowrun.errors import ResumeError, RunAliveError, UnknownTaskError
+from flowrun import (
+    Engine,
+    InMemoryStateStore,
+    RunContext,
+    RunRecord,
+    SqliteStateStore,
+    TaskRegistry,
+)
+from flowrun.errors import ResumeError, RunAliveError, UnknownRunError, UnknownTaskError
 
 from .conftest import WAIT_S, statuses
 
@@ -364,3 +372,22 @@ async def test_resume_of_a_task_whose_input_is_made_anew_is_given_the_new_one(  
     run_id = await engine.run_once("d")
     await engine.resume(run_id, from_tasks=["rows"])
     assert seen == [["old"], ["new"]]
+
+
+def test_run_that_is_pruned_while_it_is_resumed_is_unknown(  # D7
+    make_engine: Callable[..., Engine], tmp_path: Path
+) -> None:
+    class Pruning(SqliteStateStore):
+        def create_run(self, run: RunRecord) -> None:
+            if run.resumed_from:
+                self.prune_runs(keep_last=0, created_before=None)
+            super().create_run(run)
+
+    with closing(Pruning(tmp_path / "runs.db")) as store:
+        engine = make_engine(state_store=store)
+        engine.task(name="a", dag="d")(lambda: 1)
+        engine.task(name="b", dag="d", deps=["a"])(lambda: 1 / 0)
+        run_id = asyncio.run(engine.run_once("d"))
+        with pytest.raises(UnknownRunError, match="or it was pruned"):
+            asyncio.run(engine.resume(run_id))
+        engine.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import multiprocessing
 import os
 import random
@@ -14,8 +15,9 @@ import subprocess
 import sys
 import textwrap
 import threading
+import types
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,12 @@ from flowrun import (
     Engine,
     JsonSerializer,
     PickleSerializer,
+    ResultSerializer,
     RunQuery,
     RunRecord,
     SqliteStateStore,
     TaskRecord,
+    build_default_engine,
 )
 from flowrun.errors import (
     DamagedRecordError,
@@ -826,3 +830,56 @@ async def test_large_results_do_not_block_the_loop(
     engine.task(name="size", dag="d")(lambda big: len(big))
     run_id = await asyncio.wait_for(engine.run_once("d"), 60)
     assert engine.get_run_report(run_id)["tasks"]["size"]["result"] == 20_000
+
+
+class Reversed(ResultSerializer):
+    """One that says nothing of its name."""
+
+    def dumps(self, value: object) -> bytes:
+        return repr(value).encode()[::-1]
+
+    def loads(self, data: bytes) -> object:
+        return int(data[::-1])
+
+
+class Straight(ResultSerializer):
+    """Another one."""
+
+    def dumps(self, value: object) -> bytes:
+        return repr(value).encode()
+
+    def loads(self, data: bytes) -> object:
+        return int(data)
+
+
+def test_serializers_without_a_name_are_told_apart_by_their_class(tmp_path: Path) -> None:  # D1
+    path = tmp_path / "runs.db"
+    with ExitStack() as stack:
+        store = stack.enter_context(closing(SqliteStateStore(path, Straight())))
+        engine = stack.enter_context(closing(build_default_engine(state_store=store)))
+        engine.task(name="a", dag="d")(lambda: 12)
+        run_id = asyncio.run(engine.run_once("d"))
+        assert engine.get_run_report(run_id)["tasks"]["a"]["result"] == 12
+    problem = r"written by the '.*\.Straight' ser"
+    with (
+        closing(SqliteStateStore(path, Reversed())) as store,
+        pytest.raises(ResultNotReadableError, match=problem),
+    ):
+        store.load_run(run_id, results=True)
+
+
+@pytest.mark.parametrize("wrong", ["json", JsonSerializer, object()])
+def test_what_is_no_serializer_is_refused(tmp_path: Path, wrong: Any) -> None:
+    with pytest.raises(TypeError, match=r"takes a ResultSerializer, such as JsonSerializer\(\)"):
+        SqliteStateStore(tmp_path / "runs.db", wrong)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [None, "", 3])
+def test_serializer_without_a_text_as_its_name_is_refused(tmp_path: Path, name: Any) -> None:
+    serializer: Any = types.SimpleNamespace(dumps=repr, loads=eval, name=name)
+    with pytest.raises(TypeError, match="SimpleNamespace lacks a name, which is kept with each"):
+        SqliteStateStore(tmp_path / "runs.db", serializer)
+    module: Any = json
+    with pytest.raises(TypeError, match="module lacks a name, which is kept with each"):
+        SqliteStateStore(tmp_path / "runs.db", module)

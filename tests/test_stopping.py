@@ -6,17 +6,31 @@ import asyncio
 import contextlib
 import gc
 import logging
+import subprocess
+import sys
+import textwrap
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flowrun import (
+    Change,
+    DagEndEvent,
+    DagStartEvent,
     Engine,
     RetryPolicy,
     RunCancelledError,
+    RunContext,
+    RunHook,
     SchedulerConfig,
+    SqliteStateStore,
+    TaskStartEvent,
     build_default_engine,
     current_attempt,
     fn_hook,
@@ -289,6 +303,26 @@ async def test_no_retry_beside_a_predecessor_that_does_not_end(engine: Engine) -
     assert "Not retried: the timed-out attempt was still running" in (
         report["tasks"]["hung"]["error"] or ""
     )
+    assert "ProcessPerAttemptExecutor" in (report["tasks"]["hung"]["error"] or "")
+
+
+async def test_async_task_that_is_not_retried_is_told_what_to_do_with_its_cancellation(  # A2
+    make_engine: MakeEngine,
+) -> None:
+    engine = make_engine(config=SchedulerConfig(cancel_grace_s=0.02))
+    release = asyncio.Event()
+
+    @engine.task(dag="d", timeout_s=0.02, retries=1)
+    async def stubborn() -> None:
+        while not release.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await release.wait()
+
+    run_id = await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+    error = engine.get_run_report(run_id)["tasks"]["stubborn"]["error"] or ""
+    release.set()
+    assert "Not retried: the timed-out attempt was still running" in error
+    assert error.endswith("Let the task go on with the CancelledError that it gets.")
 
 
 async def test_sync_task_that_polls_stops_in_time(engine: Engine) -> None:
@@ -598,9 +632,155 @@ async def test_cancelled_run_tells_sync_tasks_and_does_not_wait_for_deaf_ones(  
         "deaf": ("FAILED", True),
         "polite": ("FAILED", False),
         "also_deaf": ("FAILED", True),
-        "queued": ("FAILED", False),
+        "queued": ("SKIPPED", False),
     }
     assert polite_ended == [True]
+
+
+@pytest.mark.parametrize("where", ["own threads", "executor"])
+@pytest.mark.parametrize("durable", [False, True])
+@pytest.mark.parametrize("how", ["cancel", "deadline"])
+async def test_what_waits_for_a_thread_when_its_run_is_stopped_has_not_started(  # R2
+    make_engine: MakeEngine, tmp_path: Path, where: str, durable: bool, how: str
+) -> None:
+    began, told = list[str](), list[tuple[str, str]]()
+    running = threading.Event()
+
+    def runs(name: str) -> None:
+        began.append(name)
+        running.set()
+        while not current_attempt().cancelled:
+            pass
+
+    with contextlib.ExitStack() as stack:
+        options: dict[str, Any] = {"max_workers": 1}
+        if where == "executor":
+            options = {"executor": stack.enter_context(ThreadPoolExecutor(1))}
+        if durable:
+            options["state_store"] = stack.enter_context(
+                contextlib.closing(SqliteStateStore(tmp_path / "runs.db"))
+            )
+        hook = fn_hook(
+            on_task_start=lambda event: told.append(("start", event.task_name)),
+            on_task_failure=lambda event: told.append(("failure", event.task_name)),
+            on_task_skip=lambda event: told.append(("skip", event.task_name)),
+        )
+        engine = make_engine(hooks=[hook], max_parallel=3, **options)
+        for name in ("a", "b", "c", "d"):
+            engine.task(name=name, dag="d", timeout_s=None)(partial(runs, name))
+        deadline = 0.2 if how == "deadline" else None
+        run = asyncio.create_task(engine.run_once("d", timeout_s=deadline))
+        assert await asyncio.to_thread(running.wait, WAIT_S)
+        if how == "cancel":
+            run.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait_for(run, WAIT_S)
+        report = engine.get_run_report(engine.list_runs()[0].run_id)
+        engine.close()
+    reason = "RUN_CANCELLED" if how == "cancel" else "RUN_TIMED_OUT"
+    assert began == ["a"]
+    assert {task["reason"] for task in report["tasks"].values()} == {reason}
+    shown = {
+        name: (task["status"], task["attempt"], task["started_at"] is None, task["attempts"] == [])
+        for name, task in report["tasks"].items()
+    }
+    assert shown.pop("a") == ("FAILED", 1, False, False)
+    assert shown == dict.fromkeys("bcd", ("SKIPPED", 0, True, True))
+    assert told[3:] == [("failure", "a"), ("skip", "b"), ("skip", "c"), ("skip", "d")]
+
+
+async def test_retry_that_waits_for_a_thread_when_its_run_is_cancelled_has_not_started(  # R2 A6
+    make_engine: MakeEngine,
+) -> None:
+    loop, retries = asyncio.get_running_loop(), asyncio.Event()
+
+    def launched(event: TaskStartEvent) -> None:
+        if (event.task_name, event.attempt) == ("fails", 2):
+            loop.call_soon_threadsafe(retries.set)
+
+    engine = make_engine(max_workers=1, max_parallel=2, hooks=[fn_hook(on_task_start=launched)])
+
+    @engine.task(dag="d", retries=RetryPolicy(1, delay_s=0.05))
+    def fails() -> None:
+        raise ValueError
+
+    @engine.task(dag="d", timeout_s=None)
+    def holds() -> None:
+        while not current_attempt().cancelled:
+            pass
+
+    run = await started(engine, retries)
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(run, WAIT_S)
+    tasks = engine.get_run_report(engine.list_runs()[0].run_id)["tasks"]
+    task = tasks["fails"]
+    assert tasks["holds"]["status"] == "FAILED"
+    assert (task["status"], task["reason"], task["attempt"]) == ("SKIPPED", "RUN_CANCELLED", 1)
+    assert [attempt["reason"] for attempt in task["attempts"]] == ["ERROR"]
+
+
+@pytest.mark.parametrize("how", ["cancel", "timeout"])
+async def test_run_that_a_sync_task_started_ends_with_it(  # R2
+    make_engine: MakeEngine, how: str
+) -> None:
+    engine = make_engine(config=SchedulerConfig(thread_grace_s=WAIT_S))
+    began, left = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    @engine.task(dag="inner")
+    async def waits() -> None:
+        loop.call_soon_threadsafe(began.set)
+        await asyncio.Event().wait()
+
+    @engine.task(dag="inner", deps=[waits])
+    def never() -> None:
+        pass
+
+    @engine.task(dag="outer", timeout_s=0.3 if how == "timeout" else None)
+    def calls() -> None:
+        try:
+            asyncio.run(engine.run_once("inner"))
+        finally:
+            left.set()
+
+    run = asyncio.create_task(engine.run_once("outer"))
+    await asyncio.wait_for(began.wait(), WAIT_S)
+    if how == "cancel":
+        run.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.wait_for(run, WAIT_S)
+    assert await asyncio.to_thread(left.wait, WAIT_S)
+    (inner,) = engine.list_runs("inner")
+    report = engine.get_run_report(inner.run_id)
+    assert statuses(report) == {"waits": "FAILED", "never": "SKIPPED"}
+    assert report["error"] == "RUN_CANCELLED: the task 'calls' that started it was told to stop"
+
+
+async def test_run_that_a_task_has_shielded_goes_on_when_the_task_is_cancelled(
+    make_engine: MakeEngine,
+) -> None:
+    engine = make_engine()
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    inner: list[asyncio.Task[str]] = []
+
+    @engine.task(dag="inner")
+    async def waits() -> None:
+        begun.set()
+        await go_on.wait()
+
+    @engine.task(dag="outer")
+    async def calls() -> None:
+        inner.append(asyncio.create_task(engine.run_once("inner")))
+        await asyncio.shield(inner[0])
+
+    run = await started(engine, begun, "outer")
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(run, WAIT_S)
+    go_on.set()
+    report = engine.get_run_report(await asyncio.wait_for(inner[0], WAIT_S))
+    assert statuses(report) == {"waits": "SUCCESS"}
 
 
 async def test_task_that_swallows_cancellation_is_waited_for_and_reported(  # R2
@@ -809,3 +989,184 @@ async def test_run_that_waits_for_one_more_slot_goes_on_in_the_one_it_has(  # R3
     may_end.set()
     await holder
     assert engine.get_run_report(run_id)["status"] == "SUCCESS"
+
+
+# -- what was found to hang, or to be kept -------------------------------------------------------
+
+
+@pytest.mark.parametrize("known", ["name", "kept"])
+async def test_run_that_is_cancelled_in_the_turn_in_which_a_success_is_to_be_saved_ends(  # R4
+    make_engine: MakeEngine, tmp_path: Path, known: str
+) -> None:
+    begun, ends = asyncio.Event(), asyncio.Event()
+    kept: list[object] = []
+    with contextlib.closing(SqliteStateStore(tmp_path / "runs.db")) as store:
+        engine = make_engine(state_store=store, max_parallel=1)
+
+        @engine.task(dag="d")
+        async def waits() -> int:
+            task = asyncio.current_task()
+            assert task is not None
+            # Nothing follows in its asyncio task, so that the success waits for the loop's turn.
+            if known == "name":
+                task.set_name("waits")
+            else:
+                kept.append(task)
+            begun.set()
+            await ends.wait()
+            return 1
+
+        engine.task(name="after", dag="d")(waits)
+        cancels: list[asyncio.Task[str]] = []
+
+        async def watch() -> None:
+            await ends.wait()
+            cancels[0].cancel()
+
+        watcher = asyncio.create_task(watch())
+        await asyncio.sleep(0)  # it waits first, so that it goes on first
+        cancels.append(asyncio.create_task(engine.run_once("d")))
+        await asyncio.wait_for(begun.wait(), WAIT_S)
+        ends.set()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(cancels[0], WAIT_S)
+        await watcher
+        report = engine.get_run_report(engine.list_runs()[0].run_id)
+        engine.close()
+    assert statuses(report) == {"waits": "SUCCESS", "after": "SKIPPED"}
+    assert report["tasks"]["after"]["reason"] == "RUN_CANCELLED"
+
+
+INTERRUPTED_LOOP = """
+    import asyncio, signal, sys, threading
+    from flowrun import SqliteStateStore, build_default_engine
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    store = SqliteStateStore(sys.argv[1]) if len(sys.argv) > 1 else None
+    engine = build_default_engine(state_store=store)
+
+    @engine.task(dag="d")
+    def first():
+        return 1
+
+    @engine.task(dag="d", deps=[first])
+    async def waits():
+        signal.raise_signal(signal.SIGINT)
+        await asyncio.Event().wait()
+
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(engine.run_once("d"))
+    except KeyboardInterrupt:
+        pass
+    loop.call_later(0.2, loop.stop)
+    @engine.task(dag="e")
+    async def goes_on():
+        await asyncio.Event().wait()
+    task = loop.create_task(engine.run_once("e"))
+    loop.run_forever()
+    began = __import__("time").monotonic()
+    engine.close()
+    print("closed", __import__("time").monotonic() - began < 10, flush=True)
+"""
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_interpreter_ends_though_the_loop_of_a_run_stands_still(  # A3
+    tmp_path: Path, durable: bool
+) -> None:
+    path = [str(tmp_path / "runs.db")] if durable else []
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(INTERRUPTED_LOOP), *path],
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S * 2,
+        check=False,
+    )
+    assert done.stdout == "closed True\n", done.stderr
+    assert done.returncode == 0
+
+
+async def test_hooks_of_many_runs_may_start_runs_of_their_own(
+    make_engine: MakeEngine,
+) -> None:  # R1
+    ended: list[str] = []
+
+    class Starts(RunHook):
+        def on_dag_start(self, event: DagStartEvent) -> None:
+            if event.dag_name == "outer":
+                asyncio.run(engine.run_once("inner"))
+
+        def on_dag_end(self, event: DagEndEvent) -> None:
+            ended.append(event.dag_name)
+
+    engine = make_engine(hooks=[Starts()], config=SchedulerConfig(hook_timeout_s=WAIT_S))
+    engine.task(name="a", dag="outer")(lambda: 1)
+    engine.task(name="b", dag="inner")(lambda: 1)
+    async with asyncio.timeout(WAIT_S):  # the hooks have 32 threads
+        await asyncio.gather(*[engine.run_once("outer") for _ in range(50)])
+    assert sorted(ended) == ["inner"] * 50 + ["outer"] * 50
+
+
+@pytest.mark.parametrize("how", ["deadline", "cancel"])
+async def test_run_that_has_succeeded_when_it_is_to_be_stopped_was_not_ended_by_that(
+    make_engine: MakeEngine, tmp_path: Path, how: str
+) -> None:
+    saving, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    class Slow(SqliteStateStore):
+        def save(self, changes: Sequence[Change]) -> None:
+            loop.call_soon_threadsafe(saving.set)
+            assert go_on.wait(WAIT_S)
+            super().save(changes)
+
+    with contextlib.closing(Slow(tmp_path / "runs.db")) as store:
+        engine = make_engine(state_store=store)
+        engine.task(name="a", dag="d")(lambda: 1)
+        run = asyncio.create_task(
+            engine.run_once("d", timeout_s=0.05 if how == "deadline" else None)
+        )
+        await asyncio.wait_for(saving.wait(), WAIT_S)
+        run_id = engine.list_runs()[0].run_id
+        if how == "cancel":
+            engine.cancel(run_id)
+        else:
+            await asyncio.to_thread(threading.Event().wait, 0.1)  # its time is to be up
+        go_on.set()
+        with contextlib.suppress(RunCancelledError):
+            await asyncio.wait_for(run, WAIT_S)
+        report = engine.get_run_report(run_id)
+        engine.close()
+    assert (report["status"], report["error"]) == ("SUCCESS", None)
+
+
+@pytest.mark.parametrize("how", ["cancel", "timeout"])
+async def test_run_that_was_stopped_is_let_go_of_at_once(  # I2
+    make_engine: MakeEngine, how: str
+) -> None:
+    class Big:
+        """Something that one would like to be rid of."""
+
+    engine = make_engine(config=SchedulerConfig(cancel_grace_s=WAIT_S, thread_grace_s=WAIT_S))
+    begun = asyncio.Event()
+
+    @engine.task(dag="d", timeout_s=0.02 if how == "timeout" else None)
+    async def waits(context: RunContext[Big]) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    big = Big()
+    known = weakref.ref(big)
+    run = asyncio.create_task(engine.run_once("d", RunContext(big)))
+    del big
+    await asyncio.wait_for(begun.wait(), WAIT_S)
+    if how == "cancel":
+        run.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.wait_for(run, WAIT_S)
+    del run
+    engine.prune_runs(keep_last=0)
+    await asyncio.sleep(0)
+    gc.collect()
+    assert known() is None

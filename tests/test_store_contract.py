@@ -215,13 +215,14 @@ def test_finished_run(store: Store) -> None:
     assert not loaded.alive
 
 
-def test_unknown_run(store: Store) -> None:
+@pytest.mark.parametrize("run_id", ["nope", "no\ud800pe", "no\0pe", ""])
+def test_unknown_run(store: Store, run_id: str) -> None:
     with pytest.raises(UnknownRunError):
-        store.load_run("nope", results=False)
+        store.load_run(run_id, results=False)
     with pytest.raises(UnknownRunError):
-        store.load_results("nope", ["a"])
+        store.load_results(run_id, ["a"])
     with pytest.raises(UnknownRunError):
-        store.list_runs(RunQuery(before="nope"))
+        store.list_runs(RunQuery(before=run_id))
 
 
 def test_runs_are_listed_newest_first(store: Store) -> None:

@@ -276,7 +276,7 @@ async def test_result_longer_than_a_row_may_be_fails_the_attempt_alone(  # D1 R5
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("option", ["retry_on", "no_retry_on"])
 async def test_predicate_that_raises_means_no_retry(
-    engine: Engine, kind: type[BaseException], option: str
+    engine: Engine, caplog: pytest.LogCaptureFixture, kind: type[BaseException], option: str
 ) -> None:
     def broken(error: BaseException) -> bool:
         raise kind
@@ -286,6 +286,9 @@ async def test_predicate_that_raises_means_no_retry(
         raise ValueError
 
     assert await finished(engine) == {"fails": "FAILED"}
+    (said,) = [each for each in caplog.messages if "predicate" in each]
+    problem = f"failed with {kind.__name__}, so it is not retried"
+    assert said == f"task 'fails': a predicate of its RetryPolicy {problem}"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 
     from flowrun.call_plan import Arguments
-    from flowrun.clock import Clock
+    from flowrun.clock import Clock, Timer
     from flowrun.context import Attempt
     from flowrun.inbox import Inbox
     from flowrun.remote import RemoteCall
@@ -52,11 +52,13 @@ class Invocation:
         text: The error's text, if it came from afar.
         timed_out: Whether its time was up before it ended.
         stopped: Whether it was told to stop.
+        withdrawn: Whether it was taken back before its code began.
         closed: The scheduler has its outcome; what comes later is late.
         abandoned: It was given up while its code still ran.
         unheard: Whether its thread has ended it before the loop heard of it.
         keeps_slot: Whether its slot is not free when it has ended, because its thread, or
             another one, goes on in it.
+        patience: When it will be given up, once it was told to stop and has not ended.
         withdraw: Takes it back from flowrun's own threads, if none has begun it; returns whether
             that was so.
     """
@@ -75,10 +77,12 @@ class Invocation:
     text: str | None = None
     timed_out = False
     stopped = False
+    withdrawn = False
     closed = False
     abandoned = False
     unheard = False
     keeps_slot = False
+    patience: Timer | None = None
     withdraw: Callable[[Invocation], bool] | None = None
     _coroutine: _Code
     _awaited: Any = None
@@ -203,8 +207,15 @@ class Invocation:
             self.task.cancel()
             return True
         if self.withdraw is not None:
-            return self.withdraw(self)
-        return self.future is not None and self.future.cancel()
+            self.withdrawn = self.withdraw(self)
+            return self.withdrawn
+        if self.future is None:
+            return False
+        cancelled = self.future.cancel()
+        # Of the standard library's futures only those of calls that have not begun can be; one of
+        # another kind may have had its call killed.
+        self.withdrawn = cancelled and type(self.future) is Future
+        return cancelled
 
     def due_at(self, now: float) -> float | None:
         """Return when its time is up, on the monotonic clock; ``None`` if that does not matter."""
@@ -295,6 +306,12 @@ class Invocation:
             self.error = ExecutorError(f"{name} is broken: {error_line(error)}")
         except CancelledError as error:
             self.error = error
+            if not self.stopped:
+                name = f"executor {self.spec.executor!r}" if self.spec.executor else "the executor"
+                self.error = ExecutorError(
+                    f"{name} has withdrawn the call before it began; it was shut down, or somebody"
+                    " has cancelled its futures"
+                )
         except BaseException as error:  # noqa: BLE001 - whatever a pool may raise
             self.error = error
         else:

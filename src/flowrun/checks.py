@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 import sys
+from collections.abc import Iterable
+from os import PathLike
 from typing import TYPE_CHECKING
 
 from flowrun.context import RunContext
@@ -12,7 +14,7 @@ from flowrun.errors import ContextError, DefinitionError, listed
 from flowrun.hooks import EVENT_METHODS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from concurrent.futures import Executor
 
     from flowrun.graph import Graph
@@ -31,13 +33,56 @@ def checked_store(store: StateStoreProtocol) -> StateStoreProtocol:
         for name in ("blocking", "create_run", "save", "load_run", "load_results", "list_runs")
         if not hasattr(store, name)
     ]
+    if isinstance(store, type):
+        msg = f"state_store= takes a store, not the class {store.__name__}: make one of it"
+        raise TypeError(msg)
     if missing:
         msg = (
             f"state_store= takes a StateStoreProtocol; {type(store).__name__} lacks"
             f" {', '.join(missing)}"
         )
+        if isinstance(store, str | PathLike):
+            msg = f"state_store= takes a StateStoreProtocol: SqliteStateStore({str(store)!r})"
         raise TypeError(msg)
     return store
+
+
+def check_kinds(**parts: tuple[object, type]) -> None:
+    """Refuse what is not of the type that it should be of; ``None`` stands for a default.
+
+    Args:
+        **parts: By its parameter's name, what was given and the type.
+
+    Raises:
+        TypeError: It is not; the message names the parameter.
+    """
+    for name, (value, kind) in parts.items():
+        if value is not None and not isinstance(value, kind):
+            msg = f"{name}= takes a {kind.__name__}, not {value!r:.80}"
+            raise TypeError(msg)
+
+
+def check_logger(logger: object) -> None:
+    """Refuse what cannot be written to like a logger of the standard library.
+
+    Raises:
+        TypeError: It cannot.
+    """
+    if logger is not None and not callable(getattr(logger, "isEnabledFor", None)):
+        msg = f"logger= takes a logging.Logger, not {logger!r:.80}"
+        raise TypeError(msg)
+
+
+def checked_redact(redact: Callable[[str], str] | None) -> Callable[[str], str] | None:
+    """Return the function if it can be called.
+
+    Raises:
+        TypeError: It cannot.
+    """
+    if redact is not None and not callable(redact):
+        msg = f"redact= takes a function from text to text, not {redact!r:.80}"
+        raise TypeError(msg)
+    return redact
 
 
 def checked_hooks(hooks: Sequence[RunHook]) -> Sequence[RunHook]:
@@ -46,6 +91,9 @@ def checked_hooks(hooks: Sequence[RunHook]) -> Sequence[RunHook]:
     Raises:
         TypeError: One has no handler, or is a class.
     """
+    if not isinstance(hooks, Iterable):
+        msg = f"hooks= takes a list of RunHook objects, not {hooks!r}; write hooks=[...]"
+        raise TypeError(msg)
     hooks = tuple(hooks)
     for hook in hooks:
         handlers = [getattr(hook, name, None) for name in EVENT_METHODS.values()]

@@ -32,10 +32,10 @@ from flowrun.errors import (
     StoreFullError,
     UnknownRunError,
 )
+from flowrun.escape import columns, padded
 from flowrun.interrupts import INTERRUPTED, until_interrupted
 from flowrun.progress import ProgressHook
 from flowrun.render import for_terminal, report_html, report_table, stored_previews
-from flowrun.render.escape import columns, padded
 from flowrun.report import build_report
 from flowrun.state.protocol import RunQuery
 from flowrun.state.records import RunStatus

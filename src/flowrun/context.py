@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextvars
+import threading
 import time
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from flowrun.errors import AttemptCancelledError, NoCurrentAttemptError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 T = TypeVar("T")
 
@@ -62,6 +66,9 @@ class RunContext(Generic[T]):
         return hash(self.deps)
 
 
+_listening = threading.Lock()
+
+
 class Attempt:
     """One call of one task, as the task itself may see it.
 
@@ -78,6 +85,7 @@ class Attempt:
 
     # Defaults of the class: most attempts are never told anything.
     _cancel_cause: str | None = None
+    _listeners: tuple[Callable[[str], object], ...] = ()
     deadline: float | None = None
     ended = False
     was_asked_for = False
@@ -127,6 +135,23 @@ class Attempt:
     def tell(self, cause: str) -> None:
         """Tell the attempt that it should stop; flowrun itself calls this."""
         self._cancel_cause = cause
+        for listener in self._listeners:
+            listener(cause)
+
+    def listen(self, listener: Callable[[str], object]) -> None:
+        """Have somebody called with the cause when the attempt is told to stop, or was before.
+
+        By the thread that tells it, perhaps twice; flowrun itself calls this.
+        """
+        with _listening:
+            self._listeners = (*self._listeners, listener)
+        if self._cancel_cause is not None:
+            listener(self._cancel_cause)
+
+    def listen_no_more(self, listener: Callable[[str], object]) -> None:
+        """End what :meth:`listen` has begun."""
+        with _listening:
+            self._listeners = tuple(one for one in self._listeners if one != listener)
 
     def __repr__(self) -> str:
         """Show which attempt it is."""

@@ -14,14 +14,18 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, cast, ove
 
 from flowrun.checks import (
     check_context,
+    check_kinds,
+    check_logger,
     check_run_timeout,
     checked_hooks,
     checked_metadata,
+    checked_redact,
     checked_store,
     with_kind,
 )
 from flowrun.config import SchedulerConfig
 from flowrun.context import CURRENT, RunContext
+from flowrun.entries import said
 from flowrun.errors import (
     DefinitionError,
     EngineClosedError,
@@ -68,6 +72,9 @@ GraphStyle = Literal["tree", "mermaid", "dot"]
 
 _HOOK_THREADS = 32
 _DEFAULT_LIST_LIMIT = 100
+_MOST_RUNS = 2**62
+_STANDSTILL_S = 1.0
+_CLOSE_JOURNAL_S = 30.0
 
 
 def build_default_engine(  # noqa: PLR0913 - the contract's parameters and their extensions
@@ -114,6 +121,8 @@ def build_default_engine(  # noqa: PLR0913 - the contract's parameters and their
         'hello'
         >>> engine.close()
     """
+    check_kinds(registry=(registry, TaskRegistry), config=(config, SchedulerConfig))
+    check_logger(logger)
     settings = config or SchedulerConfig()
     return Engine(
         registry=TaskRegistry() if registry is None else registry,
@@ -123,7 +132,7 @@ def build_default_engine(  # noqa: PLR0913 - the contract's parameters and their
         executors=executors or {},
         hooks=hooks or (),
         logger=logger,
-        redact=redact,
+        redact=checked_redact(redact),
         config=dataclasses.replace(settings, max_parallel=max_parallel),
     )
 
@@ -521,14 +530,20 @@ class Engine:
             older_than_s: Delete only runs created longer ago than this many seconds.
 
         Raises:
+            TypeError: ``keep_last`` is no whole number.
             ValueError: Neither is given, or one is negative.
         """
         if keep_last is None and older_than_s is None:
             msg = "say what to delete: prune_runs(keep_last=...), prune_runs(older_than_s=...)"
             raise ValueError(msg)
+        if keep_last is not None and type(keep_last) is not int:
+            msg = f"keep_last must be a whole number of runs, not {keep_last!r:.80}"
+            raise TypeError(msg)
         if (keep_last or 0) < 0 or not (older_than_s or 0) >= 0:
             msg = "keep_last and older_than_s must be 0 or more"
             raise ValueError(msg)
+        if keep_last is not None:
+            keep_last = min(keep_last, _MOST_RUNS)
         created_before = None if older_than_s is None else self._config.clock.time() - older_than_s
         return self._store.prune_runs(keep_last=keep_last, created_before=created_before)
 
@@ -538,15 +553,18 @@ class Engine:
         """Cancel the runs that are alive, wait for them, and give up what the engine owns.
 
         Called on the event loop of a run it cannot wait for that run; it then ends as the
-        loop goes on. ``async with engine`` and ``await engine.aclose()`` do wait.
+        loop goes on. ``async with engine`` and ``await engine.aclose()`` do wait. So it is
+        where a run's loop stands still, as after a Ctrl-C in ``run_until_complete``.
         Closing twice is fine. Reports can still be read.
         """
         here = _running_loop()
         for run, _ in self._start_closing():
             run.request_cancel("the engine was closed")
         with self._idle:
+            goes_on = any(loop.is_running() for loop in self._ending())
             self._idle.wait_for(
-                lambda: all(loop is here for loop in self._ending()), self._close_wait_s
+                lambda: all(loop is here for loop in self._ending()),
+                self._close_wait_s if goes_on else _STANDSTILL_S,
             )
             if self._ending():
                 return
@@ -646,13 +664,17 @@ class Engine:
         if thread.ident is not None:
             thread.join()  # it has nothing more to do
 
-    def _release(self) -> None:
-        """Give up what the engine owns, unless somebody has begun to."""
+    def _release(self, *, waits: bool = True) -> None:
+        """Give up what the engine owns, unless somebody has begun to.
+
+        Args:
+            waits: Whether to wait for its threads. When the interpreter ends they stand still.
+        """
         if self._begins_to_release():
             try:
-                self._services.journal.close()
+                self._services.journal.close(_CLOSE_JOURNAL_S if waits else 0.0)
             finally:
-                self._shut_pools_down()
+                self._shut_pools_down(wait=waits)
 
     def _begins_to_release(self) -> bool:
         with self._lock:
@@ -667,10 +689,10 @@ class Engine:
             )
         return True
 
-    def _shut_pools_down(self) -> None:
+    def _shut_pools_down(self, *, wait: bool = True) -> None:
         if self._workers is not None:
-            self._workers.shutdown(wait=True)
-        self._hook_threads.shutdown(wait=True)
+            self._workers.shutdown(wait=wait)
+        self._hook_threads.shutdown(wait=wait)
         self._log.debug("engine closed")
 
     def require_open(self, action: str) -> None:
@@ -771,30 +793,70 @@ class Engine:
         check_run_timeout(graph, timeout_s)
         loop = asyncio.get_running_loop()
         run_id = record.run_id
+        destroyed = False
         with contextlib.ExitStack() as stack:
             slots = self._enter_nested(stack)
             run = Run(self._services, graph, record, context, slots)
             with self._lock:
                 self.require_open("run a DAG")
                 self._live[run_id] = (run, loop)
+            self._end_with_caller(run, loop, stack)
             try:
                 if self._store.blocking:
-                    await run.create(partial(self._store.create_run, record))
+                    await run.create(partial(self._create, record))
                 else:
-                    self._store.create_run(record)
+                    self._create(record)
                 for name, value in (inputs or {}).items():
                     record.tasks[name].result = value
                 await run.execute(timeout_s)
+            except GeneratorExit:  # the loop went on no more; perhaps the interpreter is ending
+                destroyed = True
+                raise
             finally:
-                self._leave(run_id)
+                self._leave(run_id, waits=not destroyed)
         return run_id
+
+    def _create(self, record: RunRecord) -> None:
+        """Have the store keep a new run; what it raises is told as a store's error."""
+        try:
+            self._store.create_run(record)
+        except Exception as error:
+            clear = said(error, record, "created")
+            if clear is error:
+                raise
+            raise clear from error
+
+    def _end_with_caller(
+        self, run: Run, loop: asyncio.AbstractEventLoop, stack: contextlib.ExitStack
+    ) -> None:
+        """Have a run cancelled with the task that has started it in another thread.
+
+        On the loop of the task's own run, asyncio does that, unless the task has shielded it.
+        """
+        attempt = CURRENT.get(None)
+        if attempt is None or attempt.ended:
+            return
+        with self._lock:
+            caller = self._live.get(attempt.run_id)
+        if caller is not None and caller[1] is not loop:
+            why = f"the task {attempt.task_name!r} that started it was told to stop"
+
+            def end(_: str) -> None:
+                run.request_cancel(why)
+
+            stack.callback(attempt.listen_no_more, end)
+            attempt.listen(end)
 
     def _enter_nested(self, stack: contextlib.ExitStack) -> Slots:
         """Return where the run's slots come from.
 
         A run started inside a task works in that task's slot (R3), and a worker thread that
-        waits for it does not count as one meanwhile: otherwise nesting could deadlock.
+        waits for it does not count as one meanwhile: otherwise nesting could deadlock. Neither
+        does the thread of a hook that waits for a run.
         """
+        if self._hook_threads.runs_caller:
+            self._hook_threads.lend()
+            stack.callback(self._hook_threads.give_back)
         attempt = CURRENT.get(None)
         if attempt is None or attempt.ended:
             return self._slots
@@ -818,7 +880,7 @@ class Engine:
         if self._workers is not None:
             self._workers.give_back()
 
-    def _leave(self, run_id: str) -> None:
+    def _leave(self, run_id: str, *, waits: bool) -> None:
         with self._idle:
             del self._live[run_id]
             self._idle.notify_all()
@@ -831,7 +893,7 @@ class Engine:
                 loop.call_soon_threadsafe(over.set)
                 told = True
         if not told:
-            self._release()
+            self._release(waits=waits)
 
 
 class DagScope:

@@ -97,12 +97,18 @@ def by_run(entries: Sequence[Entry | Group]) -> list[list[Entry | Group]]:
     return list(runs.values())
 
 
-def said(failure: BaseException, run: RunRecord) -> Exception:
-    """Return what a run is told of a failure: one that says that it was the store's."""
+def said(failure: BaseException, run: RunRecord, done: str = "saved") -> Exception:
+    """Return what a run is told of a failure: one that says that it was the store's.
+
+    Args:
+        failure: What the store has raised.
+        run: Of which run it is.
+        done: What could not be done with it.
+    """
     if isinstance(failure, FlowrunError):
         return failure
     clear = StoreError(
-        f"run {run.run_id!r} of DAG {run.dag_name!r} could not be saved: the state store failed"
+        f"run {run.run_id!r} of DAG {run.dag_name!r} could not be {done}: the state store failed"
         f" with {error_line(failure)}"
     )
     clear.__cause__ = failure

@@ -64,9 +64,12 @@ def redacted(text: str, redact: Callable[[str], str] | None) -> str:
     if redact is None:
         return text
     try:
-        return bounded(str(redact(text)))
+        left: object = redact(text)
+        if isinstance(left, str):
+            return bounded(left)
     except BaseException as error:  # noqa: BLE001 - a broken redact must not show the secret
         return f"<hidden: redact failed with {type(error).__qualname__}>"
+    return f"<hidden: redact returned {type(left).__qualname__}, not str>"
 
 
 def _own_frames_off(error: BaseException) -> TracebackType | None:

@@ -43,16 +43,13 @@ def ambiguous(
 
 
 def not_a_task(dag_name: str, spec: TaskSpec, function: TaskFunction) -> GraphError:
-    """A dependency is a callable that is no task at all."""
-    return MissingDependencyError(
-        dag_name,
-        [
-            (
-                f"task {spec.name!r} depends on the callable {callable_name(function)!r}, which is"
-                f" not registered as a task; decorate it with @engine.task(dag={spec.dag!r})"
-            )
-        ],
-    )
+    """A dependency is a callable that is no task at all, or a template."""
+    what = f"the callable {callable_name(function)!r}, which is not registered as a task"
+    remedy = f"decorate it with @engine.task(dag={spec.dag!r})"
+    if callable(getattr(function, "bind", None)):
+        what = "a template, which is no task itself"
+        remedy = "name a task that its bind() has registered"
+    return MissingDependencyError(dag_name, [f"task {spec.name!r} depends on {what}; {remedy}"])
 
 
 def cross(dag_name: str, spec: TaskSpec, dependency: str, dags: Sequence[str | None]) -> GraphError:

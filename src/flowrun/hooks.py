@@ -232,7 +232,9 @@ class HookDispatcher:
         if self._redact is None:
             self.log.error("hook %r failed on %s", handler, name, exc_info=error, extra=about)
         else:
-            text = redacted(error_text(error), self._redact)
+            from flowrun.escape import for_terminal  # noqa: PLC0415 - for errors only
+
+            text = for_terminal(redacted(error_text(error), self._redact), multiline=True)
             self.log.error("hook %r failed on %s\n%s", handler, name, text, extra=about)
 
     def channel(self, context: contextvars.Context, wake: Callable[[], object]) -> HookChannel:

@@ -228,15 +228,21 @@ class Journal:
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # noqa: BLE001 - it stays owed, whatever the reason
-                told = redacted(error_line(error), self._redact)
+                from flowrun.escape import for_terminal  # noqa: PLC0415 - for errors only
+
+                told = for_terminal(redacted(error_line(error), self._redact))
                 self._log.warning("run %r still cannot be saved: %s", run_id, told)
                 continue
             with self._lock:
                 self._debts.pop(run_id, None)
 
     def close(self, timeout_s: float = 30.0) -> None:
-        """Write everything that was submitted, then end the thread."""
-        if self._debts:
+        """Write everything that was submitted, then end the thread.
+
+        Args:
+            timeout_s: How long to wait for that; 0: not at all, and what is owed is not tried.
+        """
+        if self._debts and timeout_s:
             self.pay()
         with self._lock:
             thread, self._thread = self._thread, None

@@ -20,7 +20,7 @@ class ShownReport(dict[str, Any]):
         self, include: Collection[str] | None = None, exclude: Collection[str] | None = None
     ) -> dict[str, str]:
         from flowrun import render  # noqa: PLC0415 - drawing is not needed to run
-        from flowrun.render.escape import for_html  # noqa: PLC0415
+        from flowrun.escape import for_html  # noqa: PLC0415
 
         report = cast("RunReport", self)
         deps = {name: task["deps"] for name, task in report["tasks"].items()}

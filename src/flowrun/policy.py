@@ -68,15 +68,34 @@ class RetryPolicy:
         _check_matcher("retry_on", self.retry_on)
         _check_matcher("no_retry_on", self.no_retry_on)
 
-    def allows(self, error: BaseException, failures: int) -> bool:
+    def allows(
+        self,
+        error: BaseException,
+        failures: int,
+        tell: Callable[[str], object] | None = None,
+    ) -> bool:
         """Return whether another attempt follows after ``failures`` failed ones.
 
         A predicate that raises counts as "do not retry"; the error it was asked about is
         what the task then fails with.
+
+        Args:
+            error: What the last one raised.
+            failures: How many there were.
+            tell: Called with what there is to say of a predicate that raises.
         """
         if failures > self.retries or isinstance(error, NonRetryableError | ResultNotStorableError):
             return False
-        return _matches(self.retry_on, error) and not _matches(self.no_retry_on, error, broken=True)
+        try:
+            return _matches(self.retry_on, error) and not _matches(self.no_retry_on, error)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as failure:  # noqa: BLE001 - a user's predicate must not end the run
+            if tell is not None:
+                # Without its text, which no redact function has seen.
+                kind = type(failure).__qualname__
+                tell(f"a predicate of its RetryPolicy failed with {kind}, so it is not retried")
+            return False
 
     def delay_before(self, retry: int, chance: float) -> float:
         """Return the seconds to wait before the ``retry``-th retry.
@@ -122,15 +141,10 @@ def _check_matcher(name: str, matcher: object) -> None:
             raise TypeError(msg)
 
 
-def _matches(matcher: ErrorMatcher, error: BaseException, *, broken: bool = False) -> bool:
+def _matches(matcher: ErrorMatcher, error: BaseException) -> bool:
     if isinstance(matcher, type | tuple):
         return isinstance(error, matcher)
-    try:
-        return bool(matcher(error))
-    except KeyboardInterrupt:
-        raise
-    except BaseException:  # noqa: BLE001 - a user's predicate must not end the run
-        return broken
+    return bool(matcher(error))
 
 
 NO_RETRIES = RetryPolicy(0)

@@ -11,8 +11,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, TextIO, cast
 
+from flowrun.escape import columns, for_terminal, shortened
 from flowrun.hooks import RunHook
-from flowrun.render.escape import columns, for_terminal, shortened
 from flowrun.render.wording import counted
 
 if TYPE_CHECKING:

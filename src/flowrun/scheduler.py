@@ -30,7 +30,7 @@ from flowrun.launcher import Launcher
 from flowrun.ledger import Ledger
 from flowrun.starts import Starts
 from flowrun.state.protocol import Change, Successes
-from flowrun.state.records import NoResult, Reason, TaskStatus
+from flowrun.state.records import NoResult, Reason, RunStatus, TaskStatus
 from flowrun.teller import Teller
 
 if TYPE_CHECKING:
@@ -354,6 +354,8 @@ class Run:
             self._interrupted(number, now, error)
         elif invocation.timed_out:
             self._timed_out(invocation, now)
+        elif self._stopping is not None and invocation.withdrawn:
+            self._tasks[number].withdraw()  # it is skipped with all that have not started (R2)
         elif self._stopping is not None:
             self._fail_stopped(number, now, abandoned=False)
         else:
@@ -363,6 +365,9 @@ class Run:
     def _close(self, invocation: Invocation) -> None:
         """Take an attempt off the books."""
         self._launcher.take_back(invocation)
+        if invocation.patience is not None:  # it would keep the run alive until then
+            invocation.patience.cancel()
+            invocation.patience = None
         if invocation.preserved is not None:
             self._inputs.keep(invocation.number, invocation.preserved)
         # Show when the code started, not when it was handed to a pool (A1).
@@ -410,6 +415,8 @@ class Run:
         """Save what has ended since the loop's last turn."""
         self._save_successes()
         self._launcher.pump()
+        if self._stopping is not None or not self._ledger.open:
+            self.progressed()
 
     def _save_successes(self) -> None:
         """Save them here, if nothing of the run goes on meanwhile and it takes no time."""
@@ -524,7 +531,9 @@ class Run:
         spec = self.graph.specs[number]
         task.fail(now, text, reason, abandoned=abandoned is not None)
         line = self._redacted(error_line(error))
-        if self._stopping is not None or not spec.retry.allows(error, task.attempt):
+        if self._stopping is not None or not spec.retry.allows(
+            error, task.attempt, partial(self._tell.noted, task)
+        ):
             self._fail_for_good(number, line)
         elif abandoned is None:
             self._retry(number, line)
@@ -547,12 +556,16 @@ class Run:
     def _lingered(self, number: int, line: str) -> None:
         del self._lingering[number]
         del self._timers[number]
-        task = self._tasks[number]
+        task, spec = self._tasks[number], self.graph.specs[number]
+        remedy = (
+            "Let the task go on with the CancelledError that it gets."
+            if self.graph.is_async[number]
+            else "Let the task check current_attempt().cancelled, or run it on a"
+            " ProcessPerAttemptExecutor."
+        )
         task.amend(
             f"{task.error}\nNot retried: the timed-out attempt was still running after another"
-            f" {self.graph.specs[number].timeout_s:g} s, and two attempts of one task never run"
-            " at once. Let the task check current_attempt().cancelled, or run it on a"
-            " ProcessPerAttemptExecutor."
+            f" {spec.timeout_s:g} s, and two attempts of one task never run at once. {remedy}"
         )
         self._fail_for_good(number, line)
         self.progressed()
@@ -617,9 +630,12 @@ class Run:
         invocation.timed_out = True
         if invocation.stop(f"it timed out after {invocation.spec.timeout_s:g} s"):
             # It will end: give it the time to clean up, a bounded one.
-            self._later(self._config.cancel_grace_s, partial(self._give_up, invocation))
+            self._give_up_later(invocation, self._config.cancel_grace_s)
         else:
             self._give_up(invocation)
+
+    def _give_up_later(self, invocation: Invocation, delay_s: float) -> None:
+        invocation.patience = self._later(delay_s, partial(self._give_up, invocation))
 
     def _give_up(self, invocation: Invocation) -> None:
         """Go on without an attempt that does not end."""
@@ -671,7 +687,7 @@ class Run:
                 del self._lingering[number]
                 self._fail_for_good(number, f"not retried: {cause}")
         self._timers.clear()
-        for invocation in sorted(self._active, key=_by_number):
+        for invocation in sorted(self._active, key=_order_of_stopping):
             if not invocation.stopped:
                 self._stop_attempt(invocation)
         self.progressed()
@@ -680,7 +696,7 @@ class Run:
         willing = invocation.stop(f"{self._stopping}: {self._cause}")
         config = self._config
         grace_s = config.cancel_grace_s if willing else config.thread_grace_s
-        self._later(grace_s, partial(self._give_up, invocation))
+        self._give_up_later(invocation, grace_s)
 
     def _fail_stopped(self, number: int, now: float, *, abandoned: bool) -> None:
         reason = self._stopping or Reason.RUN_CANCELLED
@@ -774,8 +790,12 @@ class Run:
         if self._timer is not None:
             self._timer.cancel()
         self._launcher.leave()
-        record = self.record
-        error = None if self._stopping is None else f"{self._stopping}: {self._cause}"
+        record, error = self.record, None
+        # What came too late to stop anything has not ended the run.
+        if self._stopping is not None and (
+            self._is_broken or record.status is not RunStatus.SUCCESS
+        ):
+            error = f"{self._stopping}: {self._cause}"
         record.finish(self._now(), error)
         end = [Change(record, None)]
         if self._is_broken:  # perhaps while it was being stopped for another reason
@@ -852,8 +872,9 @@ def _nothing() -> None:
     """Wake the loop and do no more."""
 
 
-def _by_number(invocation: Invocation) -> int:
-    return invocation.number
+def _order_of_stopping(invocation: Invocation) -> tuple[bool, int]:
+    """First what waits in a pool: it would begin as soon as something else there has ended."""
+    return invocation.future is None or invocation.future.running(), invocation.number
 
 
 _MOST_UNSAVED = 128

@@ -1,4 +1,7 @@
-"""What a run does, told to the log and to the hooks; it decides nothing."""
+"""What a run does, told to the log and to the hooks; it decides nothing.
+
+Hooks get texts as they are. A log mostly ends on somebody's screen, so there they are escaped (V1).
+"""
 
 from __future__ import annotations
 
@@ -116,10 +119,12 @@ class Teller:
         """
         record = self._record
         if text is None:
+            shown = _shown(str(error), multiline=True)
             self._log.error(
-                "run %s broke: %s", record.run_id, error, exc_info=error, extra=self._about()
+                "run %s broke: %s", record.run_id, shown, exc_info=error, extra=self._about()
             )
         else:
+            line, text = _shown(line), _shown(text, multiline=True)
             self._log.error("run %s broke: %s\n%s", record.run_id, line, text, extra=self._about())
 
     def started(self, task: TaskRecord) -> None:
@@ -167,14 +172,15 @@ class Teller:
     ) -> None:
         """An attempt has failed; another one follows."""
         record = self._record
-        self._log.info(
-            "task %r attempt %d failed and will be retried in %g s: %s",
-            task.name,
-            task.attempt,
-            delay_s,
-            message,
-            extra=self._about(task),
-        )
+        if self._log.isEnabledFor(logging.INFO):
+            self._log.info(
+                "task %r attempt %d failed and will be retried in %g s: %s",
+                task.name,
+                task.attempt,
+                delay_s,
+                _shown(message),
+                extra=self._about(task),
+            )
         if self._channel.wants(TaskRetryEvent):
             self._channel.emit(
                 TaskRetryEvent(
@@ -194,8 +200,11 @@ class Teller:
         record = self._record
         about = self._about(task)
         verb = "timed out" if task.reason is Reason.TIMEOUT else "failed"
-        self._log.warning(TASK_FAILED, task.name, verb, message, extra=about)
-        self._log.debug("traceback of task %r:\n%s", task.name, task.error, extra=about)
+        if self._log.isEnabledFor(logging.WARNING):
+            self._log.warning(TASK_FAILED, task.name, verb, _shown(message), extra=about)
+        if self._log.isEnabledFor(logging.DEBUG):
+            trace = _shown(task.error or "", multiline=True)
+            self._log.debug("traceback of task %r:\n%s", task.name, trace, extra=about)
         if self._channel.wants(TaskFailureEvent):
             self._channel.emit(
                 TaskFailureEvent(
@@ -214,7 +223,9 @@ class Teller:
     def skipped(self, task: TaskRecord) -> None:
         """A task will not run."""
         record = self._record
-        self._log.info("task %r skipped: %s", task.name, task.error, extra=self._about(task))
+        if self._log.isEnabledFor(logging.INFO):
+            why = _shown(task.error or "")
+            self._log.info("task %r skipped: %s", task.name, why, extra=self._about(task))
         if self._channel.wants(TaskSkipEvent):
             self._channel.emit(
                 TaskSkipEvent(
@@ -226,6 +237,10 @@ class Teller:
                     task.error or "",
                 )
             )
+
+    def noted(self, task: TaskRecord, what: str) -> None:
+        """Something is to be known of a task that its record does not show."""
+        self._log.warning("task %r: %s", task.name, what, extra=self._about(task))
 
     def abandoned(self, task: TaskRecord) -> None:
         """An attempt was given up while its code still runs."""
@@ -250,6 +265,12 @@ class Teller:
         if task is not None:
             about["task"] = task.name
         return about
+
+
+def _shown(text: str, *, multiline: bool = False) -> str:
+    from flowrun.escape import for_terminal  # noqa: PLC0415 - most runs have no error to show
+
+    return for_terminal(text, multiline=multiline)
 
 
 def _duration_s(task: TaskRecord) -> float:

@@ -109,6 +109,9 @@ class WorkerFuture(Future[T]):
         self.set_running_or_notify_cancel()
 
 
+_here = threading.local()  # of which pool the thread is
+
+
 class _Worker:
     """One thread of a pool, as the pool knows it; guarded by the pool's lock.
 
@@ -250,6 +253,11 @@ class WorkerThreads(Executor):
                 self._jobs = deque(job for job in self._jobs if not job.is_taken)
                 self._cancelled = 0
 
+    @property
+    def runs_caller(self) -> bool:
+        """Whether the calling thread is one of the pool's."""
+        return getattr(_here, "pool", None) is self
+
     def lend(self) -> None:
         """Allow one thread more, while one of them waits for work that needs a thread itself."""
         with self._lock:
@@ -339,6 +347,7 @@ class WorkerThreads(Executor):
 
     def _work(self) -> None:
         """Run jobs in this thread until there are none for long, or it is one too many."""
+        _here.pool = self
         worker = _Worker()
         with self._lock:
             self._live.add(worker)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from flowrun.escape import for_terminal
 from flowrun.render.dot import dot
-from flowrun.render.escape import for_terminal
 from flowrun.render.html import report_html
 from flowrun.render.mermaid import mermaid
 from flowrun.render.page import preview, stored_previews

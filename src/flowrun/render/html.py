@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from flowrun.render.escape import for_html
+from flowrun.escape import for_html
 from flowrun.render.page import as_json, critical_path, page_data, preview
 from flowrun.render.svg import draw, graph_css, symbols
 from flowrun.render.wording import (

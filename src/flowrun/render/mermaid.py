@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flowrun.render.escape import for_mermaid
+from flowrun.escape import for_mermaid
 from flowrun.render.palette import LIGHT
 from flowrun.render.wording import SIGNS, duration_text, ran_s
 

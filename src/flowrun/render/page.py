@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, TypedDict
 
 from flowrun.errors import ResultNotReadableError
-from flowrun.render.escape import for_terminal
+from flowrun.escape import for_terminal
 from flowrun.render.wording import counted, is_kept, own_line
 from flowrun.state.serializers import JsonSerializer
 

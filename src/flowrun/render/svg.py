@@ -6,7 +6,7 @@ from importlib.resources import files
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from flowrun.render.escape import for_html, for_terminal
+from flowrun.escape import for_html, for_terminal
 from flowrun.render.layout import Layout, Spacing, lay_out
 from flowrun.render.wording import SIGNS, counted, duration_text, ran_s
 

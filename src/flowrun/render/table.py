@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, NamedTuple
 
-from flowrun.render.escape import columns, for_terminal, padded, shortened
+from flowrun.escape import columns, for_terminal, padded, shortened
 from flowrun.render.wording import (
     counted,
     duration_text,

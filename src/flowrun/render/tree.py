@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
-from flowrun.render.escape import for_terminal, shortened
+from flowrun.escape import for_terminal, shortened
 from flowrun.render.wording import duration_text, ran_s, sign_of
 
 if TYPE_CHECKING:

@@ -92,7 +92,8 @@ class TaskRecord:
     """One task of one run.
 
     ``PENDING -> RUNNING -> SUCCESS``, ``RUNNING -> FAILED (-> PENDING)``,
-    ``PENDING -> SKIPPED``; every other change is a :class:`TransitionError`.
+    ``PENDING -> SKIPPED``, and ``RUNNING -> PENDING`` where the attempt's code never began;
+    every other change is a :class:`TransitionError`.
 
     Attributes:
         name: The task.
@@ -152,6 +153,14 @@ class TaskRecord:
             self.abandoned = False
         self.attempt += 1
         self.status = _RUNNING  # last: another thread may be copying it, status first
+
+    def withdraw(self) -> None:
+        """RUNNING -> PENDING: the attempt is none, for its code has not begun and never will."""
+        if self.status is not _RUNNING:
+            self._refuse("withdraw")
+        self.attempt -= 1
+        self.started_at = None
+        self.status = _PENDING
 
     def succeed(self, now: float, result: object) -> None:
         """RUNNING -> SUCCESS."""

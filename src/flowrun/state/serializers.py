@@ -34,8 +34,11 @@ class ResultSerializer(Protocol):
 
     @property
     def name(self) -> str:
-        """Return a short id that is kept with each result and never changes."""
-        ...
+        """Return a short id that is kept with each result and never changes.
+
+        Unless a subclass says otherwise it is the full name of its class.
+        """
+        return f"{type(self).__module__}.{type(self).__qualname__}"
 
     def dumps(self, value: object) -> bytes:
         """Return the bytes to keep.
@@ -52,6 +55,26 @@ class ResultSerializer(Protocol):
             ResultNotReadableError: The bytes are damaged, or another serializer's.
         """
         ...
+
+
+def checked_serializer(serializer: ResultSerializer) -> ResultSerializer:
+    """Return the serializer if it can be one.
+
+    Raises:
+        TypeError: It cannot; the message says what it lacks.
+    """
+    name: object = getattr(serializer, "name", None)
+    methods = [getattr(serializer, method, None) for method in ("dumps", "loads")]
+    if isinstance(serializer, type) or not all(map(callable, methods)):
+        msg = f"serializer= takes a ResultSerializer, such as JsonSerializer(), not {serializer!r}"
+        raise TypeError(msg)
+    if not isinstance(name, str) or not name:
+        msg = (
+            f"serializer= takes a ResultSerializer; {type(serializer).__name__} lacks a name, which"
+            " is kept with each result: a text that never changes"
+        )
+        raise TypeError(msg)
+    return serializer
 
 
 def is_small(value: Any) -> bool:  # noqa: ANN401 - what a task returned

@@ -12,7 +12,7 @@ import zlib
 from collections import Counter, OrderedDict
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from flowrun.errors import (
     AlreadyResumedError,
@@ -44,7 +44,7 @@ from flowrun.state.rows import (
     task_row,
     tasks_of_plan,
 )
-from flowrun.state.serializers import JsonSerializer, is_small
+from flowrun.state.serializers import JsonSerializer, checked_serializer, is_small
 from flowrun.state.sqlite_file import FOLDED_PAGES, SqliteFile, check_settings
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ class SqliteStateStore:
         ForkedStoreError: A parent process had the file open when this one was forked.
         StoreFileError: The file is foreign, newer, damaged or cannot be used; it was left as
             it was.
+        TypeError: The serializer is none.
         ValueError: A setting means nothing.
     """
 
@@ -132,6 +133,7 @@ class SqliteStateStore:
         if cache_ttl_s is not None and not cache_ttl_s >= 0:
             msg = f"cache_ttl_s must be 0 or more, or None, not {cache_ttl_s!r}"
             raise ValueError(msg)
+        serializer = checked_serializer(JsonSerializer() if serializer is None else serializer)
         self._file = SqliteFile(
             db_path,
             synchronous=synchronous,
@@ -140,7 +142,7 @@ class SqliteStateStore:
             readonly=_readonly,
         )
         self.path = self._file.path
-        self.serializer: ResultSerializer = serializer or JsonSerializer()
+        self.serializer: ResultSerializer = serializer
         # Held while the writer waits for another process: who reads must not need it.
         self._writing = threading.RLock()
         self._lock = threading.RLock()
@@ -486,6 +488,8 @@ class SqliteStateStore:
     def _check_ancestor(self, db: sqlite3.Connection, run: RunRecord, ancestor: str) -> None:
         """Let one heir at a time in, and end an ancestor that died (S5, D3)."""
         rows = db.execute(sql.FAMILY, (ancestor,)).fetchall()
+        if not rows:  # it was pruned meanwhile
+            raise UnknownRunError(ancestor)
         for run_id, finished_at, owner in rows:
             if finished_at is None and self._owner_lives(owner):
                 raise RunAliveError(ancestor, f"run {run_id!r} is still being worked on")
@@ -585,7 +589,7 @@ class SqliteStateStore:
             return int(db.execute("PRAGMA freelist_count").fetchone()[0])
 
     def _run_row(self, db: sqlite3.Connection, run_id: str) -> tuple[int, Row] | None:
-        found = db.execute(sql.SELECT_RUN, (run_id,)).fetchone()
+        found = _found(db, sql.SELECT_RUN, run_id)
         if found is None:
             return None
         seq, *row, stored = found
@@ -643,7 +647,7 @@ class SqliteStateStore:
         if not isinstance(before, str):
             return None
         # Only where it stands: the runs before a damaged one can be listed.
-        found = db.execute(sql.SEQ_OF, (before,)).fetchone()
+        found = _found(db, sql.SEQ_OF, before)
         if found is None:
             raise UnknownRunError(before)
         return int(found[0])
@@ -740,6 +744,15 @@ class SqliteStateStore:
         if self._closed:
             msg = f"the store on {str(self.path)!r} is closed; open a new one"
             raise StoreFileError(msg)
+
+
+def _found(db: sqlite3.Connection, statement: str, run_id: str) -> tuple[Any, ...] | None:
+    """Return the row of a run's id, if there is one: none has an id that cannot be encoded."""
+    try:
+        row: tuple[Any, ...] | None = db.execute(statement, (run_id,)).fetchone()
+    except UnicodeEncodeError:
+        return None
+    return row
 
 
 def _copied(run: RunRecord) -> RunRecord:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowrun.render.escape import (
+from flowrun.escape import (
     columns,
     for_dot,
     for_html,
