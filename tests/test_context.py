@@ -118,6 +118,21 @@ def test_attempt_that_is_told_to_stop_says_why_and_others_are_not_told() -> None
     other.raise_if_cancelled()
 
 
+def test_who_listens_is_told_once_or_more_and_nothing_after_that_has_ended() -> None:
+    attempt, heard = Attempt("r", "d", "t", 1), list[str]()
+
+    def other(cause: str) -> None:
+        heard.append(f"other: {cause}")
+
+    attempt.listen(heard.append)
+    attempt.listen(other)
+    attempt.listen_no_more(other)
+    attempt.tell("stop")
+    assert heard == ["stop"]
+    attempt.listen(other)  # too late to hear it otherwise
+    assert heard == ["stop", "other: stop"]
+
+
 def test_outside_a_task_there_is_no_current_attempt() -> None:
     with pytest.raises(NoCurrentAttemptError, match=r"inside a task .*copy_context\(\)") as caught:
         current_attempt()

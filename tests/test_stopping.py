@@ -35,6 +35,7 @@ from flowrun import (
     current_attempt,
     fn_hook,
 )
+from flowrun.attempt import Invocation
 from flowrun.errors import AttemptCancelledError, EngineClosedError, UnknownRunError
 
 from .conftest import WAIT_S, flowrun_threads, statuses
@@ -1170,3 +1171,35 @@ async def test_run_that_was_stopped_is_let_go_of_at_once(  # I2
     await asyncio.sleep(0)
     gc.collect()
     assert known() is None
+
+
+async def test_attempt_whose_thread_ends_it_as_it_is_given_up_is_not_abandoned(  # A3
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(config=SchedulerConfig(thread_grace_s=0.02))
+    loop_thread, given_up, begun = threading.current_thread(), threading.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    claim_end = Invocation.claim_end
+
+    def claims(invocation: Invocation) -> bool:
+        if threading.current_thread() is loop_thread:
+            given_up.set()
+            return claim_end(invocation)
+        first = claim_end(invocation)
+        assert given_up.wait(WAIT_S)  # the loop has not heard of its end
+        return first
+
+    monkeypatch.setattr(Invocation, "claim_end", claims)
+
+    @engine.task(dag="d", timeout_s=None)
+    def polite() -> None:
+        loop.call_soon_threadsafe(begun.set)
+        while not current_attempt().cancelled:
+            pass
+
+    run = await started(engine, begun)
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(run, WAIT_S)
+    task = engine.get_run_report(engine.list_runs()[0].run_id)["tasks"]["polite"]
+    assert (task["status"], task["reason"], task["abandoned"]) == ("FAILED", "RUN_CANCELLED", False)
