@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from flowrun import __version__ as flowrun_version
 from flowrun.cli import main
 
 from .conftest import WAIT_S
@@ -132,8 +133,10 @@ def test_run_fails_resume_finishes_and_reports_tell(jobs: Path) -> None:
     assert flowrun(jobs, "prune", "runs.db", "--keep-last", "1").stdout == "3 run(s) deleted\n"
     assert flowrun(jobs, "prune", "runs.db", "--older-than-s", "0").stdout == "1 run(s) deleted\n"
     assert flowrun(jobs, "runs", "runs.db").stdout == "no runs\n"
-    assert "no run 'latest'" in flowrun(jobs, "report", "runs.db", "latest", code=2).stderr
-    assert "no run 'latest'" in flowrun(jobs, "resume", "jobs:engine", "latest", code=2).stderr
+    told = "there is no latest run: 'runs.db' has no runs yet"
+    assert told in flowrun(jobs, "report", "runs.db", "latest", code=2).stderr
+    told = "there is no latest run: the engine's store has no runs yet"
+    assert told in flowrun(jobs, "resume", "jobs:engine", "latest", code=2).stderr
 
 
 def test_list_show_and_validate(jobs: Path) -> None:
@@ -219,6 +222,7 @@ def test_run_that_is_cancelled_from_inside_has_failed(jobs: Path) -> None:
         (["run", "jobs:number", "daily"], "'jobs:number' is no flowrun Engine"),
         (["run", "jobs:nothing.at.all", "daily"], "is no flowrun Engine"),
         (["show", "jobs:engine", "dayly"], "Did you mean 'daily'?"),
+        (["validate", "jobs:engine", "dayly"], "Did you mean 'daily'?"),
         (["runs", "nowhere.db"], "there is no file 'nowhere.db'"),
         (["prune", "nowhere.db", "--keep-last", "1"], "there is no file 'nowhere.db'"),
         (["prune", "nowhere.db"], "say what to delete"),
@@ -240,6 +244,12 @@ def test_interrupt_while_jobs_are_loaded(jobs: Path, capsys: pytest.CaptureFixtu
     (jobs / "interrupted.py").write_text("raise KeyboardInterrupt", encoding="utf-8")
     assert main(["list", "interrupted:engine"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"flowrun {flowrun_version}\n"
 
 
 def test_completion_and_help(capsys: pytest.CaptureFixture[str]) -> None:

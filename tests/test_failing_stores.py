@@ -348,7 +348,7 @@ async def test_run_that_outlasts_the_closing_releases_the_engine(  # R4
             await closing_
     else:
         with monkeypatch.context() as patch:
-            patch.setattr(Engine, "_close_wait_s", 0.01)
+            patch.setattr(Engine, "_close_wait_s", lambda _: 0.01)
             await asyncio.wait_for(engine.aclose(), WAIT_S)
     assert not run.done()
     go_on.set()

@@ -1203,3 +1203,28 @@ async def test_attempt_whose_thread_ends_it_as_it_is_given_up_is_not_abandoned( 
         await asyncio.wait_for(run, WAIT_S)
     task = engine.get_run_report(engine.list_runs()[0].run_id)["tasks"]["polite"]
     assert (task["status"], task["reason"], task["abandoned"]) == ("FAILED", "RUN_CANCELLED", False)
+
+
+async def test_resume_beside_code_that_was_abandoned_is_told(  # A2
+    make_engine: MakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = make_engine()
+    release, calls = threading.Event(), list[int]()
+
+    @engine.task(dag="d", timeout_s=0.02)
+    def hangs_once() -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            release.wait(WAIT_S)
+
+    engine.task(name="fine", dag="e")(lambda: 1)
+    run_id = await engine.run_once("d")
+    await engine.run_once("e")
+    resumed = await asyncio.wait_for(engine.resume(run_id), WAIT_S)
+    release.set()
+    assert statuses(engine.get_run_report(resumed)) == {"hangs_once": "SUCCESS"}
+    (told,) = [message for message in caplog.messages if "beside the run" in message]
+    assert told == (
+        f"task 'hangs_once' of run '{run_id}' was abandoned and still runs, beside the run that"
+        " resumes it"
+    )

@@ -291,6 +291,27 @@ async def test_predicate_that_raises_means_no_retry(
     assert said == f"task 'fails': a predicate of its RetryPolicy {problem}"
 
 
+async def test_future_that_cannot_be_asked_or_cancelled_keeps_no_run_from_ending(
+    make_engine: MakeEngine,
+) -> None:
+    class Sullen(concurrent.futures.Future[Any]):
+        def cancel(self) -> bool:
+            raise NotImplementedError
+
+        def running(self) -> bool:
+            raise NotImplementedError
+
+    class Never(concurrent.futures.Executor):
+        def submit(self, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
+            return Sullen()
+
+    engine = make_engine(executor=Never(), config=SchedulerConfig(thread_grace_s=0.02))
+    engine.task(name="a", dag="d")(lambda: 1)
+    run_id = await asyncio.wait_for(engine.run_once("d", timeout_s=0.05), WAIT_S)
+    task = engine.get_run_report(run_id)["tasks"]["a"]
+    assert (task["status"], task["reason"], task["abandoned"]) == ("FAILED", "RUN_TIMED_OUT", True)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_executor_that_raises_fails_the_attempt(
     make_engine: MakeEngine, kind: type[BaseException]

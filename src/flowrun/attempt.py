@@ -211,7 +211,10 @@ class Invocation:
             return self.withdrawn
         if self.future is None:
             return False
-        cancelled = self.future.cancel()
+        try:
+            cancelled = self.future.cancel()
+        except Exception:  # noqa: BLE001 - one of somebody else's kind; it is not stopped, then
+            return False
         # Of the standard library's futures only those of calls that have not begun can be; one of
         # another kind may have had its call killed.
         self.withdrawn = cancelled and type(self.future) is Future
@@ -224,6 +227,14 @@ class Invocation:
             return None
         # One that waits for a thread has all its time before it (A1).
         return timeout_s + (now if self.started is None else self.started)
+
+    @property
+    def waits_in_pool(self) -> bool:
+        """Whether a foreign pool has it and has not begun it, as far as that says."""
+        try:
+            return self.future is not None and not self.future.running()
+        except Exception:  # noqa: BLE001 - see stop()
+            return False
 
     @property
     def has_ended(self) -> bool:

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowrun import completion
+from flowrun import __version__, completion
 from flowrun.engine import Engine
 from flowrun.errors import (
     DamagedRecordError,
@@ -30,7 +30,7 @@ from flowrun.errors import (
     RunLostError,
     StoreBusyError,
     StoreFullError,
-    UnknownRunError,
+    UnknownDagError,
 )
 from flowrun.escape import columns, padded
 from flowrun.interrupts import INTERRUPTED, until_interrupted
@@ -98,6 +98,7 @@ def make_parser() -> argparse.ArgumentParser:  # noqa: PLR0915 - a list of comma
     )
     told = {"action": "store_true", "help": "show the whole traceback of an error"}
     parser.add_argument("--traceback", **told)  # type: ignore[arg-type]
+    parser.add_argument("--version", action="version", version=f"flowrun {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def command(
@@ -221,10 +222,7 @@ def resume_run(options: argparse.Namespace) -> int:
     engine = load_engine(options.engine)
     run_id = options.run
     if run_id == LATEST:
-        runs = engine.list_runs(limit=1)
-        if not runs:
-            raise UnknownRunError(LATEST)
-        run_id = runs[0].run_id
+        run_id = _latest(engine.list_runs(limit=1), "the engine's store")
     if not options.dry_run:
         return _execute(engine, engine.resume(run_id, options.from_tasks), options)
     plan = engine.plan_resume(run_id, options.from_tasks)
@@ -276,6 +274,8 @@ def validate_dags(options: argparse.Namespace) -> int:
     for dag in options.dag or engine.list_dags():
         try:
             engine.validate(dag)
+        except UnknownDagError:
+            raise  # that is wrong use
         except ValueError as error:
             problems[dag] = str(error)
         else:
@@ -368,10 +368,7 @@ def show_report(options: argparse.Namespace) -> int:
     with closing(open_file(options.db)) as store:
         run_id = options.run
         if run_id == LATEST:
-            runs = store.list_runs(RunQuery(limit=1))
-            if not runs:
-                raise UnknownRunError(LATEST)
-            run_id = runs[0].run_id
+            run_id = _latest(store.list_runs(RunQuery(limit=1)), repr(str(options.db)))
         report = build_report(store.load_run(run_id, results=False))
         stored = stored_previews(report, store.stored_results) if options.html else {}
     if options.html is not None:
@@ -404,6 +401,18 @@ def prune_runs(options: argparse.Namespace) -> int:
     else:
         print(f"{deleted} run(s) deleted")
     return SUCCESS
+
+
+def _latest(runs: Sequence[RunSummary], place: str) -> str:
+    """Return the id of the latest run, of a list that begins with it.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if not runs:
+        msg = f"there is no latest run: {place} has no runs yet"
+        raise UsageError(msg)
+    return runs[0].run_id
 
 
 def open_file(path: Path) -> SqliteStateStore:

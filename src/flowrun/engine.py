@@ -39,6 +39,7 @@ from flowrun.errors import (
 from flowrun.graph import Graph
 from flowrun.hooks import HookDispatcher, RunHook
 from flowrun.journal import Journal
+from flowrun.nesting import Nesting, end_with
 from flowrun.notebook import ShownReport, chosen, shown_dag
 from flowrun.registry import TaskRegistry, TaskTemplate, decorate
 from flowrun.report import RunReport, build_report
@@ -72,7 +73,6 @@ GraphStyle = Literal["tree", "mermaid", "dot"]
 
 _HOOK_THREADS = 32
 _DEFAULT_LIST_LIMIT = 100
-_MOST_RUNS = 2**62
 _STANDSTILL_S = 1.0
 _CLOSE_JOURNAL_S = 30.0
 
@@ -181,11 +181,10 @@ class Engine:
             log=log,
             redact=redact,
         )
-        self._slots = Slots(config.max_parallel)
+        self._nesting = Nesting(Slots(config.max_parallel), self._workers, self._hook_threads)
         self._lock = threading.Lock()
         self._graphs: dict[str, tuple[int, Graph]] = {}
         self._live: dict[str, tuple[Run, asyncio.AbstractEventLoop]] = {}
-        self._nested: dict[Attempt, tuple[Slots, int]] = {}
         self._idle = threading.Condition(self._lock)
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
         self._closed = False
@@ -357,6 +356,15 @@ class Engine:
             return self._plan(run_id, from_tasks)
 
         graph, old, plan = await self._off_loop(plan_when_paid)
+        for invocation in list(self._services.abandoned):
+            if invocation.attempt.run_id == old.run_id:
+                self._log.warning(
+                    "task %r of run %r was abandoned and still runs, beside the run that resumes"
+                    " it",
+                    invocation.spec.name,
+                    old.run_id,
+                    extra={"run_id": old.run_id, "dag": old.dag_name, "task": invocation.spec.name},
+                )
         record = self._new_record(graph, old.metadata if metadata is None else metadata)
         take_over(record, graph, old, plan)
         record.sole_heir = not from_tasks and old.status is not RunStatus.SUCCESS
@@ -542,8 +550,6 @@ class Engine:
         if (keep_last or 0) < 0 or not (older_than_s or 0) >= 0:
             msg = "keep_last and older_than_s must be 0 or more"
             raise ValueError(msg)
-        if keep_last is not None:
-            keep_last = min(keep_last, _MOST_RUNS)
         created_before = None if older_than_s is None else self._config.clock.time() - older_than_s
         return self._store.prune_runs(keep_last=keep_last, created_before=created_before)
 
@@ -561,10 +567,8 @@ class Engine:
         for run, _ in self._start_closing():
             run.request_cancel("the engine was closed")
         with self._idle:
-            goes_on = any(loop.is_running() for loop in self._ending())
             self._idle.wait_for(
-                lambda: all(loop is here for loop in self._ending()),
-                self._close_wait_s if goes_on else _STANDSTILL_S,
+                lambda: all(loop is here for loop in self._ending()), self._close_wait_s()
             )
             if self._ending():
                 return
@@ -580,9 +584,10 @@ class Engine:
             self._waiting.append(waits)
             if not self._ending():
                 over.set()
+            wait_s = self._close_wait_s()
         try:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._close_wait_s):
+                async with asyncio.timeout(wait_s):
                     await over.wait()
         finally:
             with self._lock:
@@ -613,8 +618,10 @@ class Engine:
 
     # -- inside ---------------------------------------------------------------------------
 
-    @property
     def _close_wait_s(self) -> float:
+        """Return how long to wait for the runs that are alive; the lock is held."""
+        if not any(loop.is_running() for loop in self._ending()):
+            return _STANDSTILL_S
         return self._config.cancel_grace_s + self._config.hook_timeout_s + 10.0
 
     def _ending(self) -> list[asyncio.AbstractEventLoop]:
@@ -795,12 +802,14 @@ class Engine:
         run_id = record.run_id
         destroyed = False
         with contextlib.ExitStack() as stack:
-            slots = self._enter_nested(stack)
+            caller, home = self._caller()
+            slots = self._nesting.enter(caller, stack)
             run = Run(self._services, graph, record, context, slots)
             with self._lock:
                 self.require_open("run a DAG")
                 self._live[run_id] = (run, loop)
-            self._end_with_caller(run, loop, stack)
+            if caller is not None and home is not None:
+                end_with(caller, home, loop, run.request_cancel, stack)
             try:
                 if self._store.blocking:
                     await run.create(partial(self._create, record))
@@ -826,59 +835,14 @@ class Engine:
                 raise
             raise clear from error
 
-    def _end_with_caller(
-        self, run: Run, loop: asyncio.AbstractEventLoop, stack: contextlib.ExitStack
-    ) -> None:
-        """Have a run cancelled with the task that has started it in another thread.
-
-        On the loop of the task's own run, asyncio does that, unless the task has shielded it.
-        """
+    def _caller(self) -> tuple[Attempt, asyncio.AbstractEventLoop] | tuple[None, None]:
+        """Return the attempt of this engine that is calling, and the loop of its run."""
         attempt = CURRENT.get(None)
         if attempt is None or attempt.ended:
-            return
+            return None, None
         with self._lock:
-            caller = self._live.get(attempt.run_id)
-        if caller is not None and caller[1] is not loop:
-            why = f"the task {attempt.task_name!r} that started it was told to stop"
-
-            def end(_: str) -> None:
-                run.request_cancel(why)
-
-            stack.callback(attempt.listen_no_more, end)
-            attempt.listen(end)
-
-    def _enter_nested(self, stack: contextlib.ExitStack) -> Slots:
-        """Return where the run's slots come from.
-
-        A run started inside a task works in that task's slot (R3), and a worker thread that
-        waits for it does not count as one meanwhile: otherwise nesting could deadlock. Neither
-        does the thread of a hook that waits for a run.
-        """
-        if self._hook_threads.runs_caller:
-            self._hook_threads.lend()
-            stack.callback(self._hook_threads.give_back)
-        attempt = CURRENT.get(None)
-        if attempt is None or attempt.ended:
-            return self._slots
-        with self._lock:
-            if attempt.run_id not in self._live:
-                return self._slots
-            slots, count = self._nested.get(attempt) or (Slots(1), 0)
-            self._nested[attempt] = (slots, count + 1)
-        if not count and self._workers is not None:
-            self._workers.lend()
-        stack.callback(self._leave_nested, attempt)
-        return slots
-
-    def _leave_nested(self, attempt: Attempt) -> None:
-        with self._lock:
-            slots, count = self._nested[attempt]
-            if count > 1:
-                self._nested[attempt] = (slots, count - 1)
-                return
-            del self._nested[attempt]
-        if self._workers is not None:
-            self._workers.give_back()
+            live = self._live.get(attempt.run_id)
+        return (None, None) if live is None else (attempt, live[1])
 
     def _leave(self, run_id: str, *, waits: bool) -> None:
         with self._idle:

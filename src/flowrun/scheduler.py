@@ -874,7 +874,7 @@ def _nothing() -> None:
 
 def _order_of_stopping(invocation: Invocation) -> tuple[bool, int]:
     """First what waits in a pool: it would begin as soon as something else there has ended."""
-    return invocation.future is None or invocation.future.running(), invocation.number
+    return not invocation.waits_in_pool, invocation.number
 
 
 _MOST_UNSAVED = 128

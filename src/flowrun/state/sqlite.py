@@ -65,6 +65,7 @@ _PRUNING_S = 0.05
 _ROWS_OF_A_PAGE = 16
 _ROOM_IN_A_ROW = 1000
 _VACUUMED_PAGES = 1000
+_MOST_RUNS = 2**62
 
 _QUICK_SERIALIZERS = (JsonSerializer, PickleSerializer)
 
@@ -548,6 +549,8 @@ class SqliteStateStore:
     def _prunable(self, keep_last: int | None, created_before: float | None) -> list[int]:
         """Return the numbers of the runs to delete, the oldest last."""
         text = sql.PRUNABLE_BY_AGE if keep_last is None else sql.PRUNABLE_BY_NUMBER
+        if keep_last is not None:
+            keep_last = min(keep_last, _MOST_RUNS)  # SQLite's integers have an end
         seqs: list[int] = []
         with self._reading() as db:
             for seq, *row, stored in db.execute(
