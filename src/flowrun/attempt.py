@@ -153,7 +153,8 @@ class Invocation:
         self.ok = False
         self._claim = [None]  # its thread has ended, but it has not
         self._done, self._late = done, late
-        self.task = loop.create_task(_await_value(self), context=self._context)
+        # In this way also where a task factory takes no context.
+        self.task = self._context.run(loop.create_task, _await_value(self))
         self.task.add_done_callback(self._task_done)
 
     def start_sync(
@@ -204,7 +205,10 @@ class Invocation:
         self.stopped = True
         self.attempt.tell(cause)
         if self.task is not None:
-            self.task.cancel()
+            try:
+                self.task.cancel()
+            except Exception:  # noqa: BLE001 - of a future of somebody else's that it awaits
+                return False
             return True
         if self.withdraw is not None:
             self.withdrawn = self.withdraw(self)

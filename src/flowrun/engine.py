@@ -802,14 +802,14 @@ class Engine:
         run_id = record.run_id
         destroyed = False
         with contextlib.ExitStack() as stack:
-            caller, home = self._caller()
+            caller, sees_to_it = self._caller(loop)
             slots = self._nesting.enter(caller, stack)
             run = Run(self._services, graph, record, context, slots)
             with self._lock:
                 self.require_open("run a DAG")
                 self._live[run_id] = (run, loop)
-            if caller is not None and home is not None:
-                end_with(caller, home, loop, run.request_cancel, stack)
+            if caller is not None and not sees_to_it:
+                end_with(caller, run.request_cancel, stack)
             try:
                 if self._store.blocking:
                     await run.create(partial(self._create, record))
@@ -835,14 +835,20 @@ class Engine:
                 raise
             raise clear from error
 
-    def _caller(self) -> tuple[Attempt, asyncio.AbstractEventLoop] | tuple[None, None]:
-        """Return the attempt of this engine that is calling, and the loop of its run."""
+    def _caller(self, loop: asyncio.AbstractEventLoop) -> tuple[Attempt | None, bool]:
+        """Return the attempt of this engine that is calling, if one is.
+
+        And whether asyncio cancels what it awaits here when it is cancelled.
+        """
         attempt = CURRENT.get(None)
         if attempt is None or attempt.ended:
-            return None, None
+            return None, False
         with self._lock:
             live = self._live.get(attempt.run_id)
-        return (None, None) if live is None else (attempt, live[1])
+        if live is None:
+            return None, False
+        run, home = live
+        return attempt, home is loop and run.graph.is_async[run.graph.number(attempt.task_name)]
 
     def _leave(self, run_id: str, *, waits: bool) -> None:
         with self._idle:

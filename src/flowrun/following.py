@@ -216,14 +216,14 @@ class Following:
         with self._lock:
             self._stopped = True
 
-    def leave(self) -> int:
-        """Nothing is active any more: send no thread; return the number of slots it had."""
+    def leave(self) -> None:
+        """Nothing is active any more: send no thread. The lane gives the slots back."""
         self._stopped = True
         with self._lock:
             self._left = True
             seats, self._seats = self._seats, set()
-            slots, self._free_slots = self._free_slots, 0
-        return slots + sum([seat.cancel() for seat in seats])
+        for seat in seats:
+            seat.cancel()
 
     def _withdraw(self, invocation: Invocation) -> bool:
         """Take back an attempt that no thread has begun; return whether it will not run."""
@@ -247,8 +247,8 @@ class Following:
             if invocation is None and not left:
                 self._free_slots += 1
         if left:
-            self._lane.give_back()
-        elif invocation is None:
+            return
+        if invocation is None:
             self.wake()
         else:
             invocation.error = CancelledError()
@@ -289,8 +289,6 @@ class Following:
                 if invocation is None:
                     self._free_slots += 1
         if invocation is None:
-            if left:
-                self._lane.give_back()
             self.wake()
         return invocation
 

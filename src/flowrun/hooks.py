@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -217,6 +218,8 @@ class HookDispatcher:
         self.executor = executor
         self.timeout_s = timeout_s
         self.log = log
+        self._lock = threading.Lock()
+        self._channels: weakref.WeakSet[HookChannel] = weakref.WeakSet()
         self.listeners: dict[type[Any], tuple[Listener, ...]] = {
             event: _overridden(hooks, method) for event, method in EVENT_METHODS.items()
         }
@@ -228,14 +231,23 @@ class HookDispatcher:
 
     def tell_failure(self, handler: object, event: Event, error: BaseException) -> None:
         """Log that a hook has raised."""
-        name, about = type(event).__name__, {"run_id": event.run_id, "dag": event.dag_name}
-        if self._redact is None:
-            self.log.error("hook %r failed on %s", handler, name, exc_info=error, extra=about)
-        else:
-            from flowrun.escape import for_terminal  # noqa: PLC0415 - for errors only
+        from flowrun.escape import for_terminal  # noqa: PLC0415 - for errors only
 
-            text = for_terminal(redacted(error_text(error), self._redact), multiline=True)
-            self.log.error("hook %r failed on %s\n%s", handler, name, text, extra=about)
+        name, about = type(event).__name__, {"run_id": event.run_id, "dag": event.dag_name}
+        text = for_terminal(redacted(error_text(error), self._redact), multiline=True)
+        self.log.error("hook %r failed on %s\n%s", handler, name, text, extra=about)
+
+    def give_up_stuck(self) -> None:
+        """Leave behind what has taken too long in any run: others may need its thread."""
+        with self._lock:
+            channels = [*self._channels]
+        for channel in channels:
+            channel.give_up_if_stuck()
+
+    def watch(self, channel: HookChannel) -> None:
+        """Have :meth:`give_up_stuck` look at a channel, as long as there is one."""
+        with self._lock:
+            self._channels.add(channel)
 
     def channel(self, context: contextvars.Context, wake: Callable[[], object]) -> HookChannel:
         """Open the channel of one run.
@@ -326,6 +338,8 @@ class HookChannel:
         # Should the executor refuse, nobody is delivering: a run must not wait for it (R4).
         self._delivering = False
         self._call = None
+        if not self._turn:
+            self._dispatcher.watch(self)
         self._turn += 1
         self._thread = self._dispatcher.executor.submit(
             self._context.copy().run, self._deliver, self._turn

@@ -205,9 +205,9 @@ class Launcher:
         self._open = False
         self._stopped = True
         self._deadlines.close()
+        self._following.leave()
+        self._held = self._granted_slots = 0
         self._lane.leave()
-        self._held += self._following.leave()
-        self._give_slots_back()
 
     def pump(self) -> None:
         """Launch what is ready while there are slots; a carrier has to run async tasks."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from flowrun.slots import Slots
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
     from contextlib import ExitStack
 
@@ -69,26 +68,16 @@ class Nesting:
             self._workers.give_back()
 
 
-def end_with(
-    caller: Attempt,
-    home: asyncio.AbstractEventLoop,
-    here: asyncio.AbstractEventLoop,
-    cancel: Callable[[str], object],
-    stack: ExitStack,
-) -> None:
-    """Have a run cancelled with the task that has started it in another thread.
+def end_with(caller: Attempt, cancel: Callable[[str], object], stack: ExitStack) -> None:
+    """Have a run cancelled with the task that has started it.
 
-    On the loop of the task's own run, asyncio does that, unless the task has shielded it.
+    Not for an async task on the same loop: there asyncio does that, unless the task shields it.
 
     Args:
         caller: The attempt that has started it.
-        home: The loop of that attempt's run.
-        here: The loop of the run itself.
         cancel: Cancels it, and is told why.
         stack: Left when the run has ended.
     """
-    if home is here:
-        return
 
     def end(_: str) -> None:
         cancel(f"the task {caller.task_name!r} that started it was told to stop")

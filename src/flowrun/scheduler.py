@@ -35,12 +35,13 @@ from flowrun.teller import Teller
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from concurrent.futures import Executor
 
     from flowrun.clock import Timer
     from flowrun.config import SchedulerConfig
     from flowrun.context import RunContext
+    from flowrun.entries import Acknowledgement
     from flowrun.graph import Graph
     from flowrun.hooks import HookDispatcher
     from flowrun.journal import Journal
@@ -157,6 +158,7 @@ class Run:
         if timeout_s is not None:
             cause = f"the run took longer than timeout_s={timeout_s:g}"
             self._timer = self._later(timeout_s, partial(self.stop, Reason.RUN_TIMED_OUT, cause))
+        self._begun = True  # from here on it ends like any other, whatever happens
         self._guarded(self._begin)
         while not self._is_complete:  # without shield(): it takes the loop one more turn
             try:
@@ -186,7 +188,8 @@ class Run:
         """Note that the awaiting task was cancelled; what it got is raised at the end."""
         if self._raise is None or isinstance(self._raise, RunCancelledError):
             self._raise = error
-        self.stop(Reason.RUN_CANCELLED, "the task that awaited the run was cancelled")
+        cause = "the task that awaited the run was cancelled"
+        self._guarded(partial(self.stop, Reason.RUN_CANCELLED, cause))
 
     def _cancel(self, cause: str) -> None:
         if not self._ended and self._stopping is None:
@@ -244,7 +247,6 @@ class Run:
     # Begin.
 
     def _begin(self) -> None:
-        self._begun = True
         self._tell.run_started(self.graph.names)
         self._ledger.begin(self._now())
         if self._stopping is None:
@@ -397,12 +399,11 @@ class Run:
                 self.succeed(number, now, value)
             return
         task = self._tasks[number]
-        self._pending += 1
         if not (self._is_noted(task) and self.graph.specs[number].retain_result):
             change = [Change(self.record, self._succeeded_snapshot(task, number, now, value))]
-            then = partial(self._success_saved, number, now, value)
-            self._journal.submit(change, self._inbox, then)
+            self._submit(change, partial(self._success_saved, number, now, value))
             return
+        self._pending += 1
         self._journal.drop_start(task)
         unsaved, ready = self._unsaved, self._ledger.ready
         unsaved.append((number, now, value))
@@ -425,9 +426,13 @@ class Run:
             return
         self._unsaved = []
         successes = Successes(self.record, self._tasks, ended)
-        if self._active or not self._journal.save_on_loop(successes):
-            self._journal.submit_successes(successes, self._inbox, self._successes_saved)
-        else:
+        saved = False
+        try:
+            saved = not self._active and self._journal.save_on_loop(successes)
+        finally:
+            if not saved:  # or it is not known, as Ctrl-C came: to save them again does no harm
+                self._journal.submit_successes(successes, self._inbox, self._successes_saved)
+        if saved:
             self._pending -= len(ended)
             self._settle_successes(ended, None)
 
@@ -628,10 +633,13 @@ class Run:
         if invocation.stopped or invocation.has_ended:
             return
         invocation.timed_out = True
-        if invocation.stop(f"it timed out after {invocation.spec.timeout_s:g} s"):
-            # It will end: give it the time to clean up, a bounded one.
-            self._give_up_later(invocation, self._config.cancel_grace_s)
-        else:
+        willing = True
+        try:
+            willing = invocation.stop(f"it timed out after {invocation.spec.timeout_s:g} s")
+        finally:
+            if willing:  # give it the time to clean up, a bounded one
+                self._give_up_later(invocation, self._config.cancel_grace_s)
+        if not willing:
             self._give_up(invocation)
 
     def _give_up_later(self, invocation: Invocation, delay_s: float) -> None:
@@ -680,23 +688,37 @@ class Run:
             return
         self._stopping = reason
         self._cause = cause
-        self._launcher.stop()
-        for number, timer in self._timers.items():
-            timer.cancel()
-            if number in self._lingering:
-                del self._lingering[number]
-                self._fail_for_good(number, f"not retried: {cause}")
-        self._timers.clear()
-        for invocation in sorted(self._active, key=_order_of_stopping):
-            if not invocation.stopped:
-                self._stop_attempt(invocation)
+        broken: BaseException | None = None
+        for step in self._steps_to_stop():
+            try:
+                step()
+            except BaseException as error:  # noqa: BLE001 - the others have to be stopped as well
+                broken = broken or error
+        if broken is not None:
+            self.broke(broken)
         self.progressed()
 
+    def _steps_to_stop(self) -> Iterator[Callable[[], object]]:
+        """Return what is to be done one after the other, whatever becomes of each."""
+        yield self._launcher.stop
+        for timer in self._timers.values():
+            yield timer.cancel
+        self._timers.clear()
+        for number in [*self._lingering]:
+            del self._lingering[number]
+            yield partial(self._fail_for_good, number, f"not retried: {self._cause}")
+        for invocation in sorted(self._active, key=_order_of_stopping):
+            if not invocation.stopped:
+                yield partial(self._stop_attempt, invocation)
+
     def _stop_attempt(self, invocation: Invocation) -> None:
-        willing = invocation.stop(f"{self._stopping}: {self._cause}")
-        config = self._config
-        grace_s = config.cancel_grace_s if willing else config.thread_grace_s
-        self._give_up_later(invocation, grace_s)
+        willing = False
+        try:
+            willing = invocation.stop(f"{self._stopping}: {self._cause}")
+        finally:
+            config = self._config
+            grace_s = config.cancel_grace_s if willing else config.thread_grace_s
+            self._give_up_later(invocation, grace_s)
 
     def _fail_stopped(self, number: int, now: float, *, abandoned: bool) -> None:
         reason = self._stopping or Reason.RUN_CANCELLED
@@ -708,7 +730,7 @@ class Run:
 
     def progressed(self) -> None:
         """See whether the run, or its stopping, has come to its end."""
-        if self._ended or self._pending or self._active or not self._begun:
+        if self._ended or self._pending > 0 or self._active or not self._begun:
             return
         if self._launcher.unsettled:
             return
@@ -744,11 +766,9 @@ class Run:
         if self._raise is None or isinstance(self._raise, RunCancelledError):
             self._raise = clear
         try:
-            line, text = self._redacted(error_line(clear)), None
-            if self._services.redact is not None:
-                text = self._redacted(error_text(clear))
+            line, text = self._redacted(error_line(clear)), self._redacted(error_text(clear))
             with contextlib.suppress(BaseException):  # to tell of it may be what has gone wrong
-                self._tell.run_broke(clear, line, text)
+                self._tell.run_broke(line, text)
             self.stop(reason, line)
             self.progressed()
         except BaseException as second:  # noqa: BLE001 - the last resort before a hang
@@ -805,8 +825,7 @@ class Run:
             self._journal.store.save(end)
             self._end_saved(None)
         else:
-            self._pending += 1
-            self._journal.submit(end, self._inbox, self._end_saved)
+            self._submit(end, self._end_saved)
 
     def _end_saved(self, error: Exception | None) -> None:
         if error is not None:
@@ -821,7 +840,7 @@ class Run:
         if self._channel.notify_when_idle(partial(self._inbox.put, self._complete)):
             self._complete()
             return
-        self._channel.give_up_if_stuck()
+        self._services.hooks.give_up_stuck()
         wait_s = min(max(self._config.hook_timeout_s, 0.01), 1.0)
         self._timer = self._later(wait_s, self._await_hooks)
 
@@ -842,8 +861,16 @@ class Run:
             then()
             return
         changes = [Change(self.record, self._snapshot(self._tasks[number])) for number in numbers]
+        self._submit(changes, partial(self._committed, then))
+
+    def _submit(self, changes: Sequence[Change], then: Acknowledgement) -> None:
+        """Have the journal save changes; the run is not over before they are acknowledged."""
         self._pending += 1
-        self._journal.submit(changes, self._inbox, partial(self._committed, then))
+        try:
+            self._journal.submit(changes, self._inbox, then)
+        except BaseException:
+            self._pending -= 1
+            raise
 
     def _committed(self, then: Callable[[], object], error: Exception | None) -> None:
         if error is not None:

@@ -33,7 +33,7 @@ class Lane:
         line: Those who wait for a slot, itself perhaps among them.
     """
 
-    __slots__ = ("_grant", "_has", "_queued", "_slots", "line")
+    __slots__ = ("_grant", "_has", "_left", "_queued", "_slots", "line")
 
     def __init__(self, slots: Slots, grant: Callable[[], object]) -> None:
         self._slots = slots
@@ -41,6 +41,7 @@ class Lane:
         self._grant = grant
         self._queued = False
         self._has = 0
+        self._left = False
 
     @property
     def may_take(self) -> bool:
@@ -67,14 +68,21 @@ class Lane:
         """Give one slot to whoever has waited longest."""
         slots = self._slots
         with slots.lock:
-            self._has -= 1
-            if not slots.queue:
-                slots.free += 1
-                return
-            lane = slots.queue.popleft()
-            lane._queued = False  # noqa: SLF001 - of the same class
-            lane._has += 1  # noqa: SLF001
-        lane._grant()  # noqa: SLF001
+            lane = None if self._left else self._passed_on()
+        if lane is not None:
+            lane._grant()  # noqa: SLF001 - of the same class
+
+    def _passed_on(self) -> Lane | None:
+        """Give one slot away; return who has it now, and is to be told. The lock is held."""
+        slots = self._slots
+        self._has -= 1
+        if not slots.queue:
+            slots.free += 1
+            return None
+        lane = slots.queue.popleft()
+        lane._queued = False  # noqa: SLF001 - of the same class
+        lane._has += 1  # noqa: SLF001
+        return lane
 
     @property
     def others_wait(self) -> bool:
@@ -93,9 +101,18 @@ class Lane:
         return self.take()
 
     def leave(self) -> None:
-        """Stand in line no more."""
+        """Stand in line no more, and give every slot back: nothing uses one any more.
+
+        Also those on their way: one that was granted a moment ago, or that somebody has taken and
+        lost when Ctrl-C came.
+        """
         slots = self._slots
         with slots.lock:
             if self._queued:
                 self._queued = False
                 slots.queue.remove(self)
+            self._left = True
+            told = [self._passed_on() for _ in range(self._has)]
+        for lane in told:
+            if lane is not None:
+                lane._grant()  # noqa: SLF001

@@ -109,23 +109,17 @@ class Teller:
                 )
             )
 
-    def run_broke(self, error: BaseException, line: str, text: str | None) -> None:
+    def run_broke(self, line: str, text: str) -> None:
         """The store or flowrun itself has failed.
 
         Args:
-            error: How.
             line: What is said of it.
-            text: What else is said of it, if that is not for the log to find out.
+            text: The same, with its traceback.
         """
-        record = self._record
-        if text is None:
-            shown = _shown(str(error), multiline=True)
-            self._log.error(
-                "run %s broke: %s", record.run_id, shown, exc_info=error, extra=self._about()
-            )
-        else:
-            line, text = _shown(line), _shown(text, multiline=True)
-            self._log.error("run %s broke: %s\n%s", record.run_id, line, text, extra=self._about())
+        line, text = _shown(line), _shown(text, multiline=True)
+        self._log.error(
+            "run %s broke: %s\n%s", self._record.run_id, line, text, extra=self._about()
+        )
 
     def started(self, task: TaskRecord) -> None:
         """An attempt is launched."""
