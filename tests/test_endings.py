@@ -206,6 +206,25 @@ async def test_log_that_raises_while_a_run_is_stopped_keeps_nothing_from_being_s
     assert statuses(report) == {"a": "FAILED", "b": "FAILED"}
 
 
+async def test_run_that_is_cancelled_as_it_completes_ends_as_a_cancelled_one(  # R1
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    engine.task(name="a", dag="d")(lambda: 1)
+    complete = Run._complete
+
+    def completes(self: Run, error: BaseException | None = None) -> None:
+        run.cancel()
+        complete(self, error)
+
+    monkeypatch.setattr(Run, "_complete", completes)
+    run = asyncio.create_task(engine.run_once("d"))
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(run, WAIT_S)
+    (summary,) = engine.list_runs()
+    assert (summary.status, summary.error, summary.alive) == ("SUCCESS", None, False)
+
+
 # -- slots ----------------------------------------------------------------------------------------
 
 
