@@ -77,6 +77,10 @@ class Inbox:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._drain)
 
+    def look_again(self) -> None:
+        """Read what there is once more, on the loop."""
+        self._loop.call_soon(self._drain)
+
     def _poll(self) -> None:
         self._polls = False
         if self._messages and not self._awake:
@@ -90,12 +94,17 @@ class Inbox:
                 self._polls = True
                 self._loop.call_later(_POLL_S, self._poll)
         messages = self._messages
-        # Whoever goes on putting more meanwhile must not keep the loop for itself.
-        for _ in range(_MOST_IN_A_ROUND):
-            if not messages:
-                break
-            self._handle(messages.popleft())
-        self._finish_round()
+        try:
+            # Whoever goes on putting more meanwhile must not keep the loop for itself.
+            for _ in range(_MOST_IN_A_ROUND):
+                if not messages:
+                    break
+                self._handle(messages[0])
+                messages.popleft()
+            self._finish_round()
+        except BaseException:  # Ctrl-C came in between: look once more, at this message, too
+            self.look_again()
+            raise
         if messages and not self._awake:
             self._awake = True
             self._loop.call_soon(self._drain)

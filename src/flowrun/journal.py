@@ -29,6 +29,7 @@ from flowrun.entries import (
 )
 from flowrun.errors import ResultNotStorableError, RunLostError, StoreError
 from flowrun.failure import error_line, redacted
+from flowrun.locks import is_held
 from flowrun.pace import Pace
 from flowrun.starts import StartNotes
 from flowrun.state.protocol import Change, Successes
@@ -183,19 +184,20 @@ class Journal:
         Returns:
             Whether they were saved; if not, submit them.
         """
-        quick = self._quick
-        if quick is None or self._state is _AWAKE or self._items:
+        quick, saving = self._quick, self._saving
+        if quick is None or self._state is _AWAKE or self._items or is_held(saving):
             return False
         began = time.monotonic()
-        if began < self._pace.not_before or not self._saving.acquire(blocking=False):
+        if began < self._pace.not_before:
             return False
         try:
-            return quick.save_on_loop(successes)
+            return saving.acquire(blocking=False) and quick.save_on_loop(successes)
         except Exception:  # noqa: BLE001 - who submits them next is told why
             return False
         finally:
-            self._saving.release()
-            self._pace.took(began, time.monotonic(), len(successes.ended))
+            if is_held(saving):
+                saving.release()
+                self._pace.took(began, time.monotonic(), len(successes.ended))
 
     def call(self, function: Callable[[], T]) -> Future[T]:
         """Call a store that blocks, after everything submitted before and off the loop."""

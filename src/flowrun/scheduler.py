@@ -216,7 +216,14 @@ class Run:
                 self.broke(error)
             self._launcher.heard(message)
         elif isinstance(message, Receipt):
-            self._guarded(partial(self._acknowledged, message))
+            self._pending -= len(message.thens) - 1
+            try:
+                self._acknowledged(message)
+            except BaseException as error:  # noqa: BLE001 - see _guarded
+                self.broke(error)
+            finally:
+                self._pending -= 1  # the last one, once all that it has led to is counted
+            self._guarded(self.progressed)
         else:
             self._guarded(cast("Callable[[], object]", message))
 
@@ -233,12 +240,10 @@ class Run:
     def _acknowledged(self, receipt: Receipt) -> None:
         error = receipt.error
         for then in receipt.thens:
-            self._pending -= 1
             try:
                 then(error)
             except BaseException as internal:  # noqa: BLE001 - see _guarded
                 self.broke(internal)
-        self.progressed()
 
     def _now(self) -> float:
         """Return epoch seconds that never go back within a run."""
@@ -403,10 +408,10 @@ class Run:
             change = [Change(self.record, self._succeeded_snapshot(task, number, now, value))]
             self._submit(change, partial(self._success_saved, number, now, value))
             return
-        self._pending += 1
         self._journal.drop_start(task)
         unsaved, ready = self._unsaved, self._ledger.ready
         unsaved.append((number, now, value))
+        self._pending += 1
         if not (ready.ordered or ready.late or self._active) or len(unsaved) >= _MOST_UNSAVED:
             self._save_successes()
         elif len(unsaved) == 1:
@@ -421,16 +426,15 @@ class Run:
 
     def _save_successes(self) -> None:
         """Save them here, if nothing of the run goes on meanwhile and it takes no time."""
-        ended = self._unsaved
-        if not ended:
-            return
-        self._unsaved = []
-        successes = Successes(self.record, self._tasks, ended)
+        ended: list[Success] = []
         saved = False
         try:
-            saved = not self._active and self._journal.save_on_loop(successes)
+            ended, self._unsaved = self._unsaved, []
+            if ended and not self._active:
+                saved = self._journal.save_on_loop(Successes(self.record, self._tasks, ended))
         finally:
-            if not saved:  # or it is not known, as Ctrl-C came: to save them again does no harm
+            if ended and not saved:  # or it is not known, as Ctrl-C came: once more does no harm
+                successes = Successes(self.record, self._tasks, ended)
                 self._journal.submit_successes(successes, self._inbox, self._successes_saved)
         if saved:
             self._pending -= len(ended)
@@ -710,6 +714,7 @@ class Run:
         for invocation in sorted(self._active, key=_order_of_stopping):
             if not invocation.stopped:
                 yield partial(self._stop_attempt, invocation)
+        yield self._inbox.look_again  # Ctrl-C may have kept it from that
 
     def _stop_attempt(self, invocation: Invocation) -> None:
         willing = False

@@ -24,6 +24,7 @@ from flowrun.errors import (
     UnknownRunError,
     duplicate_run,
 )
+from flowrun.locks import is_held
 from flowrun.state import statements as sql
 from flowrun.state.batch import SHORT, Batch, Owned, put, put_plain
 from flowrun.state.ownership import Ownership
@@ -276,17 +277,20 @@ class SqliteStateStore:
             return False
         if type(self.serializer) not in _QUICK_SERIALIZERS:  # somebody else's may take long
             return False
-        rows = self._plain_rows(successes)
-        if rows is None or not self._writing.acquire(blocking=False):
+        rows, writing = self._plain_rows(successes), self._writing
+        if rows is None or is_held(writing):
             return False
         try:
+            if not writing.acquire(blocking=False):
+                return False
             self._require_open()
             self._unfolded += 1 + len(successes.ended) // _ROWS_OF_A_PAGE
             return self._put_if_owned(db, rows, len(successes.ended))
         except sqlite3.Error:
             return False
         finally:
-            self._writing.release()
+            if is_held(writing):
+                writing.release()
 
     def prune_runs(self, *, keep_last: int | None, created_before: float | None) -> int:
         """Delete finished runs and give their space back to the file system.
@@ -416,8 +420,8 @@ class SqliteStateStore:
         if number == 1:  # one statement by itself is a transaction
             values = (*rows, rows[0], self._ownership.owner)
             return db.execute(sql.PUT_PLAIN_IF_OWNED, values).rowcount > 0
-        db.execute("BEGIN IMMEDIATE")
         try:
+            db.execute("BEGIN IMMEDIATE")
             if db.execute(sql.IS_OWNED, (rows[0], self._ownership.owner)).fetchone() is None:
                 db.execute("ROLLBACK")
                 return False
@@ -711,8 +715,8 @@ class SqliteStateStore:
         self._file.check_process()
         with self._writing, self._file.translated():
             self._require_open()
-            self._writer.execute("BEGIN IMMEDIATE")
             try:
+                self._writer.execute("BEGIN IMMEDIATE")
                 yield self._writer, ownership.owner
                 self._writer.execute("COMMIT")
                 self._unfolded = 0
