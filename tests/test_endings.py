@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from flowrun import (
+    Change,
     DagStartEvent,
     Engine,
     FlowrunError,
@@ -22,6 +23,7 @@ from flowrun import (
     build_default_engine,
     fn_hook,
 )
+from flowrun.errors import StoreFullError
 from flowrun.journal import Journal
 from flowrun.launcher import Launcher
 from flowrun.scheduler import Run
@@ -258,6 +260,41 @@ async def test_run_that_is_cancelled_as_it_completes_ends_as_a_cancelled_one(  #
         await asyncio.wait_for(run, WAIT_S)
     (summary,) = engine.list_runs()
     assert (summary.status, summary.error, summary.alive) == ("SUCCESS", None, False)
+
+
+async def test_log_that_raises_as_refused_successes_are_told_keeps_no_task_running(  # R4
+    make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    class Full(SqliteStateStore):
+        def save(self, changes: Sequence[Change]) -> None:
+            raise StoreFullError("the disk is full")
+
+    log = logging.getLogger(f"{__name__}.refused")
+    log.propagate = False
+    log.addHandler(logging.NullHandler())
+    refused: list[str] = []
+
+    def refuses(record: logging.LogRecord) -> bool:
+        if "could not be saved" in record.getMessage():
+            refused.append(record.getMessage())
+            raise OSError("no room for the log")
+        return True
+
+    log.addFilter(refuses)
+    with closing(Full(tmp_path / "runs.db")) as store:
+        engine = make_engine(state_store=store, logger=log)
+        for name in "abc":
+
+            @engine.task(name=name, dag="d")
+            async def at_once() -> int:
+                return 1
+
+        with pytest.raises(FlowrunError, match="inside flowrun: OSError: no room for the log"):
+            await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+        report = engine.get_run_report(engine.list_runs()[0].run_id)  # which is still owed
+        engine.close()
+    assert refused
+    assert statuses(report) == dict.fromkeys("abc", "FAILED")
 
 
 # -- slots ----------------------------------------------------------------------------------------
