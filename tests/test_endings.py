@@ -193,22 +193,28 @@ async def test_future_that_cannot_be_cancelled_keeps_nothing_else_from_being_sto
     await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("how", ["cancel", "engine"])
-async def test_log_that_raises_while_a_run_is_stopped_keeps_nothing_from_being_stopped(  # R4
-    make_engine: MakeEngine, how: str
-) -> None:
-    log = logging.getLogger(f"{__name__}.{how}")
+def log_that_refuses(name: str, part: str) -> tuple[logging.Logger, list[str]]:
+    """Return a logger that raises on lines with a part in them, and those lines."""
+    log = logging.getLogger(f"{__name__}.{name}")
     log.propagate = False
     log.addHandler(logging.NullHandler())
     refused: list[str] = []
 
     def refuses(record: logging.LogRecord) -> bool:
-        if "timed out" in record.getMessage():
+        if part in record.getMessage():
             refused.append(record.getMessage())
             raise OSError("no room for the log")
         return True
 
     log.addFilter(refuses)
+    return log, refused
+
+
+@pytest.mark.parametrize("how", ["cancel", "engine"])
+async def test_log_that_raises_while_a_run_is_stopped_keeps_nothing_from_being_stopped(  # R4
+    make_engine: MakeEngine, how: str
+) -> None:
+    log, refused = log_that_refuses(how, "timed out")
     engine = make_engine(logger=log)
     release, stopped = threading.Event(), asyncio.Event()
 
@@ -269,18 +275,7 @@ async def test_log_that_raises_as_refused_successes_are_told_keeps_no_task_runni
         def save(self, changes: Sequence[Change]) -> None:
             raise StoreFullError("the disk is full")
 
-    log = logging.getLogger(f"{__name__}.refused")
-    log.propagate = False
-    log.addHandler(logging.NullHandler())
-    refused: list[str] = []
-
-    def refuses(record: logging.LogRecord) -> bool:
-        if "could not be saved" in record.getMessage():
-            refused.append(record.getMessage())
-            raise OSError("no room for the log")
-        return True
-
-    log.addFilter(refuses)
+    log, refused = log_that_refuses("saving", "could not be saved")
     with closing(Full(tmp_path / "runs.db")) as store:
         engine = make_engine(state_store=store, logger=log)
         for name in "abc":

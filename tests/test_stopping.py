@@ -50,6 +50,12 @@ async def started(engine: Engine, event: asyncio.Event, dag: str = "d") -> async
     return run
 
 
+def until_told() -> None:
+    """Be a sync task that goes on until it is told to stop."""
+    while not current_attempt().cancelled:
+        pass
+
+
 # -- timeouts ---------------------------------------------------------------------------------
 
 
@@ -475,8 +481,7 @@ async def test_sync_task_that_returns_an_awaitable_too_late(make_engine: MakeEng
     @engine.task(dag="d")
     def polite() -> object:
         loop.call_soon_threadsafe(begun.set)
-        while not current_attempt().cancelled:
-            pass
+        until_told()
         return later()
 
     run = await started(engine, begun)
@@ -650,8 +655,7 @@ async def test_what_waits_for_a_thread_when_its_run_is_stopped_has_not_started( 
     def runs(name: str) -> None:
         began.append(name)
         running.set()
-        while not current_attempt().cancelled:
-            pass
+        until_told()
 
     with contextlib.ExitStack() as stack:
         options: dict[str, Any] = {"max_workers": 1}
@@ -705,10 +709,7 @@ async def test_retry_that_waits_for_a_thread_when_its_run_is_cancelled_has_not_s
     def fails() -> None:
         raise ValueError
 
-    @engine.task(dag="d", timeout_s=None)
-    def holds() -> None:
-        while not current_attempt().cancelled:
-            pass
+    engine.task(name="holds", dag="d", timeout_s=None)(until_told)
 
     run = await started(engine, retries)
     run.cancel()
@@ -1195,8 +1196,7 @@ async def test_attempt_whose_thread_ends_it_as_it_is_given_up_is_not_abandoned( 
     @engine.task(dag="d", timeout_s=None)
     def polite() -> None:
         loop.call_soon_threadsafe(begun.set)
-        while not current_attempt().cancelled:
-            pass
+        until_told()
 
     run = await started(engine, begun)
     run.cancel()

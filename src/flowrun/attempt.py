@@ -317,12 +317,12 @@ class Invocation:
         try:
             reply = future.result()
         except BrokenExecutor as error:
-            name = f"executor {self.spec.executor!r}" if self.spec.executor else "the executor"
+            name = pool_name(self.spec.executor)
             self.error = ExecutorError(f"{name} is broken: {error_line(error)}")
         except CancelledError as error:
             self.error = error
             if not self.stopped:
-                name = f"executor {self.spec.executor!r}" if self.spec.executor else "the executor"
+                name = pool_name(self.spec.executor)
                 self.error = ExecutorError(
                     f"{name} has withdrawn the call before it began; it was shut down, or somebody"
                     " has cancelled its futures"
@@ -344,6 +344,11 @@ class Invocation:
         if self.text is not None:
             return self.text
         return error_text(self.error or RemoteTaskError("unknown", "no reply"))
+
+
+def pool_name(executor: str | None) -> str:
+    """Return what an executor is called in an error."""
+    return f"executor {executor!r}" if executor else "the executor"
 
 
 def made_coroutine(function: Callable[..., Any], args: Any, keywords: Any) -> _Code:  # noqa: ANN401 - as it is

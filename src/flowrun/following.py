@@ -101,7 +101,6 @@ class Following:
         "_inbox",
         "_lane",
         "_late",
-        "_left",
         "_line",
         "_lock",
         "_loop",
@@ -152,7 +151,6 @@ class Following:
         self._offset = offset
         self._late = late
         self._stopped = False
-        self._left = False
         self._handed: deque[Invocation] = deque()  # they have a slot, and wait for a thread
         self._seats: set[Seat] = set()  # those that no thread has taken
         self._free_slots = 0  # of threads that have found nothing more to run
@@ -220,7 +218,6 @@ class Following:
         """Nothing is active any more: send no thread. The lane gives the slots back."""
         self._stopped = True
         with self._lock:
-            self._left = True
             seats, self._seats = self._seats, set()
         for seat in seats:
             seat.cancel()
@@ -242,12 +239,9 @@ class Following:
         """The pool is shut down, and no thread will come for a seat."""
         with self._lock:
             self._seats.discard(seat)
-            left = self._left
             invocation = self._handed.pop() if len(self._handed) > len(self._seats) else None
-            if invocation is None and not left:
+            if invocation is None:
                 self._free_slots += 1
-        if left:
-            return
         if invocation is None:
             self.wake()
         else:
@@ -281,13 +275,9 @@ class Following:
         """Return what a thread begins with that has come for a seat."""
         with self._lock:
             self._seats.discard(seat)
-            left = self._left
-            if left:
-                invocation = None
-            else:
-                invocation = None if self._stopped else self._picked(self._monotonic(), seat)
-                if invocation is None:
-                    self._free_slots += 1
+            invocation = None if self._stopped else self._picked(self._monotonic(), seat)
+            if invocation is None:
+                self._free_slots += 1
         if invocation is None:
             self.wake()
         return invocation

@@ -15,7 +15,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol
 from weakref import getweakrefcount
 
-from flowrun.attempt import Invocation, made_coroutine
+from flowrun.attempt import Invocation, made_coroutine, pool_name
 from flowrun.context import CURRENT, Attempt
 from flowrun.deadlines import Deadlines
 from flowrun.errors import ExecutorError, FlowrunError
@@ -291,10 +291,8 @@ class Launcher:
             self._lane.give_back()
 
     def _take_grant(self) -> None:
-        if self._open:
+        if self._open:  # otherwise the lane has given it back when it left
             self._granted_slots += 1
-        else:
-            self._lane.give_back()
 
     def _slot(self) -> bool:
         """Take a slot, one of its own first; without one it now stands in line."""
@@ -644,7 +642,6 @@ def _nothing() -> None:
 def _refused(error: BaseException, executor: str | None) -> BaseException:
     if isinstance(error, FlowrunError | KeyboardInterrupt):
         return error
-    name = f"executor {executor!r}" if executor else "the executor"
-    clear = ExecutorError(f"{name} did not take the task: {error_line(error)}")
+    clear = ExecutorError(f"{pool_name(executor)} did not take the task: {error_line(error)}")
     clear.__cause__ = error
     return clear

@@ -698,9 +698,10 @@ class Run:
                 step()
             except BaseException as error:  # noqa: BLE001 - the others have to be stopped as well
                 broken = broken or error
-        if broken is not None:
+        if broken is None:
+            self.progressed()
+        else:
             self.broke(broken)
-        self.progressed()
 
     def _steps_to_stop(self) -> Iterator[Callable[[], object]]:
         """Return what is to be done one after the other, whatever becomes of each."""
