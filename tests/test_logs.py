@@ -14,7 +14,7 @@ from flowrun.errors import StoreError
 from flowrun.escape import for_terminal
 
 from .conftest import WAIT_S
-from .test_journal import ThirdPartyStore
+from .state.test_journal import ThirdPartyStore
 
 MakeEngine = Callable[..., Engine]
 

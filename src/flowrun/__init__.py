@@ -5,17 +5,17 @@ Declare tasks and what they depend on, await a run, read its report.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from flowrun.door import lazy_exports as _lazy_exports
 
 if TYPE_CHECKING:
     from flowrun.config import SchedulerConfig
     from flowrun.context import Attempt, RunContext, current_attempt
-    from flowrun.engine import DagScope, Engine, build_default_engine
-    from flowrun.errors import (
-        FlowrunError,
-        NonRetryableError,
-        RunCancelledError,
-    )
+    from flowrun.dag_scope import DagScope
+    from flowrun.engine import Engine, build_default_engine
+    from flowrun.errors import FlowrunError, NonRetryableError, RunCancelledError
+    from flowrun.executors import ProcessPerAttemptExecutor
     from flowrun.hooks import (
         DagEndEvent,
         DagStartEvent,
@@ -28,18 +28,26 @@ if TYPE_CHECKING:
         fn_hook,
     )
     from flowrun.policy import RetryPolicy
-    from flowrun.processes import ProcessPerAttemptExecutor
-    from flowrun.progress import ProgressHook
-    from flowrun.registry import TaskRegistry, TaskTemplate, task, task_template
+    from flowrun.registry import TaskRegistry, TaskSpec, TaskTemplate, task, task_template
+    from flowrun.render import ProgressHook
     from flowrun.report import AttemptReport, RunReport, TaskReport
-    from flowrun.resume import PlannedTask, ResumePlan
-    from flowrun.state.memory import InMemoryStateStore, StateStore
-    from flowrun.state.pickle_serializer import PickleSerializer
-    from flowrun.state.protocol import Change, RunQuery, StateStoreProtocol
-    from flowrun.state.records import RunRecord, RunStatus, RunSummary, TaskRecord, TaskStatus
-    from flowrun.state.serializers import JsonSerializer, ResultSerializer
-    from flowrun.state.sqlite import SqliteStateStore
-    from flowrun.task_spec import TaskSpec
+    from flowrun.scheduler import PlannedTask, ResumePlan
+    from flowrun.state import (
+        Change,
+        InMemoryStateStore,
+        JsonSerializer,
+        PickleSerializer,
+        ResultSerializer,
+        RunQuery,
+        RunRecord,
+        RunStatus,
+        RunSummary,
+        SqliteStateStore,
+        StateStore,
+        StateStoreProtocol,
+        TaskRecord,
+        TaskStatus,
+    )
 
 __version__ = "0.1.0"
 
@@ -96,21 +104,11 @@ __all__ = [
 # needs no scheduler, and one that only declares tasks no SQLite, and importing costs nothing.
 _HOMES = {
     "flowrun.config": ("SchedulerConfig",),
-    "flowrun.context": (
-        "Attempt",
-        "RunContext",
-        "current_attempt",
-    ),
-    "flowrun.engine": (
-        "DagScope",
-        "Engine",
-        "build_default_engine",
-    ),
-    "flowrun.errors": (
-        "FlowrunError",
-        "NonRetryableError",
-        "RunCancelledError",
-    ),
+    "flowrun.context": ("Attempt", "RunContext", "current_attempt"),
+    "flowrun.dag_scope": ("DagScope",),
+    "flowrun.engine": ("Engine", "build_default_engine"),
+    "flowrun.errors": ("FlowrunError", "NonRetryableError", "RunCancelledError"),
+    "flowrun.executors": ("ProcessPerAttemptExecutor",),
     "flowrun.hooks": (
         "DagEndEvent",
         "DagStartEvent",
@@ -123,61 +121,29 @@ _HOMES = {
         "fn_hook",
     ),
     "flowrun.policy": ("RetryPolicy",),
-    "flowrun.processes": ("ProcessPerAttemptExecutor",),
-    "flowrun.progress": ("ProgressHook",),
-    "flowrun.registry": (
-        "TaskRegistry",
-        "TaskTemplate",
-        "task",
-        "task_template",
-    ),
-    "flowrun.report": (
-        "AttemptReport",
-        "RunReport",
-        "TaskReport",
-    ),
-    "flowrun.resume": (
-        "PlannedTask",
-        "ResumePlan",
-    ),
-    "flowrun.state.memory": (
-        "InMemoryStateStore",
-        "StateStore",
-    ),
-    "flowrun.state.protocol": (
+    "flowrun.registry": ("TaskRegistry", "TaskSpec", "TaskTemplate", "task", "task_template"),
+    "flowrun.render": ("ProgressHook",),
+    "flowrun.report": ("AttemptReport", "RunReport", "TaskReport"),
+    "flowrun.scheduler": ("PlannedTask", "ResumePlan"),
+    "flowrun.state": (
         "Change",
+        "InMemoryStateStore",
+        "JsonSerializer",
+        "PickleSerializer",
+        "ResultSerializer",
         "RunQuery",
-        "StateStoreProtocol",
-    ),
-    "flowrun.state.records": (
         "RunRecord",
         "RunStatus",
         "RunSummary",
+        "SqliteStateStore",
+        "StateStore",
+        "StateStoreProtocol",
         "TaskRecord",
         "TaskStatus",
     ),
-    "flowrun.state.pickle_serializer": ("PickleSerializer",),
-    "flowrun.state.serializers": (
-        "JsonSerializer",
-        "ResultSerializer",
-    ),
-    "flowrun.state.sqlite": ("SqliteStateStore",),
-    "flowrun.task_spec": ("TaskSpec",),
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
-
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - stands for each export
-    """Load an export that is not loaded yet."""
-    module = _HOME_OF.get(name)
-    if module is None:
-        msg = f"module 'flowrun' has no attribute {name!r}"
-        raise AttributeError(msg)
-    import importlib  # noqa: PLC0415 - only here
-
-    value = getattr(importlib.import_module(module), name)
-    globals()[name] = value
-    return value
+__getattr__ = _lazy_exports(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -12,61 +12,62 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, cast, overload
 
-from flowrun.checks import (
-    check_context,
-    check_kinds,
-    check_logger,
-    check_run_timeout,
-    checked_hooks,
-    checked_metadata,
-    checked_redact,
-    checked_store,
-    with_kind,
-)
 from flowrun.config import SchedulerConfig
 from flowrun.context import CURRENT, RunContext
-from flowrun.entries import said
+from flowrun.dag_scope import DagScope
 from flowrun.errors import (
     DefinitionError,
     EngineClosedError,
-    FlowrunError,
     ResumeError,
     TaskTypeError,
     UnknownDagError,
     UnknownRunError,
     listed,
 )
+from flowrun.executors import WorkerThreads
 from flowrun.graph import Graph
-from flowrun.hooks import HookDispatcher, RunHook
-from flowrun.journal import Journal
-from flowrun.nesting import Nesting, end_with
-from flowrun.notebook import ShownReport, chosen, shown_dag
-from flowrun.registry import TaskRegistry, TaskTemplate, decorate
+from flowrun.hooks import HookDispatcher, RunHook, checked_hooks
+from flowrun.registry import (
+    TaskFunction,
+    TaskOptions,
+    TaskRegistry,
+    TaskTemplate,
+    TemplateOptions,
+    decorate,
+)
+from flowrun.render import ShownReport
 from flowrun.report import RunReport, build_report
-from flowrun.resume import (
-    ResumePlan,
+from flowrun.scheduler.checks import (
+    check_context,
+    check_kinds,
+    check_logger,
+    check_run_timeout,
+    checked_metadata,
+    checked_redact,
+    checked_store,
+    with_kind,
+)
+from flowrun.scheduler.nesting import Nesting, end_with
+from flowrun.scheduler.old_run import Run, Services
+from flowrun.scheduler.resume_plan import (
     find_resumable,
     inputs_to_load,
     plan_resume,
     take_over,
 )
-from flowrun.scheduler import Run, Services
-from flowrun.signature import validate_name
-from flowrun.slots import Slots
-from flowrun.state.memory import InMemoryStateStore
-from flowrun.state.protocol import RunQuery
-from flowrun.state.records import RunRecord, RunStatus, TaskRecord
-from flowrun.task_spec import TaskFunction, TaskOptions, TemplateOptions
-from flowrun.workers import WorkerThreads
+from flowrun.scheduler.slots import Slots
+from flowrun.state import InMemoryStateStore, RunQuery, RunRecord, RunStatus, TaskRecord
+from flowrun.state.entries import said
+from flowrun.state.journal import Journal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Sequence
     from concurrent.futures import Executor
     from types import TracebackType
 
     from flowrun.context import Attempt
-    from flowrun.state.protocol import StateStoreProtocol
-    from flowrun.state.records import RunSummary
+    from flowrun.scheduler import ResumePlan
+    from flowrun.state import RunSummary, StateStoreProtocol
 
 F = TypeVar("F", bound=TaskFunction)
 GraphStyle = Literal["tree", "mermaid", "dot"]
@@ -156,7 +157,7 @@ class Engine:
         redact: Callable[[str], str] | None,
         config: SchedulerConfig,
     ) -> None:
-        log = logger or logging.getLogger("flowrun.scheduler")
+        log = logger or logging.getLogger("flowrun.scheduler.old_run")
         self.registry = registry
         self._log = logger or logging.getLogger("flowrun.engine")
         self._store = checked_store(store)
@@ -169,12 +170,12 @@ class Engine:
         self._hook_threads = WorkerThreads(_HOOK_THREADS)
         self._services = Services(
             config=config,
-            journal=Journal(store, logger or logging.getLogger("flowrun.journal"), redact),
+            journal=Journal(store, logger or logging.getLogger("flowrun.state.journal"), redact),
             hooks=HookDispatcher(
                 checked_hooks(hooks),
                 self._hook_threads,
                 config.hook_timeout_s,
-                logger or logging.getLogger("flowrun.hooks"),
+                logger or logging.getLogger("flowrun.hooks.dispatcher"),
                 redact,
             ),
             pools=pools,
@@ -209,7 +210,7 @@ class Engine:
 
         Args:
             function_or_name: The function (bare form), or the task's name.
-            **options: See :class:`flowrun.registry.TaskOptions`.
+            **options: See :class:`flowrun.registry.task_registry.TaskOptions`.
 
         Raises:
             TaskDefinitionError: An option or the callable cannot be right.
@@ -282,7 +283,7 @@ class Engine:
             StoreError: The store failed; the run has ended.
         """
         self.require_open("run a DAG")
-        graph = self._graph(dag_name)
+        graph = self.graph(dag_name)
         record = self._new_record(graph, metadata)
         return await self._execute(graph, record, context, timeout_s)
 
@@ -309,7 +310,7 @@ class Engine:
             ValueError: The DAG is unknown or has mistakes, or there is no target.
         """
         self.require_open("run a sub-graph")
-        graph = self._graph(dag_name)
+        graph = self.graph(dag_name)
         names = self._task_names(graph, targets, "targets")
         if not names:
             msg = (
@@ -410,7 +411,7 @@ class Engine:
             UnknownDagError: There is no such DAG.
             GraphError: Every mistake in it.
         """
-        self._graph(dag_name)
+        self.graph(dag_name)
 
     def list_dags(self) -> list[str]:
         """Return the names of all DAGs, as first declared."""
@@ -423,7 +424,7 @@ class Engine:
             UnknownDagError: There is no such DAG.
             GraphError: The DAG has mistakes.
         """
-        return list(self._graph(dag_name).names)
+        return list(self.graph(dag_name).names)
 
     def display_dag(
         self,
@@ -452,7 +453,7 @@ class Engine:
         if report is not None and report["targets"] is not None:
             deps = {name: task["deps"] for name, task in report["tasks"].items()}
         else:
-            deps = self._graph(dag_name).deps()
+            deps = self.graph(dag_name).deps()
         return render.graph_text(dag_name, deps, style=style, report=report, ascii_only=ascii_only)
 
     def get_run_report(self, run_id: str, *, results: bool = True) -> RunReport:
@@ -711,7 +712,8 @@ class Engine:
         if self._closed:
             raise EngineClosedError(action)
 
-    def _graph(self, dag_name: str) -> Graph:
+    def graph(self, dag_name: str) -> Graph:
+        """Return the validated graph of a DAG; built once, until the registry changes."""
         version = self.registry.version
         cached = self._graphs.get(dag_name) if isinstance(dag_name, str) else None
         if cached is not None and cached[0] == version:
@@ -769,7 +771,7 @@ class Engine:
     ) -> tuple[Graph, RunRecord, ResumePlan]:
         journal = self._services.journal
         old = find_resumable(self._store, run_id, last=not from_tasks)
-        graph = self._graph(old.dag_name)
+        graph = self.graph(old.dag_name)
         if old.targets is not None:
             targets = [name for name in old.targets if name in graph.index]
             if not targets:
@@ -864,114 +866,6 @@ class Engine:
                 told = True
         if not told:
             self._release(waits=waits)
-
-
-class DagScope:
-    """One DAG of an engine; made by :meth:`Engine.dag`.
-
-    Attributes:
-        name: The DAG's name.
-    """
-
-    def __init__(self, engine: Engine, name: str) -> None:
-        validate_name(name, what="DAG")
-        self._engine = engine
-        self.name = name
-
-    @overload
-    def task(self, function: F, /) -> F: ...
-    @overload
-    def task(
-        self, task_name: str | None = None, /, **options: Unpack[TaskOptions]
-    ) -> Callable[[F], F]: ...
-    def task(
-        self, function_or_name: F | str | None = None, /, **options: Unpack[TaskOptions]
-    ) -> F | Callable[[F], F]:
-        """Register a task of this DAG: ``@etl.task``, ``@etl.task(...)`` or with a name first.
-
-        Raises:
-            TaskDefinitionError: An option or the callable cannot be right.
-        """
-        self._engine.require_open("register a task")
-        self._check_dag(options.get("dag"))
-        return decorate(self._engine.registry, function_or_name, {**options, "dag": self.name})
-
-    @overload
-    def task_template(
-        self, function: TaskFunction, /, **options: Unpack[TemplateOptions]
-    ) -> TaskTemplate: ...
-    @overload
-    def task_template(
-        self, /, **options: Unpack[TemplateOptions]
-    ) -> Callable[[TaskFunction], TaskTemplate]: ...
-    def task_template(
-        self, function: TaskFunction | None = None, /, **options: Unpack[TemplateOptions]
-    ) -> TaskTemplate | Callable[[TaskFunction], TaskTemplate]:
-        """Make a template whose tasks belong to this DAG; see :meth:`Engine.task_template`."""
-        self._check_dag(options.get("dag"))
-        scoped: TemplateOptions = {**options, "dag": self.name}
-        if function is None:
-            return self._engine.task_template(**scoped)
-        return self._engine.task_template(function, **scoped)
-
-    async def run_once(
-        self,
-        context: RunContext[Any] | None = None,
-        *,
-        timeout_s: float | None = None,
-        metadata: Mapping[str, object] | None = None,
-    ) -> str:
-        """Run the DAG; see :meth:`Engine.run_once`."""
-        return await self._engine.run_once(
-            self.name, context, timeout_s=timeout_s, metadata=metadata
-        )
-
-    async def run_subgraph(
-        self,
-        targets: Sequence[str],
-        context: RunContext[Any] | None = None,
-        *,
-        timeout_s: float | None = None,
-        metadata: Mapping[str, object] | None = None,
-    ) -> str:
-        """Run these tasks and what they depend on; see :meth:`Engine.run_subgraph`."""
-        return await self._engine.run_subgraph(
-            self.name, targets, context, timeout_s=timeout_s, metadata=metadata
-        )
-
-    def validate(self) -> None:
-        """Check the DAG without running it; see :meth:`Engine.validate`."""
-        self._engine.validate(self.name)
-
-    def display(self, *, style: GraphStyle = "tree", run_id: str | None = None) -> str:
-        """Return a picture of the DAG in text; see :meth:`Engine.display_dag`."""
-        return self._engine.display_dag(self.name, style=style, run_id=run_id)
-
-    def list_tasks(self) -> list[str]:
-        """Return the names of the DAG's tasks; see :meth:`Engine.list_tasks`."""
-        return self._engine.list_tasks(self.name)
-
-    def __repr__(self) -> str:
-        """Show its name."""
-        return f"<DagScope {self.name!r}>"
-
-    def _repr_mimebundle_(
-        self, include: Collection[str] | None = None, exclude: Collection[str] | None = None
-    ) -> dict[str, str]:
-        """Show a notebook the DAG's tree and picture, or what is wrong with the DAG."""
-        try:
-            # Of its own engine, in this same module.
-            graph = self._engine._graph(self.name)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-            bundle = shown_dag(self.name, graph.deps())
-        except FlowrunError as error:
-            bundle = {"text/plain": f"{self!r}: {error}"}
-        return chosen(bundle, include, exclude)
-
-    def _check_dag(self, dag: object) -> None:
-        if dag is not None and dag != self.name:
-            problem = f"this scope registers in {self.name!r}; leave dag= out, or use engine.task"
-            msg = f"dag={dag!r}: {problem}"
-            raise DefinitionError(msg)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

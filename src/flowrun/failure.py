@@ -13,11 +13,11 @@ MAX_ERROR_BYTES = 64 * 1024
 _MAX_MESSAGE = 500
 _OWN_MODULES = frozenset(
     (
-        "flowrun.attempt",
-        "flowrun.launcher",
-        "flowrun.remote",
-        "flowrun.workers",
-        "flowrun.process_child",
+        "flowrun.scheduler.attempt",
+        "flowrun.scheduler.launcher",
+        "flowrun.executors.remote_call",
+        "flowrun.executors.worker_threads",
+        "flowrun.executors.process_child",
     )
 )
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, TypedDict
 
-from flowrun.state.records import NoResult
+from flowrun.state import NoResult
 
 if TYPE_CHECKING:
-    from flowrun.state.records import AttemptRecord, RunRecord, TaskRecord
+    from flowrun.state import AttemptRecord, RunRecord, TaskRecord
 
 TaskStatusName = Literal["PENDING", "RUNNING", "SUCCESS", "FAILED", "SKIPPED"]
 RunStatusName = Literal["SUCCESS", "FAILED", "RUNNING"]

@@ -1,19 +1,29 @@
-"""Graphs, runs and reports as text, pictures and pages; a door and nothing else."""
+"""Graphs, runs and reports as text, pictures and pages; live progress."""
 
 from __future__ import annotations
 
-from flowrun.escape import for_terminal
-from flowrun.render.dot import dot
-from flowrun.render.html import report_html
-from flowrun.render.mermaid import mermaid
-from flowrun.render.page import preview, stored_previews
-from flowrun.render.style import GraphStyle, graph_text
-from flowrun.render.svg import dag_svg
-from flowrun.render.table import report_table
-from flowrun.render.tree import tree
+from typing import TYPE_CHECKING
+
+from flowrun.door import lazy_exports
+
+if TYPE_CHECKING:
+    from flowrun.escape import for_terminal
+    from flowrun.render.dot_text import dot
+    from flowrun.render.html import report_html
+    from flowrun.render.mermaid_text import mermaid
+    from flowrun.render.notebook import ShownReport, chosen, shown_dag
+    from flowrun.render.page import preview, stored_previews
+    from flowrun.render.progress import ProgressHook
+    from flowrun.render.style import GraphStyle, graph_text
+    from flowrun.render.svg import dag_svg
+    from flowrun.render.table import report_table
+    from flowrun.render.tree_text import tree
 
 __all__ = [
     "GraphStyle",
+    "ProgressHook",
+    "ShownReport",
+    "chosen",
     "dag_svg",
     "dot",
     "for_terminal",
@@ -22,6 +32,25 @@ __all__ = [
     "preview",
     "report_html",
     "report_table",
+    "shown_dag",
     "stored_previews",
     "tree",
 ]
+
+# Running a DAG draws nothing.
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "flowrun.escape": ("for_terminal",),
+        "flowrun.render.dot_text": ("dot",),
+        "flowrun.render.html": ("report_html",),
+        "flowrun.render.mermaid_text": ("mermaid",),
+        "flowrun.render.notebook": ("ShownReport", "chosen", "shown_dag"),
+        "flowrun.render.page": ("preview", "stored_previews"),
+        "flowrun.render.progress": ("ProgressHook",),
+        "flowrun.render.style": ("GraphStyle", "graph_text"),
+        "flowrun.render.svg": ("dag_svg",),
+        "flowrun.render.table": ("report_table",),
+        "flowrun.render.tree_text": ("tree",),
+    },
+)

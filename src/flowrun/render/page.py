@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypedDict
 from flowrun.errors import ResultNotReadableError
 from flowrun.escape import for_terminal
 from flowrun.render.wording import counted, is_kept, own_line
-from flowrun.state.serializers import JsonSerializer
+from flowrun.state import JsonSerializer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

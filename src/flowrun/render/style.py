@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, get_args
 
 from flowrun.errors import close_match
-from flowrun.render.dot import dot
-from flowrun.render.mermaid import mermaid
-from flowrun.render.tree import tree
+from flowrun.render.dot_text import dot
+from flowrun.render.mermaid_text import mermaid
+from flowrun.render.tree_text import tree
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,8 +33,8 @@ def graph_text(  # noqa: PLR0913 - what a tree can be told, handed on
         deps: The dependencies of each task, in topological order.
         style: ``"tree"`` for people, ``"mermaid"`` or ``"dot"`` for programs that draw.
         report: Shows the status and duration of each task of this run.
-        ascii_only: Of a tree; see :func:`flowrun.render.tree`.
-        width: Of a tree; see :func:`flowrun.render.tree`.
+        ascii_only: Of a tree; see :func:`flowrun.render.tree_text`.
+        width: Of a tree; see :func:`flowrun.render.tree_text`.
 
     Raises:
         ValueError: The style is unknown.

@@ -24,9 +24,9 @@ from flowrun.errors import (
     UnknownRunError,
     duplicate_run,
 )
-from flowrun.locks import is_held
 from flowrun.state import statements as sql
 from flowrun.state.batch import SHORT, Batch, Owned, put, put_plain
+from flowrun.state.locks import is_held
 from flowrun.state.ownership import Ownership
 from flowrun.state.pickle_serializer import PickleSerializer
 from flowrun.state.records import NoResult, Reason, TaskStatus

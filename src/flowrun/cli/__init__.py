@@ -1,0 +1,5 @@
+"""The terminal's way in: the ``flowrun`` command."""
+
+from flowrun.cli.commands import main
+
+__all__ = ["main"]

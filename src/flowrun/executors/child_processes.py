@@ -1,0 +1,196 @@
+"""The processes of an executor as the operating system sees them: start, exit code, signals."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from multiprocessing import connection, forkserver
+from typing import TYPE_CHECKING, TypeAlias
+
+from flowrun.errors import ExecutorError
+from flowrun.executors.process_child import serve
+from flowrun.failure import error_line
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from multiprocessing.context import SpawnContext
+    from multiprocessing.process import BaseProcess
+
+    from flowrun.executors.process_child import Pipe
+
+    if sys.platform == "win32":
+        Context: TypeAlias = SpawnContext
+    else:
+        from multiprocessing.context import ForkServerContext
+
+        Context: TypeAlias = SpawnContext | ForkServerContext
+
+_GUARD_HINT = (
+    " A new process imports the main module anew, and that has to be possible: a script keeps"
+    ' what it runs under `if __name__ == "__main__":`'
+)
+_SIGKILL = 9
+_numbers = itertools.count(1)
+
+
+class Children:
+    """Access to the children of this process, by one thread at a time.
+
+    multiprocessing polls all children whenever it starts one, and an exit status can be read
+    only once: of two threads that do it at the same time one would get a made-up exit code.
+    """
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew: called in a forked child, where nobody lets go of the parent's lock."""
+        self._lock = threading.Lock()
+
+    def start(self, process: BaseProcess) -> None:
+        """Start a process."""
+        with self._lock:
+            process.start()
+
+    def close(self, process: BaseProcess) -> None:
+        """Let go of what is kept of a process that has ended."""
+        with self._lock:
+            process.close()
+
+    def exit_code(self, process: BaseProcess) -> int | None:
+        """Return the exit code of a process; ``None`` while it runs."""
+        with self._lock:
+            return process.exitcode
+
+    def exit_code_within(self, process: BaseProcess, timeout_s: float) -> int | None:
+        """Return the exit code once the process has ended, ``None`` if it takes longer."""
+        deadline = time.monotonic() + timeout_s
+        pause_s = 0.001
+        while (code := self.exit_code(process)) is None:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return None
+            # The sentinel tells at once, as a rule. But a grandchild may have inherited it and
+            # keep it open, or the process may have closed it early: then we have to look.
+            if connection.wait([process.sentinel], min(left_s, 50 * pause_s)):
+                time.sleep(min(left_s, pause_s))  # nobody tells any more
+            pause_s = min(2 * pause_s, 0.01)
+        return code
+
+
+children = Children()
+"""Those of this process: there is one lock for all of them."""
+
+
+def context_of(start_method: str | None) -> Context:
+    """Return what makes processes, in a way that is safe where threads run."""
+    method = start_method or ("forkserver" if sys.platform == "linux" else "spawn")
+    available = multiprocessing.get_all_start_methods()
+    if method == "fork":
+        msg = "start_method 'fork' is refused: a fork of a process with threads may hang for good"
+        raise ValueError(msg)
+    if method not in {"forkserver", "spawn"} or method not in available:
+        msg = f"start_method {method!r} is not to be had here; 'spawn' always is"
+        raise ValueError(msg)
+    if sys.platform != "win32" and method == "forkserver":
+        return multiprocessing.get_context("forkserver")
+    return multiprocessing.get_context("spawn")
+
+
+def preload_modules(names: Sequence[str]) -> None:
+    """Have the fork server import more modules, if it does not run yet."""
+    # There is no public way to ask what it imports already, only to replace the list.
+    server: object = getattr(forkserver, "_forkserver", None)
+    known: list[str] = getattr(server, "_preload_modules", ["__main__"])
+    forkserver.set_forkserver_preload(list(dict.fromkeys((*known, *names))))
+
+
+def started(context: Context) -> tuple[Pipe, BaseProcess]:
+    """Start a process and return it with our end of the pipe to it."""
+    pauses_s = [0.05, 0.2]
+    while True:
+        try:
+            return _started_at_once(context)
+        except (ConnectionError, EOFError) as error:
+            # The fork server has died; multiprocessing starts another as soon as it is told.
+            if not pauses_s:
+                msg = (
+                    f"the fork server does not run ({error_line(error)}); see its standard error:"
+                    " it imports the main module and those named as preload"
+                )
+                raise ExecutorError(msg) from error
+            time.sleep(pauses_s.pop(0))  # nobody tells when it has started anew
+        except Exception as error:
+            msg = f"no process could be started: {error_line(error)}"
+            raise ExecutorError(msg) from error
+
+
+def _started_at_once(context: Context) -> tuple[Pipe, BaseProcess]:
+    ours, theirs = context.Pipe()
+    try:
+        with theirs:
+            name = f"flowrun-process-{next(_numbers)}"
+            process = context.Process(target=serve, args=(theirs,), name=name)
+            children.start(process)
+    except BaseException:
+        ours.close()
+        raise
+    return ours, process
+
+
+def send_signal(process: BaseProcess, *, force: bool) -> None:
+    """Send SIGTERM or SIGKILL to the process and its group."""
+    if sys.platform == "win32":  # pragma: no cover - the tests run on Linux
+        process.kill() if force else process.terminate()
+    else:
+        number = signal.SIGKILL if force else signal.SIGTERM
+        pid = process.pid
+        assert pid is not None  # noqa: S101 - it was started
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            try:
+                os.killpg(pid, number)
+            except ProcessLookupError:  # it has not made its group yet
+                os.kill(pid, number)
+
+
+def end_group(process: BaseProcess) -> None:
+    """Kill what a process that has ended has left behind in its group."""
+    if sys.platform != "win32":  # pragma: no branch - the tests run on Linux
+        pid = process.pid
+        assert pid is not None  # noqa: S101 - it was started
+        # Its number is not given to another process while the group exists; and if it does
+        # not, all other numbers come first.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+
+
+def how_it_died(code: int | None, *, ready: bool) -> str:
+    """Say why a process sent nothing back.
+
+    Args:
+        code: Its exit code; ``None`` if it was killed because it would not end.
+        ready: Whether the call had begun.
+    """
+    if code is None:
+        return "the process closed its pipe without a result and did not end; it was killed"
+    if code < 0:
+        text = f"the process was killed by signal {_signal_name(-code)} ({-code})"
+        if -code == _SIGKILL:
+            text += ", not by flowrun; the system does so when it is out of memory"
+        return text
+    if ready:
+        return f"the process exited with code {code} without a result"
+    return f"the process exited with code {code} before the call began." + _GUARD_HINT
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal between the first and the last
+        return "of real time"

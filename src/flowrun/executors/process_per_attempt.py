@@ -1,0 +1,415 @@
+"""An executor that runs every call in a fresh process, and can really kill it.
+
+For code that may hang for good or crash its interpreter. It knows calls, not tasks.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import pickle
+import threading
+import time
+import weakref
+from collections import deque
+from concurrent.futures import CancelledError, Executor, Future
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar
+
+from flowrun.errors import NotPicklableError, ProcessDiedError
+from flowrun.executors.child_processes import (
+    children,
+    context_of,
+    end_group,
+    how_it_died,
+    preload_modules,
+    send_signal,
+    started,
+)
+from flowrun.executors.process_child import READY
+from flowrun.failure import error_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from multiprocessing.process import BaseProcess
+
+    from flowrun.executors.child_processes import Context
+    from flowrun.executors.process_child import Pipe
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+StartMethod: TypeAlias = Literal["forkserver", "spawn"]
+
+DEFAULT_GRACE_S = 2.0
+_LINGER_S = 1.0
+_EXIT_WAIT_S = 1.0
+_LOG = logging.getLogger("flowrun.executors.process_per_attempt")
+
+
+class ProcessFuture(Future[T]):
+    """The future of a call in a process of its own; cancelling it kills the process.
+
+    A killed call counts as cancelled once its process is gone, and not before: then
+    ``cancelled()`` is true, ``result()`` raises ``CancelledError``, and the callbacks are run.
+    """
+
+    def __init__(self, executor: ProcessPerAttemptExecutor, payload: bytes, grace_s: float) -> None:
+        super().__init__()
+        self._executor = executor
+        self._payload = payload
+        self._environment = dict(os.environ)
+        self._grace_s = grace_s
+        self._lock = threading.Lock()
+        self._process: BaseProcess | None = None
+        self._timer: threading.Timer | None = None
+        self._killed = False
+        self._settled = False
+
+    def cancel(self) -> bool:
+        """Withdraw the call, or kill its process; return at once whether that will happen.
+
+        The process and its group get SIGTERM, and SIGKILL if it is still there after the
+        executor's ``grace_s``.
+        """
+        return self._end(self._grace_s)
+
+    def kill(self) -> bool:
+        """Do as :meth:`cancel` does, but with SIGKILL at once."""
+        return self._end(0.0)
+
+    def cancelled(self) -> bool:
+        """Return whether the call was withdrawn, or killed by :meth:`cancel` or :meth:`kill`."""
+        return super().cancelled() or (self._killed and self.done())
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what the call raised, if it did; see ``concurrent.futures.Future``.
+
+        Raises:
+            CancelledError: The call was withdrawn or killed.
+        """
+        error = super().exception(timeout)
+        if self._killed and error is not None:
+            raise error
+        return error
+
+    def run(self, context: Context) -> None:
+        """Run the call; called by the executor, in a thread that has nothing else to do."""
+        if not self.set_running_or_notify_cancel():
+            self._payload = b""
+            return
+        value: Any = None
+        error: BaseException | None = None
+        try:
+            value = self._outcome(context)
+        except BaseException as raised:  # noqa: BLE001 - the future carries whatever it was
+            error = raised
+        with self._lock:
+            self._settled = True  # from here on it is too late to kill
+            if self._killed:
+                error = CancelledError()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer.join()
+        if error is None:
+            self.set_result(value)
+        else:
+            self.set_exception(error)
+            del error  # its traceback holds this frame
+
+    def _end(self, grace_s: float) -> bool:
+        if super().cancel():
+            if self._executor.withdraw(self):
+                self._payload = b""
+                self.set_running_or_notify_cancel()  # tells those who wait
+            return True
+        with self._lock:
+            if self._settled or self.done():
+                return False
+            if not self._killed or not grace_s:
+                self._killed = True
+                self._signal(grace_s)
+            return True
+
+    def _signal(self, grace_s: float) -> None:
+        """Tell the process, if there is one now, to end; the lock is held."""
+        if self._process is None:
+            return
+        if grace_s:
+            send_signal(self._process, force=False)
+            timer = threading.Timer(grace_s, self.kill)
+            timer.daemon = True
+            timer.name = "flowrun-process-killer"
+            # Where the system gives no thread to wait with, there is no grace.
+            with contextlib.suppress(RuntimeError):
+                timer.start()
+                self._timer = timer
+                return
+        send_signal(self._process, force=True)
+
+    def _outcome(self, context: Context) -> object:
+        """Return what the call returned, or raise what it raised, once its process is gone."""
+        pipe, process = started(context)
+        with self._lock:
+            self._process = process
+            if self._killed:
+                self._signal(0.0)
+        try:
+            ready, data = self._converse(pipe)
+        finally:
+            code = self._reap(process)
+        if data is not None:
+            return _unpacked(data)
+        raise ProcessDiedError(how_it_died(code, ready=ready))
+
+    def _converse(self, pipe: Pipe) -> tuple[bool, bytes | None]:
+        """Return whether the process was ready for the call, and what it sent back, if it did."""
+        ready = False
+        with pipe, contextlib.suppress(EOFError, OSError):  # it has ended, or closed its pipe
+            ready = pipe.recv_bytes() == READY
+            pipe.send(self._environment)
+            pipe.send_bytes(self._payload)
+            self._payload = b""
+            return ready, pipe.recv_bytes()
+        return ready, None
+
+    def _reap(self, process: BaseProcess) -> int | None:
+        """Wait for the end of the process and all of its group.
+
+        Returns:
+            Its exit code; ``None`` if it would not end and was killed for that.
+        """
+        found = code = children.exit_code_within(process, max(self._grace_s, _LINGER_S))
+        while code is None:
+            with self._lock:
+                send_signal(process, force=True)
+            code = children.exit_code_within(process, _LINGER_S)
+        with self._lock:
+            self._process = None
+        end_group(process)
+        children.close(process)
+        return found
+
+
+class ProcessPerAttemptExecutor(Executor):
+    """Run every call in a fresh process of its own, which can be killed at any time.
+
+    Cancelling the future of a running call kills its process and everything in its process
+    group. A call that crashes its process fails with ``ProcessDiedError``, and disturbs no
+    other. Nothing is left behind: the group ends with the call, and if this process dies,
+    all of them die at once.
+
+    A process starts from a fork server or from scratch, never as a fork of this one. So it
+    imports the main module anew, which has to be possible: a script keeps what it runs under
+    ``if __name__ == "__main__":``. It has the current environment and working directory, no
+    standard input, and no controlling terminal (Ctrl-C does not reach it).
+
+    Args:
+        max_workers: How many processes there are at once; further calls wait. The number of
+            processors by default.
+        start_method: ``"forkserver"`` (faster; the default on Linux) or ``"spawn"``.
+        grace_s: Time between SIGTERM and SIGKILL for a process that is killed.
+        preload: Modules that the fork server imports once, so that calls need not. They must
+            not start threads. There is one fork server for the whole program: it has to be
+            named before the first call, and is the same for all executors.
+
+    Raises:
+        ValueError: One of these is out of range, or the start method is not to be had.
+
+    Example:
+        >>> with ProcessPerAttemptExecutor(2) as pool:
+        ...     pool.submit(pow, 2, 10).result()
+        1024
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        *,
+        start_method: StartMethod | None = None,
+        grace_s: float = DEFAULT_GRACE_S,
+        preload: Sequence[str] = (),
+    ) -> None:
+        number: object = (os.cpu_count() or 1) if max_workers is None else max_workers
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            msg = f"max_workers must be an int of 1 or more, not {number!r}"
+            raise ValueError(msg)
+        if not 0 <= grace_s <= threading.TIMEOUT_MAX:
+            msg = f"grace_s must be a number of seconds of 0 or more, not {grace_s!r}"
+            raise ValueError(msg)
+        self._limit = number
+        self._grace_s = grace_s
+        self._context = context_of(start_method)
+        self._closed = False
+        self.forget_processes()
+        if self._context.get_start_method() == "forkserver":
+            preload_modules((__name__, *preload))
+        _EXECUTORS.add(self)
+
+    def forget_processes(self) -> None:
+        """Begin with no process and no call: called in a forked child, which has neither."""
+        self._lock = threading.Lock()
+        self._queue: deque[ProcessFuture[Any]] = deque()
+        self._running: set[ProcessFuture[Any]] = set()
+        self._busy = 0  # threads that see calls through
+        self._threads: list[threading.Thread] = []  # and those that are about to end
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> ProcessFuture[T]:
+        """Have a fresh process call the function.
+
+        Raises:
+            NotPicklableError: The function or an argument cannot be sent to another process.
+            RuntimeError: The executor was shut down, or the system gives it no thread.
+        """
+        payload = _packed_call(fn, args, kwargs)
+        future: ProcessFuture[T] = ProcessFuture(self, payload, self._grace_s)
+        with self._lock:
+            if self._closed:
+                msg = "cannot submit: this executor was shut down"
+                raise RuntimeError(msg)
+            self._queue.append(future)
+            if self._busy < self._limit:
+                self._start_thread(future)
+        return future
+
+    def withdraw(self, future: ProcessFuture[Any]) -> bool:
+        """Take a cancelled call out of the queue; return whether it was there."""
+        with self._lock:
+            if future not in self._queue:
+                return False
+            self._queue.remove(future)
+            return True
+
+    def kill(self) -> None:
+        """Take no more calls, cancel the queued ones, kill the running ones with SIGKILL.
+
+        It does not wait; :meth:`shutdown` does.
+        """
+        with self._lock:
+            self._closed = True
+            futures = [*self._queue, *self._running]
+        for future in futures:
+            future.kill()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - the stdlib's signature
+        """Take no more calls; wait for those that run or, unless cancelled, are queued."""
+        with self._lock:
+            self._closed = True
+            queued = list(self._queue) if cancel_futures else []
+            if cancel_futures:
+                self._queue.clear()
+        for future in queued:
+            future.cancel()
+            future.set_running_or_notify_cancel()
+        if wait:
+            self.join()
+
+    def join(self, timeout_s: float | None = None) -> None:
+        """Wait, a bounded time if so wanted, until no call runs or waits any more."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        with self._lock:
+            threads = [one for one in self._threads if one is not threading.current_thread()]
+        for thread in threads:
+            thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+
+    def _start_thread(self, future: ProcessFuture[Any]) -> None:
+        """Start a thread that sees calls through; the lock is held."""
+        thread = threading.Thread(target=self._work, name="flowrun-process-keeper", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            if not self._busy:
+                self._queue.remove(future)
+                raise
+        else:
+            self._busy += 1
+            self._threads = [one for one in self._threads if one.is_alive()]
+            self._threads.append(thread)
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._queue:
+                    self._busy -= 1
+                    return
+                future = self._queue.popleft()
+                self._running.add(future)
+            try:
+                future.run(self._context)
+            except BaseException:  # noqa: BLE001 - it must not end this thread
+                # A callback's SystemExit, or a future that somebody else has completed.
+                _LOG.exception("a call's result could not be handed over")
+            finally:
+                with self._lock:
+                    self._running.discard(future)
+                del future
+
+
+def _packed_call(
+    function: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]
+) -> bytes:
+    try:
+        return pickle.dumps((function, args, kwargs), pickle.HIGHEST_PROTOCOL)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        parts: list[tuple[str, object]] = [("the function", function)]
+        parts += [(f"argument {number}", value) for number, value in enumerate(args)]
+        parts += [(f"argument {name!r}", value) for name, value in kwargs.items()]
+        label, value = next((part for part in parts if not _can_pickle(part[1])), parts[0])
+        msg = (
+            f"{label} ({type(value).__qualname__}) cannot be sent to another process:"
+            f" {error_line(error)}; use a function at the top level of a module and plain data"
+        )
+        raise NotPicklableError(msg) from error
+
+
+def _can_pickle(value: object) -> bool:
+    try:
+        pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    except BaseException:  # noqa: BLE001 - a value's own methods may raise anything
+        return False
+    return True
+
+
+def _unpacked(data: bytes) -> object:
+    """Return what the call returned, or raise what it raised."""
+    try:
+        ok, value, text = pickle.loads(data)  # noqa: S301 - written by a process of ours
+    except BaseException as error:
+        msg = (
+            f"the result came back but could not be unpickled: {error_line(error)};"
+            " return plain data"
+        )
+        raise NotPicklableError(msg) from error
+    if ok:
+        return value
+    if text:
+        value.add_note("\nIn its process:\n" + text)
+    raise value
+
+
+_EXECUTORS: weakref.WeakSet[ProcessPerAttemptExecutor] = weakref.WeakSet()
+
+
+def _kill_at_exit() -> None:
+    """Kill what still runs: multiprocessing would wait for it, however long."""
+    executors = list(_EXECUTORS)
+    for executor in executors:
+        executor.kill()
+    for executor in executors:
+        executor.join(_EXIT_WAIT_S)
+
+
+def _after_fork() -> None:
+    """Forget, in a forked child, the parent's processes: they are not the child's to kill."""
+    children.forget()
+    for executor in list(_EXECUTORS):
+        executor.forget_processes()
+
+
+# Handlers run last come, first served: multiprocessing's own was registered by its import.
+atexit.register(_kill_at_exit)
+if hasattr(os, "register_at_fork"):  # pragma: no branch - there is none on Windows
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,177 @@
+"""One call of a task on the other side of a process boundary.
+
+What is sent is small and picklable; what comes back never breaks the pool that carries it.
+"""
+
+from __future__ import annotations
+
+import pickle
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from flowrun.context import CURRENT, Attempt
+from flowrun.errors import NotPicklableError, RemoteTaskError
+from flowrun.executors.parent_watch import end_with_parent
+from flowrun.failure import encodable, error_line, error_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+class Facts(NamedTuple):
+    """What an attempt is known by, wherever it runs."""
+
+    run_id: str
+    dag_name: str
+    task_name: str
+    attempt: int
+    timeout_s: float | None
+
+
+class Reply(NamedTuple):
+    """How a call ended on the other side.
+
+    Attributes:
+        value: What the task returned.
+        error: What it raised, if that can travel; a ``RemoteTaskError`` else.
+        text: The error's text with its traceback, ``None`` after a success.
+        duration_s: How long the code ran there.
+    """
+
+    value: object
+    error: BaseException | None
+    text: str | None
+    duration_s: float
+
+
+class RemoteCall:
+    """A call as it is handed to an executor whose workers live in other processes.
+
+    The executor pickles it in its own way (a cluster's client may send functions by value).
+    """
+
+    __slots__ = ("args", "facts", "function", "kwargs")
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        facts: Facts,
+    ) -> None:
+        self.function = function
+        self.args = args
+        self.kwargs = kwargs
+        self.facts = facts
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Travel as the constructor's arguments."""
+        return RemoteCall, (self.function, self.args, dict(self.kwargs), self.facts)
+
+    def __call__(self) -> Reply:
+        """Run the task here and say how it ended; never raises what the task raised."""
+        started = time.monotonic()
+        facts = self.facts
+        deadline = None if facts.timeout_s is None else started + facts.timeout_s
+        attempt = Attempt(*facts[:4], deadline)
+        token = CURRENT.set(attempt)
+        try:
+            value = self.function(*self.args, **self.kwargs)
+        except BaseException as error:  # noqa: BLE001 - everything is the task's own failure (A5)
+            text = error_text(error)  # before the error is stripped of its traceback
+            return Reply(None, _portable(error), text, time.monotonic() - started)
+        finally:
+            CURRENT.reset(token)
+        return Reply(value, None, None, time.monotonic() - started)
+
+
+class PackedCall:
+    """A call for a process pool of this machine: pickled once, here, so that errors are ours.
+
+    A pool whose worker cannot unpickle what it was sent, or whose parent cannot unpickle what
+    came back, is broken for good; bytes always travel.
+
+    Raises:
+        NotPicklableError: Says what could not be pickled, and why.
+    """
+
+    __slots__ = ("payload",)
+
+    def __init__(self, call: RemoteCall) -> None:
+        try:
+            self.payload = pickle.dumps(call, pickle.HIGHEST_PROTOCOL)
+        except KeyboardInterrupt:  # the user's, not the value's
+            raise
+        except BaseException as error:
+            raise _blame(call, error) from error
+
+    def __call__(self) -> bytes:
+        """Unpack, run, and pack the reply."""
+        end_with_parent()
+        try:
+            call = pickle.loads(self.payload)  # noqa: S301 - written by our own parent process
+        except BaseException as error:  # noqa: BLE001 - a broken argument must not kill us
+            problem = (
+                "the task or its arguments could not be unpickled in the worker process"
+                f" ({error_line(error)}); define them at the top level of an importable module"
+            )
+            return _packed(Reply(None, NotPicklableError(problem), problem, 0.0))
+        return _packed(call())
+
+
+def unpacked(data: bytes) -> Reply:
+    """Return the reply that a :class:`PackedCall` sent."""
+    try:
+        reply = pickle.loads(data)  # noqa: S301 - written by a worker process of ours
+    except BaseException as error:  # noqa: BLE001 - a value's own __setstate__ may raise anything
+        problem = (
+            f"the task's result came back but could not be unpickled ({error_line(error)});"
+            " return plain data"
+        )
+        return Reply(None, NotPicklableError(problem), problem, 0.0)
+    if not isinstance(reply, Reply):  # a pool has mixed up its results
+        problem = f"the worker process sent {type(reply).__name__} in place of a reply"
+        return Reply(None, NotPicklableError(problem), problem, 0.0)
+    return reply
+
+
+def _packed(reply: Reply) -> bytes:
+    try:
+        return pickle.dumps(reply, pickle.HIGHEST_PROTOCOL)
+    except BaseException as error:  # noqa: BLE001 - a value's own __reduce__ may raise anything
+        problem = (
+            f"the task's result ({type(reply.value).__qualname__}) could not be pickled to be"
+            f" sent back: {error_line(error)}; return plain data"
+        )
+        return pickle.dumps(Reply(None, NotPicklableError(problem), problem, reply.duration_s))
+
+
+def _portable(error: BaseException) -> BaseException:
+    """Return the error if it survives a round trip through pickle, or a stand-in for it."""
+    try:
+        twin = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
+        if type(twin) is type(error):
+            # The traceback stays behind; its text travels in the reply.
+            return error.with_traceback(None)
+    except BaseException:  # noqa: BLE001, S110 - any failure means: it cannot travel
+        pass
+    name = f"{type(error).__module__}.{type(error).__qualname__}"
+    return RemoteTaskError(encodable(name), error_line(error))
+
+
+def _blame(call: RemoteCall, error: BaseException) -> NotPicklableError:
+    """Say which part could not be pickled."""
+    parts: list[tuple[str, object]] = [("its function", call.function)]
+    parts += [(f"argument {number}", value) for number, value in enumerate(call.args)]
+    parts += [(f"argument {name!r}", value) for name, value in call.kwargs.items()]
+    for label, value in parts:
+        try:
+            pickle.dumps(value)
+        except BaseException as cause:  # noqa: BLE001 - see PackedCall
+            return NotPicklableError(
+                f"task {call.facts.task_name!r} runs in another process, but {label}"
+                f" ({type(value).__qualname__}) cannot be pickled: {error_line(cause)};"
+                " use a function at the top level of a module and plain data"
+            )
+    name = call.facts.task_name
+    return NotPicklableError(f"task {name!r} cannot be pickled: {error_line(error)}")

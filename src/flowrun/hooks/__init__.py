@@ -1,0 +1,32 @@
+"""Events of a run, the hooks that receive them, and their delivery."""
+
+from flowrun.hooks.dispatcher import HookChannel, HookDispatcher
+from flowrun.hooks.events import (
+    EVENT_METHODS,
+    DagEndEvent,
+    DagStartEvent,
+    Event,
+    TaskFailureEvent,
+    TaskRetryEvent,
+    TaskSkipEvent,
+    TaskStartEvent,
+    TaskSuccessEvent,
+)
+from flowrun.hooks.hook import RunHook, checked_hooks, fn_hook
+
+__all__ = [
+    "EVENT_METHODS",
+    "DagEndEvent",
+    "DagStartEvent",
+    "Event",
+    "HookChannel",
+    "HookDispatcher",
+    "RunHook",
+    "TaskFailureEvent",
+    "TaskRetryEvent",
+    "TaskSkipEvent",
+    "TaskStartEvent",
+    "TaskSuccessEvent",
+    "checked_hooks",
+    "fn_hook",
+]

@@ -1,0 +1,116 @@
+"""``RunHook`` and ``fn_hook``: how a user's code receives the events of a run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from flowrun.errors import close_match
+from flowrun.hooks.events import EVENT_METHODS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from flowrun.hooks.events import (
+        DagEndEvent,
+        DagStartEvent,
+        TaskFailureEvent,
+        TaskRetryEvent,
+        TaskSkipEvent,
+        TaskStartEvent,
+        TaskSuccessEvent,
+    )
+
+
+class RunHook:
+    """Derive from it and override the events you want; the others cost nothing.
+
+    Hooks are called one event after the other, in the order of the run, on a thread of their
+    own: a slow one delays neither tasks nor timers, and one that raises is logged. A run ends
+    only when its events are delivered. A call that takes longer than the engine's
+    ``hook_timeout_s`` is left behind, and that hook hears no more of the run.
+
+    Example:
+        >>> class Alerts(RunHook):
+        ...     def on_task_failure(self, event: TaskFailureEvent) -> None:
+        ...         print(f"{event.task_name}: {event.message}")
+    """
+
+    def on_dag_start(self, event: DagStartEvent) -> None:
+        """Handle the start of a run."""
+
+    def on_dag_end(self, event: DagEndEvent) -> None:
+        """Handle the end of a run."""
+
+    def on_task_start(self, event: TaskStartEvent) -> None:
+        """Handle the start of an attempt."""
+
+    def on_task_success(self, event: TaskSuccessEvent) -> None:
+        """Handle a task's success."""
+
+    def on_task_failure(self, event: TaskFailureEvent) -> None:
+        """Handle a task's final failure."""
+
+    def on_task_retry(self, event: TaskRetryEvent) -> None:
+        """Handle a failed attempt that will be tried again."""
+
+    def on_task_skip(self, event: TaskSkipEvent) -> None:
+        """Handle a task that will not run."""
+
+
+def fn_hook(**handlers: Callable[[Any], object]) -> RunHook:
+    """Make a hook of functions.
+
+    Args:
+        **handlers: A function for each event wanted: ``on_dag_start``, ``on_dag_end``,
+            ``on_task_start``, ``on_task_success``, ``on_task_failure``, ``on_task_retry``,
+            ``on_task_skip``.
+
+    Raises:
+        TypeError: A name is not an event, or a handler cannot be called.
+
+    Example:
+        >>> hook = fn_hook(on_dag_end=lambda event: print(event.status))
+    """
+    known = EVENT_METHODS.values()
+    for name, handler in handlers.items():
+        if name not in known:
+            msg = f"unknown event {name!r}; known: {', '.join(known)}.{close_match(name, known)}"
+            raise TypeError(msg)
+        if not callable(handler):
+            msg = f"the handler for {name!r} must be callable, not {type(handler).__name__}"
+            raise TypeError(msg)
+    return _FunctionHook(handlers)
+
+
+class _FunctionHook(RunHook):
+    def __init__(self, handlers: dict[str, Callable[[Any], object]]) -> None:
+        vars(self).update(handlers)
+
+
+def checked_hooks(hooks: Sequence[RunHook]) -> Sequence[RunHook]:
+    """Return the hooks if each can hear something.
+
+    Raises:
+        TypeError: One has no handler, or is a class.
+    """
+    if not isinstance(hooks, Iterable):
+        msg = f"hooks= takes a list of RunHook objects, not {hooks!r}; write hooks=[...]"
+        raise TypeError(msg)
+    hooks = tuple(hooks)
+    for hook in hooks:
+        handlers = [getattr(hook, name, None) for name in EVENT_METHODS.values()]
+        if any(map(inspect.iscoroutinefunction, handlers)):
+            msg = (
+                f"a handler of hook {hook!r} is an async function; hooks are called in a thread"
+                " of their own, where nobody would await it: make it a plain function"
+            )
+            raise TypeError(msg)
+        if isinstance(hook, type) or not any(map(callable, handlers)):
+            msg = (
+                f"hooks= takes RunHook objects, not {hook!r}; derive from RunHook, or use"
+                " fn_hook(on_task_failure=...)"
+            )
+            raise TypeError(msg)
+    return hooks

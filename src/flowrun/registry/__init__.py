@@ -1,0 +1,36 @@
+"""Declaring tasks: decorators, templates, ``TaskSpec``, what a signature asks for."""
+
+from flowrun.registry.callables import is_awaitable
+from flowrun.registry.signature import UPSTREAM, Signature, inspect_callable, validate_name
+from flowrun.registry.task_registry import (
+    TaskRegistry,
+    TaskTemplate,
+    decorate,
+    task,
+    task_template,
+)
+from flowrun.registry.task_spec import (
+    TaskFunction,
+    TaskOptions,
+    TaskSpec,
+    TemplateOptions,
+    callable_name,
+)
+
+__all__ = [
+    "UPSTREAM",
+    "Signature",
+    "TaskFunction",
+    "TaskOptions",
+    "TaskRegistry",
+    "TaskSpec",
+    "TaskTemplate",
+    "TemplateOptions",
+    "callable_name",
+    "decorate",
+    "inspect_callable",
+    "is_awaitable",
+    "task",
+    "task_template",
+    "validate_name",
+]

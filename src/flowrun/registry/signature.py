@@ -1,0 +1,351 @@
+"""Inspect a callable once: how dependency results and the run's context get into it.
+
+What is behind a callable is left to ``callables``, which annotation asks for the context to
+``annotations``, what a call is given to ``call_plan``, which task fills which parameter to
+``graph``.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import types
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+
+from flowrun.errors import TaskDefinitionError, TaskTypeError, close_match, listed
+from flowrun.registry.annotations import ContextUse, context_use
+from flowrun.registry.callables import (
+    annotations_of,
+    definition,
+    is_async_generator_function,
+    is_coroutine_function,
+    read_parameters,
+    taken_names,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+_Where: TypeAlias = tuple[object, str | None]  # the task and its DAG, for errors
+
+UPSTREAM = "upstream"
+"""The parameter that is given every dependency's result in one dict."""
+
+LONGEST_NAME = 200
+"""Characters that the name of a task or of a DAG may have."""
+
+# The general categories Cc and Cs, whole; loading unicodedata for them is not worth it.
+_UNFIT_FOR_NAMES = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")
+
+_IS_COROUTINE = inspect.CO_COROUTINE
+_NOT_PLAIN = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_ASYNC_GENERATOR
+_NOTHING_BOUND: Mapping[str, object] = types.MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Signature:
+    """How a callable wants to be called; callables with the same parameters share one.
+
+    Attributes:
+        is_async: What is called is a coroutine function. A sync callable that returns an
+            awaitable is not.
+        context_parameter: The parameter annotated with ``RunContext``, if there is one.
+        context_optional: That parameter may be given ``None``.
+        context_has_default: That parameter may be left out.
+        wants_upstream: All results go into the parameter ``upstream``, none elsewhere.
+        required: Parameters that only a task's result can fill, as declared.
+        optional: Parameters with a default, which a listed dependency may fill.
+        positional_only: Those of all the above that can only be passed by position.
+        positional_defaults: Default of each of them; ``inspect.Parameter.empty`` for none.
+        accepts_any_keyword: It has ``**kwargs``.
+        bound: Names already taken, by a template or a ``functools.partial``.
+    """
+
+    is_async: bool
+    context_parameter: str | None = None
+    context_optional: bool = False
+    context_has_default: bool = False
+    wants_upstream: bool = False
+    required: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    positional_only: tuple[str, ...] = ()
+    positional_defaults: tuple[object, ...] = ()
+    accepts_any_keyword: bool = False
+    bound: frozenset[str] = frozenset()
+
+    @property
+    def takes_nothing(self) -> bool:
+        """Whether nothing is ever passed to it."""
+        return not (
+            self.required
+            or self.optional
+            or self.context_parameter
+            or self.wants_upstream
+            or self.accepts_any_keyword
+        )
+
+    @property
+    def needs_context(self) -> bool:
+        """Whether it cannot be called without the run's context."""
+        return not (
+            self.context_parameter is None or self.context_optional or self.context_has_default
+        )
+
+
+_SYNC = Signature(is_async=False)
+_ASYNC = Signature(is_async=True)
+
+
+def inspect_callable(
+    function: object,
+    *,
+    task_name: object,
+    dag_name: str | None,
+    bound: Mapping[str, object] = _NOTHING_BOUND,
+) -> Signature:
+    """Return how a callable wants to be called.
+
+    A callable whose signature cannot be read (some builtins) counts as one without
+    parameters: its dependencies are order only.
+
+    Args:
+        function: What should become a task.
+        task_name: The task, for errors.
+        dag_name: Its DAG, for errors.
+        bound: Parameters that a template has filled, by keyword.
+
+    Raises:
+        TaskTypeError: It cannot be a task: not callable, a coroutine object, an async
+            generator.
+        TaskDefinitionError: It has two context parameters, or an unknown one was bound.
+
+    Example:
+        >>> def load(transform, *, chunk_size=100): ...
+        >>> found = inspect_callable(load, task_name="load", dag_name="daily")
+        >>> found.required, found.optional
+        (('transform',), ('chunk_size',))
+    """
+    where = (task_name, dag_name)
+    if type(function) is types.FunctionType and not bound:
+        found = _from_code(function, where)
+        if found is not None:
+            return found
+    if not callable(function):
+        _refuse_object(function, where)
+    if is_async_generator_function(function):
+        problem = (
+            "an async generator function has no result that could be handed on;"
+            " collect its items: return [item async for item in ...]"
+        )
+        raise TaskTypeError(*where, problem)
+    return _from_parameters(function, bound, where)
+
+
+def _from_code(function: types.FunctionType, where: _Where) -> Signature | None:
+    """Read a plain function's own code; ``None`` if it is not that plain.
+
+    ``inspect.signature`` gives the same at twenty times the cost, which counts when 100,000
+    tasks are declared. Anything set on the function (``__wrapped__``, ``__signature__``, a
+    coroutine mark) may mean that the code alone is not the truth.
+    """
+    code = function.__code__
+    if code.co_flags & _NOT_PLAIN or code.co_posonlyargcount or function.__dict__:
+        return None
+    is_async = code.co_flags & _IS_COROUTINE != 0
+    count = code.co_argcount + code.co_kwonlyargcount
+    if not count:
+        return _ASYNC if is_async else _SYNC
+    names = code.co_varnames[:count]
+    context, use = _NO_CONTEXT
+    annotations = annotations_of(function)
+    if annotations:
+        pairs = [(name, annotations[name]) for name in names if name in annotations]
+        context, use = _context(pairs, function, where)
+    with_default: tuple[str, ...] = ()
+    if function.__defaults__:
+        with_default = names[code.co_argcount - len(function.__defaults__) : code.co_argcount]
+    if function.__kwdefaults__:
+        with_default += tuple(function.__kwdefaults__)
+    return _shared(is_async, names, with_default, context, use)
+
+
+def _from_parameters(
+    function: Callable[..., object],
+    bound: Mapping[str, object],
+    where: _Where,
+) -> Signature:
+    is_async = is_coroutine_function(function)
+    parameters = _parameters(function, where)
+    if parameters is None:
+        return Signature(is_async, bound=frozenset(bound))
+    any_keyword = any(each.kind is each.VAR_KEYWORD for each in parameters)
+    named = [
+        each for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+    ]
+    _check_bound(named, bound, any_keyword, where)
+    taken = taken_names(function, named) | bound.keys()
+    free = [each for each in named if each.name not in taken]
+    pairs = [(each.name, each.annotation) for each in free if each.annotation is not each.empty]
+    context, use = _context(pairs, definition(function), where) if pairs else _NO_CONTEXT
+    positional = [each for each in free if each.kind is each.POSITIONAL_ONLY]
+    return _assembled(
+        is_async,
+        tuple([each.name for each in free]),
+        tuple([each.name for each in free if each.default is not each.empty]),
+        context,
+        use,
+        positional_only=tuple([each.name for each in positional]),
+        positional_defaults=tuple([each.default for each in positional]),
+        accepts_any_keyword=any_keyword,
+        bound=frozenset(taken),
+    )
+
+
+def _assembled(
+    is_async: bool,  # noqa: FBT001 - private
+    names: tuple[str, ...],
+    with_default: tuple[str, ...],
+    context: str | None,
+    use: ContextUse,
+    **more: Any,  # noqa: ANN401 - further fields as they are
+) -> Signature:
+    others = [name for name in names if name != context]
+    by_result = [name for name in others if name != UPSTREAM]
+    return Signature(
+        is_async,
+        context_parameter=context,
+        context_optional=use is ContextUse.OPTIONAL,
+        context_has_default=context in with_default,
+        wants_upstream=len(by_result) < len(others),
+        required=tuple([name for name in by_result if name not in with_default]),
+        optional=tuple([name for name in by_result if name in with_default]),
+        **more,
+    )
+
+
+# Loops, templates and generated DAGs declare many callables of the same shape.
+_shared = functools.lru_cache(maxsize=1024)(_assembled)
+_NO_CONTEXT: tuple[str | None, ContextUse] = (None, ContextUse.NONE)
+
+
+def _context(
+    annotated: Iterable[tuple[str, object]], owner: object, where: _Where
+) -> tuple[str | None, ContextUse]:
+    """Return the parameter that asks for the run's context."""
+    context, use = _NO_CONTEXT
+    for name, annotation in annotated:
+        found = context_use(annotation, owner)
+        if found is ContextUse.NONE:
+            continue
+        if context is not None:
+            problem = (
+                f"its parameters {context!r} and {name!r} both ask for the RunContext;"
+                " a run has one context, so keep one of them"
+            )
+            raise TaskDefinitionError(*where, problem)
+        context, use = name, found
+    return context, use
+
+
+def _check_bound(
+    named: Sequence[inspect.Parameter],
+    bound: Mapping[str, object],
+    any_keyword: bool,  # noqa: FBT001 - private
+    where: _Where,
+) -> None:
+    accepted = [each.name for each in named if each.kind is not each.POSITIONAL_ONLY]
+    for name in bound:
+        if any(each.name == name and each.kind is each.POSITIONAL_ONLY for each in named):
+            problem = (
+                f"parameter {name!r} is positional-only and cannot be bound by name;"
+                " remove the '/' from the function's parameters"
+            )
+            raise TaskDefinitionError(*where, problem)
+        if name not in accepted and not any_keyword:
+            problem = (
+                f"unknown parameter {name!r} was bound; the function accepts {listed(accepted)}."
+                f"{close_match(name, accepted)}"
+            )
+            raise TaskDefinitionError(*where, problem)
+
+
+def _parameters(
+    function: Callable[..., object], where: _Where
+) -> tuple[inspect.Parameter, ...] | None:
+    found = read_parameters(function)
+    if found is None and isinstance(function, functools.partial):
+        if read_parameters(function.func) is None:
+            return None
+        problem = (
+            "its functools.partial gives arguments that the function does not take;"
+            " correct them, the call would fail"
+        )
+        raise TaskDefinitionError(*where, problem)
+    return found
+
+
+def _refuse_object(value: object, where: _Where) -> NoReturn:
+    kind = type(value).__name__
+    problem = f"a task must be callable, not {kind}; pass a function"
+    if inspect.iscoroutine(value):
+        if inspect.getcoroutinestate(value) == inspect.CORO_CREATED:
+            value.close()  # nobody will await it now, and Python would warn of that
+        problem = (
+            f"a task is the function itself, not the coroutine that calling it makes;"
+            f" pass {value.__name__}, not {value.__name__}()"
+        )
+    elif inspect.isasyncgen(value) or inspect.isgenerator(value):
+        problem = (
+            f"a task is a function, not the {kind} that calling one makes;"
+            " pass a function that returns a list of its items"
+        )
+    elif isinstance(value, classmethod):
+        problem = (
+            "a classmethod cannot be called before its class exists;"
+            " register it after the class body: engine.task(...)(TheClass.method)"
+        )
+    raise TaskTypeError(*where, problem)
+
+
+def validate_name(
+    name: object, *, what: str, task_name: object = "?", dag_name: str | None = None
+) -> None:
+    """Refuse what cannot be the name of a task or of a DAG.
+
+    Args:
+        name: The name.
+        what: ``"task"`` or ``"DAG"``: what it would be the name of.
+        task_name: The task that declares it, for the error about a DAG's name.
+        dag_name: The DAG of the task, for the error about a task's name.
+
+    Raises:
+        TaskTypeError: It is not a ``str``.
+        TaskDefinitionError: It is empty, over 200 characters, or has a control character or
+            a lone surrogate in it.
+    """
+    if type(name) is str and 0 < len(name) <= LONGEST_NAME and name.isprintable():
+        return
+    task = name if what == "task" else task_name
+    dag = dag_name if what == "task" else None
+    if not isinstance(name, str):
+        problem = f"the name of a {what} must be a str, not {type(name).__name__}"
+        raise TaskTypeError(task, dag, problem)
+    if not name:
+        problem = f"the name of a {what} must not be empty; give it one"
+        raise TaskDefinitionError(task, dag, problem)
+    if len(name) > LONGEST_NAME:
+        problem = (
+            f"the name of a {what} may have {LONGEST_NAME} characters, this one has {len(name)}"
+            f" and starts with {name[:40]!r}; shorten it"
+        )
+        raise TaskDefinitionError(task, dag, problem)
+    unfit = _UNFIT_FOR_NAMES.search(name)
+    if unfit is not None:
+        problem = (
+            f"the name {name!a} of a {what} has the character {unfit[0]!a} at index"
+            f" {unfit.start()}; names are made of printable text, without line ends or control"
+            " characters"
+        )
+        raise TaskDefinitionError(task, dag, problem)

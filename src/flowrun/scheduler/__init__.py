@@ -1,0 +1,6 @@
+"""One run, from ready tasks to its end; the engine's limits; resume plans."""
+
+from flowrun.config import SchedulerConfig
+from flowrun.scheduler.resume_plan import PlannedTask, ResumePlan
+
+__all__ = ["PlannedTask", "ResumePlan", "SchedulerConfig"]

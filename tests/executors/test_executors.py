@@ -1,0 +1,283 @@
+"""Executors that are handed in: threads, process pools; what crosses, what breaks (A5)."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowrun import Engine, ProcessPerAttemptExecutor, RunContext
+
+from ..conftest import WAIT_S, statuses
+from . import remote_tasks
+
+pytestmark = pytest.mark.usefixtures("pools_collected")
+
+MakeEngine = Callable[..., Engine]
+
+ERRORS = (
+    "ValueError",
+    "SystemExit",
+    "StopIteration",
+    "GeneratorExit",
+    "CancelledError",
+    "ExceptionGroup",
+    "Unpleasant",
+    "TimeoutError",
+)
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ProcessPoolExecutor]:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=context) as pool:
+        yield pool
+
+
+class Inline(Executor):
+    """An executor of a user's own: calls at once, in the calling thread."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_running_or_notify_cancel()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except BaseException as error:
+            future.set_exception(error)
+        return future
+
+
+async def test_values_context_and_attempt_cross_to_a_process_pool(
+    make_engine: MakeEngine, pool: ProcessPoolExecutor
+) -> None:
+    engine = make_engine(executors={"cpu": pool})
+    dag = engine.dag("d")
+    dag.task("here")(os.getpid)
+    dag.task("there", executor="cpu")(remote_tasks.process_id)
+    dag.task("a", executor="cpu")(remote_tasks.one)
+    dag.task("b")(remote_tasks.two)
+    dag.task("sum", executor="cpu")(remote_tasks.add)
+    dag.task("flaky", executor="cpu", retries=1)(remote_tasks.second_time_lucky)
+
+    run_id = await engine.run_once("d")
+    tasks = engine.get_run_report(run_id)["tasks"]
+    assert engine.get_run_report(run_id)["status"] == "SUCCESS"
+    assert tasks["here"]["result"] != tasks["there"]["result"]
+    assert tasks["sum"]["result"] == 3
+    assert tasks["flaky"]["result"] == 2
+    assert "ValueError: first time" in (tasks["flaky"]["attempts"][0]["error"] or "")
+
+
+async def test_context_crosses_to_a_process_pool(
+    make_engine: MakeEngine, pool: ProcessPoolExecutor
+) -> None:
+    engine = make_engine(executors={"cpu": pool})
+    engine.task(name="look", dag="d", executor="cpu")(remote_tasks.attempt_name)
+    run_id = await engine.run_once("d", RunContext("given"))
+    assert engine.get_run_report(run_id)["tasks"]["look"]["result"] == ("look", 1, "given")
+
+
+@pytest.mark.parametrize("kind", ["threads", "inline", "processes", "own processes"])
+@pytest.mark.parametrize("name", ERRORS)
+async def test_whatever_a_task_raises_elsewhere_is_its_failure(  # A4 A5
+    make_engine: MakeEngine, pool: ProcessPoolExecutor, kind: str, name: str
+) -> None:
+    with ThreadPoolExecutor(1) as threads, ProcessPerAttemptExecutor(2) as own:
+        chosen: Executor = {
+            "threads": threads,
+            "inline": Inline(),
+            "processes": pool,
+            "own processes": own,
+        }[kind]
+        engine = make_engine(executors={"x": chosen})
+        template = engine.task_template(remote_tasks.raise_named, dag="d", executor="x")
+        template.bind("bad", name=name)
+        engine.task(name="good", dag="d", executor="x")(remote_tasks.one)
+        run_id = await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+    report = engine.get_run_report(run_id)
+    error = report["tasks"]["bad"]["error"] or ""
+    assert statuses(report) == {"bad": "FAILED", "good": "SUCCESS"}
+    assert name in error
+    assert "Traceback (most recent call last)" in error
+    assert "remote_tasks.py" in error
+    assert report["tasks"]["bad"]["reason"] == "ERROR"
+
+
+async def test_what_cannot_be_pickled_is_named(
+    make_engine: MakeEngine, pool: ProcessPoolExecutor
+) -> None:
+    engine = make_engine(executors={"cpu": pool})
+    engine.task(name="function", dag="d", executor="cpu")(lambda: 1)
+    engine.task(name="a", dag="d")(threading.Lock)
+    engine.task(name="b", dag="d")(remote_tasks.two)
+    engine.task(name="argument", dag="d", executor="cpu")(remote_tasks.add)
+    engine.task(name="result", dag="d", executor="cpu")(remote_tasks.return_lock)
+    engine.task(name="back", dag="d", executor="cpu")(remote_tasks.return_pickles_only)
+    engine.task(name="good", dag="d", executor="cpu")(remote_tasks.one)
+    run_id = await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+    report = engine.get_run_report(run_id)
+    errors = {name: task["error"] or "" for name, task in report["tasks"].items()}
+    assert report["tasks"]["good"]["status"] == "SUCCESS"
+    assert "'function' runs in another process, but its function" in errors["function"]
+    assert "but argument 'a' (lock) cannot be pickled" in errors["argument"]
+    assert "the task's result (lock) could not be pickled" in errors["result"]
+    assert "could not be unpickled (RuntimeError: cannot be rebuilt)" in errors["back"]
+
+
+async def test_broken_pool_fails_attempts_and_not_the_engine(make_engine: MakeEngine) -> None:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as broken:
+        engine = make_engine(executors={"cpu": broken})
+        engine.task(name="killer", dag="d", executor="cpu")(remote_tasks.kill_own_process)
+        engine.task(name="next", dag="d", deps=["killer"])(lambda: None)
+        engine.task(name="later", dag="again", executor="cpu")(remote_tasks.one)
+        engine.task(name="fine", dag="again")(lambda: "fine")
+        run_id = await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+        report = engine.get_run_report(run_id)
+        assert statuses(report) == {"killer": "FAILED", "next": "SKIPPED"}
+        assert "executor 'cpu' is broken" in (report["tasks"]["killer"]["error"] or "")
+        run_id = await asyncio.wait_for(engine.run_once("again"), WAIT_S)
+    report = engine.get_run_report(run_id)
+    assert statuses(report) == {"later": "FAILED", "fine": "SUCCESS"}
+    assert "executor 'cpu' " in (report["tasks"]["later"]["error"] or "")
+
+
+async def test_executor_that_was_shut_down(make_engine: MakeEngine) -> None:
+    gone = ThreadPoolExecutor(1)
+    gone.shutdown()
+    engine = make_engine(executor=gone)
+    engine.task(name="a", dag="d", retries=1)(lambda: 1)
+    run_id = await engine.run_once("d")
+    error = engine.get_run_report(run_id)["tasks"]["a"]["error"] or ""
+    assert "the executor did not take the task" in error
+
+
+async def test_executor_that_cancels_a_call_by_itself(make_engine: MakeEngine) -> None:  # A5
+    class Cancels(Executor):
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+            future: Future[Any] = Future()
+            future.cancel()
+            future.set_running_or_notify_cancel()
+            return future
+
+    engine = make_engine(executor=Cancels())
+    engine.task(name="a", dag="d")(lambda: 1)
+    run_id = await engine.run_once("d")
+    task = engine.get_run_report(run_id)["tasks"]["a"]
+    assert (task["status"], task["reason"]) == ("FAILED", "ERROR")
+    assert "has withdrawn the call before it began" in (task["error"] or "")
+
+
+async def test_handed_in_threads_clock_starts_at_submission(make_engine: MakeEngine) -> None:
+    hold = threading.Event()
+    with ThreadPoolExecutor(1) as threads:
+        engine = make_engine(executor=threads, max_parallel=2)
+        engine.task(name="first", dag="d", timeout_s=None)(lambda: hold.wait(WAIT_S))
+
+        @engine.task(dag="d", timeout_s=0.05)
+        def second() -> None:
+            return None
+
+        @engine.task(dag="d", timeout_s=None)
+        async def open_later() -> None:
+            await asyncio.sleep(0.1)
+            hold.set()
+
+        run_id = await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+    assert engine.get_run_report(run_id)["tasks"]["second"]["reason"] == "TIMEOUT"
+    assert engine.get_run_report(run_id)["tasks"]["second"]["abandoned"] is False
+
+
+def test_async_task_with_an_executor_is_refused(make_engine: MakeEngine) -> None:
+    engine = make_engine(executors={"x": Inline()})
+
+    async def work() -> None:
+        return None
+
+    with pytest.raises(ValueError, match="async tasks run on the event loop"):
+        engine.task(name="a", dag="d", executor="x")(work)
+    with pytest.raises(TypeError, match="executor= takes the name of an executor"):
+        engine.task(name="a", dag="d", executor=Inline())  # type: ignore[arg-type]
+        engine.task(name="a", dag="d", executor=Inline())(lambda: 1)  # type: ignore[arg-type]
+
+
+# -- a process for every attempt ---------------------------------------------------------------
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Look again and again, for a bounded time, at what another process does."""
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.005)
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def noted(path: Path) -> list[int]:
+    wait_until(lambda: path.exists() and path.read_text())
+    return [int(word) for word in path.read_text().split()]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
+async def test_timed_out_attempt_is_killed_and_retried(
+    make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    with ProcessPerAttemptExecutor(2, grace_s=0.2) as pool:
+        engine = make_engine(executors={"own": pool})
+        template = engine.task_template(
+            remote_tasks.hang, dag="d", executor="own", timeout_s=1.5, retries=1
+        )
+        template.bind("hung", path=str(tmp_path / "pid"))
+        engine.task(name="fine", dag="d", executor="own")(remote_tasks.one)
+        run_id = await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+    report = engine.get_run_report(run_id)
+    assert statuses(report) == {"hung": "FAILED", "fine": "SUCCESS"}
+    task = report["tasks"]["hung"]
+    assert [attempt["reason"] for attempt in task["attempts"]] == ["TIMEOUT", "TIMEOUT"]
+    assert task["abandoned"] is False
+    (pid,) = noted(tmp_path / "pid")
+    assert is_gone(pid)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
+async def test_crash_is_a_failed_attempt(make_engine: MakeEngine) -> None:
+    with ProcessPerAttemptExecutor(2) as pool:
+        engine = make_engine(executor=pool)
+        engine.task(name="crash", dag="d", retries=1)(remote_tasks.segfault)
+        engine.task(name="fine", dag="d")(remote_tasks.one)
+        run_id = await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+    task = engine.get_run_report(run_id)["tasks"]["crash"]
+    assert (task["status"], task["attempt"]) == ("FAILED", 2)
+    assert "killed by signal SIGSEGV (11)" in (task["error"] or "")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
+async def test_cancelled_run_kills_its_processes(make_engine: MakeEngine, tmp_path: Path) -> None:
+    with ProcessPerAttemptExecutor(1, grace_s=0.2) as pool:
+        engine = make_engine(executors={"own": pool})
+        note = tmp_path / "pid"
+        engine.task_template(remote_tasks.hang, dag="d", executor="own").bind("a", path=str(note))
+        run = asyncio.create_task(engine.run_once("d"))
+        (pid,) = await asyncio.to_thread(noted, note)
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+        assert is_gone(pid)
+    task = engine.get_run_report(engine.list_runs()[0].run_id)["tasks"]["a"]
+    assert (task["reason"], task["abandoned"]) == ("RUN_CANCELLED", False)

@@ -1,0 +1,138 @@
+"""The report as plain text."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowrun.escape import columns
+from flowrun.render import report_table
+
+from ..browser import reports
+
+
+def widest(text: str) -> int:
+    return max(columns(line) for line in text.split("\n"))
+
+
+def test_failures_come_first_with_their_own_line() -> None:
+    lines = report_table(reports.failure()).split("\n")
+    assert lines[0] == "daily_etl: Failed in 13.3 s"
+    start = lines.index("1 failure:")
+    assert lines[start + 1 : start + 3] == [
+        "  ✘ convert_currency (ERROR, 3 attempts)",
+        "      KeyError: 'CHF'",
+    ]
+    assert start < next(place for place, line in enumerate(lines) if "Tries" in line)
+
+
+def test_table_has_a_row_for_each_task() -> None:
+    lines = report_table(reports.failure()).split("\n")
+    table = lines[next(place for place, line in enumerate(lines) if "Tries" in line) :]
+    assert table[0].split() == ["Task", "Tries", "Waited", "Ran", "Why"]
+    assert set(table[1]) == {"─"}
+    assert len(table) == 2 + 14
+    assert table[4].split() == ["✔", "fetch_rates", "3", "580", "ms", "3.12", "s"]
+    assert table[11].startswith("⊘ revenue_by_day ")
+    assert table[11].endswith("upstream task 'convert_currency' f…")
+
+
+def test_header_names_lineage_targets_metadata_and_what_ended_the_run() -> None:
+    shown = report_table(reports.cancelled() | {"resumed_from": "old"})
+    assert "daily_etl: Cancelled in 6.60 s" in shown
+    for name, value in (
+        ("run", "01K7-4f2c9a1e"),
+        ("started", "2025-10-09 08:53:20 UTC"),
+        ("resumed from", "old"),
+        ("targets", "publish_dashboard"),
+        ("trigger", "cron"),
+        ("ended by", "RUN_CANCELLED: SIGINT"),
+        ("tasks", "14 tasks: 6 succeeded, 2 failed, 6 skipped"),
+    ):
+        assert f"  {name:<14}  {value}" in shown.split("\n")
+
+
+def test_successful_run_has_no_failures_and_no_why() -> None:
+    shown = report_table(reports.success())
+    assert "failure" not in shown
+    assert "Why" not in shown
+
+
+def test_task_kept_from_the_run_that_was_resumed_says_so() -> None:
+    shown = report_table(reports.resumed()).split("\n")
+    assert shown[-2].endswith("  kept from the earlier run")
+    assert shown[-1].split()[:2] == ["✔", "load"]
+
+
+def test_run_that_goes_on_has_no_duration() -> None:
+    shown = report_table(reports.running())
+    assert shown.startswith("daily_etl: Running\n")
+    assert "▶ convert_currency" in shown
+
+
+def test_run_without_tasks_is_a_header() -> None:
+    assert report_table(reports.run("d", {}, 0.0)).split("\n")[-1] == "  tasks           0 tasks"
+
+
+def test_failure_without_a_reason_or_an_error() -> None:
+    broken = reports.task([], reports.attempt(1, 0, 0, 1, "E"), error=None, reason=None)
+    shown = report_table(reports.run("d", {"a": broken}, 1))
+    assert "  ✘ a\n      no error was recorded\n" in shown
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 120])
+@pytest.mark.parametrize("ascii_only", [False, True])
+@pytest.mark.parametrize(
+    "report",
+    [
+        reports.failure(),
+        reports.success(),
+        reports.cancelled(),
+        reports.hostile(),
+        reports.big(300),
+    ],
+)
+def test_no_line_is_wider_than_asked_for(report, width: int, ascii_only: bool) -> None:
+    shown = report_table(report, width, ascii_only=ascii_only)
+    assert widest(shown) <= max(width, 40)
+    assert shown.isascii() or not ascii_only
+
+
+def test_wide_characters_keep_columns_aligned() -> None:
+    done = reports.attempt(1, 0, 0, 1)
+    tasks = {"名前が長い仕事": reports.task([], done), "plain": reports.task([], done)}
+    rows = report_table(reports.run("d", tasks, 1)).split("\n")[-2:]
+    assert len({columns(row) for row in rows}) == 1
+    long = reports.task([], reports.attempt(1, 0, 0, 1, "ValueError: " + "漢字" * 200))
+    shown = report_table(reports.run("d", {"a": long}, 1), 60)
+    assert widest(shown) <= 60
+
+
+def test_long_error_is_cut_after_some_lines() -> None:
+    failed = reports.task([], reports.attempt(1, 0, 0, 1, "ValueError: " + "word " * 500))
+    shown = report_table(reports.run("d", {"a": failed}, 1)).split("\n")
+    start = shown.index("1 failure:")
+    assert shown[start + 7] == "      ..."
+    assert shown[start + 8] == ""
+
+
+def test_hostile_texts_cannot_write_to_the_screen() -> None:  # V1
+    shown = report_table(reports.hostile())
+    assert not set(shown) & set("\x1b\x07\u202e\u202c\u2066\ud800")
+    assert "\\u202egnp.exe\\u202c" in shown
+
+
+PIECES = [*"ab c注文を가ｱ－é½🚀🧪☺™", "e\u0301", "❤\ufe0f", "🇨🇭", "👩\u200d👧", "👍🏽"]
+NAMES = st.lists(st.sampled_from(PIECES), min_size=1, max_size=60).map("".join)
+
+
+@given(NAMES, NAMES, st.integers(40, 120))
+def test_no_line_is_wider_than_a_terminal_shows_it(name: str, error: str, width: int) -> None:
+    wcwidth = pytest.importorskip("wcwidth", reason="wcwidth comes with pyte (group 'dev')")
+    report = reports.single()
+    (task,) = report["tasks"].values()
+    failed = reports.task([], reports.attempt(1, 0, 0, 1, f"ValueError: {error}"))
+    report.update(dag_name=name, tasks={name: task, f"{name}2": failed}, metadata={name: error})
+    lines = report_table(report, width).split("\n")
+    assert max(map(wcwidth.wcswidth, lines)) <= width

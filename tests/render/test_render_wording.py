@@ -1,0 +1,153 @@
+"""The words by which everything speaks of a run."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import multiprocessing
+import sys
+import traceback
+
+import pytest
+
+from flowrun.render.wording import (
+    SIGNS,
+    counted,
+    duration_text,
+    outcome,
+    own_line,
+    ran_s,
+    sign_of,
+    tally,
+    time_text,
+    waited_s,
+)
+from flowrun.state.records import TaskStatus
+
+from ..browser import reports
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 ms"),
+        (-1, "0 ms"),
+        (0.9994, "999 ms"),
+        (0.9996, "1.00 s"),
+        (9.996, "10.0 s"),
+        (59.94, "59.9 s"),
+        (59.96, "1 min 00 s"),
+        (3599.4, "59 min 59 s"),
+        (3599.6, "1 h 00 min"),
+        (86_399, "23 h 59 min"),
+        (86_400, "1 d 0 h"),
+    ],
+)
+def test_durations_round_to_what_a_person_says(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text
+
+
+def test_every_status_has_its_own_sign_letters_and_word() -> None:
+    assert set(SIGNS) == {str(status) for status in TaskStatus}
+    for column in zip(*SIGNS.values(), strict=True):
+        assert len(set(column)) == len(SIGNS)
+    assert sign_of("SUCCESS") == "✔"
+    assert sign_of(TaskStatus.FAILED, ascii_only=True) == "[FAILED]"
+
+
+def test_time_that_ran_and_waited_is_summed_over_attempts() -> None:
+    tried = reports.task([], reports.attempt(1, 0, 1, 3, "E"), reports.attempt(2, 4, 4.5, 5))
+    assert ran_s(tried) == pytest.approx(2.5)
+    assert waited_s(tried) == pytest.approx(1.5)
+    never = reports.task([], reports.attempt(1, None, None, 3, "E"))
+    assert ran_s(never) is None
+    assert waited_s(reports.skipped([])) is None
+
+
+@pytest.mark.parametrize(
+    ("report", "words"),
+    [
+        (reports.success(), "Succeeded"),
+        (reports.failure(), "Failed"),
+        (reports.cancelled(), "Cancelled"),
+        (reports.running(), "Running"),
+        (reports.running() | {"alive": False}, "Left behind"),
+        (reports.run("d", {"a": reports.skipped([], "late", "RUN_TIMED_OUT")}, 1), "Timed out"),
+        (reports.run("d", {"a": reports.skipped([], "gone", "OWNER_DIED")}, 1), "Broken off"),
+    ],
+)
+def test_outcome_says_how_the_run_stands(report, words: str) -> None:
+    assert outcome(report) == words
+
+
+def test_tally_counts_by_status() -> None:
+    assert tally(reports.failure()) == "14 tasks: 9 succeeded, 1 failed, 4 skipped"
+    assert tally(reports.run("d", {}, 0)) == "0 tasks"
+    assert counted(1_200, "failure") == "1,200 failures"
+
+
+def test_time_is_given_in_utc() -> None:
+    assert time_text(reports.START + 0.9) == "2025-10-09 08:53:20 UTC"
+
+
+def raised(raiser) -> str:
+    """Return the formatted traceback of what a callable raises."""
+    try:
+        raiser()
+    except BaseException as error:
+        return "".join(traceback.format_exception(error)).rstrip("\n")
+    raise AssertionError
+
+
+def chained() -> None:
+    try:
+        raise KeyError("inner")
+    except KeyError as error:
+        raise ValueError("outer\nwith a second line") from error
+
+
+def grouped() -> None:
+    raise ExceptionGroup("several", [ValueError("one"), KeyError("two")])
+
+
+def quoting() -> None:
+    raise RuntimeError("child said:\nTraceback (most recent call last):\nOSError: child's own")
+
+
+@pytest.mark.parametrize(
+    ("raiser", "line"),
+    [
+        (chained, "ValueError: outer"),
+        (grouped, "ExceptionGroup: several (2 sub-exceptions)"),
+        (quoting, "RuntimeError: child said:"),
+        (lambda: compile("a b", "<task>", "exec"), "SyntaxError: invalid syntax"),
+        (lambda: sys.exit(3), "SystemExit: 3"),
+    ],
+)
+def test_own_line_is_the_line_of_the_exception_that_ended_the_task(raiser, line: str) -> None:
+    assert own_line(raised(raiser)) == line
+
+
+def test_own_line_of_an_error_from_another_process() -> None:
+    async def fail() -> None:
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
+            await asyncio.wrap_future(pool.submit(int, "x"))
+
+    line = own_line(raised(lambda: asyncio.run(fail())))
+    assert line == "ValueError: invalid literal for int() with base 10: 'x'"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("upstream task 'a' failed", "upstream task 'a' failed"),
+        ("first\nsecond", "first"),
+        ("  ", ""),
+        ("Traceback (most recent call last):\n  File", "File"),
+        ("  + Exception Group Traceback (most recent call last):\n  |   File", "|   File"),
+        ("cut in the middle\n" + "x" * 70_000 + "\nValueError: the end", "ValueError: the end"),
+    ],
+)
+def test_own_line_of_texts_that_are_no_whole_traceback(text: str, line: str) -> None:
+    assert own_line(text) == line

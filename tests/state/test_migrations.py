@@ -1,0 +1,253 @@
+"""Files of older releases, and the steps that bring them to the present schema (D5)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowrun import Engine, RunQuery, SqliteStateStore
+from flowrun.errors import StoreError, StoreFileError
+from flowrun.state.schema import APPLICATION_ID, STEPS, statements
+from flowrun.state.sqlite_file import SqliteFile
+
+from ..conftest import WAIT_S, statuses
+from ..data.make_runs import Switch, declare
+
+DATA = Path(__file__).parents[1] / "data"
+OLD = range(1, len(STEPS))
+MakeEngine = Callable[..., Engine]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "runs.db"
+
+
+def make_old(path: Path, version: int) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript((DATA / f"schema-{version}.sql").read_text(encoding="utf-8"))
+
+
+def schema_of(path: Path) -> tuple[int, int, set[tuple[str, str, str]]]:
+    with closing(sqlite3.connect(path)) as database:
+        (version,) = database.execute("PRAGMA user_version").fetchone()
+        (vacuum,) = database.execute("PRAGMA auto_vacuum").fetchone()
+        rows = database.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
+    # A dump puts quotes around the names.
+    return version, vacuum, {(kind, name, (sql or "").replace('"', "")) for kind, name, sql in rows}
+
+
+def open_with(path: Path, *more: Any) -> SqliteFile:
+    return SqliteFile(
+        path,
+        synchronous="FULL",
+        journal_mode="WAL",
+        busy_timeout_s=WAIT_S,
+        readonly=False,
+        steps=(*STEPS, *more),
+    )
+
+
+def test_there_is_a_file_of_every_older_version() -> None:  # D5
+    assert {file.name for file in DATA.glob("schema-*.sql")} == {f"schema-{n}.sql" for n in OLD}
+
+
+@pytest.mark.parametrize("version", OLD)
+def test_older_file_gets_the_schema_of_a_new_one(path: Path, version: int) -> None:  # D5
+    make_old(path, version)
+    assert schema_of(path)[0] == version
+    SqliteStateStore(path).close()
+    new = path.with_name("new.db")
+    SqliteStateStore(new).close()
+    assert schema_of(path) == schema_of(new)
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+@pytest.fixture
+def old_store(path: Path) -> Iterator[Callable[[int], SqliteStateStore]]:
+    stores: list[SqliteStateStore] = []
+
+    def make(version: int) -> SqliteStateStore:
+        make_old(path, version)
+        stores.append(SqliteStateStore(path))
+        return stores[-1]
+
+    yield make
+    for store in stores:
+        store.close()
+
+
+@pytest.mark.parametrize("version", OLD)
+async def test_runs_of_an_older_file_are_listed_reported_and_resumed(  # D5
+    old_store: Callable[[int], SqliteStateStore], make_engine: MakeEngine, version: int
+) -> None:
+    engine = make_engine(state_store=old_store(version))
+    ran: list[str] = []
+    broken = Switch()
+    broken.on = False
+    declare(engine, ran, broken)
+    died, part, resumed, failed = engine.list_runs()
+    assert [run.status for run in (died, part, resumed, failed)] == [
+        "RUNNING",
+        "SUCCESS",
+        "SUCCESS",
+        "FAILED",
+    ]
+    assert (died.alive, part.targets, resumed.resumed_from) == (False, ("nothing",), failed.run_id)
+    report = engine.get_run_report(failed.run_id)
+    assert report["metadata"] == {"night": 1, "by": ["cron", None]}
+    assert statuses(report) == {
+        "rows": "SUCCESS",
+        "frame": "SUCCESS",
+        "nothing": "SUCCESS",
+        "load": "FAILED",
+        "tell": "SKIPPED",
+    }
+    assert report["tasks"]["rows"]["result"] == (1, 2, 3)
+    assert report["tasks"]["frame"]["result_state"] == "released"
+    assert report["tasks"]["load"]["attempt"] == 2
+    assert "the database is away \N{SNOWMAN}" in (report["tasks"]["load"]["error"] or "")
+    done = engine.get_run_report(resumed.run_id)["tasks"]
+    assert done["load"]["result"] == {
+        "when": datetime(2026, 3, 1, 3, 12, tzinfo=UTC),
+        7: Decimal("1.50"),
+    }
+    assert done["nothing"]["result"] is None
+    # What the dead process had not done is done, and no more.
+    new = await engine.resume(died.run_id)
+    assert ran == ["second"]
+    assert engine.get_run_report(new)["tasks"]["second"]["result"] == "keptkept"
+    ended = engine.get_run_report(died.run_id)
+    assert ended["tasks"]["second"]["reason"] == "OWNER_DIED"
+    await engine.resume(failed.run_id, from_tasks=["load"])
+    assert ran == ["second", "frame", "load", "tell"]
+
+
+@pytest.mark.parametrize("version", OLD)
+def test_older_file_is_read_as_it_is(path: Path, version: int) -> None:
+    make_old(path, version)
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA journal_mode = WAL")
+    before = path.read_bytes()
+    with closing(SqliteStateStore.open_readonly(path)) as store:
+        for status in (None, "FAILED", "RUNNING"):
+            for run in store.list_runs(RunQuery(status=status)):  # type: ignore[arg-type]
+                assert store.load_run(run.run_id, results=True).run_id == run.run_id
+    assert path.read_bytes() == before
+
+
+def test_step_that_fails_in_the_middle_leaves_the_file_as_it_was(path: Path) -> None:  # D5
+    make_old(path, 1)
+    before = schema_of(path)
+    bad = statements(
+        "CREATE TABLE more (x); UPDATE runs SET metadata = '[]'; CREATE TABLE runs (x)"
+    )
+    with pytest.raises(StoreError, match="table runs already exists"):
+        open_with(path, bad)
+    assert schema_of(path) == before
+    with closing(SqliteStateStore(path)) as store:
+        assert store.list_runs(RunQuery())[-1].metadata == {"night": 1, "by": ["cron", None]}
+
+
+def run_python(code: str, *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+KILLED = """
+    import os, signal, sys
+    from flowrun.state.schema import STEPS, statements
+    from flowrun.state.sqlite_file import SqliteFile
+    def die(connection):
+        # More than fits into the cache, so that some of it has reached the file.
+        connection.execute("PRAGMA cache_size = 5")
+        connection.execute("CREATE TABLE more (x)")
+        connection.executemany("INSERT INTO more VALUES (?)", [("x" * 5000,)] * 200)
+        os.kill(os.getpid(), signal.SIGKILL)
+    SqliteFile(sys.argv[1], synchronous="FULL", journal_mode="WAL", busy_timeout_s=5.0,
+               readonly=False, steps=(*STEPS, die))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kills a process as POSIX does")
+@pytest.mark.parametrize("mode", ["WAL", "DELETE"])
+def test_process_killed_in_a_step_leaves_the_file_as_it_was(path: Path, mode: str) -> None:  # D5
+    make_old(path, 1)
+    with closing(sqlite3.connect(path)) as database:
+        database.execute(f"PRAGMA journal_mode = {mode}")
+    before = schema_of(path)
+    process = run_python(KILLED, path)
+    _, err = process.communicate(timeout=WAIT_S)
+    assert process.returncode == -signal.SIGKILL, err
+    assert schema_of(path) == before
+    with closing(SqliteStateStore(path)) as store:
+        assert len(store.list_runs(RunQuery())) == 4
+    assert schema_of(path)[0] == len(STEPS)
+
+
+RACER = """
+    import sys
+    from flowrun.state.schema import STEPS, statements
+    from flowrun.state.sqlite_file import SqliteFile
+    sys.stdin.readline()
+    # It could be taken twice, and would then show it.
+    step = statements("CREATE TABLE IF NOT EXISTS taken (x); INSERT INTO taken VALUES (1)")
+    SqliteFile(sys.argv[1], synchronous="FULL", journal_mode="WAL", busy_timeout_s=30.0,
+               readonly=False, steps=(*STEPS, step))
+"""
+
+
+@pytest.mark.parametrize("version", [0, 1])
+def test_processes_that_open_a_file_at_once_take_each_step_once(  # D5
+    path: Path, version: int
+) -> None:
+    if version:
+        make_old(path, version)
+    racers = [run_python(RACER, path) for _ in range(4)]
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    for racer in racers:
+        _, err = racer.communicate(timeout=WAIT_S)
+        assert racer.returncode == 0, err
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("SELECT count(*) FROM taken").fetchone() == (1,)
+        assert database.execute("PRAGMA user_version").fetchone() == (len(STEPS) + 1,)
+
+
+def test_file_with_one_step_more_is_a_newer_one(path: Path) -> None:  # D4
+    open_with(path, statements("CREATE TABLE more (x)"))
+    before = path.read_bytes()
+    for open_it in (SqliteStateStore, SqliteStateStore.open_readonly):
+        with pytest.raises(StoreFileError, match="a newer flowrun wrote it .schema 4, .* knows 3"):
+            open_it(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("version", [0, -1])
+def test_version_that_no_release_wrote_is_refused(path: Path, version: int) -> None:
+    make_old(path, 1)
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,)
+        database.execute(f"PRAGMA user_version = {version}")
+    with pytest.raises(StoreFileError, match=f"there is no schema {version}"):
+        SqliteStateStore(path)
