@@ -1,18 +1,27 @@
-# Everything a newcomer needs: `make demo` and `make test`. A virtual environment is made here.
+# Everything a newcomer needs: `make demo` and `make test`. Both make a virtual environment here.
+# `make test` installs nothing outside this folder, except on CI: there, as root and with apt, it
+# installs Chromium for the browser tests. `make browser` does that anywhere.
 
-PYTHON := $(shell for name in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+PYTHON := $(shell for name in python3 python3.15 python3.14 python3.13 python3.12 python3.11 python; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: demo test check bench format clean
+.PHONY: demo demo-resume test browser check bench format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/flight_delays.py
 
+# After a demo that failed: `make demo-resume` finishes it.
+demo-resume: $(VENV)/.demo
+	$(BIN)/python examples/flight_delays.py --resume
+
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -n auto
+
+browser: $(VENV)/.dev
+	$(BIN)/python tests/browser/setup --install
 
 check: $(VENV)/.dev
 	$(BIN)/python .ci/check.py

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENTS = ROOT / ".venvs"
 OLDEST = (3, 11)
-EXPECTED = ((3, 11), (3, 12), (3, 13), (3, 14))
+EXPECTED = ((3, 11), (3, 12), (3, 13), (3, 14), (3, 15))
 GROUPS = ("test", "cluster")
 
 _ASK = (

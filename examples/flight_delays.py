@@ -1,10 +1,10 @@
 """The main example: a week of New York departures, from CSV files to a SQLite table.
 
-    python examples/flight_delays.py                      run the whole pipeline
-    python examples/flight_delays.py --fail-at load       break it on purpose
-    python examples/flight_delays.py --resume             finish what the last run left undone
+    make demo                                                  run the whole pipeline
+    .venv/bin/python examples/flight_delays.py --fail-at load  break it on purpose
+    make demo-resume                                           finish what the last run left undone
 
-Standard library only. Results go to build/flight_delays, or where --out says.
+Any Python that can import flowrun will do. Results go to build/flight_delays, or where --out says.
 """
 
 from __future__ import annotations
@@ -340,11 +340,21 @@ async def run(engine: Engine, out: Path, fail_at: str | None, *, resume: bool) -
         show_results(out)
     print(f"\n{engine.report_text(run_id)}\n")
     if not succeeded:
-        elsewhere = "" if out == DEFAULT_OUT else f" --out {shlex.quote(str(out))}"
-        print(f"Finish it with: python examples/flight_delays.py --resume{elsewhere}")
+        print(f"Finish it with: {command('--resume', out)}")
         return 1
     print(f"Written to {out}:\n  summary.json, quarantine.csv, delays.sqlite, runs.sqlite")
     return 0
+
+
+def command(option: str, out: Path) -> str:
+    """Return a command line that starts this program again, as it was started."""
+    here = Path.cwd()
+    words = [
+        str(path.relative_to(here) if path.is_relative_to(here) else path)
+        for path in (Path(sys.executable), Path(__file__).absolute())
+    ]
+    elsewhere = [] if out == DEFAULT_OUT else ["--out", str(out)]
+    return shlex.join([*words, option, *elsewhere])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Run the heavy tasks of a DAG on a cluster: here Dask, with two worker processes on loopback.
 
     pip install distributed
-    python examples/on_a_cluster.py
+    .venv/bin/python examples/on_a_cluster.py
 
 Nothing in flowrun knows of Dask. A cluster's client that can act as a
 `concurrent.futures.Executor` is handed in by name, and a task asks for it.

@@ -23,11 +23,13 @@ WAIT_S = 20.0
 
 WATCHED = (
     "test_carriers",
-    "test_following",
+    "test_attempt_time",
     "test_internals",
     "test_journal",
     "test_resuming",
-    "test_saving_in_threads",
+    "test_handed_in_pools",
+    "test_saving",
+    "test_sync_tasks",
     "test_scheduler",
     "test_stopping",
 )

@@ -7,6 +7,7 @@ import copy
 import pickle
 import threading
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 
 import pytest
@@ -35,6 +36,23 @@ def test_attributes_and_methods_are_read_through() -> None:
     assert context.deps == Settings()
     with pytest.raises(AttributeError, match="tokn"):
         context.tokn  # noqa: B018
+
+
+def test_keys_of_a_mapping_are_attributes() -> None:
+    context: RunContext[dict[str, object]] = RunContext({"url": "http://x", "items": 3})
+    assert (context.url, context.items, context.get("url")) == ("http://x", 3, "http://x")
+    assert not hasattr(context, "token")
+    with pytest.raises(AttributeError) as caught:
+        context.tokn  # noqa: B018
+    assert str(caught.value) == "the run's context has no key 'tokn'; its keys: 'items', 'url'"
+
+
+def test_missing_key_of_a_mapping_shows_no_value_and_makes_none() -> None:  # V2
+    deps: defaultdict[object, object] = defaultdict(dict, {"token": "s3cret", 7: "seven"})
+    with pytest.raises(AttributeError) as caught:
+        RunContext(deps).url  # noqa: B018
+    assert "s3cret" not in str(caught.value)
+    assert "url" not in deps
 
 
 def test_no_text_of_a_context_shows_a_value() -> None:  # V2
@@ -93,6 +111,11 @@ def test_time_left_counts_down_and_stops_at_zero() -> None:
     assert left is not None
     assert 0 < left <= 100
     assert Attempt("r", "d", "t", 1, now - 100).time_left_s == 0.0
+
+
+def test_time_left_is_read_on_the_clock_of_the_run() -> None:
+    attempt = Attempt("r", "d", "t", 1, deadline=50.0, monotonic=lambda: 20.0)
+    assert attempt.time_left_s == 30.0
 
 
 def test_attempt_can_be_armed_once_its_clock_starts_and_disarmed() -> None:  # A1

@@ -132,6 +132,15 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+def test_links_of_the_readme_work_outside_the_repository() -> None:
+    """PyPI shows the README without the files beside it."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert _LINK.findall(text) == []
+    ours = re.findall(r"\]\(https://github\.com/Mg30/flowrun/(?:blob|raw)/main/([^)#]+)", text)
+    assert len(ours) > 10
+    assert [path for path in ours if not (ROOT / path).exists()] == []
+
+
 def test_a_block_that_continues_runs_together_with_the_one_before(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(

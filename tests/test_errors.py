@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import flowrun
 from flowrun import errors
 from flowrun.errors import FlowrunError, close_match, listed
 
@@ -195,3 +196,12 @@ def test_hostile_values_cannot_draw_on_a_terminal(hostile: Any) -> None:  # V1
 def test_long_values_cannot_flood_a_message() -> None:
     for value in ("x" * 10**7, ["x"] * 10**5):
         assert len(str(errors.UnknownRunError(value))) < 400
+
+
+async def test_run_that_was_not_awaited_is_named(engine: flowrun.Engine) -> None:
+    engine.task("t", dag="d")(lambda: 1)
+    coroutine: Any = engine.run_once("d")
+    for ask in (engine.get_run_report, engine.report_text, engine.report_html):
+        with pytest.raises(errors.UnknownRunError, match="write run_id = await engine.run_once"):
+            ask(coroutine)
+    coroutine.close()

@@ -138,6 +138,24 @@ class TestFlightDelays:
         assert self.succeeded(mended) == {"load", "summarise"}
         assert (self.results(tmp_path) / "summary.json").exists()
 
+    @pytest.mark.skipif(os.name == "nt", reason="the hint is for a POSIX shell")
+    @pytest.mark.parametrize("out", ["build/flight_delays", "some where"])
+    def test_hint_runs_as_it_is_printed(self, tmp_path: Path, out: str) -> None:
+        broken = self.run(tmp_path, "--fail-at", "load", "--out", out)
+        (hint,) = re.findall(r"^Finish it with: (.*)$", broken.stdout, re.MULTILINE)
+        mended = subprocess.run(
+            hint,
+            shell=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            encoding="utf-8",
+            timeout=100,
+            check=False,
+        )
+        assert mended.returncode == 0, mended.stdout + mended.stderr
+        assert self.succeeded(mended) == {"load", "summarise"}
+
     def test_resume_makes_released_inputs_again(self, tmp_path: Path) -> None:  # S2
         assert self.run(tmp_path, "--fail-at", "by_hour").returncode == 1
         mended = self.run(tmp_path, "--resume")

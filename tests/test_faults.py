@@ -248,11 +248,11 @@ class Interrupting(JsonSerializer):
 
     then: Callable[[], object] | None = None
 
-    def loads(self, data: bytes) -> object:
+    def deserialize(self, data: bytes) -> object:
         if self.then is not None:
             then, self.then = self.then, None
             then()
-        return super().loads(data)
+        return super().deserialize(data)
 
 
 def test_run_that_ends_while_it_is_read_is_not_taken_for_a_dead_one(path: Path) -> None:  # D3
@@ -261,18 +261,17 @@ def test_run_that_ends_while_it_is_read_is_not_taken_for_a_dead_one(path: Path) 
     with closing(SqliteStateStore(path, serializer)) as reader:
         writer = SqliteStateStore(path)
         writer.create_run(run)
-        run.tasks["a"].start(2.0, 2.0)
-        run.tasks["a"].succeed(3.0, "made")
-        writer.save([Change(run, run.tasks["a"])])
+        task = run.tasks["a"].start(2.0, 2.0).succeed(3.0, "made")
+        writer.save([Change(run, task)])
 
         def end() -> None:
-            run.finish(4.0)
-            writer.save([Change(run, None)])
+            writer.save([Change(run.finish(4.0, None, {"a": task}), None)])
             writer.close()
 
         serializer.then = end
         found = reader.load_run("r1", results=True)
-        assert (found.finished_at, found.alive) == (4.0, False)
+        # As it was when the reading began, or as it is now: never as one that nobody works on.
+        assert (found.finished_at, found.alive) in [(None, True), (4.0, False)]
 
 
 # -- a full disk ------------------------------------------------------------------------------
@@ -327,15 +326,17 @@ def test_log_lost_while_it_was_copied_back_never_gives_wrong_data(path: Path) ->
     # Each state that a run has ever had: one of these, or an error, is what may be read.
     history: dict[str, list[dict[str, Any]]] = defaultdict(list)
 
-    def save(store: SqliteStateStore, run: RunRecord, name: str | None) -> None:
-        store.save([Change(run, None if name is None else run.tasks[name].copy())])
+    def save(store: SqliteStateStore, run: RunRecord, task: TaskRecord | None) -> RunRecord:
+        if task is not None:
+            run = run._replace(tasks={**run.tasks, task.name: task})
+        store.save([Change(run, task)])
         history[run.run_id].append(dict(build_report(run), alive=False))
+        return run
 
-    def succeed(store: SqliteStateStore, run: RunRecord, name: str) -> None:
-        run.tasks[name].start(2.0, 2.0)
-        save(store, run, name)
-        run.tasks[name].succeed(3.0, f"{run.run_id} {name} " * 300)
-        save(store, run, name)
+    def succeed(store: SqliteStateStore, run: RunRecord, name: str) -> RunRecord:
+        started = run.tasks[name].start(2.0, 2.0)
+        run = save(store, run, started)
+        return save(store, run, started.succeed(3.0, f"{run.run_id} {name} " * 300))
 
     def make_run(run_id: str) -> RunRecord:
         run = RunRecord(run_id, "d", 1.0, {name: TaskRecord(name) for name in "ab"})
@@ -345,9 +346,8 @@ def test_log_lost_while_it_was_copied_back_never_gives_wrong_data(path: Path) ->
     with closing(SqliteStateStore(path)) as store, closing(sqlite3.connect(path)) as database:
         filler = make_run("filler")
         store.create_run(filler)
-        filler.tasks["a"].start(2.0, 2.0)
-        filler.tasks["a"].succeed(3.0, "x" * 400_000)
-        store.save([Change(filler, filler.tasks["a"])])
+        task = filler.tasks["a"].start(2.0, 2.0).succeed(3.0, "x" * 400_000)
+        store.save([Change(filler, task)])
         # The pages that it leaves free are used later: the file stays as long as it is.
         database.execute("PRAGMA foreign_keys = ON")
         database.execute("DELETE FROM runs")
@@ -355,13 +355,11 @@ def test_log_lost_while_it_was_copied_back_never_gives_wrong_data(path: Path) ->
         runs = [make_run(f"r{number}") for number in range(9)]
         for run in runs:
             store.create_run(run)
-            succeed(store, run, "a")
+        runs = [succeed(store, run, "a") for run in runs]
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         before = path.read_bytes()
         for run in runs:
-            succeed(store, run, "b")
-            run.finish(4.0)
-            save(store, run, None)
+            save(store, succeed(store, run, "b").finish(4.0), None)
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         after = path.read_bytes()
     assert len(before) == len(after)
@@ -376,7 +374,6 @@ def test_log_lost_while_it_was_copied_back_never_gives_wrong_data(path: Path) ->
                 except StoreError as error:
                     outcomes.add(type(error).__name__)
                     continue
-                found.alive = False
-                assert build_report(found) in history[run.run_id]
+                assert dict(build_report(found), alive=False) in history[run.run_id]
                 outcomes.add("older" if found.finished_at is None else "newer")
     assert {"older", "newer", "DamagedRecordError"} <= outcomes

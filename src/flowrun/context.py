@@ -1,13 +1,14 @@
-"""What a task can know of its surroundings: the run's context and its own attempt."""
+"""What a task can read about its surroundings: the run's context and its own attempt."""
 
 from __future__ import annotations
 
 import contextvars
 import threading
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from flowrun.errors import AttemptCancelledError, NoCurrentAttemptError
+from flowrun.errors import AttemptCancelledError, NoCurrentAttemptError, listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +20,7 @@ class RunContext(Generic[T]):
     """Carry one run's dependencies (settings, clients) to every task that asks for them.
 
     A task receives it by annotating a parameter with ``RunContext[...]``. Attributes of the
-    wrapped object are read straight through the context.
+    wrapped object, or the keys of a wrapped mapping, are attributes of the context.
 
     Args:
         deps: The object to hand to the tasks; a frozen dataclass serves well.
@@ -45,11 +46,23 @@ class RunContext(Generic[T]):
         self.deps = deps
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - stands for whatever T has
-        """Read an attribute of the wrapped object."""
+        """Read an attribute of the wrapped object, or a key of the wrapped mapping."""
         # Copying and unpickling look attributes up before ``deps`` exists.
         if name == "deps" or (name.startswith("__") and name.endswith("__")):
             raise AttributeError(name)
-        return getattr(self.deps, name)
+        deps: object = self.deps
+        if not isinstance(deps, Mapping):
+            return getattr(deps, name)
+        keys = cast("Mapping[object, object]", deps)
+        if name in keys:
+            return keys[name]
+        try:
+            return getattr(keys, name)
+        except AttributeError:
+            known = listed(sorted(key for key in keys if isinstance(key, str)))
+        # Keys only: values may be secret (promise V2).
+        msg = f"the run's context has no key {name!r}; its keys: {known}"
+        raise AttributeError(msg)
 
     def __repr__(self) -> str:
         """Name the type only: what it holds may be secret (promise V2)."""
@@ -77,8 +90,8 @@ class Attempt:
         dag_name: The run's DAG.
         task_name: The task.
         attempt: 1 for the first call, 2 for its first retry.
-        deadline: When its time is up, on ``time.monotonic()``; ``None`` if it has no timeout, or
-            its code has not started.
+        deadline: When its time is up, on the run's monotonic clock; ``None`` if it has no
+            timeout, or its code has not started.
         ended: Whether its outcome is settled; code that it left behind may still see it.
         was_asked_for: Whether :func:`current_attempt` has returned it.
     """
@@ -86,17 +99,19 @@ class Attempt:
     # Defaults of the class: most attempts are never told anything.
     _cancel_cause: str | None = None
     _listeners: tuple[Callable[[str], object], ...] = ()
+    _monotonic: Callable[[], float] = staticmethod(time.monotonic)
     deadline: float | None = None
     ended = False
     was_asked_for = False
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - plain facts of one attempt
         self,
         run_id: str,
         dag_name: str,
         task_name: str,
         attempt: int,
         deadline: float | None = None,
+        monotonic: Callable[[], float] | None = None,
     ) -> None:
         self.run_id = run_id
         self.dag_name = dag_name
@@ -104,6 +119,8 @@ class Attempt:
         self.attempt = attempt
         if deadline is not None:
             self.deadline = deadline
+        if monotonic is not None:
+            self._monotonic = monotonic
 
     @property
     def cancelled(self) -> bool:
@@ -115,7 +132,7 @@ class Attempt:
         """Seconds until its timeout, never below 0; ``None`` when it has no timeout."""
         if self.deadline is None:
             return None
-        return max(0.0, self.deadline - time.monotonic())
+        return max(0.0, self.deadline - self._monotonic())
 
     @property
     def idempotency_key(self) -> str:

@@ -42,7 +42,7 @@ class DagScope:
         """Register a task of this DAG: ``@etl.task``, ``@etl.task(...)`` or with a name first.
 
         Raises:
-            TaskDefinitionError: An option or the callable cannot be right.
+            TaskDefinitionError: An option or the callable is wrong.
         """
         self._engine.require_open("register a task")
         self._check_dag(options.get("dag"))
@@ -110,7 +110,7 @@ class DagScope:
     def _repr_mimebundle_(
         self, include: Collection[str] | None = None, exclude: Collection[str] | None = None
     ) -> dict[str, str]:
-        """Show a notebook the DAG's tree and picture, or what is wrong with the DAG."""
+        """Return the DAG's tree and picture for a notebook, or the mistakes in the DAG."""
         from flowrun.render import chosen, shown_dag  # noqa: PLC0415 - drawing is for notebooks
 
         try:
@@ -121,6 +121,8 @@ class DagScope:
 
     def _check_dag(self, dag: object) -> None:
         if dag is not None and dag != self.name:
-            problem = f"this scope registers in {self.name!r}; leave dag= out, or use engine.task"
-            msg = f"dag={dag!r}: {problem}"
+            msg = (
+                f"dag={dag!r}: this scope registers in {self.name!r}; leave dag= out, or use"
+                " engine.task"
+            )
             raise DefinitionError(msg)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import dataclasses
 import logging
 import threading
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, cast, overload
 
@@ -17,7 +17,6 @@ from flowrun.context import CURRENT, RunContext
 from flowrun.dag_scope import DagScope
 from flowrun.errors import (
     DefinitionError,
-    EngineClosedError,
     ResumeError,
     TaskTypeError,
     UnknownDagError,
@@ -35,7 +34,6 @@ from flowrun.registry import (
     TemplateOptions,
     decorate,
 )
-from flowrun.render import ShownReport
 from flowrun.report import RunReport, build_report
 from flowrun.scheduler.checks import (
     check_context,
@@ -44,21 +42,31 @@ from flowrun.scheduler.checks import (
     check_run_timeout,
     checked_metadata,
     checked_redact,
+    checked_run_id,
     checked_store,
     with_kind,
 )
+from flowrun.scheduler.inbox import wait_for_answer
+from flowrun.scheduler.lifecycle import Lifecycle
+from flowrun.scheduler.limits import SharedLimits
 from flowrun.scheduler.nesting import Nesting, end_with
-from flowrun.scheduler.old_run import Run, Services
+from flowrun.scheduler.notifier import Notifier
 from flowrun.scheduler.resume_plan import (
     find_resumable,
     inputs_to_load,
     plan_resume,
     take_over,
 )
-from flowrun.scheduler.slots import Slots
-from flowrun.state import InMemoryStateStore, RunQuery, RunRecord, RunStatus, TaskRecord
-from flowrun.state.entries import said
-from flowrun.state.journal import Journal
+from flowrun.scheduler.run import Run, Services
+from flowrun.state import (
+    InMemoryStateStore,
+    RunQuery,
+    RunRecord,
+    RunStatus,
+    TaskRecord,
+    TaskStatus,
+)
+from flowrun.state.journal import Journal, store_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -157,7 +165,7 @@ class Engine:
         redact: Callable[[str], str] | None,
         config: SchedulerConfig,
     ) -> None:
-        log = logger or logging.getLogger("flowrun.scheduler.old_run")
+        log = logger or logging.getLogger("flowrun.scheduler")
         self.registry = registry
         self._log = logger or logging.getLogger("flowrun.engine")
         self._store = checked_store(store)
@@ -170,28 +178,27 @@ class Engine:
         self._hook_threads = WorkerThreads(_HOOK_THREADS)
         self._services = Services(
             config=config,
-            journal=Journal(store, logger or logging.getLogger("flowrun.state.journal"), redact),
+            journal=Journal(store, logger or logging.getLogger("flowrun.journal"), redact),
             hooks=HookDispatcher(
                 checked_hooks(hooks),
                 self._hook_threads,
                 config.hook_timeout_s,
-                logger or logging.getLogger("flowrun.hooks.dispatcher"),
+                logger or logging.getLogger("flowrun.hooks"),
                 redact,
             ),
             pools=pools,
+            encoders=self._hook_threads,
             log=log,
             redact=redact,
         )
-        self._nesting = Nesting(Slots(config.max_parallel), self._workers, self._hook_threads)
+        limits = SharedLimits(config.max_parallel)
+        self._nesting = Nesting(limits, self._workers, self._hook_threads)
+        owned = [pool for pool in (self._workers, self._hook_threads) if pool is not None]
+        self._lifecycle = Lifecycle(self._services, tuple(owned), self._log)
         self._lock = threading.Lock()
         self._graphs: dict[str, tuple[int, Graph]] = {}
-        self._live: dict[str, tuple[Run, asyncio.AbstractEventLoop]] = {}
-        self._idle = threading.Condition(self._lock)
-        self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
-        self._closed = False
-        self._released = False
-        self._closing: Future[None] | None = None
         self._told_unscoped = -1
+        self._report_recovered()
 
     # -- declaring ------------------------------------------------------------------------
 
@@ -213,7 +220,7 @@ class Engine:
             **options: See :class:`flowrun.registry.task_registry.TaskOptions`.
 
         Raises:
-            TaskDefinitionError: An option or the callable cannot be right.
+            TaskDefinitionError: An option or the callable is wrong.
         """
         self.require_open("register a task")
         return decorate(self.registry, function_or_name, options)
@@ -232,23 +239,28 @@ class Engine:
         """Make a template; each ``bind(name, **parameters)`` of it registers a task.
 
         Raises:
-            TaskDefinitionError: An option or the callable cannot be right.
+            TaskDefinitionError: An option or the callable is wrong.
         """
         self.require_open("register a template")
         if function is None:
             return self.registry.task_template(**options)
         return self.registry.task_template(function, **options)
 
-    def dag(self, name: str) -> DagScope:
+    def dag(self, dag_name: str) -> DagScope:
         """Return the scope of one DAG, so that its name need not be repeated.
 
         Raises:
-            DefinitionError: The name cannot be a DAG's.
+            DefinitionError: A DAG cannot have that name.
         """
-        return DagScope(self, name)
+        return DagScope(self, dag_name)
+
+    @property
+    def hooks(self) -> tuple[RunHook, ...]:
+        """The hooks that are called, in their order."""
+        return self._services.hooks.hooks
 
     def add_hook(self, hook: RunHook) -> None:
-        """Add a hook; it hears the runs that start from now on.
+        """Add a hook for the runs that start from now on.
 
         Raises:
             TypeError: It has no handler, or is a class.
@@ -350,30 +362,28 @@ class Engine:
             AlreadyResumedError: A later run has finished it.
         """
         self.require_open("resume a run")
-        journal = self._services.journal
 
-        def plan_when_paid() -> tuple[Graph, RunRecord, ResumePlan]:
-            journal.pay()  # the run may be one whose end could not be written
-            return self._plan(run_id, from_tasks)
+        graph, old, plan = await self._off_loop(partial(self._plan, run_id, from_tasks))
+        self._warn_of_abandoned(old)
+        record = self._new_record(graph, old.metadata if metadata is None else metadata)
+        record = take_over(record, graph, old, plan)
+        record = record._replace(sole_heir=not from_tasks and old.status is not RunStatus.SUCCESS)
+        values: dict[str, object] = {}
+        wanted = inputs_to_load(graph, plan)
+        if wanted:
+            values = await self._off_loop(partial(self._store.load_results, old.run_id, wanted))
+        return await self._execute(graph, record, context, timeout_s, values)
 
-        graph, old, plan = await self._off_loop(plan_when_paid)
-        for invocation in list(self._services.abandoned):
-            if invocation.attempt.run_id == old.run_id:
+    def _warn_of_abandoned(self, old: RunRecord) -> None:
+        for attempt in list(self._services.abandoned):
+            if attempt.seen.run_id == old.run_id:
                 self._log.warning(
                     "task %r of run %r was abandoned and still runs, beside the run that resumes"
                     " it",
-                    invocation.spec.name,
+                    attempt.spec.name,
                     old.run_id,
-                    extra={"run_id": old.run_id, "dag": old.dag_name, "task": invocation.spec.name},
+                    extra={"run_id": old.run_id, "dag": old.dag_name, "task": attempt.spec.name},
                 )
-        record = self._new_record(graph, old.metadata if metadata is None else metadata)
-        take_over(record, graph, old, plan)
-        record.sole_heir = not from_tasks and old.status is not RunStatus.SUCCESS
-        inputs: dict[str, object] = {}
-        wanted = inputs_to_load(graph, plan)
-        if wanted and not journal.live:
-            inputs = await self._off_loop(partial(self._store.load_results, old.run_id, wanted))
-        return await self._execute(graph, record, context, timeout_s, inputs)
 
     def plan_resume(self, run_id: str, from_tasks: Sequence[str] | None = None) -> ResumePlan:
         """Say what :meth:`resume` would do, per task: keep or run, and why.
@@ -394,12 +404,11 @@ class Engine:
         Raises:
             UnknownRunError: The engine and its store have no such run.
         """
-        with self._lock:
-            live = self._live.get(run_id)
-        if live is None:
+        alive = self._lifecycle.find(run_id)
+        if alive is None:
             self._store.load_run(run_id, results=False)
             return False
-        live[0].request_cancel("engine.cancel() was called")
+        alive[0].request_cancel("engine.cancel() was called")
         return True
 
     # -- looking --------------------------------------------------------------------------
@@ -466,13 +475,24 @@ class Engine:
         Raises:
             UnknownRunError: There is no such run.
         """
-        journal = self._services.journal
-        owed = journal.owed(run_id) if isinstance(run_id, str) else None
-        if owed is None:
-            if not isinstance(run_id, str):
-                raise UnknownRunError(run_id)
-            owed = self._store.load_run(run_id, results=results)
-        return cast("RunReport", ShownReport(build_report(owed)))
+        if not isinstance(run_id, str):
+            raise UnknownRunError(run_id)
+        self._lifecycle.end_lost()
+        run = self._services.journal.unsaved(run_id)
+        if run is None:
+            alive = self._lifecycle.find(run_id)
+            running = {} if alive is None else alive[0].running()
+            run = self._store.load_run(run_id, results=results)
+            # The store learns of a start when the attempt has run for a while.
+            started = {
+                name: task
+                for name, task in running.items()
+                if run.tasks[name].status is TaskStatus.PENDING
+            }
+            run = run._replace(tasks={**run.tasks, **started}) if started else run
+        from flowrun.render import ShownReport  # noqa: PLC0415 - drawing is not needed to run
+
+        return cast("RunReport", ShownReport(build_report(run)))
 
     def report_text(self, run_id: str, *, width: int = 80) -> str:
         """Return the report of a run as a plain table for people, without results.
@@ -526,7 +546,8 @@ class Engine:
             msg = f"limit must be 1 or more, or None for all runs, not {limit}"
             raise ValueError(msg)
         wanted = None if status is None else RunStatus(status)
-        self._services.journal.pay()
+        self._lifecycle.end_lost()
+        self._services.journal.save_unsaved()
         return self._store.list_runs(RunQuery(dag_name, wanted, None, limit, before))
 
     def prune_runs(self, *, keep_last: int | None = None, older_than_s: float | None = None) -> int:
@@ -552,7 +573,8 @@ class Engine:
             msg = "keep_last and older_than_s must be 0 or more"
             raise ValueError(msg)
         created_before = None if older_than_s is None else self._config.clock.time() - older_than_s
-        return self._store.prune_runs(keep_last=keep_last, created_before=created_before)
+        prune = partial(self._store.prune_runs, keep_last=keep_last, created_before=created_before)
+        return self._services.journal.call(prune).result()
 
     # -- closing --------------------------------------------------------------------------
 
@@ -564,39 +586,11 @@ class Engine:
         where a run's loop stands still, as after a Ctrl-C in ``run_until_complete``.
         Closing twice is fine. Reports can still be read.
         """
-        here = _running_loop()
-        for run, _ in self._start_closing():
-            run.request_cancel("the engine was closed")
-        with self._idle:
-            self._idle.wait_for(
-                lambda: all(loop is here for loop in self._ending()), self._close_wait_s()
-            )
-            if self._ending():
-                return
-        self._release()
+        self._lifecycle.close()
 
     async def aclose(self) -> None:
         """Close the engine, and wait for its runs without blocking the event loop."""
-        for run, _ in self._start_closing():
-            run.request_cancel("the engine was closed")
-        over = asyncio.Event()
-        waits = (asyncio.get_running_loop(), over)
-        with self._lock:
-            self._waiting.append(waits)
-            if not self._ending():
-                over.set()
-            wait_s = self._close_wait_s()
-        try:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await over.wait()
-        finally:
-            with self._lock:
-                if waits in self._waiting:
-                    self._waiting.remove(waits)
-                leaves = bool(self._ending())  # then the last run sees to it
-            if not leaves:
-                await self._release_off_loop()
+        await self._lifecycle.aclose()
 
     async def __aenter__(self) -> Self:
         """Return the engine; leaving closes it."""
@@ -614,94 +608,10 @@ class Engine:
 
     def __repr__(self) -> str:
         """Show its DAGs."""
-        state = "closed" if self._closed else "open"
+        state = "closed" if self._lifecycle.is_closed else "open"
         return f"<Engine {state}, DAGs: {listed(self.list_dags())}>"
 
     # -- inside ---------------------------------------------------------------------------
-
-    def _close_wait_s(self) -> float:
-        """Return how long to wait for the runs that are alive; the lock is held."""
-        if not any(loop.is_running() for loop in self._ending()):
-            return _STANDSTILL_S
-        return self._config.cancel_grace_s + self._config.hook_timeout_s + 10.0
-
-    def _ending(self) -> list[asyncio.AbstractEventLoop]:
-        """Return the loops of the runs that are still coming to their end.
-
-        A run whose loop was closed under it will never come to it.
-        """
-        return [loop for _, loop in self._live.values() if not loop.is_closed()]
-
-    def _start_closing(self) -> list[tuple[Run, asyncio.AbstractEventLoop]]:
-        with self._lock:
-            self._closed = True
-            return list(self._live.values())
-
-    async def _release_off_loop(self) -> None:
-        """Release as :meth:`_release`; what is owed to the store is paid in a thread.
-
-        That may have to wait. The pools know this thread, should it be one of theirs.
-        """
-        done: Future[None] = Future()
-
-        def close_journal() -> None:
-            try:
-                self._services.journal.close()
-            except BaseException as error:  # noqa: BLE001 - whoever waits gets it
-                done.set_exception(error)
-            else:
-                done.set_result(None)
-
-        with self._lock:
-            others, self._closing = self._closing, self._closing or done
-        if others is not None:
-            await asyncio.shield(asyncio.wrap_future(others))
-            return
-        if not self._begins_to_release():
-            done.set_result(None)
-            return
-        thread = threading.Thread(target=close_journal, name="flowrun-closing")
-        try:
-            thread.start()
-        except RuntimeError:  # the system has no thread for it
-            close_journal()
-        try:
-            await asyncio.shield(asyncio.wrap_future(done))
-        finally:
-            self._shut_pools_down()
-        if thread.ident is not None:
-            thread.join()  # it has nothing more to do
-
-    def _release(self, *, waits: bool = True) -> None:
-        """Give up what the engine owns, unless somebody has begun to.
-
-        Args:
-            waits: Whether to wait for its threads. When the interpreter ends they stand still.
-        """
-        if self._begins_to_release():
-            try:
-                self._services.journal.close(_CLOSE_JOURNAL_S if waits else 0.0)
-            finally:
-                self._shut_pools_down(wait=waits)
-
-    def _begins_to_release(self) -> bool:
-        with self._lock:
-            if self._released:
-                return False
-            self._released = True
-        for invocation in list(self._services.abandoned):
-            self._log.warning(
-                "engine closed while task %r of run %r, abandoned earlier, still runs",
-                invocation.spec.name,
-                invocation.attempt.run_id,
-            )
-        return True
-
-    def _shut_pools_down(self, *, wait: bool = True) -> None:
-        if self._workers is not None:
-            self._workers.shutdown(wait=wait)
-        self._hook_threads.shutdown(wait=wait)
-        self._log.debug("engine closed")
 
     def require_open(self, action: str) -> None:
         """Refuse to do something once the engine is closed.
@@ -709,8 +619,7 @@ class Engine:
         Raises:
             EngineClosedError: It is closed.
         """
-        if self._closed:
-            raise EngineClosedError(action)
+        self._lifecycle.require_open(action)
 
     def graph(self, dag_name: str) -> Graph:
         """Return the validated graph of a DAG; built once, until the registry changes."""
@@ -758,7 +667,7 @@ class Engine:
         names = graph.names
         tasks = dict(zip(names, map(TaskRecord, names, graph.dependency_names), strict=True))
         return RunRecord(
-            self._config.new_run_id(),
+            checked_run_id(self._config.new_run_id()),
             graph.dag_name,
             self._config.clock.time(),
             tasks,
@@ -769,7 +678,8 @@ class Engine:
     def _plan(
         self, run_id: str, from_tasks: Sequence[str] | None
     ) -> tuple[Graph, RunRecord, ResumePlan]:
-        journal = self._services.journal
+        self._lifecycle.end_lost()
+        self._services.journal.save_unsaved()  # the run may be one whose end was not written
         old = find_resumable(self._store, run_id, last=not from_tasks)
         graph = self.graph(old.dag_name)
         if old.targets is not None:
@@ -779,15 +689,14 @@ class Engine:
                 raise ResumeError(old.run_id, problem)
             graph = graph.subgraph(targets)
         names = self._task_names(graph, from_tasks, "from_tasks") if from_tasks else None
-        if journal.live:
-            # The records themselves: their results are carried over as they are.
-            old = self._store.load_run(old.run_id, results=True)
         return graph, old, plan_resume(graph, old, names)
 
     async def _off_loop(self, function: Callable[[], Any]) -> Any:  # noqa: ANN401 - its result
         if not self._store.blocking:
             return function()
-        return await asyncio.wrap_future(self._services.journal.call(function))
+        answer = self._services.journal.call(function)
+        await wait_for_answer(answer)
+        return answer.result()
 
     async def _execute(
         self,
@@ -795,44 +704,40 @@ class Engine:
         record: RunRecord,
         context: RunContext[Any] | None,
         timeout_s: float | None,
-        inputs: Mapping[str, object] | None = None,
+        values: Mapping[str, object] | None = None,
     ) -> str:
         """Create a run and see it through: the one way of run_once, resume and run_subgraph."""
         check_context(graph, context)
         check_run_timeout(graph, timeout_s)
+        self._lifecycle.end_lost()
         loop = asyncio.get_running_loop()
-        run_id = record.run_id
-        destroyed = False
         with contextlib.ExitStack() as stack:
-            caller, sees_to_it = self._caller(loop)
-            slots = self._nesting.enter(caller, stack)
-            run = Run(self._services, graph, record, context, slots)
-            with self._lock:
-                self.require_open("run a DAG")
-                self._live[run_id] = (run, loop)
-            if caller is not None and not sees_to_it:
+            caller, is_cancelled_with = self._caller(loop)
+            if caller is not None:
+                record = record._replace(started_by=caller.run_id)
+            limits = self._nesting.enter(caller, stack)
+            run = Run(self._services, graph, record, context, limits, values or {})
+            stack.enter_context(self._lifecycle.alive(run, loop))
+            if caller is not None and not is_cancelled_with:
                 end_with(caller, run.request_cancel, stack)
-            try:
-                if self._store.blocking:
-                    await run.create(partial(self._create, record))
-                else:
-                    self._create(record)
-                for name, value in (inputs or {}).items():
-                    record.tasks[name].result = value
-                await run.execute(timeout_s)
-            except GeneratorExit:  # the loop went on no more; perhaps the interpreter is ending
-                destroyed = True
-                raise
-            finally:
-                self._leave(run_id, waits=not destroyed)
-        return run_id
+            await run.create(partial(self._create, record))
+            await run.execute(timeout_s)
+        return record.run_id
+
+    def _report_recovered(self) -> None:
+        """Call the hooks for the runs that opening the store has ended (D3)."""
+        recovered: list[RunRecord] = getattr(self._store, "recovered", [])
+        for run in recovered:
+            channel = self._services.hooks.channel(contextvars.copy_context(), lambda: None)
+            Notifier(run, channel, self._services.log).run_recovered()
+        recovered.clear()
 
     def _create(self, record: RunRecord) -> None:
-        """Have the store keep a new run; what it raises is told as a store's error."""
+        """Have the store keep a new run; what it raises is reported as a store's error."""
         try:
             self._store.create_run(record)
         except Exception as error:
-            clear = said(error, record, "created")
+            clear = store_error(error, record, "created")
             if clear is error:
                 raise
             raise clear from error
@@ -845,31 +750,8 @@ class Engine:
         attempt = CURRENT.get(None)
         if attempt is None or attempt.ended:
             return None, False
-        with self._lock:
-            live = self._live.get(attempt.run_id)
-        if live is None:
+        alive = self._lifecycle.find(attempt.run_id)
+        if alive is None:
             return None, False
-        run, home = live
+        run, home = alive
         return attempt, home is loop and run.graph.is_async[run.graph.number(attempt.task_name)]
-
-    def _leave(self, run_id: str, *, waits: bool) -> None:
-        with self._idle:
-            del self._live[run_id]
-            self._idle.notify_all()
-            if not self._closed or self._ending():
-                return
-            waiting, self._waiting = self._waiting, []
-        told = False
-        for loop, over in waiting:
-            with contextlib.suppress(RuntimeError):  # that loop is closed: nobody waits there
-                loop.call_soon_threadsafe(over.set)
-                told = True
-        if not told:
-            self._release(waits=waits)
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None

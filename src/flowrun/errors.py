@@ -196,10 +196,17 @@ class UnknownRunError(FlowrunError, KeyError, ValueError):
 
     def __init__(self, run_id: object) -> None:
         self.run_id = run_id
-        super().__init__(
-            f"no run {_short(run_id)} in the state store; it was never started here,"
-            " or it was pruned. engine.list_runs() lists what there is."
-        )
+        if hasattr(type(run_id), "__await__"):
+            text = (
+                f"{_short(run_id)} is not a run's id but a call that nobody has awaited; write"
+                " run_id = await engine.run_once(...)"
+            )
+        else:
+            text = (
+                f"no run {_short(run_id)} in the state store; it was never started here,"
+                " or it was pruned. engine.list_runs() lists what there is."
+            )
+        super().__init__(text)
 
     def __str__(self) -> str:
         """Return the message itself (``KeyError`` would show its ``repr``)."""

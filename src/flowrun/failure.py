@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,7 +14,9 @@ _MAX_MESSAGE = 500
 _OWN_MODULES = frozenset(
     (
         "flowrun.scheduler.attempt",
-        "flowrun.scheduler.launcher",
+        "flowrun.scheduler.async_attempt",
+        "flowrun.scheduler.run",
+        "flowrun.scheduler.sync_attempt",
         "flowrun.executors.remote_call",
         "flowrun.executors.worker_threads",
         "flowrun.executors.process_child",
@@ -22,28 +24,69 @@ _OWN_MODULES = frozenset(
 )
 
 
+def described(
+    error: BaseException, redact: Callable[[str], str] | None, text: str | None = None
+) -> tuple[str, str]:
+    """Return the text that is kept of an error, and its own line.
+
+    ``redact`` sees the whole of both before anything is cut from them (V2).
+
+    Args:
+        error: The error.
+        redact: The user's function, if there is one.
+        text: The error's text with its traceback, if another process has made it.
+    """
+    whole = _whole_text(error) if text is None else text
+    return bounded(redacted(whole, redact)), _first_line(redacted(_message(error), redact))
+
+
 def error_text(error: BaseException) -> str:
     """Return the error with its traceback, without locals and without flowrun's own frames.
 
     Up to 64 KB are kept whole; of a longer text the end is. The text can always be encoded.
     """
-    try:
-        lines = traceback.format_exception(type(error), error, _own_frames_off(error))
-        text = "".join(lines).rstrip("\n")
-    except BaseException:  # noqa: BLE001 - a hostile exception must not hide that it happened
-        text = f"{type(error).__qualname__}: <its text cannot be formatted>"
-    return bounded(text)
+    return bounded(_whole_text(error))
 
 
 def error_line(error: BaseException) -> str:
     """Return the exception's own line, ``ValueError: no rows``, at most 500 characters."""
+    return _first_line(_message(error))
+
+
+def _whole_text(error: BaseException) -> str:
+    try:
+        lines = traceback.format_exception(type(error), error, _own_frames_off(error))
+        return "".join(lines).rstrip("\n")
+    except BaseException:  # noqa: BLE001 - a hostile exception must not hide that it happened
+        return f"{type(error).__qualname__}: <its text cannot be formatted>"
+
+
+def _message(error: BaseException) -> str:
     name = type(error).__qualname__
     try:
-        first = str(error).strip().split("\n", 1)[0]
-    except BaseException:  # noqa: BLE001 - see error_text; a __str__ may even raise SystemExit
-        first = "<its text cannot be formatted>"
-    line = f"{name}: {first}" if first else name
+        message = str.__str__(str(error)).strip()
+    except BaseException:  # noqa: BLE001 - see _whole_text; a __str__ may even raise SystemExit
+        message = "<its text cannot be formatted>"
+    return f"{name}: {message}" if message else name
+
+
+def _first_line(text: str) -> str:
+    line = text.split("\n", 1)[0].rstrip()
     return encodable(line if len(line) <= _MAX_MESSAGE else line[: _MAX_MESSAGE - 3] + "...")
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """Return the errors that a group is made of, at any depth; of another error itself."""
+    found: list[BaseException] = []
+    stack = [error]
+    while stack:
+        one = stack.pop()
+        if isinstance(one, BaseExceptionGroup):
+            group = cast("BaseExceptionGroup[BaseException]", one)
+            stack.extend(reversed(group.exceptions))
+        else:
+            found.append(one)
+    return found
 
 
 def bounded(text: str) -> str:
@@ -66,7 +109,7 @@ def redacted(text: str, redact: Callable[[str], str] | None) -> str:
     try:
         left: object = redact(text)
         if isinstance(left, str):
-            return bounded(left)
+            return left
     except BaseException as error:  # noqa: BLE001 - a broken redact must not show the secret
         return f"<hidden: redact failed with {type(error).__qualname__}>"
     return f"<hidden: redact returned {type(left).__qualname__}, not str>"

@@ -17,6 +17,7 @@ class AttemptReport(TypedDict):
     """One attempt that has ended; times are epoch seconds."""
 
     attempt: int
+    status: Literal["SUCCESS", "FAILED"]
     ready_at: float | None
     started_at: float | None
     finished_at: float | None
@@ -29,7 +30,7 @@ class TaskReport(TypedDict):
     """One task of a run.
 
     ``result`` is ``None`` unless ``result_state`` is ``"kept"``: ``"absent"`` means that
-    there is none yet, ``"released"`` that it was let go (``retain_result=False``), and
+    there is none yet, ``"released"`` that it was released (``retain_result=False``), and
     ``"stored"`` that it is in the store and was not asked for.
     """
 
@@ -48,7 +49,10 @@ class TaskReport(TypedDict):
 
 
 class RunReport(TypedDict):
-    """One run; ``tasks`` is in topological order."""
+    """One run; ``tasks`` is in topological order.
+
+    ``started_by`` is the id of the run whose task or hook started this one.
+    """
 
     run_id: str
     dag_name: str
@@ -60,6 +64,7 @@ class RunReport(TypedDict):
     metadata: dict[str, object]
     resumed_from: str | None
     targets: list[str] | None
+    started_by: str | None
     alive: bool
 
 
@@ -76,6 +81,7 @@ def build_report(run: RunRecord) -> RunReport:
         "metadata": dict(run.metadata),
         "resumed_from": run.resumed_from,
         "targets": None if run.targets is None else list(run.targets),
+        "started_by": run.started_by,
         "alive": run.alive,
     }
 
@@ -109,6 +115,7 @@ _RESULT_STATES: dict[NoResult, Literal["absent", "released", "stored"]] = {
 def _attempt_report(attempt: AttemptRecord) -> AttemptReport:
     return {
         "attempt": attempt.number,
+        "status": "SUCCESS" if attempt.reason is None else "FAILED",
         "ready_at": attempt.ready_at,
         "started_at": attempt.started_at,
         "finished_at": attempt.finished_at,

@@ -219,8 +219,8 @@ def test_run_that_is_cancelled_from_inside_has_failed(jobs: Path) -> None:
     [
         (["run", "jobs", "daily"], "'jobs' is not MODULE:ENGINE"),
         (["run", "no_such_module:engine", "daily"], "cannot import 'no_such_module'"),
-        (["run", "jobs:number", "daily"], "'jobs:number' is no flowrun Engine"),
-        (["run", "jobs:nothing.at.all", "daily"], "is no flowrun Engine"),
+        (["run", "jobs:number", "daily"], "'jobs:number' is not a flowrun Engine"),
+        (["run", "jobs:nothing.at.all", "daily"], "is not a flowrun Engine"),
         (["show", "jobs:engine", "dayly"], "Did you mean 'daily'?"),
         (["validate", "jobs:engine", "dayly"], "Did you mean 'daily'?"),
         (["runs", "nowhere.db"], "there is no file 'nowhere.db'"),
@@ -449,8 +449,12 @@ BOMB = """
     from flowrun import PickleSerializer, SqliteStateStore, build_default_engine
 
     class Bomb:
-        def __reduce__(self):
-            return open, (os.path.abspath("exploded"), "w")
+        def __getstate__(self):
+            return os.path.abspath("exploded")
+
+        def __setstate__(self, path):
+            if "DISARMED" not in os.environ:  # as the run that stores it reads it back
+                open(path, "w").close()
 
     store = SqliteStateStore("runs.db", PickleSerializer())
     engine = build_default_engine(state_store=store)
@@ -460,9 +464,13 @@ BOMB = """
 
 
 @pytest.mark.no_cover
-def test_pickled_results_are_shown_without_being_unpickled(jobs: Path) -> None:
+def test_pickled_results_are_shown_without_being_unpickled(
+    jobs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (jobs / "pickled.py").write_text(textwrap.dedent(BOMB), encoding="utf-8")
-    flowrun(jobs, "run", "pickled:engine", "d", "--no-progress")
+    with monkeypatch.context() as patch:
+        patch.setenv("DISARMED", "1")
+        flowrun(jobs, "run", "pickled:engine", "d", "--no-progress")
     flowrun(jobs, "report", "runs.db", "latest")
     flowrun(jobs, "report", "runs.db", "latest", "--json")
     flowrun(jobs, "report", "runs.db", "latest", "--html", "page.html")

@@ -176,10 +176,10 @@ async def test_executor_that_cancels_a_call_by_itself(make_engine: MakeEngine) -
     assert "has withdrawn the call before it began" in (task["error"] or "")
 
 
-async def test_handed_in_threads_clock_starts_at_submission(make_engine: MakeEngine) -> None:
+async def test_handed_in_threads_clock_starts_with_the_code(make_engine: MakeEngine) -> None:  # A1
     hold = threading.Event()
     with ThreadPoolExecutor(1) as threads:
-        engine = make_engine(executor=threads, max_parallel=2)
+        engine = make_engine(executor=threads, max_parallel=3)
         engine.task(name="first", dag="d", timeout_s=None)(lambda: hold.wait(WAIT_S))
 
         @engine.task(dag="d", timeout_s=0.05)
@@ -188,12 +188,27 @@ async def test_handed_in_threads_clock_starts_at_submission(make_engine: MakeEng
 
         @engine.task(dag="d", timeout_s=None)
         async def open_later() -> None:
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.2)
             hold.set()
 
         run_id = await asyncio.wait_for(engine.run_once("d"), WAIT_S)
-    assert engine.get_run_report(run_id)["tasks"]["second"]["reason"] == "TIMEOUT"
-    assert engine.get_run_report(run_id)["tasks"]["second"]["abandoned"] is False
+    assert engine.get_run_report(run_id)["status"] == "SUCCESS"
+
+
+async def test_pool_that_cannot_tell_has_its_clock_start_at_submission(  # A1
+    make_engine: MakeEngine,
+) -> None:
+    class Lazy(Executor):
+        """A pool that begins nothing."""
+
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+            return Future()
+
+    engine = make_engine(executor=Lazy())
+    engine.task(name="a", dag="d", timeout_s=0.05)(lambda: 1)
+    run_id = await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+    task = engine.get_run_report(run_id)["tasks"]["a"]
+    assert (task["reason"], task["abandoned"]) == ("TIMEOUT", False)
 
 
 def test_async_task_with_an_executor_is_refused(make_engine: MakeEngine) -> None:

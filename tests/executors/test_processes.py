@@ -221,8 +221,8 @@ def test_large_arguments_and_results_get_through(make_pool: MakePool, method: st
 @pytest.mark.parametrize(
     ("function", "argument", "message"),
     [
-        (os._exit, 3, "the process exited with code 3 without a result"),
-        (os._exit, 0, "the process exited with code 0 without a result"),
+        (process_calls.exit_at_once, 3, "the process exited with code 3 without a result"),
+        (process_calls.exit_at_once, 0, "the process exited with code 0 without a result"),
         (process_calls.send_signal_to_itself, signal.SIGSEGV, r"killed by signal SIGSEGV \(11\)$"),
         (process_calls.send_signal_to_itself, signal.SIGKILL, r"SIGKILL \(9\), not by flowrun"),
         (process_calls.send_signal_to_itself, 40, r"killed by signal of real time \(40\)$"),
@@ -453,7 +453,12 @@ def test_neither_files_nor_processes_are_left(
     pool = make_pool(8, start_method=method)
     assert pool.submit(os.getpid).result(WAIT_S)  # the helpers of multiprocessing stay
     before = open_files()
-    kinds: list[tuple[Any, ...]] = [(os.getpid,), (os._exit, 1), (int, "x"), (process_calls.sleep,)]
+    kinds: list[tuple[Any, ...]] = [
+        (os.getpid,),
+        (process_calls.exit_at_once, 1),
+        (int, "x"),
+        (process_calls.sleep,),
+    ]
     futures = [pool.submit(*kinds[number % 4]) for number in range(calls)]
     for future in futures[3::4]:
         until(lambda future=future: future.running() or future.done())

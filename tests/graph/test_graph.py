@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import graphlib
+import inspect
 import random
 from enum import StrEnum
 from itertools import pairwise
-from typing import Any
+from typing import Any, ForwardRef
 
 import pytest
 
@@ -305,3 +307,95 @@ def test_subgraph_and_numbers() -> None:
         graph.subgraph(["x"])
     with pytest.raises(UnknownTaskError):
         graph.number(7)
+
+
+def test_wrapper_around_a_task_names_that_task() -> None:  # I1
+    def logged(function: Any) -> Any:
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    registry = TaskRegistry()
+
+    @logged
+    @registry.task(dag="d")
+    def extract() -> int:
+        return 1
+
+    registry.register(lambda upstream: upstream, name="load", dag="d", deps=[extract])
+    assert build(registry).deps() == {"extract": [], "load": ["extract"]}
+    registry.register(
+        lambda upstream: upstream, name="twice", dag="d", deps=[extract, extract.__wrapped__]
+    )
+    with pytest.raises(GraphError, match="'twice' lists dependency 'extract' twice"):
+        build(registry)
+
+
+@pytest.mark.parametrize(
+    ("function", "lost"),
+    [
+        (lambda *tables: tables, "'a', 'b'"),
+        (lambda a, *tables: a, "'b'"),
+        (print, "'a', 'b'"),
+    ],
+)
+def test_results_that_star_arguments_would_lose_are_refused(function: Any, lost: str) -> None:
+    registry = declared({"a": [], "b": []})
+    registry.register(function, name="merge", dag="d", deps=["a", "b"])
+    with pytest.raises(UnfilledParameterError, match=f"'merge' has .args.*{lost} would be lost"):
+        build(registry)
+    with pytest.raises(UnfilledParameterError, match="declare a parameter 'upstream'"):
+        build(registry)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda a, b, *tables: a,
+        lambda *tables, **more: more,
+        lambda upstream, *tables: upstream,
+        functools.partial(print, "done"),
+    ],
+)
+def test_star_arguments_that_lose_nothing_are_accepted(function: Any) -> None:
+    registry = declared({"a": [], "b": []})
+    registry.register(function, name="merge", dag="d", deps=["a", "b"])
+    assert build(registry).deps()["merge"] == ["a", "b"]
+
+
+def test_star_arguments_without_dependencies_are_accepted() -> None:
+    registry = TaskRegistry()
+    registry.register(lambda *tables: tables, name="merge", dag="d")
+    assert build(registry).names == ("merge",)
+
+
+@pytest.mark.parametrize(
+    "annotation", ["Ctx[int]", "Ctx", "typing.Ctx | None", "Optional[Ctx[int]]", ForwardRef("Ctx")]
+)
+def test_annotation_that_cannot_be_resolved_is_named(annotation: object) -> None:
+    def load(first: object, ctx: object) -> None: ...
+
+    load.__annotations__["ctx"] = annotation
+    registry = declared({"first": []})
+    registry.register(load, name="load", dag="d")
+    with pytest.raises(UnfilledParameterError) as caught:
+        build(registry)
+    text = annotation.__forward_arg__ if isinstance(annotation, ForwardRef) else annotation
+    assert f"its annotation {text!r} cannot be resolved at run time" in str(caught.value)
+    assert "import it outside 'if TYPE_CHECKING:'" in str(caught.value)
+
+
+def test_parameter_that_only_a_partial_takes_has_no_annotation_to_name() -> None:
+    class Odd:
+        __signature__ = inspect.Signature(
+            [inspect.Parameter("nothing", inspect.Parameter.KEYWORD_ONLY)]
+        )
+
+        def __call__(self, **more: object) -> None: ...
+
+    registry = TaskRegistry()
+    registry.register(Odd(), name="load", dag="d")
+    with pytest.raises(UnfilledParameterError, match="annotate it as RunContext"):
+        build(registry)

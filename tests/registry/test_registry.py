@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flowrun import RetryPolicy, TaskRegistry, task, task_template
+from flowrun import RetryPolicy, RunContext, TaskRegistry, task, task_template
 from flowrun.errors import DefinitionError, TaskDefinitionError, TaskTypeError
 
 
@@ -71,9 +71,9 @@ def test_callable_that_cannot_be_hashed_is_found_again(registry: TaskRegistry) -
 
 
 def test_no_registry_to_register_with() -> None:
-    with pytest.raises(DefinitionError, match="@task does not know where to register"):
+    with pytest.raises(DefinitionError, match="@task has no registry"):
         task(work)
-    with pytest.raises(DefinitionError, match="@task_template does not know"):
+    with pytest.raises(DefinitionError, match="@task_template has no registry"):
         task_template(work)
     with pytest.raises(TypeError, match="registry= takes a TaskRegistry, not int"):
         task(registry=7)  # type: ignore[call-overload]
@@ -100,6 +100,8 @@ def test_no_registry_to_register_with() -> None:
         ({"retries": 1.5}, TaskTypeError, "retries must be an int or a RetryPolicy"),
         ({"retries": True}, TaskTypeError, "retries must be an int or a RetryPolicy"),
         ({"retain_result": 1}, TaskTypeError, "retain_result must be True or False"),
+        ({"copy_inputs": 1}, TaskTypeError, "copy_inputs must be True or False, not 1"),
+        ({"name": "upstream"}, TaskDefinitionError, "'upstream' is the parameter that receives"),
         ({"executor": 7}, TaskTypeError, "executor= takes the name of an executor"),
         ({"retry": 1}, TaskTypeError, "unknown option 'retry'.*Did you mean 'retries'"),
         ({"name": ""}, TaskDefinitionError, "must not be empty"),
@@ -127,6 +129,52 @@ def test_name_given_twice_and_name_taken(registry: TaskRegistry) -> None:
     registry.register(work, name="a", dag="e")  # G3
 
 
+def test_name_taken_by_a_default_name_gets_a_remedy_that_fits(registry: TaskRegistry) -> None:
+    registry.register(lambda: 1, dag="d")
+    with pytest.raises(TaskDefinitionError, match=r'give each its own: task\("name", ...\)'):
+        registry.register(lambda: 2, dag="d")
+    registry.register(work, dag="d")
+    with pytest.raises(TaskDefinitionError, match=r"give it its own: name='work_2'"):
+        registry.register(functools.partial(work), dag="d")
+
+
+def test_no_dependencies_can_be_written_as_none(registry: TaskRegistry) -> None:
+    registry.task("t", dag="d", deps=None)(work)
+    registry.task_template(lambda table: table, dag="d", deps=None).bind("u", "users")
+    assert [spec.deps for spec in registry.specs("d")] == [(), ()]
+
+
+def test_inputs_are_copied_only_when_a_task_asks_for_it(registry: TaskRegistry) -> None:  # I4
+    registry.register(work, name="a", dag="d")
+    registry.register(work, name="b", dag="d", copy_inputs=True)
+    assert [spec.copy_inputs for spec in registry.specs("d")] == [False, True]
+
+
+def wrapped(function: Any) -> Any:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+def test_wrapper_stands_for_the_task_that_it_wraps(registry: TaskRegistry) -> None:  # I1
+    registry.register(work, name="inner", dag="d")
+    outer = wrapped(wrapped(work))
+    assert registry.homes(outer) == [("d", "inner")]
+    registry.register(outer, name="outer", dag="d")  # from now on it is a task of its own
+    assert registry.homes(outer) == [("d", "outer")]
+    assert registry.homes(wrapped(outer)) == [("d", "outer")]
+    assert registry.homes(wrapped(len)) == []
+    assert registry.homes(staticmethod(work)) == [("d", "inner")]
+
+
+def test_wrappers_in_a_circle_are_no_task(registry: TaskRegistry) -> None:
+    first, second = wrapped(work), wrapped(work)
+    first.__wrapped__, second.__wrapped__ = second, first
+    assert registry.homes(first) == []
+
+
 @pytest.mark.parametrize("wrong", [7, None, "text"])
 def test_what_is_no_callable_is_refused(registry: TaskRegistry, wrong: Any) -> None:
     with pytest.raises(TaskTypeError):
@@ -145,7 +193,7 @@ def test_templates(registry: TaskRegistry) -> None:
     template = task_template(fetch, registry=registry, dag="d", retries=1)
     users = template.bind("users", table="users")
     assert users() == "users 1"
-    assert template(table="x", limit=2) == "x 2"
+    assert template.function(table="x", limit=2) == "x 2"
     template.with_options(deps=["users"], retries=0).bind("orders", table="orders")
     assert [(spec.name, spec.retries, spec.deps) for spec in registry.specs("d")] == [
         ("users", 1, ()),
@@ -186,6 +234,74 @@ def test_wrong_templates_are_refused(registry: TaskRegistry) -> None:
     with pytest.raises(TaskTypeError):
         registry.task_template(7)  # type: ignore[call-overload]
     assert registry.version == 0
+
+
+def test_unknown_option_of_a_template_is_named_before_there_is_a_function(
+    registry: TaskRegistry,
+) -> None:
+    with pytest.raises(TaskTypeError, match="unknown option 'retry'.*Did you mean 'retries'"):
+        registry.task_template(dag="d", retry=2)  # type: ignore[call-overload]
+    with pytest.raises(TaskDefinitionError, match="a template has no name of its own"):
+        registry.task_template(dag="d", name="x")  # type: ignore[call-overload]
+    template = registry.task_template(work, dag="d")
+    with pytest.raises(TaskTypeError, match="unknown option 'retry'"):
+        template.with_options(retry=2)  # type: ignore[call-arg]
+
+
+def test_template_is_neither_called_nor_a_task(registry: TaskRegistry) -> None:
+    template = registry.task_template(work, dag="d")
+    with pytest.raises(TypeError, match=r"template of 'work' is not callable; use \.bind\(name"):
+        template(1)
+    with pytest.raises(TaskTypeError, match=r"a template is not a task.*template\.bind"):
+        registry.task("t", dag="d")(template)
+
+
+class TestBindingByPosition:
+    def test_arguments_fill_parameters_in_their_order(self, registry: TaskRegistry) -> None:
+        def fetch(table: str, limit: int = 5, *, mode: str = "all") -> str:
+            return f"{table} {limit} {mode}"
+
+        template = registry.task_template(fetch, dag="d")
+        assert template.bind("users", "users_table")() == "users_table 5 all"
+        assert template.bind("orders", "orders_table", 7, mode="new")() == "orders_table 7 new"
+
+    def test_context_and_upstream_are_left_out(self, registry: TaskRegistry) -> None:
+        def fetch(context: RunContext[Any], upstream: Any, table: str) -> Any:
+            return context, upstream, table
+
+        task_function = registry.task_template(fetch, dag="d").bind("users", "users_table")
+        assert task_function(context=1, upstream=2) == (1, 2, "users_table")
+        (spec,) = registry.specs("d")
+        assert spec.signature.context_parameter == "context"
+        assert spec.signature.required == ()
+
+    def test_positional_only_and_star_parameters(self, registry: TaskRegistry) -> None:
+        def fetch(table: str, /, *columns: str) -> Any:
+            return table, columns
+
+        template = registry.task_template(fetch, dag="d")
+        assert template.bind("users", "users_table")() == ("users_table", ())
+        assert template.bind("ids", "users_table", "id", "key")() == ("users_table", ("id", "key"))
+
+    def test_signature_that_cannot_be_read(self, registry: TaskRegistry) -> None:
+        assert registry.task_template(max, dag="d").bind("most", 1, 2)() == 2
+
+    @pytest.mark.parametrize(
+        ("arguments", "parameters", "message"),
+        [
+            ((1, 2), {}, "got 2 arguments by position.*accepts 'table'; pass the others by name"),
+            ((1,), {"table": 2}, "got the parameter 'table' by position and by name"),
+            ((1,), {"tables": 2}, "unknown parameter 'tables'"),
+        ],
+    )
+    def test_what_does_not_fit_is_refused(
+        self, registry: TaskRegistry, arguments: Any, parameters: Any, message: str
+    ) -> None:
+        def fetch(table: str, context: RunContext[Any], *, limit: int = 1) -> None: ...
+
+        with pytest.raises(TaskDefinitionError, match=message):
+            registry.task_template(fetch, dag="d").bind("t", *arguments, **parameters)
+        assert registry.version == 0
 
 
 def test_registries_nest() -> None:

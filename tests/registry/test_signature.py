@@ -20,12 +20,17 @@ import flowrun.context
 from flowrun.context import RunContext
 from flowrun.errors import TaskDefinitionError, TaskTypeError
 from flowrun.graph.call_plan import plan_call
-from flowrun.registry.signature import Signature, inspect_callable, validate_name
+from flowrun.registry.names import validate_name
+from flowrun.registry.positions import by_position
+from flowrun.registry.signature import Signature, inspect_callable
 
 if typing.TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from flowrun.context import RunContext as HiddenContext
+
+    AlsoHidden: typing.TypeAlias = RunContext[int]
+    QuotedHidden = "flowrun.RunContext[int]"
 
 
 class Deps:
@@ -166,7 +171,7 @@ class TestResults:
         def load(a: object, b: object, /, c: object) -> object:
             return a, b, c
 
-        assert read(load).positional_only == ("a", "b")
+        assert read(load).by_position == ("a", "b")
         assert called_with(load, {"c": 3, "b": 2, "a": 1}) == (1, 2, 3)
 
     def test_gap_before_a_positional_only_result_gets_its_default(self) -> None:
@@ -345,8 +350,25 @@ class TestContext:
         load = defined("def load(context: 'RunContext'): ...", RunContext=Other)
         assert read(load).context_parameter is None
 
-    def test_hidden_alias_of_another_name_is_not_guessed(self) -> None:
+    def test_names_that_only_type_checkers_see_are_read_in_the_source(self) -> None:  # I1
+        def imported(context: HiddenContext[Deps]) -> None: ...
+        def optional(context: HiddenContext[Deps] | None = None) -> None: ...
+        def aliased(context: AlsoHidden) -> None: ...
+        def quoted(context: QuotedHidden) -> None: ...
+
+        for load in (imported, optional, aliased, quoted):
+            assert read(load).context_parameter == "context"
+        assert read(optional).context_optional
+
+    @pytest.mark.parametrize("module", [None, "no.such.module", "builtins"])
+    def test_names_that_only_type_checkers_see_without_a_source(self, module: str | None) -> None:
         def load(context: HiddenContext[Deps]) -> None: ...
+
+        load.__module__ = module  # type: ignore[assignment]
+        assert read(load).required == ("context",)
+
+    def test_other_names_that_do_not_exist_are_not_guessed(self) -> None:
+        def load(context: HiddenDeps) -> None: ...  # type: ignore[name-defined]  # noqa: F821
 
         assert read(load).required == ("context",)
 
@@ -649,11 +671,13 @@ class TestKindsOfCallables:
         inspect.markcoroutinefunction(load)
         assert read(load).is_async
 
-    def test_sync_generator_function_is_a_sync_callable(self) -> None:
-        def load(rows: list[int]) -> Iterator[int]:
-            yield from rows
+    def test_coroutine_that_is_written_as_a_generator_is_a_sync_callable(self) -> None:
+        @types.coroutine
+        def load(rows: list[int]) -> Iterator[None]:
+            yield
 
         assert not read(load).is_async
+        assert read(load).required == ("rows",)
 
     def test_builtin_without_a_signature_takes_nothing(self) -> None:
         assert read(max).takes_nothing
@@ -662,6 +686,160 @@ class TestKindsOfCallables:
 
     def test_builtin_with_a_signature_is_read(self) -> None:
         assert called_with(len, {"obj": [1, 2]}) == 2
+
+
+def pull(ctx: RunContext[Deps], rows: object = "default", *, last: object = "L") -> object:
+    return ctx, rows, last
+
+
+def renames(function: Callable[..., object]) -> Callable[..., object]:
+    @functools.wraps(function)
+    def wrapper(context: object, *args: object, **kwargs: object) -> object:
+        return function(context, *args, **kwargs)
+
+    return wrapper
+
+
+def passes_on(function: Callable[..., object]) -> Callable[..., object]:
+    @functools.wraps(function)
+    def wrapper(*args: object, **kwargs: object) -> object:
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+class ByClass:
+    """A decorator that is a class."""
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+
+    def __call__(self, given: object, *args: object, **kwargs: object) -> object:
+        return self.function(given, *args, **kwargs)
+
+
+class Source:
+    @renames
+    def by_renaming_self(self, ctx: RunContext[Deps]) -> object:
+        return self, ctx
+
+    @staticmethod
+    @renames
+    def pulled(ctx: RunContext[Deps], rows: object = "default", *, last: object = "L") -> object:
+        return ctx, rows, last
+
+
+class TestByPosition:
+    """What a callable's own code wants by position is passed by position."""
+
+    @pytest.mark.parametrize(
+        "function",
+        [
+            renames(pull),
+            passes_on(renames(pull)),
+            renames(passes_on(pull)),
+            passes_on(pull),
+            ByClass(pull),
+            functools.partial(renames(pull)),
+            functools.partial(passes_on(renames(pull)), last="L"),
+            Source.pulled,
+            Source().pulled,
+            functools.lru_cache(pull),
+        ],
+    )
+    def test_context_reaches_the_function_behind_wrappers(
+        self, function: Callable[..., object]
+    ) -> None:  # I1
+        context = RunContext(1)
+        assert called_with(function, {"rows": 1}, context) == (context, 1, "L")
+        assert called_with(function, {}, context) == (context, "default", "L")
+
+    def test_wrapper_with_another_name_for_self(self) -> None:
+        source, context = Source(), RunContext(1)
+        assert called_with(source.by_renaming_self, {}, context) == (source, context)
+
+    def test_result_reaches_a_wrapper_with_another_parameter_name(self) -> None:
+        def load(rows: object, more: object = "M", other: object = "O") -> object:
+            return rows, more, other
+
+        @functools.wraps(load)
+        def wrapper(data: object, more: object, extra: object, **kwargs: object) -> object:
+            return load(data, more, extra, **kwargs)
+
+        assert read(wrapper).by_position == ("rows", "more", "other")
+        assert called_with(wrapper, {"rows": 1, "other": 3}) == (1, "M", 3)
+
+    def test_wrapper_that_looks_at_names_gets_results_by_name(self) -> None:
+        def load(rows: object) -> object: ...
+
+        @functools.wraps(load)
+        def wrapper(*args: object, **kwargs: object) -> object:
+            return args, kwargs
+
+        assert called_with(wrapper, {"rows": 1}) == ((), {"rows": 1})
+
+    def test_single_dispatch_looks_at_its_first_argument(self) -> None:
+        @functools.singledispatch
+        def clean(rows: object, factor: int = 2) -> object:
+            return rows, factor
+
+        @clean.register
+        def _of_a_list(rows: list, factor: int = 3) -> object:  # type: ignore[type-arg]
+            return "list", rows, factor
+
+        assert called_with(clean, {"rows": [1]}) == ("list", [1], 3)
+        assert called_with(clean, {"rows": 1, "factor": 5}) == (1, 5)
+        assert called_with(clean, {"rows": 1}, bound={"factor": 7}) == (1, 7)
+
+    def test_bound_parameters_end_what_can_be_passed_by_position(self) -> None:
+        assert called_with(passes_on(pull), {"rows": 1}, bound={"ctx": 5}) == (5, 1, "L")
+
+    def test_signature_that_was_set_by_hand(self) -> None:
+        def wrapper(context: object, *args: object, **kwargs: object) -> object:
+            return pull(context, *args, **kwargs)  # type: ignore[arg-type]
+
+        wrapper.__signature__ = inspect.signature(pull)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = pull.__annotations__
+        context = RunContext(1)
+        assert called_with(wrapper, {"rows": 1}, context) == (context, 1, "L")
+
+    @pytest.mark.parametrize("wrapped", [7, None])
+    def test_wrapped_object_that_cannot_be_called(self, wrapped: object) -> None:
+        def load(*args: object, a: object) -> object:
+            return args, a
+
+        load.__wrapped__ = wrapped  # type: ignore[attr-defined]
+        for function in (functools.partial(load), types.MethodType(load, 1)):
+            assert by_position(function, [], (), None) == []
+
+    def test_wrappers_in_a_circle(self) -> None:
+        first, second = passes_on(pull), passes_on(pull)
+        first.__wrapped__, second.__wrapped__ = second, first  # type: ignore[attr-defined]
+        assert read(first).takes_nothing
+        first.__signature__ = inspect.signature(pull, follow_wrapped=False)  # type: ignore[attr-defined]
+        assert read(first).by_position == ("ctx",)
+
+
+class TestStarArguments:
+    @pytest.mark.parametrize(
+        ("function", "left"),
+        [
+            (lambda *tables: tables, True),
+            (lambda a, *tables: tables, True),
+            (lambda *tables, **more: tables, True),
+            (functools.partial(lambda a, *tables: tables, 1), True),
+            (functools.partial(lambda a, *tables: tables, 1, 2), False),
+            (functools.partial(print, "done"), False),
+            (print, True),
+            (lambda a: a, False),
+            (passes_on(pull), False),
+        ],
+    )
+    def test_star_arguments_are_left_unless_a_partial_fills_them(
+        self, function: Callable[..., object], left: bool
+    ) -> None:
+        assert read(function).leaves_star_arguments is left
 
 
 class TestBound:
@@ -755,6 +933,18 @@ class Streaming:
     def of_class(cls) -> None: ...
 
 
+def lines_of(rows: Sequence[int]) -> Iterator[int]:
+    yield from rows
+
+
+class Reading:
+    def __call__(self) -> Iterator[int]:
+        yield 1
+
+    def lines(self) -> Iterator[int]:
+        yield 1
+
+
 class TestRefused:
     @pytest.mark.parametrize(
         "function",
@@ -763,6 +953,28 @@ class TestRefused:
     def test_async_generator_function_is_refused(self, function: object) -> None:  # I3
         with pytest.raises(TaskTypeError, match=r"async generator .*return \[item async for"):
             read(function)
+
+    @pytest.mark.parametrize(
+        "function",
+        [
+            lines_of,
+            functools.partial(lines_of, [1]),
+            Reading(),
+            Reading().lines,
+            functools.partial(Reading()),
+            staticmethod(lines_of),
+        ],
+    )
+    def test_generator_function_is_refused(self, function: object) -> None:  # I3
+        with pytest.raises(TaskTypeError, match=r"a generator function.*return a list"):
+            read(function)
+
+    def test_function_that_collects_a_generator_is_accepted(self) -> None:
+        @functools.wraps(lines_of)
+        def load(rows: list[int]) -> list[int]:
+            return list(lines_of(rows))
+
+        assert called_with(load, {"rows": [1]}) == [1]
 
     @pytest.mark.parametrize("value", [None, 42, "load", ["load"], {}])
     def test_what_cannot_be_called_is_refused(self, value: object) -> None:  # I3

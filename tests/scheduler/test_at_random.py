@@ -136,7 +136,9 @@ class World:
 
         function: Any = sync if "sync" in plan.kind else suspending
         function = {"at once": at_once, "awaitable": awaitable}.get(plan.kind, function)
-        self.engine.task(name=plan.name, dag=dag, deps=plan.deps, **plan.options)(function)
+        self.engine.task(name=plan.name, dag=dag, deps=plan.deps, copy_inputs=True, **plan.options)(
+            function
+        )
 
     @contextlib.contextmanager
     def inside(self, plan: Plan, upstream: dict[str, Any]) -> Generator[None]:

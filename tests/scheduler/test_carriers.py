@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import functools
 import logging
+import re
 import threading
 import warnings
 import weakref
@@ -284,11 +285,8 @@ async def test_timeouts_of_the_tasks_own_do_not_end_what_follows(make_engine: Ma
 async def test_run_goes_on_when_somebody_cancels_every_asyncio_task(engine: Engine) -> None:
     engine.task(name="sync", dag="d")(lambda: None)
 
-    waiting = asyncio.Event()
-
     @engine.task(dag="d")
     async def waits() -> None:
-        waiting.set()
         await asyncio.Event().wait()
 
     @engine.task(dag="d", deps=["sync"])
@@ -306,9 +304,9 @@ async def test_run_goes_on_when_somebody_cancels_every_asyncio_task(engine: Engi
     for _ in range(20):  # also those that have not begun
         await asyncio.sleep(0)
         cancel_all()
-    while not waiting.is_set():
+    while statuses(engine.get_run_report(engine.list_runs()[0].run_id))["waits"] == "RUNNING":
         await asyncio.sleep(0)
-    cancel_all()
+        cancel_all()
     report = engine.get_run_report(await asyncio.wait_for(run, WAIT_S))
     assert statuses(report)["waits"] == "FAILED"
     assert statuses(report)["sync"] == "SUCCESS"
@@ -316,25 +314,53 @@ async def test_run_goes_on_when_somebody_cancels_every_asyncio_task(engine: Engi
     assert "CancelledError" in (report["tasks"]["waits"]["error"] or "")
 
 
-async def test_awaitables_that_are_no_coroutines_are_awaited(engine: Engine) -> None:
+async def test_coroutines_and_futures_are_awaited_and_other_awaitables_are_data(  # I3
+    engine: Engine,
+) -> None:
     class Ticket:
         def __await__(self) -> Any:
-            yield from asyncio.sleep(0).__await__()
-            return "served"
+            raise AssertionError("nobody asked for this")
+            yield
 
     class Counter:
         async def __call__(self) -> str:
             return "called"
 
-    def ticket() -> Ticket:
+    async def inner() -> str:
+        return "inner"
+
+    async def outer() -> object:
+        return inner()
+
+    def future() -> object:
+        async def answer() -> str:
+            return "answered"
+
+        return answer()
+
+    async def of_the_loop() -> object:
+        made = asyncio.get_running_loop().create_future()
+        made.set_result("from a future")
+        return made
+
+    async def ticket_of_async() -> Ticket:
         return Ticket()
 
-    engine.task(name="ticket", dag="d")(ticket)
+    engine.task(name="ticket", dag="d")(Ticket)
+    engine.task(name="ticket_of_async", dag="d")(ticket_of_async)
     engine.task(name="counter", dag="d")(Counter())
+    engine.task(name="outer", dag="d")(outer)
+    engine.task(name="coroutine", dag="d")(future)
+    engine.task(name="future", dag="d")(of_the_loop)
     report = engine.get_run_report(await engine.run_once("d"))
-    assert {name: task["result"] for name, task in report["tasks"].items()} == {
-        "ticket": "served",
+    results = {name: task["result"] for name, task in report["tasks"].items()}
+    assert isinstance(results.pop("ticket"), Ticket)
+    assert isinstance(results.pop("ticket_of_async"), Ticket)
+    assert results == {
         "counter": "called",
+        "outer": "inner",
+        "coroutine": "answered",
+        "future": "from a future",
     }
 
 
@@ -378,7 +404,9 @@ async def test_function_whose_code_was_replaced_after_its_declaration(engine: En
     demands.__defaults__ = None
     tasks = engine.get_run_report(await engine.run_once("d"))["tasks"]
     assert tasks["takes"]["result"] == "served"
-    assert "TypeError: object int can't be used" in (tasks["returns_a_number"]["error"] or "")
+    error = tasks["returns_a_number"]["error"] or ""
+    # The words are the interpreter's, and differ between its releases.
+    assert re.match(r"TypeError: .*\bint\b.*\bawait", error)
     assert "missing 1 required positional argument" in (tasks["demands"]["error"] or "")
     assert "StopIteration" in (tasks["stops"]["error"] or "")
 
@@ -418,24 +446,21 @@ def test_loop_that_is_closed_closes_what_is_suspended(make_engine: MakeEngine) -
         loop.close()
 
 
-async def test_awaitable_of_a_sync_task_is_cancelled_before_it_begins(  # I3 R2
+async def test_coroutine_of_a_sync_task_is_cancelled_with_its_run(  # I3 R2
     make_engine: MakeEngine,
 ) -> None:
     engine = make_engine(max_workers=1)
     blocked, behind = threading.Event(), threading.Event()
-    began: list[int] = []
+    ended: list[int] = []
 
-    async def never() -> None:
-        began.append(1)
-
-    class Awaitable:
-        def __await__(self) -> Any:
-            return never().__await__()
+    async def waits() -> None:
+        await asyncio.Event().wait()
+        ended.append(1)
 
     @engine.task(dag="d")
-    def returns_awaitable() -> Awaitable:
+    def returns_awaitable() -> Any:
         assert blocked.wait(WAIT_S)
-        return Awaitable()
+        return waits()
 
     @engine.task(dag="d")
     def queued_behind_it() -> None:
@@ -453,7 +478,7 @@ async def test_awaitable_of_a_sync_task_is_cancelled_before_it_begins(  # I3 R2
     (run,) = engine.list_runs()
     report = engine.get_run_report(run.run_id)
     assert report["tasks"]["returns_awaitable"]["reason"] == "RUN_CANCELLED"
-    assert not began
+    assert not ended
 
 
 async def test_awaitable_of_a_sync_task_that_does_not_stop_is_abandoned(  # I3 A3
@@ -554,7 +579,8 @@ async def test_launch_that_cannot_be_told_leaves_its_slot(  # R1 R3 R4
     (broken,) = engine.list_runs()
     # That, or its failure, could not be told either.
     report = engine.get_run_report(broken.run_id)
-    assert statuses(report) == {"first": "FAILED", "behind": "SKIPPED"}
+    assert statuses(report)["first"] in ("FAILED", "SKIPPED")  # its thread may not have begun
+    assert statuses(report)["behind"] == "SKIPPED"
     assert not broken.alive
     report = engine.get_run_report(await asyncio.wait_for(engine.run_once("other"), WAIT_S))
     assert report["status"] == "SUCCESS"
@@ -580,7 +606,7 @@ async def test_run_that_cannot_even_be_stopped_in_order_ends(  # R1 R4
     make_engine: MakeEngine, tmp_path: Path, durable: bool
 ) -> None:
     clock = NoMoreTimers()
-    stopped = asyncio.Event()
+    begun, stopped = threading.Event(), asyncio.Event()
 
     def refuse(record: logging.LogRecord) -> bool:
         return record.levelno == logging.DEBUG and "'first'" in record.getMessage()
@@ -592,12 +618,14 @@ async def test_run_that_cannot_even_be_stopped_in_order_ends(  # R1 R4
     @engine.task(dag="d", timeout_s=None)
     async def waits() -> None:
         clock.broken = True
+        begun.set()
         try:
             await asyncio.Event().wait()
         finally:
             stopped.set()
 
-    engine.task(name="first", dag="d", timeout_s=None)(lambda: None)
+    engine.task(name="gate", dag="d", timeout_s=None)(lambda: begun.wait(WAIT_S))
+    engine.task(name="first", dag="d", deps=["gate"], timeout_s=None)(lambda: None)
     engine.task(name="behind", dag="d", deps=["first"])(lambda: None)
     with pytest.raises(FlowrunError, match="no room in the log"):
         await asyncio.wait_for(engine.run_once("d"), WAIT_S)
@@ -605,7 +633,8 @@ async def test_run_that_cannot_even_be_stopped_in_order_ends(  # R1 R4
     clock.broken = False
     (broken,) = engine.list_runs()
     report = engine.get_run_report(broken.run_id)
-    assert statuses(report) == {"waits": "FAILED", "first": "FAILED", "behind": "SKIPPED"}
+    assert statuses(report)["first"] in ("FAILED", "SKIPPED")  # its thread may not have begun
+    assert (statuses(report)["waits"], statuses(report)["behind"]) == ("FAILED", "SKIPPED")
     assert not broken.alive
     await engine.aclose()
     if store is not None:

@@ -24,14 +24,14 @@ class Counting(JsonSerializer):
         self.written: list[int] = []
         self.read: list[int] = []
 
-    def dumps(self, value: object) -> bytes:
-        data = super().dumps(value)
+    def serialize(self, obj: object) -> bytes:
+        data = super().serialize(obj)
         self.written.append(len(data))
         return data
 
-    def loads(self, data: bytes) -> object:
+    def deserialize(self, data: bytes) -> object:
         self.read.append(len(data))
-        return super().loads(data)
+        return super().deserialize(data)
 
 
 @pytest.fixture
@@ -114,4 +114,4 @@ def test_long_text_is_read_whatever_it_holds() -> None:
     serializer = JsonSerializer()
     for value in ("x" * 300_000, '"' * 300_000, "\\" * 300_000, "\n" * 300_000, "\u20ac" * 300_000):
         for whole in (value, [value], {"a": value, "b": 1}):
-            assert serializer.loads(serializer.dumps(whole)) == whole
+            assert serializer.deserialize(serializer.serialize(whole)) == whole

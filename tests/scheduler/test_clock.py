@@ -137,10 +137,9 @@ def test_run_of_a_dead_owner_whose_clock_was_ahead_does_not_end_before_its_tasks
     run = RunRecord("r1", "d", ahead, {name: TaskRecord(name) for name in "abc"})
     with closing(SqliteStateStore(tmp_path / "runs.db")) as store:
         store.create_run(run)
-        run.tasks["a"].start(ahead + 10, ahead + 10)
-        run.tasks["a"].succeed(ahead + 30, 1)
-        run.tasks["b"].start(ahead + 40, ahead + 35)
-        store.save([Change(run, task) for task in run.tasks.values()])
+        a = run.tasks["a"].start(ahead + 10, ahead + 10).succeed(ahead + 30, 1)
+        b = run.tasks["b"].start(ahead + 40, ahead + 35)
+        store.save([Change(run, task) for task in (a, b)])
     with closing(SqliteStateStore(tmp_path / "runs.db", recover=True)) as store:
         found = store.load_run("r1", results=True)
     assert [task.status for task in found.tasks.values()] == ["SUCCESS", "FAILED", "SKIPPED"]

@@ -20,123 +20,13 @@ from flowrun import (
     FlowrunError,
     SchedulerConfig,
     SqliteStateStore,
-    build_default_engine,
     fn_hook,
 )
 from flowrun.errors import StoreFullError
-from flowrun.scheduler.launcher import Launcher
-from flowrun.scheduler.old_run import Run
-from flowrun.scheduler.slots import Lane, Slots
-from flowrun.state.journal import Journal
 
 from ..conftest import WAIT_S, statuses
 
 MakeEngine = Callable[..., Engine]
-
-
-# -- Ctrl-C in flowrun's own code, on a loop that does not turn it into a cancellation -----------
-
-
-def interrupts_once(function: Callable[..., Any], *, after: bool) -> Callable[..., Any]:
-    """Return the function as it is where Ctrl-C comes once, before or after its work."""
-    came: list[bool] = []
-
-    def interrupted(*args: Any, **kwargs: Any) -> Any:
-        if came:
-            return function(*args, **kwargs)
-        came.append(True)
-        if after:
-            function(*args, **kwargs)
-        raise KeyboardInterrupt
-
-    return interrupted
-
-
-@pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize(
-    ("place", "name"),
-    [
-        (SqliteStateStore, "save_on_loop"),
-        (SqliteStateStore, "_plain_rows"),
-        (Journal, "save_on_loop"),
-        (Journal, "submit"),
-        (Journal, "drop_start"),
-        (Run, "_acknowledged"),
-        (Run, "_begin"),
-        (Launcher, "_next"),
-        (Lane, "take"),
-    ],
-)
-def test_ctrl_c_in_a_durable_run_ends_it_and_loses_no_slot(  # R1 R3 R4
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: type, name: str, after: bool
-) -> None:
-    monkeypatch.setattr(place, name, interrupts_once(getattr(place, name), after=after))
-    loop = asyncio.new_event_loop()
-    with (
-        closing(SqliteStateStore(tmp_path / "runs.db")) as store,
-        closing(build_default_engine(state_store=store, max_parallel=1)) as engine,
-    ):
-
-        @engine.task(dag="d")
-        async def a() -> int:
-            return 1
-
-        engine.task(name="b", dag="d", deps=["a"])(a)
-
-        @engine.task(dag="d", deps=["b"])
-        async def fails() -> None:
-            raise ValueError
-
-        async def ended(run: asyncio.Task[str]) -> bool:
-            done, _ = await asyncio.wait([run], timeout=WAIT_S)
-            return bool(done)
-
-        run = loop.create_task(engine.run_once("d"))
-        with pytest.raises(KeyboardInterrupt):
-            loop.run_until_complete(ended(run))
-        assert isinstance(run.exception(), KeyboardInterrupt)
-        report = engine.get_run_report(engine.list_runs()[0].run_id)
-        assert report["finished_at"] is not None
-        assert not set(statuses(report).values()) & {"RUNNING", "PENDING"}
-
-        engine.task(name="c", dag="next")(lambda: 1)
-        following = loop.create_task(engine.run_once("next"))
-        assert loop.run_until_complete(ended(following))
-        assert statuses(engine.get_run_report(following.result())) == {"c": "SUCCESS"}
-    loop.close()
-
-
-@pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("name", ["_handle", "_after_round"])
-def test_run_can_go_on_where_ctrl_c_was_nobodys(  # R4
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, after: bool
-) -> None:
-    monkeypatch.setattr(Run, name, interrupts_once(getattr(Run, name), after=after))
-    loop = asyncio.new_event_loop()
-    with (
-        closing(SqliteStateStore(tmp_path / "runs.db")) as store,
-        closing(build_default_engine(state_store=store)) as engine,
-    ):
-        engine.task(name="a", dag="d")(lambda: 1)
-
-        @engine.task(dag="d", deps=["a"])
-        async def b() -> int:
-            await asyncio.sleep(0)
-            return 1
-
-        engine.task(name="c", dag="d", deps=["b"])(lambda: 1)
-        run = loop.create_task(engine.run_once("d"))
-        # It came between two steps of the loop, where asyncio lets it through.
-        with pytest.raises(KeyboardInterrupt):
-            loop.run_until_complete(asyncio.wait_for(asyncio.shield(run), WAIT_S))
-        done, _ = loop.run_until_complete(asyncio.wait([run], timeout=WAIT_S))
-        assert done
-        with contextlib.suppress(FlowrunError):
-            run.result()
-        report = engine.get_run_report(engine.list_runs()[0].run_id)
-        assert report["finished_at"] is not None
-        assert not set(statuses(report).values()) & {"RUNNING", "PENDING"}
-    loop.close()
 
 
 # -- what is told to stop raises ------------------------------------------------------------------
@@ -250,17 +140,15 @@ async def test_log_that_raises_while_a_run_is_stopped_keeps_nothing_from_being_s
 
 
 async def test_run_that_is_cancelled_as_it_completes_ends_as_a_cancelled_one(  # R1
-    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+    make_engine: MakeEngine,
 ) -> None:
-    engine = make_engine()
+    loop = asyncio.get_running_loop()
+
+    def cancels(_: object) -> None:
+        loop.call_soon_threadsafe(run.cancel)
+
+    engine = make_engine(hooks=[fn_hook(on_dag_end=cancels)])
     engine.task(name="a", dag="d")(lambda: 1)
-    complete = Run._complete
-
-    def completes(self: Run, error: BaseException | None = None) -> None:
-        run.cancel()
-        complete(self, error)
-
-    monkeypatch.setattr(Run, "_complete", completes)
     run = asyncio.create_task(engine.run_once("d"))
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(run, WAIT_S)
@@ -284,37 +172,12 @@ async def test_log_that_raises_as_refused_successes_are_told_keeps_no_task_runni
             async def at_once() -> int:
                 return 1
 
-        with pytest.raises(FlowrunError, match="inside flowrun: OSError: no room for the log"):
+        with pytest.raises(FlowrunError, match="the disk is full"):
             await asyncio.wait_for(engine.run_once("d"), WAIT_S)
         report = engine.get_run_report(engine.list_runs()[0].run_id)  # which is still owed
         engine.close()
     assert refused
     assert statuses(report) == dict.fromkeys("abc", "FAILED")
-
-
-# -- slots ----------------------------------------------------------------------------------------
-
-
-def test_lane_that_leaves_gives_back_what_it_has_and_what_was_on_its_way() -> None:  # R3
-    slots, granted = Slots(2), list[str]()
-    first = Lane(slots, lambda: granted.append("first"))
-    second = Lane(slots, lambda: granted.append("second"))
-    assert first.take()
-    assert first.take()
-    assert not second.take()
-    first.give_back()
-    assert granted == ["second"]
-    second.leave()  # before it has heard of its slot
-    assert slots.free == 1
-    second.give_back()  # as it does when it hears of it
-    assert slots.free == 1
-    third = Lane(slots, lambda: granted.append("third"))
-    assert third.take()
-    assert not third.take()
-    first.leave()  # with a slot that nobody has given back
-    assert granted == ["second", "third"]
-    third.leave()
-    assert slots.free == 2
 
 
 # -- hooks, and runs inside tasks -----------------------------------------------------------------

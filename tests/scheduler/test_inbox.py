@@ -1,131 +1,94 @@
-"""What other threads tell a loop: every message, in order, with few wake-ups (R5)."""
+"""The inbox: nothing is lost, the order is kept, and many messages cost one wake-up."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 
-import pytest
-
 from flowrun.scheduler.inbox import Inbox
 
 from ..conftest import WAIT_S
 
 
-async def test_messages_of_one_wake_up_are_handled_in_order_and_closed_by_one_round() -> None:
-    events: list[object] = []
-    ended = asyncio.Event()
+async def test_messages_are_taken_in_order_and_wake_the_loop_once() -> None:
+    taken: list[list[object]] = []
+    woken = asyncio.Event()
+    loop = asyncio.get_running_loop()
 
-    def finish_round() -> None:
-        events.append("round")
-        ended.set()
+    def wake() -> None:
+        taken.append(inbox.take())
+        woken.set()
 
-    inbox = Inbox(asyncio.get_running_loop(), events.append, finish_round)
-    assert all(inbox.put(number) for number in range(5))
-    assert events == []  # only on the loop, at its next turn
-    await asyncio.wait_for(ended.wait(), WAIT_S)
-    assert events == [0, 1, 2, 3, 4, "round"]
+    inbox = Inbox(loop, wake)
 
+    def put() -> None:
+        for number in range(5):
+            assert inbox.put(number)
 
-async def test_message_of_a_handler_belongs_to_the_same_round() -> None:
-    events: list[object] = []
-    ended = asyncio.Event()
-
-    def handle(message: object) -> None:
-        events.append(message)
-        if message == "first":
-            assert inbox.put("second")
-
-    def finish_round() -> None:
-        events.append("round")
-        if "second" in events:
-            ended.set()
-
-    inbox = Inbox(asyncio.get_running_loop(), handle, finish_round)
-    inbox.put("first")
-    await asyncio.wait_for(ended.wait(), WAIT_S)
-    assert events[:3] == ["first", "second", "round"]
-    assert events.count("second") == 1
+    # The loop does not turn meanwhile, so that all five find it not yet awake.
+    thread = threading.Thread(target=put)
+    thread.start()
+    thread.join(WAIT_S)
+    await asyncio.wait_for(woken.wait(), WAIT_S)
+    await asyncio.sleep(0)
+    assert taken == [[0, 1, 2, 3, 4]]
 
 
-async def test_loop_is_woken_again_after_a_round() -> None:
-    heard: asyncio.Queue[object] = asyncio.Queue()
-    inbox = Inbox(asyncio.get_running_loop(), heard.put_nowait, lambda: None)
-    for number in range(3):
-        assert inbox.put(number)
-        assert await asyncio.wait_for(heard.get(), WAIT_S) == number
+async def test_quiet_message_waits_for_the_next_one() -> None:
+    taken: list[object] = []
+    woken = asyncio.Event()
+
+    def wake() -> None:
+        taken.extend(inbox.take())
+        woken.set()
+
+    inbox = Inbox(asyncio.get_running_loop(), wake)
+    inbox.put_quietly("quiet")
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not taken
+    inbox.put("loud")
+    await asyncio.wait_for(woken.wait(), WAIT_S)
+    assert taken == ["quiet", "loud"]
 
 
 async def test_many_threads_lose_no_message_and_keep_their_own_order() -> None:  # R5
-    threads, each = 8, 2000
-    heard: list[tuple[int, int]] = []
-    in_loop: set[int] = set()
-    complete = asyncio.Event()
+    taken: list[tuple[int, int]] = []
+    all_taken = asyncio.Event()
 
-    def handle(message: object) -> None:
-        assert isinstance(message, tuple)
-        heard.append(message)
-        in_loop.add(threading.get_ident())
-        if len(heard) == threads * each:
-            complete.set()
+    def wake() -> None:
+        taken.extend(inbox.take())  # type: ignore[arg-type]
+        if len(taken) == 8 * 500:
+            all_taken.set()
 
-    inbox = Inbox(asyncio.get_running_loop(), handle, lambda: None)
-    start = threading.Barrier(threads)
+    inbox = Inbox(asyncio.get_running_loop(), wake)
 
-    def tell(number: int) -> None:
-        start.wait(WAIT_S)
-        for message in range(each):
-            if (number + message) % 3:
-                inbox.put_unhurried((number, message))
-            else:
-                assert inbox.put((number, message))
+    def put(thread: int) -> None:
+        for number in range(500):
+            inbox.put((thread, number))
 
-    tellers = [threading.Thread(target=tell, args=(number,)) for number in range(threads)]
-    for teller in tellers:
-        teller.start()
-    await asyncio.wait_for(complete.wait(), WAIT_S)
-    for teller in tellers:
-        teller.join(WAIT_S)
-    assert len(heard) == threads * each
-    for number in range(threads):
-        assert [message for teller, message in heard if teller == number] == list(range(each))
-    assert in_loop == {threading.get_ident()}
+    threads = [threading.Thread(target=put, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    await asyncio.wait_for(all_taken.wait(), WAIT_S)
+    for thread in threads:
+        thread.join(WAIT_S)
+    for number in range(8):
+        assert [each for thread, each in taken if thread == number] == list(range(500))
 
 
-async def test_loop_looks_by_itself_for_what_need_not_be_read_at_once() -> None:
-    heard: asyncio.Queue[object] = asyncio.Queue()
-    loop = asyncio.get_running_loop()
-    inbox = Inbox(loop, heard.put_nowait, lambda: None)
-    woken: list[object] = []
-    wake = loop.call_soon_threadsafe
-
-    def call_soon_threadsafe(*args: object) -> object:
-        woken.append(args)
-        return wake(*args)  # type: ignore[arg-type]
-
-    loop.call_soon_threadsafe = call_soon_threadsafe  # type: ignore[method-assign, assignment]
-    for number in range(100):
-        inbox.put_unhurried(number)
-        assert await asyncio.wait_for(heard.get(), WAIT_S) == number
-    unhurried = len(woken)
-    inbox.put("at once")
-    assert await asyncio.wait_for(heard.get(), WAIT_S) == "at once"
-    assert len(woken) == unhurried + 1
-    # A busy machine may let it miss a turn; then it is woken again.
-    assert 1 <= unhurried < 100
-    inbox.put_unhurried("last")
-    assert await asyncio.wait_for(heard.get(), WAIT_S) == "last"
-
-
-@pytest.mark.parametrize("woken", [False, True])
-def test_nobody_reads_what_is_put_once_the_loop_is_closed(woken: bool) -> None:  # R5
+def test_message_for_a_closed_loop_is_refused_once_and_ever_after() -> None:
     loop = asyncio.new_event_loop()
-    heard: list[object] = []
-    inbox = Inbox(loop, heard.append, lambda: None)
-    if woken:  # its wake-up was on the way when the loop was closed
-        assert inbox.put("lost")
+    inbox = Inbox(loop, lambda: None)
     loop.close()
-    # Every sender is told, not only the first one: a slot that is passed on must not vanish.
-    assert [inbox.put(number) for number in range(3)] == [False, False, False]
-    inbox.put_unhurried("nobody")
-    assert heard == []
+    assert not inbox.put("first")
+    assert not inbox.put("second")
+    assert inbox.take() == ["first", "second"]
+
+
+def test_loop_that_was_closed_before_it_took_its_messages() -> None:
+    loop = asyncio.new_event_loop()
+    inbox = Inbox(loop, lambda: None)
+    assert inbox.put("first")
+    loop.close()
+    assert not inbox.put("second")

@@ -304,7 +304,7 @@ async def test_wrong_checkpoints_are_refused(
 
 
 @pytest.mark.parametrize("durable", [False, True])
-async def test_resume_is_given_what_the_first_attempt_was_given(  # S4
+async def test_resume_of_a_task_that_copies_its_inputs_is_given_what_the_first_attempt_was_given(  # S4
     make_engine: MakeEngine, durable: bool, tmp_path: Path
 ) -> None:
     store = SqliteStateStore(tmp_path / "runs.db") if durable else InMemoryStateStore()
@@ -316,7 +316,7 @@ async def test_resume_is_given_what_the_first_attempt_was_given(  # S4
     engine.task(name="once", dag="d", retain_result=False)(lambda: [5])
     engine.task(name="items", dag="d")(lambda: {"a": [1]})
 
-    @engine.task(dag="d", retries=1)
+    @engine.task(dag="d", retries=1, copy_inputs=True)
     def spoil(rows: list[dict[str, int]], number: int, once: list[int]) -> None:
         given.append(("spoil", *map(dict, rows), number, *once))
         rows.append({"n": 2})
@@ -325,7 +325,7 @@ async def test_resume_is_given_what_the_first_attempt_was_given(  # S4
         if not fixed:
             raise ValueError
 
-    @engine.task(dag="d", deps=["number", "items"], timeout_s=None)
+    @engine.task(dag="d", deps=["number", "items"], timeout_s=None, copy_inputs=True)
     async def stall(upstream: dict[str, Any]) -> None:
         assert upstream["number"] == 7
         items = upstream["items"]

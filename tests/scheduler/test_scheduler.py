@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import csv
+import itertools
 import threading
 import time
-import types
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from flowrun import (
     Engine,
+    InMemoryStateStore,
     NonRetryableError,
     RetryPolicy,
+    RunContext,
     RunHook,
     SchedulerConfig,
     current_attempt,
@@ -207,22 +210,32 @@ async def test_sync_callable_that_returns_an_awaitable_has_it_awaited(engine: En
     assert "awaited and failed" in (tasks["bad"]["error"] or "")
 
 
-async def test_generator_based_coroutine_is_awaited_and_a_plain_generator_is_not(  # I3
-    engine: Engine,
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: (number for number in range(3)),
+        lambda: map(str, [1]),
+        lambda: zip([1], strict=True),
+        lambda: filter(None, [1]),
+        lambda: enumerate([1]),
+        lambda: reversed([1]),
+        lambda: itertools.count(),
+        lambda: csv.reader(["a,b"]),
+    ],
+)
+async def test_result_that_can_be_read_only_once_fails_the_attempt_and_is_not_retried(  # I3
+    engine: Engine, make: Callable[[], object]
 ) -> None:
-    @types.coroutine
-    def steps() -> Generator[Any, Any, str]:
-        yield from asyncio.sleep(0.001).__await__()
-        return current_attempt().task_name
+    async def in_a_coroutine() -> object:
+        return make()
 
-    engine.task(name="awaited", dag="d", deps=["before"])(lambda: steps())
-    engine.task(name="direct", dag="d")(steps)
-    engine.task(name="before", dag="d")(lambda: None)
-    engine.task(name="plain", dag="d")(lambda: (number for number in range(3)))
-    tasks = engine.get_run_report(await engine.run_once("d"))["tasks"]
-    assert tasks["awaited"]["result"] == "awaited"
-    assert tasks["direct"]["result"] == "direct"
-    assert list(tasks["plain"]["result"]) == [0, 1, 2]  # type: ignore[call-overload]
+    engine.task(name="sync", dag="d", retries=2)(make)
+    engine.task(name="async", dag="d", retries=2)(in_a_coroutine)
+    report = engine.get_run_report(await engine.run_once("d"))
+    for task in report["tasks"].values():
+        assert (task["status"], task["attempt"]) == ("FAILED", 1)
+        assert "can be read only once" in (task["error"] or "")
+        assert "list(...)" in (task["error"] or "")
 
 
 async def test_same_function_under_two_names_is_two_tasks(engine: Engine) -> None:  # I3
@@ -367,44 +380,55 @@ async def test_waiting_for_a_retry_holds_no_slot(make_engine: MakeEngine) -> Non
     assert (attempts[1]["started_at"] or 0) - (attempts[0]["finished_at"] or 0) >= 0.049
 
 
-async def test_retry_is_given_what_the_first_attempt_was_given(engine: Engine) -> None:  # S4
-    seen: list[tuple[list[int], list[int], int]] = []
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_task_that_copies_its_inputs_is_given_the_same_at_every_attempt(  # S4
+    engine: Engine, is_async: bool
+) -> None:
+    seen: list[list[int]] = []
+    made = [1, 2]
+    engine.task(name="rows", dag="d")(lambda: made)
 
-    class Unpicklable:
-        def __init__(self) -> None:
-            self.lock = threading.Lock()
-
-    class OnlyCopied:
-        def __init__(self) -> None:
-            self.values = [1]
-
-        def __reduce__(self) -> Any:
-            raise TypeError
-
-        def __deepcopy__(self, memo: object) -> OnlyCopied:
-            twin = OnlyCopied()
-            twin.values = list(self.values)
-            return twin
-
-    shared = Unpicklable()
-    engine.task(name="rows", dag="d")(lambda: [1, 2])
-    engine.task(name="copied", dag="d")(OnlyCopied)
-    engine.task(name="connection", dag="d")(lambda: shared)
-    engine.task(name="number", dag="d")(lambda: 7)
-
-    @engine.task(dag="d", retries=2)
-    def consume(rows: list[int], copied: OnlyCopied, connection: Unpicklable, number: int) -> bool:
-        assert number == 7
-        seen.append((list(rows), list(copied.values), id(connection)))
+    def consume(rows: list[int], context: RunContext[object]) -> bool:
+        seen.append(list(rows))
         rows.append(3)
-        copied.values.append(2)
         if len(seen) < 3:
             raise ValueError
-        return connection is shared
+        return context.deps is shared
 
-    run_id = await engine.run_once("d")
-    assert seen == [([1, 2], [1], id(shared))] * 3
+    async def consume_async(rows: list[int], context: RunContext[object]) -> bool:
+        return consume(rows, context)
+
+    function = consume_async if is_async else consume
+    engine.task(name="consume", dag="d", retries=2, copy_inputs=True)(function)
+    shared = threading.Lock()  # which cannot be copied: the context is passed as it is
+    run_id = await engine.run_once("d", RunContext(shared))
+    assert seen == [[1, 2]] * 3
+    assert made == [1, 2]
     assert engine.get_run_report(run_id)["tasks"]["consume"]["result"] is True
+
+
+async def test_inputs_are_passed_by_reference_and_cost_the_same_whatever_their_size(  # I4
+    engine: Engine,
+) -> None:
+    made = [{"id": number} for number in range(1000)]
+    seen: list[bool] = []
+    engine.task(name="rows", dag="d")(lambda: made)
+    engine.task(name="retried", dag="d", retries=2)(lambda rows: seen.append(rows is made))
+
+    @engine.task(dag="d")
+    async def on_the_loop(rows: list[dict[str, int]]) -> None:
+        seen.append(rows is made)
+
+    await engine.run_once("d")
+    assert seen == [True, True]
+
+
+async def test_input_that_cannot_be_copied_fails_the_attempt(engine: Engine) -> None:  # S4 A5
+    engine.task(name="lock", dag="d")(threading.Lock)
+    engine.task(name="use", dag="d", copy_inputs=True)(lambda lock: lock)
+    report = engine.get_run_report(await engine.run_once("d"))
+    assert statuses(report) == {"lock": "SUCCESS", "use": "FAILED"}
+    assert "cannot pickle" in (report["tasks"]["use"]["error"] or "")
 
 
 # -- retention --------------------------------------------------------------------------------
@@ -636,7 +660,7 @@ async def test_hook_that_never_returns_is_left_behind(  # R4
         release.set()
     assert engine.get_run_report(run_id)["status"] == "SUCCESS"
     assert [event[0] for event in events].count("start") == 3
-    assert "it hears no more of this run" in caplog.text
+    assert "it was abandoned and gets no more events of this run" in caplog.text
 
 
 async def test_what_a_hook_does_to_the_loop_is_noticed(make_engine: MakeEngine) -> None:
@@ -866,7 +890,8 @@ def test_two_loops_in_two_threads_share_an_engine(make_engine: MakeEngine) -> No
 
 
 async def test_thousand_runs_at_once(make_engine: MakeEngine) -> None:  # R5
-    engine = make_engine(max_parallel=8)
+    store = InMemoryStateStore(keep_results_of=None)
+    engine = make_engine(max_parallel=8, state_store=store)
 
     async def a() -> int:
         await asyncio.sleep(0)

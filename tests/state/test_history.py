@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -12,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from flowrun import Change, RunQuery, RunRecord, SqliteStateStore, TaskRecord
+from flowrun import RunQuery, RunRecord, SqliteStateStore, TaskRecord
 from flowrun.state import statements
-from flowrun.state.records import Reason, RunStatus
-from flowrun.state.rows import checksum, run_row, task_checksum, task_row
+from flowrun.state.records import RunStatus
+from flowrun.state.rows import run_checksum, run_row, task_row
 
 from ..conftest import WAIT_S
+from .runs import failed, running, save, succeeded
 
 MANY = 100_000
 DAGS = 10
@@ -26,22 +28,16 @@ Traced = tuple[SqliteStateStore, list[str]]
 
 def make_run(number: int) -> RunRecord:
     """Return a finished run: one in a thousand has failed, one in seven has resumed another."""
-    tasks = {"a": TaskRecord("a"), "b": TaskRecord("b", ("a",))}
-    run = RunRecord(
+    new = RunRecord(
         f"r{number}",
         f"dag{number % DAGS}",
         float(number),
-        tasks,
+        {"a": TaskRecord("a"), "b": TaskRecord("b", ("a",))},
         resumed_from=f"r{number - 1}" if number % 7 == 0 and number else None,
     )
-    for task in tasks.values():
-        task.start(number + 0.1, number + 0.1)
-        if number % 1000 == 0:
-            task.fail(number + 0.2, "boom", Reason.ERROR)
-        else:
-            task.succeed(number + 0.2, 1)
-    run.finish(number + 0.3)
-    return run
+    end = failed if number % 1000 == 0 else succeeded
+    tasks = {name: end(task, at=number + 0.2) for name, task in new.tasks.items()}
+    return new.finish(number + 0.3, None, tasks)
 
 
 def fill(path: Path, count: int) -> None:
@@ -52,15 +48,16 @@ def fill(path: Path, count: int) -> None:
     for number in range(count):
         run = make_run(number)
         row = run_row(run, None)
-        runs.append((*row, checksum(row)))
+        runs.append((*row, run_checksum(row)))
         for place, task in enumerate(run.tasks.values()):
-            row = task_row(task)
             kept = ("json", b"1", 2212294583) if task.status == "SUCCESS" else (None, None, None)
-            tasks.append((number + 1, place, *row, task_checksum(number + 1, place, row), *kept))
+            deps = json.dumps(task.deps)
+            tasks.append((*task_row(number + 1, place, task, deps), *kept))
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
         database.execute("PRAGMA synchronous = OFF")
         database.execute("BEGIN")
-        database.executemany(statements.INSERT_RUN, runs)
+        for row in runs:
+            database.execute(statements.INSERT_RUN, row).fetchall()
         database.executemany(statements.PUT_TASKS[1], tasks)
         database.execute("COMMIT")
 
@@ -161,21 +158,19 @@ def test_unfinished_runs_cost_no_statement_each(
                 f"live{number}", f"dag{number % 2}", 1.0, {n: TaskRecord(n) for n in "abc"}
             )
             other.create_run(run)
-            run.tasks["a"].start(2.0, 2.0)
-            if number % 5 == 0:
-                run.tasks["a"].fail(3.0, "boom", Reason.ERROR)
-            other.save([Change(run, run.tasks["a"])])
+            change = running if number % 5 else failed
+            save(other, run, change(run.tasks["a"]))
         with trace(path, monkeypatch) as (store, said):
-            running = store.list_runs(RunQuery(status=RunStatus.RUNNING))
-            assert len(running) == 40
-            assert all(run.task_counts == {"RUNNING": 1, "PENDING": 2} for run in running)
+            found = store.list_runs(RunQuery(status=RunStatus.RUNNING))
+            assert len(found) == 40
+            assert all(run.task_counts == {"RUNNING": 1, "PENDING": 2} for run in found)
             assert len(queries(said)) == 2
-            failed = store.list_runs(RunQuery("dag0", RunStatus.FAILED))
-            assert [run.run_id for run in failed] == [
+            found = store.list_runs(RunQuery("dag0", RunStatus.FAILED))
+            assert [run.run_id for run in found] == [
                 *(f"live{number}" for number in range(40, -1, -10)),
                 "r0",
             ]
-            assert failed[0].task_counts == {"FAILED": 1, "PENDING": 2}
+            assert found[0].task_counts == {"FAILED": 1, "PENDING": 2}
 
 
 def test_report_takes_few_statements_whatever_the_number_of_tasks(
@@ -186,17 +181,16 @@ def test_report_takes_few_statements_whatever_the_number_of_tasks(
         for run_id, size in (("small", 2), ("large", 500)):
             run = RunRecord(run_id, "d", 1.0, {str(n): TaskRecord(str(n)) for n in range(size)})
             other.create_run(run)
-            for task in run.tasks.values():
-                task.start(2.0, 2.0)
-                task.succeed(3.0, [task.name])
-            other.save([Change(run, task) for task in run.tasks.values()])
+            done = [succeeded(failed(task).retry(), [name]) for name, task in run.tasks.items()]
+            save(other, run, *done)
     with trace(path, monkeypatch) as (store, said):
         for run_id in ("small", "large"):
             for results in (False, True):
                 said.clear()
                 run = store.load_run(run_id, results=results)
                 asked = queries(said)
-                assert len(asked) == 2 + results
+                # The run, its attempts, its tasks, their results.
+                assert len(asked) == 3 + results
                 for text in asked:
                     steps = plan(path, text)
                     assert not [step for step in steps if "SCAN" in step or "B-TREE" in step], steps

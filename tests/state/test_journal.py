@@ -4,94 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
-from flowrun import Change, Engine, RunQuery, RunRecord, RunSummary, TaskRecord, fn_hook
+from flowrun import Change, Engine, RunSummary, fn_hook
 from flowrun.errors import (
-    ResultNotStorableError,
     RunLostError,
     StoreError,
     StoreFullError,
-    UnknownRunError,
 )
-from flowrun.state.journal import Journal
-from flowrun.state.records import NoResult
-from flowrun.state.starts import StartNotes, Starts
 
 from ..conftest import WAIT_S, statuses
+from ..third_party import ThirdPartyStore
 
 MakeEngine = Callable[..., Engine]
-
-
-class ThirdPartyStore:
-    """What somebody else might write: copies in a dictionary, behind a lock."""
-
-    def __init__(self, *, blocking: bool = True) -> None:
-        self.blocking = blocking
-        self.lock = threading.Lock()
-        self.runs: dict[str, RunRecord] = {}
-        self.saved: list[list[tuple[str | None, str]]] = []
-        self.before: Callable[[str], object] = lambda what: None
-
-    def create_run(self, run: RunRecord) -> None:
-        self.before("create_run")
-        with self.lock:
-            self.runs[run.run_id] = copied(run)
-
-    def save(self, changes: Sequence[Change]) -> None:
-        self.before("save")
-        for run, task in changes:
-            if task is not None and isinstance(task.result, threading.Event):
-                problem = "result: threading.Event"
-                raise ResultNotStorableError(problem, run.run_id, task.name)
-        with self.lock:
-            self.saved.append(
-                [(t and t.name, "end" if t is None else t.status.value) for _, t in changes]
-            )
-            for run, task in changes:
-                kept = self.runs[run.run_id]
-                if task is None:
-                    kept.finished_at, kept.error, kept.alive = run.finished_at, run.error, False
-                else:
-                    if task.result is NoResult.STORED:
-                        task.result = kept.tasks[task.name].result
-                    kept.tasks[task.name] = task
-
-    def load_run(self, run_id: str, *, results: bool) -> RunRecord:
-        with self.lock:
-            if run_id not in self.runs:
-                raise UnknownRunError(run_id)
-            return copied(self.runs[run_id])
-
-    def load_results(self, run_id: str, task_names: Collection[str]) -> dict[str, object]:
-        return {name: self.runs[run_id].tasks[name].result for name in task_names}
-
-    def list_runs(self, query: RunQuery) -> list[RunSummary]:
-        runs = [run.summary() for run in reversed(self.runs.values())]
-        return [run for run in runs if query.resumed_from in (None, run.resumed_from)]
-
-    def prune_runs(self, *, keep_last: int | None, created_before: float | None) -> int:
-        return 0
-
-    def close(self) -> None:
-        pass
-
-
-def copied(run: RunRecord) -> RunRecord:
-    tasks: dict[str, TaskRecord] = {name: task.copy() for name, task in run.tasks.items()}
-    twin = RunRecord(
-        run.run_id,
-        run.dag_name,
-        run.created_at,
-        tasks,
-        metadata=run.metadata,
-        resumed_from=run.resumed_from,
-        targets=run.targets,
-    )
-    twin.finished_at, twin.error, twin.alive = run.finished_at, run.error, run.alive
-    return twin
 
 
 def declare_chain(engine: Engine, ran: list[str] | None = None) -> None:
@@ -374,53 +301,3 @@ async def test_resume_loads_inputs_from_a_durable_store(make_engine: MakeEngine)
     old = await engine.run_once("d")
     new = await engine.resume(old)
     assert engine.get_run_report(new)["tasks"]["total"]["result"] == 3
-
-
-def test_starts_are_due_when_they_stood_there_the_last_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now = 100.0
-    monkeypatch.setattr("flowrun.state.starts.time.monotonic", lambda: now)
-    first, second, third = tasks = [TaskRecord(name) for name in "abc"]
-    starts = Starts(RunRecord("r", "d", 1.0, {}), object(), print)  # type: ignore[arg-type]
-    notes = StartNotes()
-    assert not notes.find_due()
-    notes[first] = notes[second] = starts
-    assert not notes.find_due()
-    now += 0.005
-    assert not notes.find_due()  # it was looked at a moment ago
-    now += 0.02
-    notes[third] = starts
-    assert notes.find_due()
-    assert notes.pop(second) is starts  # its end has come
-    assert notes.take_due() == [(first, starts)]
-    assert list(notes) == tasks[2:]
-    assert not notes.take_due()
-
-
-async def test_thread_that_a_mistake_has_ended_is_replaced(  # R4
-    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = make_engine(state_store=ThirdPartyStore())
-    declare_chain(engine)
-    journal = engine._services.journal
-    thread = started_thread(journal)
-
-    def broken() -> bool:
-        raise ZeroDivisionError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(threading, "excepthook", lambda arguments: None)
-        patch.setattr(journal._starts, "find_due", broken)
-        assert journal.call(lambda: 1).result(WAIT_S) == 1
-        thread.join(WAIT_S)
-        assert not thread.is_alive()
-    report = engine.get_run_report(await asyncio.wait_for(engine.run_once("d"), WAIT_S))
-    assert report["status"] == "SUCCESS"
-
-
-def started_thread(journal: Journal) -> threading.Thread:
-    """Return the thread of a journal, once it has done something."""
-    journal.call(lambda: None).result(WAIT_S)
-    assert journal._thread is not None
-    return journal._thread

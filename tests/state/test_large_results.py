@@ -27,14 +27,14 @@ class Watched(JsonSerializer):
         self.calls: list[tuple[str, int]] = []
         self.threads: set[int] = set()
 
-    def dumps(self, value: object) -> bytes:
-        data = super().dumps(value)
-        self.note("dumps", len(data))
+    def serialize(self, obj: object) -> bytes:
+        data = super().serialize(obj)
+        self.note("serialize", len(data))
         return data
 
-    def loads(self, data: bytes) -> object:
-        self.note("loads", len(data))
-        return super().loads(data)
+    def deserialize(self, data: bytes) -> object:
+        self.note("deserialize", len(data))
+        return super().deserialize(data)
 
     def note(self, call: str, size: int) -> None:
         self.calls.append((call, size))
@@ -74,9 +74,9 @@ async def test_large_result_is_written_once_while_the_loop_goes_on(
     declare(engine, failing=False)
     serializer.loop = asyncio.get_running_loop()
     await asyncio.wait_for(engine.run_once("d"), WAIT_S)
-    sizes = [size for call, size in serializer.calls if call == "dumps"]
+    sizes = [size for call, size in serializer.calls if call == "serialize"]
     assert [size > LARGE for size in sizes] == [True, False, False]
-    assert not [call for call, _ in serializer.calls if call == "loads"]
+    assert not [call for call, _ in serializer.calls if call == "deserialize"]
     assert threading.get_ident() not in serializer.threads
 
 
@@ -92,7 +92,7 @@ async def test_kept_result_is_carried_over_without_being_looked_at(  # S1
     serializer.loop = asyncio.get_running_loop()
     new = await asyncio.wait_for(again.resume(old), WAIT_S)
     # What "last" is given, and what it returns; of "big" nothing.
-    assert [call for call, _ in serializer.calls] == ["loads", "dumps"]
+    assert [call for call, _ in serializer.calls] == ["deserialize", "serialize"]
     assert max(size for _, size in serializer.calls) < 100
     assert threading.get_ident() not in serializer.threads
     serializer.loop = None

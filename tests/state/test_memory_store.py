@@ -1,184 +1,216 @@
-"""The in-memory store's own business: its bound."""
+"""The in-memory store's own business: its bounds, and threads that use it at once."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from pathlib import Path
+import threading
 from typing import Any
 
 import pytest
 
-from flowrun import (
-    Engine,
-    InMemoryStateStore,
-    RunQuery,
-    RunRecord,
-    SchedulerConfig,
-    SqliteStateStore,
-    StateStore,
-    TaskRecord,
-)
-from flowrun.errors import StoreError
+from flowrun.errors import AlreadyResumedError, RunAliveError, RunLostError, StoreError
+from flowrun.state import Change, InMemoryStateStore, NoResult, RunQuery, RunRecord, StateStore
+
+from ..conftest import WAIT_S
+from .runs import failed, finish, make_run, save, succeeded
 
 
 def test_both_names_are_one_store() -> None:
     assert StateStore is InMemoryStateStore
 
 
-async def test_oldest_finished_runs_are_dropped_beyond_the_bound(
-    make_engine: Callable[..., Engine],
-) -> None:
-    engine = make_engine(state_store=InMemoryStateStore(max_finished_runs=3))
-    begun, go_on = asyncio.Event(), asyncio.Event()
-
-    @engine.task(dag="long")
-    async def wait() -> None:
-        begun.set()
-        await go_on.wait()
-
-    engine.task(name="a", dag="short")(lambda: 1)
-    alive = asyncio.create_task(engine.run_once("long"))
-    await begun.wait()
-    runs = [await engine.run_once("short") for _ in range(5)]
-    kept = {run.run_id for run in engine.list_runs()}
-    assert kept - set(runs) == {engine.list_runs("long")[0].run_id}  # a live run is never dropped
-    assert kept >= set(runs[2:])
-    assert len(kept) == 4
-    assert engine.prune_runs(keep_last=2) == 1
-    runs.append(await engine.run_once("short"))
-    assert len(engine.list_runs("short")) == 3
-    go_on.set()
-    await alive
+def ids(store: InMemoryStateStore) -> list[str]:
+    return [run.run_id for run in store.list_runs()]
 
 
-async def test_unbounded_and_zero(make_engine: Callable[..., Engine]) -> None:
-    for bound, kept in ((None, 3), (0, 0)):
-        engine = make_engine(state_store=InMemoryStateStore(max_finished_runs=bound))
-        engine.task(name="a", dag="d")(lambda: 1)
-        for _ in range(3):
-            await engine.run_once("d")
-        assert len(engine.list_runs()) == kept
-
-
-def test_negative_bound_is_refused() -> None:
-    with pytest.raises(ValueError, match="max_finished_runs must be 0 or more"):
-        InMemoryStateStore(max_finished_runs=-1)
-
-
-class Moving(RunRecord):
-    """A run that another thread ends in the middle of being read."""
-
-    reads = 0
-
-    @property
-    def end(self) -> tuple[float | None, str | None, bool]:
-        found = super().end
-        Moving.reads += 1
-        self.go_on()
-        return found
-
-    def go_on(self) -> None:
-        if self.finished_at is None:
-            for task in self.tasks.values():
-                if task.status == "PENDING":
-                    task.start(2.0, 2.0)
-                    task.succeed(3.0, task.name)
-                    return
-            self.finish(4.0)
-
-
-class Slow(TaskRecord):
-    """A task, the copying of which takes time."""
-
-    run: Moving
-
-    def copy(self) -> TaskRecord:
-        twin = super().copy()
-        self.run.go_on()
-        return twin
-
-
-def test_run_that_goes_on_while_it_is_read_is_shown_as_it_was_at_one_moment() -> None:  # R5
-    for steps in range(6):
-        store = InMemoryStateStore()
-        tasks: dict[str, TaskRecord] = {name: Slow(name) for name in "abc"}
-        run = Moving("r", "d", 1.0, tasks)
-        for task in tasks.values():
-            task.run = run  # type: ignore[attr-defined]
+def test_oldest_finished_runs_are_dropped_beyond_the_bound() -> None:
+    store = InMemoryStateStore(max_finished_runs=3)
+    store.create_run(make_run("alive"))  # a live run is never dropped
+    for number in range(5):
+        run = make_run(f"r{number}")
         store.create_run(run)
-        for _ in range(steps):
-            run.go_on()
-        for shown in (store.load_run("r", results=True), store.list_runs(RunQuery())[0]):
-            assert shown.alive is (shown.finished_at is None)
-            if shown.finished_at is not None:
-                assert shown.status == "SUCCESS"
-            if isinstance(shown, RunRecord):
-                states = [task.status == "SUCCESS" for task in shown.tasks.values()]
-                assert states == sorted(states, reverse=True)  # no child before its parent
-                for task in shown.tasks.values():
-                    assert (task.result == task.name) is (task.status == "SUCCESS")
-                assert list(shown.tasks) == list("abc")
+        finish(store, run)
+    assert ids(store) == ["r4", "r3", "r2", "alive"]
+    assert store.prune_runs(keep_last=2, created_before=None) == 1
+    run = make_run("last")
+    store.create_run(run)
+    finish(store, run)
+    assert ids(store) == ["last", "r4", "r3", "alive"]
 
 
-def test_run_whose_end_is_just_being_written_has_not_ended() -> None:
-    run = RunRecord("r", "d", 1.0, {"a": TaskRecord("a")})
-    run.error = "it is about to end"
-    assert run.end == (None, None, True)
-    run.finished_at = 2.0
-    assert run.end == (2.0, "it is about to end", False)
+@pytest.mark.parametrize(("bound", "kept"), [(None, 3), (0, 0)])
+def test_unbounded_and_zero(bound: int | None, kept: int) -> None:
+    store = InMemoryStateStore(max_finished_runs=bound)
+    for number in range(3):
+        run = make_run(f"r{number}")
+        store.create_run(run)
+        finish(store, run)
+    assert len(store.list_runs()) == kept
 
 
-async def test_pruning_in_several_threads(
-    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("name", ["max_finished_runs", "keep_results_of"])
+def test_wrong_bound_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be 0 or more, or None"):
+        InMemoryStateStore(**{name: -1})
+    wrong: Any
+    for wrong in (1.5, "3", True):
+        with pytest.raises(TypeError, match=f"{name} must be an integer, or None"):
+            InMemoryStateStore(**{name: wrong})
+
+
+def result_of(store: InMemoryStateStore, run_id: str) -> object:
+    return store.load_run(run_id, results=True).tasks["a"].result
+
+
+@pytest.mark.parametrize(("bound", "kept"), [(2, 2), (0, 0), (None, 4)])
+def test_only_the_newest_finished_runs_keep_their_results(bound: int | None, kept: int) -> None:
+    store = InMemoryStateStore(keep_results_of=bound)
+    alive = make_run("alive")
+    store.create_run(alive)
+    save(store, alive, succeeded(alive.tasks["a"], 7))
+    for number in range(4):
+        run = make_run(f"r{number}")
+        store.create_run(run)
+        if number % 2:
+            run = save(store, run, failed(run.tasks["b"]))
+        finish(store, run)
+    released = [f"r{number}" for number in range(4 - kept)]
+    for run_id in ("alive", "r0", "r1", "r2", "r3"):
+        expected = NoResult.RELEASED if run_id in released else 7
+        assert result_of(store, run_id) == expected, run_id
+        assert store.load_results(run_id, ["a"]) == ({} if run_id in released else {"a": 7})
+    # Only results are released: how the runs have ended is still known.
+    assert [run.status for run in store.list_runs(RunQuery(limit=2))] == ["FAILED", "SUCCESS"]
+    assert store.load_run("r1", results=False).tasks["b"].error == "boom"
+
+
+def test_default_keeps_the_results_of_twenty_runs() -> None:
     store = InMemoryStateStore()
-    engine = make_engine(state_store=store)
-    engine.task(name="a", dag="d")(lambda: 1)
-    for _ in range(3):
-        await engine.run_once("d")
-    newest_first, deleted = store._newest_first, list[int]()
+    for number in range(22):
+        run = make_run(f"r{number}")
+        store.create_run(run)
+        finish(store, run)
+    kept = [run_id for run_id in reversed(ids(store)) if result_of(store, run_id) == 7]
+    assert kept == [f"r{number}" for number in range(2, 22)]
 
-    def meanwhile(before: str | float | None) -> Any:
-        runs = list(newest_first(before))
-        monkeypatch.undo()
-        deleted.append(store.prune_runs(keep_last=1, created_before=None))
-        return iter(runs)
 
-    monkeypatch.setattr(store, "_newest_first", meanwhile)
+def test_result_that_was_dropped_while_a_resume_was_planned_is_an_error() -> None:  # S2
+    store = InMemoryStateStore(keep_results_of=1)
+    old = make_run()
+    store.create_run(old)
+    old = finish(store, old)
+    planned = store.load_run("r1", results=False).tasks
+    for name in ("other", "more"):
+        run = make_run(name)
+        store.create_run(run)
+        finish(store, run)
+    with pytest.raises(StoreError, match="task 'a' in run 'r1' was dropped while a resume"):
+        store.create_run(make_run("r2", resumed_from="r1")._replace(tasks=planned))
+    store.prune_runs(keep_last=0, created_before=None)
+    with pytest.raises(StoreError, match="task 'a' in run 'r1' was dropped while a resume"):
+        store.create_run(make_run("r2", resumed_from="r1")._replace(tasks=planned))
+    assert ids(store) == []
+
+
+def test_records_are_the_callers_and_the_dictionaries_the_stores() -> None:
+    store = InMemoryStateStore()
+    tasks = dict(make_run().tasks)
+    store.create_run(RunRecord("r1", "d", 1.0, tasks))
+    tasks.clear()
+    loaded = store.load_run("r1", results=True)
+    assert list(loaded.tasks) == ["a", "b"]
+    del loaded.tasks["a"]  # type: ignore[attr-defined]
+    assert list(store.load_run("r1", results=True).tasks) == ["a", "b"]
+
+
+def test_changes_of_a_pruned_run_are_refused() -> None:
+    store = InMemoryStateStore(max_finished_runs=0)
+    run = make_run()
+    store.create_run(run)
+    ended = finish(store, run)
+    with pytest.raises(RunLostError):
+        store.save([Change(ended, None)])
+
+
+def test_pruned_heirs_are_forgotten() -> None:
+    store = InMemoryStateStore()
+    old = make_run()
+    store.create_run(old)
+    finish(store, old, fail=True)
+    for run_id in ("r2", "r3"):  # by clocks that were set back
+        heir = make_run(run_id, resumed_from="r1", created_at=0.1, sole_heir=True)
+        store.create_run(heir)
+        finish(store, heir)
+        with pytest.raises(AlreadyResumedError):
+            store.create_run(make_run("other", resumed_from="r1", sole_heir=True))
+        assert store.prune_runs(keep_last=None, created_before=0.05) == 0
+        assert store.prune_runs(keep_last=None, created_before=0.5) == 1
+        assert ids(store) == ["r1"]
     assert store.prune_runs(keep_last=0, created_before=None) == 1
-    assert deleted == [2]
+    assert ids(store) == []
 
 
-async def test_id_that_was_given_before_is_refused(
-    make_engine: Callable[..., Engine], tmp_path: Path
-) -> None:
-    for store in (InMemoryStateStore(), SqliteStateStore(tmp_path / "runs.db")):
-        config = SchedulerConfig(new_run_id=lambda: "same")
-        engine = make_engine(state_store=store, config=config)
-        engine.task(name="a", dag="d")(lambda: 1)
-        await engine.run_once("d")
-        with pytest.raises(StoreError, match="there is a run 'same' already"):
-            await engine.run_once("d")
-        assert engine.get_run_report("same")["status"] == "SUCCESS"
-        engine.close()
-        store.close()
+def test_heirs_of_heirs_are_seen() -> None:  # S5
+    store = InMemoryStateStore()
+    for run_id, ancestor in (("r1", None), ("r2", "r1")):
+        run = make_run(run_id, resumed_from=ancestor)
+        store.create_run(run)
+        finish(store, run, fail=True)
+    store.create_run(make_run("r3", resumed_from="r2"))
+    with pytest.raises(RunAliveError, match="'r3' is just resuming it"):
+        store.create_run(make_run("r4", resumed_from="r1"))
 
 
-async def test_pruned_heirs_are_forgotten(make_engine: Callable[..., Engine]) -> None:
-    engine = make_engine()
-    fail = [True]
+def test_threads_that_use_it_at_once() -> None:  # R5
+    store = InMemoryStateStore(max_finished_runs=5, keep_results_of=2)
+    problems: list[BaseException] = []
+    done = threading.Event()
 
-    @engine.task(dag="d")
-    def a() -> None:
-        if fail:
-            fail.clear()
-            raise ValueError
+    def work(thread: int) -> None:
+        try:
+            for number in range(100):
+                run = make_run(f"{thread}-{number}")
+                store.create_run(run)
+                run = save(store, run, succeeded(run.tasks["a"], 7))
+                assert store.load_run(run.run_id, results=True) == run
+                finish(store, run)
+        except BaseException as error:
+            problems.append(error)
 
-    old = await engine.run_once("d")
-    new = await engine.resume(old)
-    assert engine.prune_runs(older_than_s=3600) == 0
-    kept = [run.run_id for run in engine.list_runs()]
-    assert kept == [new, old]
-    assert engine.prune_runs(keep_last=0) == 2
-    assert engine.list_runs() == []
+    def look() -> None:
+        try:
+            while not done.is_set():
+                for run in store.list_runs():
+                    assert run.alive is (run.finished_at is None)
+                    assert run.alive or run.status == "SUCCESS"
+                store.prune_runs(keep_last=2, created_before=None)
+        except BaseException as error:
+            problems.append(error)
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    looking = threading.Thread(target=look)
+    for thread in (*workers, looking):
+        thread.start()
+    for thread in workers:
+        thread.join(WAIT_S)
+    done.set()
+    looking.join(WAIT_S)
+    assert problems == []
+    assert len(store.list_runs()) <= 5
+
+
+class PrunedMeanwhile(InMemoryStateStore):
+    """One of whose runs is pruned just before it is looked at."""
+
+    def load_run(self, run_id: str, *, results: bool) -> RunRecord:
+        if run_id == "r1":
+            self.prune_runs(keep_last=0, created_before=None)
+        return super().load_run(run_id, results=results)
+
+
+def test_run_that_is_pruned_while_runs_are_listed_is_left_out() -> None:
+    store = PrunedMeanwhile()
+    run = make_run()
+    store.create_run(run)
+    finish(store, run)
+    store.create_run(make_run("r2"))
+    assert ids(store) == ["r2"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -17,8 +18,9 @@ from typing import Any
 
 import pytest
 
-from flowrun import Engine, RunQuery, SqliteStateStore
-from flowrun.errors import StoreError, StoreFileError
+from flowrun import Engine, RunQuery, RunRecord, SqliteStateStore
+from flowrun.errors import DamagedRecordError, StoreError, StoreFileError
+from flowrun.state.rows import checksum, task_checksum_with
 from flowrun.state.schema import APPLICATION_ID, STEPS, statements
 from flowrun.state.sqlite_file import SqliteFile
 
@@ -27,6 +29,8 @@ from ..data.make_runs import Switch, declare
 
 DATA = Path(__file__).parents[1] / "data"
 OLD = range(1, len(STEPS))
+OLD_ATTEMPTS = (1, 2, 3)
+"""Versions that keep the attempts before the last one in their task's row."""
 MakeEngine = Callable[..., Engine]
 
 
@@ -120,6 +124,7 @@ async def test_runs_of_an_older_file_are_listed_reported_and_resumed(  # D5
     assert report["tasks"]["frame"]["result_state"] == "released"
     assert report["tasks"]["load"]["attempt"] == 2
     assert "the database is away \N{SNOWMAN}" in (report["tasks"]["load"]["error"] or "")
+    assert [attempt["attempt"] for attempt in report["tasks"]["load"]["attempts"]] == [1, 2]
     done = engine.get_run_report(resumed.run_id)["tasks"]
     assert done["load"]["result"] == {
         "when": datetime(2026, 3, 1, 3, 12, tzinfo=UTC),
@@ -147,6 +152,103 @@ def test_older_file_is_read_as_it_is(path: Path, version: int) -> None:
             for run in store.list_runs(RunQuery(status=status)):  # type: ignore[arg-type]
                 assert store.load_run(run.run_id, results=True).run_id == run.run_id
     assert path.read_bytes() == before
+
+
+def make_old_with_attempts(path: Path, version: int, *earlier: object) -> None:
+    """Give the task that failed twice other earlier attempts, with the right checksum."""
+    make_old(path, version)
+    columns = (
+        "name, deps, status, attempt, ready_at, started_at, finished_at, error, reason, abandoned"
+    )
+    where = "WHERE run = 1 AND place = 3"
+    with closing(sqlite3.connect(path)) as database:
+        row = database.execute(f"SELECT {columns} FROM tasks {where}").fetchone()
+        text = json.dumps(earlier)
+        values = (*row, text, "absent")
+        told = checksum(values) if version < 3 else task_checksum_with(1, 3, values, text)
+        database.execute(f"UPDATE tasks SET earlier = ?, checksum = ? {where}", (text, told))
+        database.commit()
+
+
+def open_or_read(path: Path, readonly: bool) -> SqliteStateStore:
+    return SqliteStateStore.open_readonly(path) if readonly else SqliteStateStore(path)
+
+
+def failed_run_of(store: SqliteStateStore) -> str:
+    return store.list_runs()[-1].run_id
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+@pytest.mark.parametrize("version", OLD_ATTEMPTS)
+def test_attempts_of_an_older_file_are_all_there(  # D5 A6
+    path: Path, version: int, readonly: bool
+) -> None:
+    told = [[n, None, n + 0.1, n + 0.2, f"error \N{SNOWMAN} {n}", "ERROR", n == 2] for n in (1, 2)]
+    make_old_with_attempts(path, version, *told, [3, 3, 4, 5, None, None, False])
+    with closing(open_or_read(path, readonly)) as store:
+        run_id = failed_run_of(store)
+        task = store.load_run(run_id, results=False).tasks["load"]
+        assert [tuple(attempt) for attempt in task.earlier[:2]] == [tuple(each) for each in told]
+        assert task.earlier[2] == (3, 3.0, 4.0, 5.0, None, None, False)
+        assert store.load_results(run_id, ["rows", "load"]) == {"rows": (1, 2, 3)}
+    if not readonly:
+        with closing(sqlite3.connect(path)) as database:
+            found = database.execute("SELECT run, place, number, error FROM attempts").fetchall()
+        assert [row[:3] for row in found] == [(1, 3, 1), (1, 3, 2), (1, 3, 3)]
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+@pytest.mark.parametrize("version", OLD_ATTEMPTS)
+@pytest.mark.parametrize(
+    "earlier",
+    [
+        [1],
+        [[1]],
+        [["1", None, None, None, "x", "ERROR", False]],
+        [[1, None, None, None, "x", "WRONG", False]],
+        [[1, "now", None, None, "x", "ERROR", False]],
+        [[1, None, None, None, 5, "ERROR", False]],
+    ],
+)
+def test_attempts_that_no_release_wrote_are_damage_of_their_task(  # D5 D7
+    path: Path, version: int, earlier: list[Any], readonly: bool
+) -> None:
+    make_old_with_attempts(path, version, *earlier)
+    with closing(open_or_read(path, readonly)) as store:
+        failed, resumed = store.list_runs()[-1].run_id, store.list_runs()[-2].run_id
+        with pytest.raises(DamagedRecordError, match="task 'load'"):
+            store.load_run(failed, results=False)
+        assert store.load_run(resumed, results=True).status == "SUCCESS"
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+@pytest.mark.parametrize("version", OLD_ATTEMPTS)
+@pytest.mark.parametrize(
+    "harm",
+    ["attempt = 7", "earlier = '[]'", "earlier = 'x'", "earlier = earlier || ' '", "checksum = 5"],
+)
+def test_damage_of_an_older_file_stays_damage(  # D5 D7
+    path: Path, version: int, harm: str, readonly: bool
+) -> None:
+    make_old(path, version)
+    with closing(sqlite3.connect(path)) as database:
+        database.execute(f"UPDATE tasks SET {harm} WHERE run = 1 AND place = 3")
+        database.execute("UPDATE tasks SET attempt = 7 WHERE run = 2 AND place = 0")
+        database.commit()
+    with closing(open_or_read(path, readonly)) as store:
+        assert len(store.list_runs()) == 4
+        for run, name in ((store.list_runs()[-1], "load"), (store.list_runs()[-2], "rows")):
+            with pytest.raises(DamagedRecordError, match=f"task '{name}'"):
+                store.load_run(run.run_id, results=False)
+
+
+def test_run_of_an_older_file_was_started_by_nobody(path: Path) -> None:
+    make_old(path, 3)
+    with closing(SqliteStateStore.open_readonly(path)) as store:
+        assert {run.started_by for run in store.list_runs()} == {None}
+    with closing(SqliteStateStore(path)) as store:
+        store.create_run(RunRecord("new", "d", 1.0, {}, started_by="old"))
+        assert [run.started_by for run in store.list_runs()] == ["old", *[None] * 4]
 
 
 def test_step_that_fails_in_the_middle_leaves_the_file_as_it_was(path: Path) -> None:  # D5
@@ -238,7 +340,7 @@ def test_file_with_one_step_more_is_a_newer_one(path: Path) -> None:  # D4
     open_with(path, statements("CREATE TABLE more (x)"))
     before = path.read_bytes()
     for open_it in (SqliteStateStore, SqliteStateStore.open_readonly):
-        with pytest.raises(StoreFileError, match="a newer flowrun wrote it .schema 4, .* knows 3"):
+        with pytest.raises(StoreFileError, match="a newer flowrun wrote it .schema 5, .* knows 4"):
             open_it(path)
     assert path.read_bytes() == before
 

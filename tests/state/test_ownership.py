@@ -231,12 +231,14 @@ def test_who_reads_does_not_wait_for_its_own_writer(path: Path, open_store: Any)
 
 def test_forked_child_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What runs in a child, run here: what a child does is not measured."""
-    files = {"x": ownership._LockFile(tmp_path / "x-owners")}
+    file = ownership._LockFile(tmp_path / "x-owners")
+    file.open(claims=True)
+    files = {"x": file}
     monkeypatch.setattr(ownership, "_FILES", files)
     monkeypatch.setattr(ownership, "_lock", threading.Lock())
     inherited: set[str] = set()
     monkeypatch.setattr(sqlite_file, "_INHERITED", inherited)
-    descriptor = files["x"].descriptor
+    (descriptor,) = file._descriptors
     ownership._forget_parent()
     assert files == {}
     with pytest.raises(OSError, match="Bad file descriptor"):

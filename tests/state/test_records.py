@@ -10,20 +10,20 @@ import pytest
 
 from flowrun import Attempt, RunContext, RunRecord, TaskRecord
 from flowrun.errors import AttemptCancelledError
-from flowrun.state.records import Reason, RunStatus, TransitionError, run_status
+from flowrun.state.records import Reason, RunStatus, TaskStatus, TransitionError, run_status
+
+from .runs import failed, running, succeeded
 
 
 def in_state(status: str) -> TaskRecord:
     task = TaskRecord("t")
-    if status in ("RUNNING", "SUCCESS", "FAILED"):
-        task.start(1.0, 0.5)
     if status == "SUCCESS":
-        task.succeed(2.0, 1)
+        return succeeded(task, 1)
     if status == "FAILED":
-        task.fail(2.0, "boom", Reason.ERROR)
+        return failed(task)
     if status == "SKIPPED":
-        task.skip(2.0, Reason.UPSTREAM_FAILED, "why")
-    return task
+        return task.skip(2.0, Reason.UPSTREAM_FAILED, "why")
+    return running(task) if status == "RUNNING" else task
 
 
 CHANGES: dict[str, tuple[set[str], Callable[[TaskRecord], object]]] = {
@@ -43,15 +43,33 @@ CHANGES: dict[str, tuple[set[str], Callable[[TaskRecord], object]]] = {
 def test_only_the_contracts_transitions_are_possible(status: str, change: str) -> None:
     allowed, apply = CHANGES[change]
     task = in_state(status)
-    assert task.status == status
     if status in allowed:
-        apply(task)
-        if change == "withdraw":  # as if it had never been started
-            assert (task.status, task.attempt, task.started_at) == ("PENDING", 0, None)
+        assert isinstance(apply(task), TaskRecord)
     else:
         with pytest.raises(TransitionError, match=f"cannot {change} while it is {status}"):
             apply(task)
-        assert task.status == status
+    assert task == in_state(status)  # a record is a value
+
+
+def test_attempt_that_was_withdrawn_leaves_no_trace() -> None:
+    task = failed(TaskRecord("t")).retry()
+    withdrawn = running(task, 5.0).withdraw()
+    assert (withdrawn.status, withdrawn.attempt, withdrawn.started_at) == ("PENDING", 1, None)
+    assert withdrawn.attempts == task.attempts
+
+
+def test_attempts_are_those_that_have_ended() -> None:  # A6
+    task = failed(TaskRecord("t"), "first").retry()
+    assert [attempt.error for attempt in task.attempts] == ["first"]
+    assert [attempt.error for attempt in running(task).attempts] == ["first"]
+    twice = failed(task, "second").amend("second, longer")
+    assert [attempt.error for attempt in twice.attempts] == ["first", "second, longer"]
+    skipped = twice.retry().skip(9.0, Reason.RUN_CANCELLED, "why")
+    assert skipped.attempts == twice.attempts
+    done = succeeded(twice.retry())
+    assert [attempt.number for attempt in done.attempts] == [1, 2, 3]
+    assert (done.attempts[2].error, done.attempts[2].reason) == (None, None)
+    assert TaskRecord("t", status=TaskStatus.SUCCESS).attempts == ()  # as a store may hold it
 
 
 @pytest.mark.parametrize(
@@ -70,11 +88,24 @@ def test_run_status_by_the_contracts_rule(statuses: list[str], expected: str) ->
 
 def test_run_finishes_once() -> None:
     run = RunRecord("r", "d", 1.0, {"t": in_state("SUCCESS")})
-    run.finish(2.0)
+    ended = run.finish(2.0)
+    assert (ended.finished_at, ended.alive, ended.tasks) == (2.0, False, run.tasks)
+    assert (run.finished_at, run.alive) == (None, True)
     with pytest.raises(TransitionError, match="has already finished"):
-        run.finish(3.0)
+        ended.finish(3.0)
+    other = run.finish(2.0, "why", {"t": in_state("FAILED")})
+    assert (other.status, other.error) == ("FAILED", "why")
     assert repr(run) == "<RunRecord 'r' of DAG 'd'>"
     assert repr(run.tasks["t"]) == "<TaskRecord 't' SUCCESS attempt=1>"
+
+
+def test_summary_shows_what_a_list_shows() -> None:
+    tasks = {name: TaskRecord(name) for name in "ab"} | {"t": in_state("SUCCESS")}
+    run = RunRecord("r", "d", 1.0, tasks, {"n": 1}, "r0", ("t",), "r9")
+    summary = run.summary()
+    assert summary.task_counts == {"PENDING": 2, "SUCCESS": 1}
+    assert (summary.status, summary.metadata) == ("RUNNING", {"n": 1})
+    assert (summary.resumed_from, summary.targets, summary.started_by) == ("r0", ("t",), "r9")
 
 
 def test_context_shows_its_type_and_no_value() -> None:  # V2

@@ -32,8 +32,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flowrun.errors import ResultNotReadableError, ResultNotStorableError
+from flowrun.state.json_serializer import JsonSerializer
 from flowrun.state.pickle_serializer import PickleSerializer
-from flowrun.state.serializers import JsonSerializer, ResultSerializer
+from flowrun.state.serializers import ResultSerializer, is_small
 
 KEY = b"0123456789abcdef"
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -80,7 +81,7 @@ def same(left: Any, right: Any) -> bool:
 
 def kept(value: object, serializer: ResultSerializer | None = None) -> object:
     serializer = serializer or JsonSerializer()
-    return serializer.loads(serializer.dumps(value))
+    return serializer.deserialize(serializer.serialize(value))
 
 
 fixed_zones = st.builds(
@@ -164,7 +165,7 @@ def test_every_supported_value_comes_back_type_for_type(value: object) -> None: 
 @easy
 @given(plain)
 def test_plain_json_is_written_as_json_dumps_would(value: object) -> None:
-    data = JsonSerializer().dumps(value)
+    data = JsonSerializer().serialize(value)
     assert same(json.loads(data), value) or '"$flowrun"' in data.decode()
     if '"$flowrun"' not in data.decode():
         assert data == json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
@@ -175,15 +176,15 @@ def test_plain_json_is_written_as_json_dumps_would(value: object) -> None:
 @given(values, st.integers(1, 12))
 def test_a_depth_limit_allows_exactly_what_it_can_read_again(value: object, depth: int) -> None:
     serializer = JsonSerializer(max_depth=depth)
-    data = JsonSerializer().dumps(value)
+    data = JsonSerializer().serialize(value)
     try:
-        limited = serializer.dumps(value)
+        limited = serializer.serialize(value)
     except ResultNotStorableError:
         with pytest.raises(ResultNotReadableError, match="max_depth"):
-            serializer.loads(data)
+            serializer.deserialize(data)
     else:
         assert limited == data
-        assert same(serializer.loads(limited), value)
+        assert same(serializer.deserialize(limited), value)
 
 
 @pytest.mark.parametrize(
@@ -258,15 +259,15 @@ def test_shared_parts_come_back_as_copies() -> None:
 
 def test_decimals_do_not_depend_on_the_threads_context() -> None:
     value = Decimal("1." + "1" * 60)
-    data = JsonSerializer().dumps(value)
+    data = JsonSerializer().serialize(value)
     with decimal.localcontext(prec=3, traps=[]):
-        assert same(JsonSerializer().loads(data), value)
+        assert same(JsonSerializer().deserialize(data), value)
         with pytest.raises(ResultNotReadableError):
-            JsonSerializer().loads(b'{"$flowrun":["decimal","twelve"]}')
+            JsonSerializer().deserialize(b'{"$flowrun":["decimal","twelve"]}')
 
 
 def test_sql_can_query_plain_results() -> None:
-    data = JsonSerializer().dumps({"rows": [{"city": "Zürich"}], "when": date(2024, 1, 2)})
+    data = JsonSerializer().serialize({"rows": [{"city": "Zürich"}], "when": date(2024, 1, 2)})
     with sqlite3.connect(":memory:") as connection:
         row = connection.execute(
             "select json_extract(?, '$.rows[0].city'), json_extract(?, '$.when.\"$flowrun\"[1]')",
@@ -318,9 +319,9 @@ def nested_lists(depth: int, inside: object) -> object:
     ("name", "value"), [pytest.param(*pair, id=pair[0]) for pair in large_values()]
 )
 def test_large_values_come_back_type_for_type(name: str, value: object) -> None:  # D1
-    data = JsonSerializer().dumps(value)
+    data = JsonSerializer().serialize(value)
     assert len(data) > 500_000
-    assert same(JsonSerializer().loads(data), value)
+    assert same(JsonSerializer().deserialize(data), value)
     if "$flowrun" not in data[:5000].decode(errors="replace") and name.startswith("rows"):
         assert json.loads(data) == value
 
@@ -329,14 +330,14 @@ def test_large_values_come_back_type_for_type(name: str, value: object) -> None:
 @pytest.mark.parametrize("style", [{"indent": 2}, {"indent": 0, "separators": (",", " : ")}])
 def test_text_that_was_reformatted_by_hand_is_still_read(style: dict[str, Any]) -> None:
     value = {"rows": [*ROWS, [], {}, "x"], "tuple": (1, 2, datetime(2024, 1, 1))}
-    text = json.dumps(json.loads(JsonSerializer().dumps(value)), **style)
-    assert same(JsonSerializer().loads(text.encode()), value)
+    text = json.dumps(json.loads(JsonSerializer().serialize(value)), **style)
+    assert same(JsonSerializer().deserialize(text.encode()), value)
 
 
 @pytest.mark.no_cover
 def test_lines_broken_at_unusual_places_are_read_as_json() -> None:
     value = {"rows": ROWS, "more": {"x": 1, "y": (1, 2)}}
-    text = json.dumps(json.loads(JsonSerializer().dumps(value)))
+    text = json.dumps(json.loads(JsonSerializer().serialize(value)))
     for old, new in [
         (",", "\n,"),
         (":", ":\n"),
@@ -345,7 +346,7 @@ def test_lines_broken_at_unusual_places_are_read_as_json() -> None:
         ("]", "]\n"),
         ('"y":', '\n"y":\n'),
     ]:
-        assert same(JsonSerializer().loads(text.replace(old, new).encode()), value)
+        assert same(JsonSerializer().deserialize(text.replace(old, new).encode()), value)
 
 
 PAD = " " * 300_000
@@ -383,12 +384,12 @@ PAD = " " * 300_000
 )
 def test_long_text_that_is_not_json_is_refused(text: str) -> None:
     with pytest.raises(ResultNotReadableError):
-        JsonSerializer().loads((text + "\n" + PAD).encode())
+        JsonSerializer().deserialize((text + "\n" + PAD).encode())
 
 
 def test_a_long_text_may_have_its_tag_in_one_line() -> None:
     text = '{\n"$flowrun":["tuple",1]\n}\n' + PAD
-    assert JsonSerializer().loads(text.encode()) == (1,)
+    assert JsonSerializer().deserialize(text.encode()) == (1,)
 
 
 def longest_stall(action: Callable[[], object]) -> tuple[float, float]:
@@ -418,13 +419,13 @@ def longest_stall(action: Callable[[], object]) -> tuple[float, float]:
 
 @pytest.mark.once
 @pytest.mark.no_cover
-@pytest.mark.parametrize("direction", ["dumps", "loads"])
+@pytest.mark.parametrize("direction", ["serialize", "deserialize"])
 @pytest.mark.parametrize(
     "serializer", [JsonSerializer(), PickleSerializer()], ids=lambda one: one.name
 )
 def test_other_threads_run_while_a_large_value_is_handled(serializer: Any, direction: str) -> None:
     value = [dict(row) for row in ROWS * 15]
-    argument = value if direction == "dumps" else serializer.dumps(value)
+    argument = value if direction == "serialize" else serializer.serialize(value)
     # A busy machine may stall any one try; a call that never lets go stalls all of them.
     tries = [longest_stall(lambda: getattr(serializer, direction)(argument)) for _ in range(3)]
     assert min(stall / took for took, stall in tries) < 0.5
@@ -504,7 +505,7 @@ def test_what_would_come_back_as_something_else_is_refused(
         ([*ROWS[:3000], {"x": value}], "result[3000]['x']"),
     ]:
         with pytest.raises(ResultNotStorableError) as caught:
-            JsonSerializer().dumps(whole)
+            JsonSerializer().serialize(whole)
         assert str(caught.value).startswith(f"{place}: ")
         assert type_name in str(caught.value)
         assert "PickleSerializer" in str(caught.value)
@@ -520,7 +521,7 @@ def test_a_zone_that_no_key_leads_back_to_is_refused() -> None:
     with file.open("rb") as opened:
         zone = ZoneInfo.from_file(opened)
     with pytest.raises(ResultNotStorableError, match=r"^result\[0\]: .*no key"):
-        JsonSerializer().dumps([datetime(2024, 1, 1, tzinfo=zone)])
+        JsonSerializer().serialize([datetime(2024, 1, 1, tzinfo=zone)])
 
 
 @pytest.mark.parametrize(
@@ -538,7 +539,7 @@ def test_a_refusal_names_keys_and_elements_and_prints_them_safely(
     value: object, place: str
 ) -> None:
     with pytest.raises(ResultNotStorableError) as caught:
-        JsonSerializer().dumps(value)
+        JsonSerializer().serialize(value)
     assert str(caught.value).startswith(f"{place}: ")
 
 
@@ -546,36 +547,67 @@ def test_a_value_that_contains_itself_is_refused_with_its_place() -> None:
     items: list[object] = [1]
     items.append({"again": (items,)})
     with pytest.raises(ResultNotStorableError, match=r"^result\[1\]\['again'\]\[0\]: .*itself"):
-        JsonSerializer().dumps(items)
+        JsonSerializer().serialize(items)
     many: list[object] = []
     many.extend([many] * 100)
     with pytest.raises(ResultNotStorableError, match=r"^result\[0\]: .*itself"):
-        JsonSerializer().dumps(many)
+        JsonSerializer().serialize(many)
 
 
 def test_a_value_nested_too_deeply_is_refused() -> None:
     with pytest.raises(ResultNotStorableError, match="max_depth"):
-        JsonSerializer().dumps(nested_lists(100_000, 1))
+        JsonSerializer().serialize(nested_lists(100_000, 1))
     for depth in (1, 8, 9, 500):
         serializer = JsonSerializer(max_depth=depth)
         assert kept(nested_lists(depth, 1), serializer) == nested_lists(depth, 1)
         with pytest.raises(ResultNotStorableError, match=rf"{depth} levels"):
-            serializer.dumps(nested_lists(depth + 1, 1))
+            serializer.serialize(nested_lists(depth + 1, 1))
         with pytest.raises(ResultNotStorableError, match=rf"{depth} levels"):
-            serializer.dumps(nested_lists(depth - 1, ()))
+            serializer.serialize(nested_lists(depth - 1, ()))
+
+
+def test_a_tagged_value_with_parts_is_nested_too() -> None:
+    value = datetime(2024, 1, 1, tzinfo=timezone(timedelta(microseconds=-1)))
+    assert same(kept([value], JsonSerializer(max_depth=4)), [value])
+    with pytest.raises(ResultNotStorableError, match=r"^result\[0\]: nested more deeply"):
+        JsonSerializer(max_depth=3).serialize([value])
+
+
+def test_a_class_without_a_module_is_named() -> None:
+    scope: dict[str, Any] = {}
+    exec("Homeless = type('Homeless', (), {})", scope)
+    with pytest.raises(ResultNotStorableError, match=r"^result: Homeless cannot be kept"):
+        JsonSerializer().serialize(scope["Homeless"]())
+
+
+def test_a_class_that_claims_to_be_another_is_not_trusted() -> None:
+    class Liar(type):
+        def __hash__(cls) -> int:
+            return hash(int)
+
+        def __eq__(cls, other: object) -> bool:
+            return True
+
+    class Number(int, metaclass=Liar):
+        pass
+
+    for value in (Number(1), [Number(1)], {"a": Number(1)}, {Number(1): 1}):
+        with pytest.raises(ResultNotStorableError, match="it is a subclass of int"):
+            JsonSerializer().serialize(value)
+        assert not is_small(value)
 
 
 def test_a_value_longer_than_the_limit_is_refused() -> None:
-    assert JsonSerializer(max_bytes=5).dumps([1, 2]) == b"[1,2]"
+    assert JsonSerializer(max_bytes=5).serialize([1, 2]) == b"[1,2]"
     for value in ([1, 23], ROWS, "x" * 9, b"x" * 10**6):
         with pytest.raises(ResultNotStorableError, match=r"^result.*more than the 5 bytes"):
-            JsonSerializer(max_bytes=5).dumps(value)
-    data = JsonSerializer(max_bytes=None).dumps(ROWS)
-    assert JsonSerializer(max_bytes=len(data)).dumps(ROWS) == data
+            JsonSerializer(max_bytes=5).serialize(value)
+    data = JsonSerializer(max_bytes=None).serialize(ROWS)
+    assert JsonSerializer(max_bytes=len(data)).serialize(ROWS) == data
     with pytest.raises(ResultNotStorableError, match="raise the limit"):
-        JsonSerializer(max_bytes=len(data) - 1).dumps(ROWS)
+        JsonSerializer(max_bytes=len(data) - 1).serialize(ROWS)
     with pytest.raises(ResultNotReadableError, match="max_bytes"):
-        JsonSerializer(max_bytes=len(data) - 1).loads(data)
+        JsonSerializer(max_bytes=len(data) - 1).deserialize(data)
 
 
 def test_a_stack_that_is_nearly_full_is_a_refusal_too() -> None:
@@ -583,7 +615,7 @@ def test_a_stack_that_is_nearly_full_is_a_refusal_too() -> None:
     refusals = 0
 
     def dumps_from(depth: int) -> bytes:
-        return JsonSerializer().dumps(value) if depth == 0 else dumps_from(depth - 1)
+        return JsonSerializer().serialize(value) if depth == 0 else dumps_from(depth - 1)
 
     limit = sys.getrecursionlimit()
     for depth in range(limit - 300, limit):
@@ -608,11 +640,11 @@ def test_limits_out_of_range_are_refused(limits: dict[str, int]) -> None:
 def test_damaged_text_gives_an_error_or_a_value_and_nothing_else(
     value: object, data: st.DataObject
 ) -> None:
-    text = bytearray(JsonSerializer().dumps(value))
+    text = bytearray(JsonSerializer().serialize(value))
     for _ in range(data.draw(st.integers(1, 3))):
         text[data.draw(st.integers(0, len(text) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     try:
-        JsonSerializer().loads(bytes(text))
+        JsonSerializer().deserialize(bytes(text))
     except ResultNotReadableError:
         pass
 
@@ -622,7 +654,7 @@ def test_damaged_text_gives_an_error_or_a_value_and_nothing_else(
 def test_any_bytes_give_an_error_or_a_value_and_nothing_else(data: bytes) -> None:
     for serializer in (JsonSerializer(), PickleSerializer(key=KEY)):
         try:
-            serializer.loads(data)
+            serializer.deserialize(data)
         except ResultNotReadableError:
             pass
 
@@ -682,7 +714,7 @@ def test_tagged_objects_of_wrong_parts_give_an_error_or_a_value_and_nothing_else
     found: object,
 ) -> None:
     try:
-        JsonSerializer().loads(json.dumps(found).encode())
+        JsonSerializer().deserialize(json.dumps(found).encode())
     except ResultNotReadableError:
         pass
 
@@ -727,7 +759,7 @@ def test_tagged_objects_of_wrong_parts_give_an_error_or_a_value_and_nothing_else
 )
 def test_text_that_no_serializer_wrote_is_refused(text: bytes) -> None:
     with pytest.raises(ResultNotReadableError) as caught:
-        JsonSerializer().loads(text)
+        JsonSerializer().deserialize(text)
     assert "run its task again" in str(caught.value)
 
 
@@ -748,7 +780,7 @@ def test_text_that_no_serializer_wrote_is_refused(text: bytes) -> None:
 )
 def test_text_nested_too_deeply_is_refused_before_it_is_decoded(text: bytes) -> None:
     with pytest.raises(ResultNotReadableError, match="nested more deeply"):
-        JsonSerializer().loads(text)
+        JsonSerializer().deserialize(text)
 
 
 def test_brackets_inside_of_texts_do_not_count_as_nesting() -> None:
@@ -758,7 +790,7 @@ def test_brackets_inside_of_texts_do_not_count_as_nesting() -> None:
 
 def test_an_error_message_stays_short_and_printable() -> None:
     with pytest.raises(ResultNotReadableError) as caught:
-        JsonSerializer().loads(json.dumps({"$flowrun": ["\x1b[31m" * 9999]}).encode())
+        JsonSerializer().deserialize(json.dumps({"$flowrun": ["\x1b[31m" * 9999]}).encode())
     assert len(str(caught.value)) < 800
     assert str(caught.value).isprintable()
 
@@ -802,6 +834,28 @@ def test_every_pickle_protocol_can_be_chosen(protocol: int) -> None:
         assert kept(value, serializer) == value
 
 
+class Buffer:
+    """Hands the pickler its memory, as arrays do."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[object, ...]:
+        return Buffer, (pickle.PickleBuffer(self.data) if protocol >= 5 else bytes(self.data),)
+
+
+@pickles
+@pytest.mark.parametrize("size", [0, 1, (1 << 16) - 1, 1 << 16, (1 << 16) + 1, 3_000_000])
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+def test_pickled_buffers_come_back(serializer: PickleSerializer, size: int, kind: Any) -> None:
+    data = kind(os.urandom(size))
+    found = kept([Buffer(data), "after"], serializer)
+    assert isinstance(found, list)
+    assert found[1] == "after"
+    assert type(found[0].data) is kind
+    assert found[0].data == data
+
+
 def test_names_tell_the_serializers_apart() -> None:
     names = [one.name for one in (JsonSerializer(), PickleSerializer(), PickleSerializer(key=KEY))]
     assert names == ["json", "pickle", "pickle+hmac-sha256"]
@@ -841,9 +895,9 @@ def explode() -> None:
 
 
 def test_nothing_is_unpickled_before_its_signature_is_verified() -> None:  # D6
-    unsigned = PickleSerializer().dumps(Bomb())
-    signed = PickleSerializer(key=KEY).dumps(Bomb())
-    foreign = PickleSerializer(key=KEY[::-1]).dumps(Bomb())
+    unsigned = PickleSerializer().serialize(Bomb())
+    signed = PickleSerializer(key=KEY).serialize(Bomb())
+    foreign = PickleSerializer(key=KEY[::-1]).serialize(Bomb())
     # Signed over the payload alone, without the serializer's name.
     payload = pickle.dumps(Bomb())
     nameless = signed[: signed.index(b"\n") + 1] + hmac.digest(KEY, payload, "sha256") + payload
@@ -864,15 +918,15 @@ def test_nothing_is_unpickled_before_its_signature_is_verified() -> None:  # D6
         bad.append(bytes(altered))
     for data in bad:
         with pytest.raises(ResultNotReadableError, match="not unpickled"):
-            PickleSerializer(key=KEY).loads(data)
+            PickleSerializer(key=KEY).deserialize(data)
     assert not Bomb.exploded
-    assert PickleSerializer(key=KEY).loads(signed) is None
+    assert PickleSerializer(key=KEY).deserialize(signed) is None
     assert Bomb.exploded
 
 
 def test_a_signed_result_is_not_read_without_the_key() -> None:
     with pytest.raises(ResultNotReadableError, match="is signed.*key"):
-        PickleSerializer().loads(PickleSerializer(key=KEY).dumps([1]))
+        PickleSerializer().deserialize(PickleSerializer(key=KEY).serialize([1]))
 
 
 def test_what_a_pickle_refers_to_may_be_gone() -> None:
@@ -880,14 +934,14 @@ def test_what_a_pickle_refers_to_may_be_gone() -> None:
     exec("class Row: pass", module.__dict__)
     sys.modules["short_lived"] = module
     try:
-        data = PickleSerializer().dumps(module.Row())
+        data = PickleSerializer().serialize(module.Row())
         del module.Row
         with pytest.raises(ResultNotReadableError, match="moved or renamed"):
-            PickleSerializer().loads(data)
+            PickleSerializer().deserialize(data)
     finally:
         del sys.modules["short_lived"]
     with pytest.raises(ResultNotReadableError, match="short_lived"):
-        PickleSerializer().loads(data)
+        PickleSerializer().deserialize(data)
 
 
 @pytest.mark.parametrize(
@@ -902,12 +956,12 @@ def test_what_a_pickle_refers_to_may_be_gone() -> None:
 )
 def test_damaged_pickles_are_refused(data: bytes) -> None:
     with pytest.raises(ResultNotReadableError):
-        PickleSerializer().loads(data)
+        PickleSerializer().deserialize(data)
 
 
 def test_bytes_after_the_end_of_a_pickle_are_noticed() -> None:
     with pytest.raises(ResultNotReadableError, match="3 bytes follow"):
-        PickleSerializer().loads(PickleSerializer().dumps([1]) + b"abc")
+        PickleSerializer().deserialize(PickleSerializer().serialize([1]) + b"abc")
 
 
 def local_class() -> type:
@@ -960,7 +1014,7 @@ class Unreadable:
 )
 def test_what_cannot_be_pickled_is_refused_with_its_place(value: object, place: str) -> None:  # D1
     with pytest.raises(ResultNotStorableError) as caught:
-        PickleSerializer().dumps(value)
+        PickleSerializer().serialize(value)
     assert str(caught.value).startswith(place)
     assert "cannot be pickled" in str(caught.value)
 
@@ -969,21 +1023,21 @@ def test_the_place_is_found_in_a_value_that_contains_itself() -> None:
     items: list[object] = [1]
     items += [items, {"lock": threading.Lock()}]
     with pytest.raises(ResultNotStorableError, match=r"^result\[2\]\['lock'\]: "):
-        PickleSerializer().dumps(items)
+        PickleSerializer().serialize(items)
 
 
 def test_a_value_nested_too_deeply_for_pickle_is_refused() -> None:
     with pytest.raises(ResultNotStorableError, match="too deeply"):
-        PickleSerializer().dumps(nested_lists(100_000, 1))
+        PickleSerializer().serialize(nested_lists(100_000, 1))
 
 
 def test_a_json_result_is_no_pickle_and_a_pickle_no_json() -> None:
     with pytest.raises(ResultNotReadableError):
-        PickleSerializer().loads(JsonSerializer().dumps({"a": 1}))
+        PickleSerializer().deserialize(JsonSerializer().serialize({"a": 1}))
     with pytest.raises(ResultNotReadableError):
-        JsonSerializer().loads(PickleSerializer().dumps({"a": 1}))
+        JsonSerializer().deserialize(PickleSerializer().serialize({"a": 1}))
 
 
 def test_bytes_are_base64_that_others_can_read() -> None:
-    found = json.loads(JsonSerializer().dumps(b"abc" * 100))
+    found = json.loads(JsonSerializer().serialize(b"abc" * 100))
     assert base64.b64decode(found["$flowrun"][1]) == b"abc" * 100

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import multiprocessing
 import os
 import random
@@ -17,7 +16,7 @@ import textwrap
 import threading
 import types
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -30,25 +29,25 @@ from flowrun import (
     PickleSerializer,
     ResultSerializer,
     RunQuery,
-    RunRecord,
     SqliteStateStore,
-    TaskRecord,
-    build_default_engine,
 )
 from flowrun.errors import (
     DamagedRecordError,
     ForkedStoreError,
     ResultNotReadableError,
+    ResultNotStorableError,
     RunAliveError,
     RunLostError,
     StoreBusyError,
     StoreError,
     StoreFileError,
+    StoreFullError,
     UnknownRunError,
 )
-from flowrun.state.records import NoResult, Reason
+from flowrun.state.records import EncodedResult, NoResult, Reason
 
 from ..conftest import WAIT_S, statuses
+from .runs import failed, finish, make_run, running, save, succeeded
 
 MakeEngine = Callable[..., Engine]
 
@@ -69,10 +68,6 @@ def open_store(path: Path) -> Iterator[Callable[..., SqliteStateStore]]:
     yield make
     for store in stores:
         store.close()
-
-
-def make_run(run_id: str = "r1", **more: Any) -> RunRecord:
-    return RunRecord(run_id, "d", 1.0, {"a": TaskRecord("a"), "b": TaskRecord("b", ("a",))}, **more)
 
 
 def child(code: str, *arguments: object, hold: bool = False) -> subprocess.Popen[str]:
@@ -123,7 +118,7 @@ def test_settings_reach_sqlite(path: Path, open_store: Any) -> None:
     store.create_run(make_run())
     database = sqlite3.connect(path)
     assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    assert database.execute("PRAGMA user_version").fetchone() == (3,)
+    assert database.execute("PRAGMA user_version").fetchone() == (4,)
     database.close()
     store.close()
     rollback = open_store(journal_mode="DELETE")
@@ -184,7 +179,6 @@ def test_wrong_settings_are_refused(path: Path, options: dict[str, Any], message
     [
         ("", "give the path of a file"),
         ("a\0b", "give the path of a file"),
-        (":memory:", "use InMemoryStateStore"),
         ("file:x?mode=memory", "use InMemoryStateStore"),
         (".", "it is a directory"),
         ("nowhere/runs.db", "does not exist; make it first"),
@@ -312,16 +306,14 @@ def test_file_that_cannot_be_made_or_opened(tmp_path: Path) -> None:  # D4
 
 def test_store_that_is_closed_while_it_is_read(open_store: Any) -> None:
     class Closing(JsonSerializer):
-        def loads(self, data: bytes) -> object:
+        def deserialize(self, data: bytes) -> object:
             store.close()
-            return super().loads(data)
+            return super().deserialize(data)
 
     store = open_store(serializer=Closing())
     run = make_run()
     store.create_run(run)
-    run.tasks["a"].start(2.0, 2.0)
-    run.tasks["a"].succeed(3.0, [1])
-    store.save([Change(run, run.tasks["a"])])
+    save(store, run, succeeded(run.tasks["a"], [1]))
     assert store.load_results("r1", ["a"]) == {"a": [1]}
     with pytest.raises(StoreFileError, match="is closed"):
         store.load_results("r1", ["a"])
@@ -347,6 +339,15 @@ def test_full_disk_is_said_to_be_one(open_store: Any) -> None:  # D4
     assert store.load_run("after", results=False).run_id == "after"
 
 
+def test_number_of_runs_that_is_used_up_is_a_full_store(path: Path, open_store: Any) -> None:
+    store = open_store()
+    store.create_run(make_run())
+    made_by_sqlite(path, "UPDATE sqlite_sequence SET seq = 9223372036854775807")
+    with pytest.raises(StoreFullError, match="no space left to write to"):
+        store.create_run(make_run("r2"))
+    assert [run.run_id for run in store.list_runs()] == ["r1"]
+
+
 def test_closed_store_says_so(open_store: Any) -> None:
     store = open_store()
     store.close()
@@ -362,9 +363,7 @@ def test_serializer_that_wrote_a_result_is_remembered(open_store: Any) -> None:
     store = open_store(serializer=PickleSerializer())
     run = make_run()
     store.create_run(run)
-    run.tasks["a"].start(2.0, 2.0)
-    run.tasks["a"].succeed(3.0, {1, 2})
-    store.save([Change(run, run.tasks["a"])])
+    save(store, run, succeeded(run.tasks["a"], {1, 2}))
     assert store.load_results("r1", ["a"]) == {"a": {1, 2}}
     name, size, head = store.stored_result("r1", "a", 5)
     assert store.stored_results("r1", 5) == {"a": (name, size, head)}
@@ -376,6 +375,38 @@ def test_serializer_that_wrote_a_result_is_remembered(open_store: Any) -> None:
     with pytest.raises(ResultNotReadableError, match="written by the 'pickle' serializer"):
         reader.load_run("r1", results=True)
     assert reader.load_run("r1", results=False).tasks["a"].result is NoResult.STORED
+
+
+@pytest.mark.parametrize("value", [7, "x" * 1000])
+def test_encoded_result_is_kept_as_it_is(open_store: Any, value: object) -> None:
+    store = open_store()
+    run = make_run()
+    store.create_run(run)
+    encoded = store.encode_result(value, run_id="r1", task_name="a")
+    assert isinstance(encoded, EncodedResult)
+    save(store, run, succeeded(run.tasks["a"], encoded), succeeded(run.tasks["b"], value))
+    loaded = store.load_run("r1", results=True).tasks
+    assert [task.result for task in loaded.values()] == [value, value]
+    assert store.stored_result("r1", "a", 5000) == ("json", len(encoded.data), encoded.data)
+    assert store.stored_result("r1", "b", 5000) == store.stored_result("r1", "a", 5000)
+
+
+def test_result_that_cannot_be_kept_is_refused_before_anything_is_written(  # D1
+    open_store: Any,
+) -> None:
+    store = open_store()
+    run = make_run()
+    store.create_run(run)
+    bad = {"rows": [1, {"lock": threading.Lock()}]}
+    for refuse in (
+        lambda: store.encode_result(bad, run_id="r1", task_name="b"),
+        lambda: save(store, run, succeeded(run.tasks["a"], 1), succeeded(run.tasks["b"], bad)),
+    ):
+        with pytest.raises(ResultNotStorableError, match="task 'b' in run 'r1'") as caught:
+            refuse()
+        assert (caught.value.run_id, caught.value.task_name) == ("r1", "b")
+        assert "lock" in str(caught.value)
+    assert store.load_run("r1", results=True) == run
 
 
 async def test_result_that_cannot_be_kept_names_the_place(  # D1
@@ -425,11 +456,8 @@ def test_released_result_is_deleted(open_store: Any) -> None:
     store = open_store()
     run = make_run()
     store.create_run(run)
-    run.tasks["a"].start(2.0, 2.0)
-    run.tasks["a"].succeed(3.0, [1])
-    store.save([Change(run, run.tasks["a"].copy())])
-    run.tasks["a"].release()
-    store.save([Change(run, run.tasks["a"])])
+    run = save(store, run, succeeded(run.tasks["a"], [1]))
+    save(store, run, run.tasks["a"].release())
     with pytest.raises(UnknownRunError):
         store.stored_result("r1", "a")
 
@@ -440,28 +468,21 @@ def test_cache_is_for_finished_runs_and_for_a_while(open_store: Any, path: Path)
     run = make_run()
     store.create_run(run)
     assert store.load_run("r1", results=True).finished_at is None
-    for name in "ab":
-        run.tasks[name].start(2.0, 2.0)
-        run.tasks[name].succeed(3.0, [1])
-    run.finish(4.0)
-    store.save([*(Change(run, task) for task in run.tasks.values()), Change(run, None)])
+    finish(store, run, [1])
     for _ in range(2):
         first = store.load_run("r1", results=True)
         brief.load_run("r1", results=True)
     made_by_sqlite(path, "DELETE FROM runs")
-    first.tasks["a"].error = "changed by a reader"
+    changed: Any = first.tasks["a"].result
+    changed.append("changed by a reader")
     again = store.load_run("r1", results=True)
-    assert (again.finished_at, again.tasks["a"].error) == (4.0, None)
+    assert (again.finished_at, again.tasks["a"].result) == (9.0, [1])
     with pytest.raises(UnknownRunError):
         brief.load_run("r1", results=True)
     for number in range(70):
         other = make_run(f"x{number}")
         store.create_run(other)
-        for task in other.tasks.values():
-            task.start(2.0, 2.0)
-            task.succeed(3.0, 1)
-        other.finish(4.0)
-        store.save([*(Change(other, task) for task in other.tasks.values()), Change(other, None)])
+        finish(store, other)
         store.load_run(f"x{number}", results=True)
     with pytest.raises(UnknownRunError):
         store.load_run("r1", results=True)
@@ -474,10 +495,9 @@ HOLD = """
     store = SqliteStateStore(sys.argv[1])
     run = RunRecord("r1", "d", 1.0, {n: TaskRecord(n) for n in ("a", "b", "c")})
     store.create_run(run)
-    run.tasks["a"].start(2.0, 2.0)
-    run.tasks["a"].succeed(3.0, [1, 2])
-    run.tasks["b"].start(3.0, 3.0)
-    store.save([Change(run, task) for task in run.tasks.values()])
+    done = run.tasks["a"].start(2.0, 2.0).succeed(3.0, [1, 2])
+    begun = run.tasks["b"].start(3.0, 3.0)
+    store.save([Change(run, done), Change(run, begun)])
 """
 
 
@@ -507,9 +527,7 @@ def test_run_of_a_living_process_is_never_touched_a_dead_ones_is_ended_at_once( 
 def test_dead_run_is_ended_by_whoever_resumes_it(path: Path, open_store: Any) -> None:  # S5
     kill(child(HOLD, path, hold=True))
     store = open_store()
-    heir = make_run("r2", resumed_from="r1")
-    heir.sole_heir = True
-    store.create_run(heir)
+    store.create_run(make_run("r2", resumed_from="r1", sole_heir=True))
     assert store.load_run("r1", results=False).finished_at is not None
     with pytest.raises(RunAliveError):
         store.create_run(make_run("r3", resumed_from="r1"))
@@ -530,11 +548,9 @@ def test_write_of_a_lost_run_is_refused(path: Path, open_store: Any) -> None:  #
         store.save([Change(run, None)])
     store.create_run(run)
     made_by_sqlite(path, "UPDATE runs SET owner = 5")
-    run.tasks["a"].start(2.0, 2.0)
-    with pytest.raises(RunLostError):
-        store.save([Change(run, run.tasks["a"])])
-    with pytest.raises(RunLostError):
-        store.save([Change(run, run.tasks["a"])])
+    for _ in range(2):
+        with pytest.raises(RunLostError):
+            save(store, run, running(run.tasks["a"]))
 
 
 def test_of_eight_processes_that_resume_one_dead_run_exactly_one_wins(  # S5
@@ -617,18 +633,26 @@ def test_lock_of_somebody_else_is_waited_for_a_bounded_time(path: Path, open_sto
     other.close()
 
 
+@pytest.mark.parametrize(("first", "second"), [("WAL", "DELETE"), ("DELETE", "WAL")])
+def test_change_of_the_journal_mode_waits_as_for_any_lock(
+    path: Path, open_store: Any, first: str, second: str
+) -> None:
+    open_store(journal_mode=first).close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN")
+        other.execute("SELECT count(*) FROM runs").fetchall()
+        with pytest.raises(StoreBusyError, match="locked by somebody else for more than 0.02 s"):
+            open_store(journal_mode=second, busy_timeout_s=0.02)
+    open_store(journal_mode=second).create_run(make_run())
+
+
 def test_pruning_waits_for_no_reader_and_gives_the_space_back_later(
     path: Path, open_store: Any
 ) -> None:
     store = open_store(busy_timeout_s=10 * WAIT_S)
     run = make_run()
     store.create_run(run)
-    run.tasks["a"].start(2.0, 2.0)
-    run.tasks["a"].succeed(3.0, "x" * 300_000)
-    run.tasks["b"].start(3.0, 3.0)
-    run.tasks["b"].succeed(4.0, None)
-    run.finish(4.0)
-    store.save([*(Change(run, task) for task in run.tasks.values()), Change(run, None)])
+    finish(store, run, "x" * 150_000)
     made_by_sqlite(path, "PRAGMA wal_checkpoint(TRUNCATE)")
     with closing(sqlite3.connect(path, isolation_level=None)) as reader:
         reader.execute("BEGIN")
@@ -670,11 +694,11 @@ def test_flipped_bytes_are_noticed_and_never_give_wrong_data(
     for number in range(20):
         run = make_run(f"r{number}", metadata={"n": number})
         store.create_run(run)
-        for task in run.tasks.values():
-            task.start(2.0, 2.0)
-            task.succeed(3.0, f"result {task.name} {number}")
-        run.finish(4.0)
-        store.save([*(Change(run, task) for task in run.tasks.values()), Change(run, None)])
+        done = [
+            succeeded(failed(task).retry(), f"result {task.name} {number}")
+            for task in run.tasks.values()
+        ]
+        finish(store, save(store, run, *done))
     store.close()
     good = path.read_bytes()
     damaged = path.with_name("damaged.db")
@@ -700,6 +724,7 @@ def test_flipped_bytes_are_noticed_and_never_give_wrong_data(
                 assert run.metadata == {"n": number}
                 for name, task in run.tasks.items():
                     assert task.result == f"result {name} {number}"
+                    assert [attempt.error for attempt in task.attempts] == ["boom", None]
         finally:
             copy.close()
     assert noticed > 100
@@ -712,10 +737,7 @@ def test_damaged_row_names_run_and_task_and_the_others_stay_readable(  # D7
     for name in ("r1", "r2", "r3"):
         run = make_run(name)
         store.create_run(run)
-        run.tasks["a"].start(2.0, 2.0)
-        run.tasks["a"].succeed(3.0, [1])
-        run.tasks["b"].start(2.0, 2.0)
-        store.save([Change(run, task) for task in run.tasks.values()])
+        save(store, run, succeeded(run.tasks["a"], [1]), running(run.tasks["b"]))
     made_by_sqlite(
         path,
         "UPDATE tasks SET attempt = 9 WHERE run = 1 AND place = 1",
@@ -835,37 +857,36 @@ async def test_large_results_do_not_block_the_loop(
 class Reversed(ResultSerializer):
     """One that says nothing of its name."""
 
-    def dumps(self, value: object) -> bytes:
-        return repr(value).encode()[::-1]
+    def serialize(self, obj: object) -> bytes:
+        return repr(obj).encode()[::-1]
 
-    def loads(self, data: bytes) -> object:
+    def deserialize(self, data: bytes) -> object:
         return int(data[::-1])
 
 
 class Straight(ResultSerializer):
     """Another one."""
 
-    def dumps(self, value: object) -> bytes:
-        return repr(value).encode()
+    def serialize(self, obj: object) -> bytes:
+        return repr(obj).encode()
 
-    def loads(self, data: bytes) -> object:
+    def deserialize(self, data: bytes) -> object:
         return int(data)
 
 
 def test_serializers_without_a_name_are_told_apart_by_their_class(tmp_path: Path) -> None:  # D1
     path = tmp_path / "runs.db"
-    with ExitStack() as stack:
-        store = stack.enter_context(closing(SqliteStateStore(path, Straight())))
-        engine = stack.enter_context(closing(build_default_engine(state_store=store)))
-        engine.task(name="a", dag="d")(lambda: 12)
-        run_id = asyncio.run(engine.run_once("d"))
-        assert engine.get_run_report(run_id)["tasks"]["a"]["result"] == 12
+    with closing(SqliteStateStore(path, Straight())) as store:
+        run = make_run()
+        store.create_run(run)
+        save(store, run, succeeded(run.tasks["a"], 12))
+        assert store.load_results("r1", ["a"]) == {"a": 12}
     problem = r"written by the '.*\.Straight' ser"
     with (
         closing(SqliteStateStore(path, Reversed())) as store,
         pytest.raises(ResultNotReadableError, match=problem),
     ):
-        store.load_run(run_id, results=True)
+        store.load_run("r1", results=True)
 
 
 @pytest.mark.parametrize("wrong", ["json", JsonSerializer, object()])
@@ -877,9 +898,17 @@ def test_what_is_no_serializer_is_refused(tmp_path: Path, wrong: Any) -> None:
 
 @pytest.mark.parametrize("name", [None, "", 3])
 def test_serializer_without_a_text_as_its_name_is_refused(tmp_path: Path, name: Any) -> None:
-    serializer: Any = types.SimpleNamespace(dumps=repr, loads=eval, name=name)
-    with pytest.raises(TypeError, match="SimpleNamespace lacks a name, which is kept with each"):
+    serializer: Any = types.SimpleNamespace(serialize=repr, deserialize=eval, name=name)
+    with pytest.raises(TypeError, match="the name of types.SimpleNamespace is "):
         SqliteStateStore(tmp_path / "runs.db", serializer)
-    module: Any = json
-    with pytest.raises(TypeError, match="module lacks a name, which is kept with each"):
-        SqliteStateStore(tmp_path / "runs.db", module)
+    assert not list(tmp_path.iterdir())
+
+
+def test_half_a_serializer_is_refused_before_there_is_a_file(tmp_path: Path) -> None:
+    class Half(ResultSerializer):
+        def serialize(self, obj: object) -> bytes:
+            return b""
+
+    with pytest.raises(TypeError, match=r"Half lacks the method deserialize\(\)"):
+        SqliteStateStore(tmp_path / "runs.db", Half())
+    assert not list(tmp_path.iterdir())

@@ -18,14 +18,21 @@ from flowrun import (
     RunSummary,
     SqliteStateStore,
     StateStoreProtocol,
-    TaskRecord,
     build_default_engine,
 )
-from flowrun.errors import AlreadyResumedError, RunAliveError, UnknownRunError
+from flowrun.errors import (
+    AlreadyResumedError,
+    RunAliveError,
+    RunLostError,
+    StoreError,
+    UnknownRunError,
+)
+from flowrun.state import ByteStoreProtocol
 from flowrun.state.records import NoResult, Reason, RunStatus
 
+from .runs import failed, finish, make_run, merged, running, save, succeeded, without_results
+
 Store = Any
-MakeRun = Callable[..., RunRecord]
 
 
 class PickleJar:
@@ -44,29 +51,23 @@ class PickleJar:
                 raise RunAliveError(old, "it is being worked on")
             if run.sole_heir and heirs:
                 raise AlreadyResumedError(old, "somebody has resumed it")
-            for name, value in self.load_results(old, list(run.tasks)).items():
-                run.tasks[name].result = value
+            run = merged(run, self.load_run(old, results=True).tasks, run.tasks.values())
         self.jar[run.run_id] = pickle.dumps(run)
 
     def save(self, changes: Sequence[Change]) -> None:
         for run, task in changes:
             kept = self.load_run(run.run_id, results=True)
             if task is None:
-                kept.finish(run.finished_at or 0.0, run.error)
+                kept = kept.finish(run.finished_at or 0.0, run.error)
             else:
-                if task.result is NoResult.STORED:
-                    task.result = kept.tasks[task.name].result
-                kept.tasks[task.name] = task
+                kept = merged(kept, kept.tasks, [task])
             self.jar[run.run_id] = pickle.dumps(kept)
 
     def load_run(self, run_id: str, *, results: bool) -> RunRecord:
         if run_id not in self.jar:
             raise UnknownRunError(run_id)
         run: RunRecord = pickle.loads(self.jar[run_id])
-        for task in run.tasks.values():
-            if not results and not isinstance(task.result, NoResult):
-                task.result = NoResult.STORED
-        return run
+        return run if results else without_results(run)
 
     def load_results(self, run_id: str, task_names: Collection[str]) -> dict[str, object]:
         tasks = self.load_run(run_id, results=True).tasks.items()
@@ -107,13 +108,15 @@ def doomed(store: PickleJar, keep_last: int | None, before: float | None) -> lis
     return found
 
 
-@pytest.fixture(params=["memory", "sqlite", "somebody else's"])
+@pytest.fixture(params=["memory", "sqlite", "sqlite in memory", "somebody else's"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     made: Store
     if request.param == "memory":
         made = InMemoryStateStore()
     elif request.param == "sqlite":
         made = SqliteStateStore(tmp_path / "runs.db")
+    elif request.param == "sqlite in memory":
+        made = SqliteStateStore(":memory:")
     else:
         made = PickleJar()
     yield made
@@ -121,80 +124,74 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     made.close()
 
 
-def make_run(run_id: str = "r1", dag: str = "d", created_at: float = 1.0, **more: Any) -> RunRecord:
-    tasks = {"a": TaskRecord("a"), "b": TaskRecord("b", ("a",))}
-    return RunRecord(run_id, dag, created_at, tasks, **more)
-
-
-def save(store: Store, run: RunRecord, *names: str) -> None:
-    store.save([Change(run, run.tasks[name]) for name in names])
-
-
-def finish(store: Store, run: RunRecord, *, fail: bool = False, at: float = 9.0) -> None:
-    for task in run.tasks.values():
-        if task.status == "PENDING":
-            task.start(at - 1, at - 2)
-        if task.status == "RUNNING":
-            task.fail(at, "boom", Reason.ERROR) if fail else task.succeed(at, 7)
-    run.finish(at, "why" if fail else None)
-    store.save([*(Change(run, task) for task in run.tasks.values()), Change(run, None)])
-
-
 def test_new_run_comes_back_as_it_was_created(store: Store) -> None:
-    run = make_run(metadata={"by": "cron", "n": [1, None]}, targets=("b",))
+    run = make_run(metadata={"by": "cron", "n": [1, None]}, targets=("b",), started_by="r0")
     store.create_run(run)
-    loaded = store.load_run("r1", results=True)
-    assert (loaded.run_id, loaded.dag_name, loaded.created_at) == ("r1", "d", 1.0)
-    assert (loaded.metadata, loaded.targets) == ({"by": "cron", "n": [1, None]}, ("b",))
-    assert (loaded.finished_at, loaded.error, loaded.alive) == (None, None, True)
-    assert list(loaded.tasks) == ["a", "b"]
-    assert loaded.tasks["b"].deps == ("a",)
-    assert loaded.tasks["a"].result is NoResult.ABSENT
-    assert loaded.status == "RUNNING"
+    assert store.load_run("r1", results=True) == run
+    assert list(store.load_run("r1", results=False).tasks) == ["a", "b"]
 
 
 def test_every_field_of_a_task_is_kept(store: Store) -> None:
     run = make_run()
     store.create_run(run)
-    task = run.tasks["a"]
-    task.start(2.0, 1.5)
-    task.fail(3.0, "first\nerror \U0001f600", Reason.TIMEOUT, abandoned=True)
-    task.retry()
-    task.start(4.0, 3.5)
-    save(store, run, "a")
-    running = store.load_run("r1", results=True).tasks["a"]
-    assert (running.status, running.attempt, running.started_at) == ("RUNNING", 2, 4.0)
-    task.succeed(5.0, {"rows": [1, None]})
-    run.tasks["b"].skip(6.0, Reason.UPSTREAM_FAILED, "why")
-    save(store, run, "a", "b")
+    task = run.tasks["a"].start(2.0, 1.5)
+    task = task.fail(3.0, "first\nerror \U0001f600", Reason.TIMEOUT, abandoned=True).retry()
+    for change in (task, task.start(4.0, 3.5)):
+        run = save(store, run, change)
+        assert store.load_run("r1", results=True) == run
+    skipped = run.tasks["b"].skip(6.0, Reason.UPSTREAM_FAILED, "why")
+    run = save(store, run, run.tasks["a"].succeed(5.0, {"rows": [1, None]}), skipped)
     loaded = store.load_run("r1", results=True)
-    assert loaded.tasks["a"].attempts == task.attempts
-    assert loaded.tasks["a"].result == {"rows": [1, None]}
-    assert loaded.tasks["b"].reason is Reason.UPSTREAM_FAILED
-    assert (loaded.tasks["b"].status, loaded.tasks["b"].error) == ("SKIPPED", "why")
+    assert loaded == run
+    assert [attempt.number for attempt in loaded.tasks["a"].attempts] == [1, 2]
+
+
+def test_loaded_attempts_go_on(store: Store) -> None:
+    run = make_run()
+    store.create_run(run)
+    task = run.tasks["a"]
+    for number in range(5):
+        task = failed(task, f"error {number}").retry()
+        save(store, run, task)
+        task = store.load_run("r1", results=False).tasks["a"]
+    assert [attempt.error for attempt in task.attempts] == [f"error {n}" for n in range(5)]
 
 
 @pytest.mark.parametrize("value", [None, 0, "", [], {"a": [1.5, True, None]}, "\u20ac\U0001f600"])
 def test_results_come_back_and_can_be_left_out(store: Store, value: object) -> None:
     run = make_run()
     store.create_run(run)
-    run.tasks["a"].start(2.0, 2.0)
-    run.tasks["a"].succeed(3.0, value)
-    save(store, run, "a")
+    save(store, run, succeeded(run.tasks["a"], value))
     assert store.load_run("r1", results=True).tasks["a"].result == value
     assert store.load_run("r1", results=False).tasks["a"].result is NoResult.STORED
-    assert store.load_results("r1", ["a", "b"]) == {"a": value}
+    assert store.load_results("r1", ["a", "b", "other"]) == {"a": value}
 
 
 def test_released_result_is_neither_absent_nor_none(store: Store) -> None:  # I2
     run = make_run()
     store.create_run(run)
-    run.tasks["a"].start(2.0, 2.0)
-    run.tasks["a"].succeed(3.0, [1])
-    run.tasks["a"].release()
-    save(store, run, "a")
+    run = save(store, run, succeeded(run.tasks["a"], [1]))
+    save(store, run, run.tasks["a"].release())
     assert store.load_run("r1", results=True).tasks["a"].result is NoResult.RELEASED
     assert store.load_results("r1", ["a"]) == {}
+
+
+def test_record_without_its_result_leaves_the_result_as_it_is(store: Store) -> None:
+    run = make_run()
+    store.create_run(run)
+    save(store, run, succeeded(run.tasks["a"], [1]))
+    task = store.load_run("r1", results=False).tasks["a"]
+    save(store, run, task._replace(finished_at=3.5))
+    loaded = store.load_run("r1", results=True).tasks["a"]
+    assert (loaded.result, loaded.finished_at) == ([1], 3.5)
+
+
+def test_last_one_of_a_record_given_twice_counts(store: Store) -> None:
+    run = make_run()
+    store.create_run(run)
+    task = running(run.tasks["a"])
+    save(store, run, task, task.succeed(3.0, 1))
+    assert store.load_run("r1", results=True).tasks["a"].result == 1
 
 
 def test_loaded_run_is_a_snapshot(store: Store) -> None:  # D8
@@ -209,8 +206,9 @@ def test_loaded_run_is_a_snapshot(store: Store) -> None:  # D8
 def test_finished_run(store: Store) -> None:
     run = make_run()
     store.create_run(run)
-    finish(store, run, fail=True)
+    ended = finish(store, run, fail=True)
     loaded = store.load_run("r1", results=False)
+    assert loaded == ended
     assert (loaded.status, loaded.finished_at, loaded.error) == ("FAILED", 9.0, "why")
     assert not loaded.alive
 
@@ -251,6 +249,15 @@ def test_runs_are_listed_newest_first(store: Store) -> None:
     assert summary.task_counts == {"SUCCESS": 2}
 
 
+def test_list_shows_what_a_record_shows(store: Store) -> None:
+    for number, started_by in enumerate((None, "r0")):
+        run = make_run(f"r{number}", metadata={"n": number}, started_by=started_by)
+        store.create_run(run)
+        save(store, run, failed(run.tasks["a"]))
+    for summary in store.list_runs(RunQuery()):
+        assert summary == store.load_run(summary.run_id, results=False).summary()
+
+
 def test_prune_deletes_finished_runs_only(store: Store) -> None:
     runs = [make_run(f"r{number}", created_at=float(number)) for number in range(5)]
     for run in runs:
@@ -264,23 +271,22 @@ def test_prune_deletes_finished_runs_only(store: Store) -> None:
     assert [run.run_id for run in store.list_runs(RunQuery())] == ["r4"]
 
 
-def test_resumed_run_takes_results_along(store: Store) -> None:  # S1 S4
+def test_resumed_run_takes_results_and_attempts_along(store: Store) -> None:  # S1 S4
     old = make_run()
     store.create_run(old)
-    old.tasks["a"].start(2.0, 2.0)
-    old.tasks["a"].succeed(3.0, [1, None])
-    save(store, old, "a")
-    old.tasks["b"].start(4.0, 4.0)
-    old.tasks["b"].fail(5.0, "boom", Reason.ERROR)
-    old.finish(6.0)
-    store.save([Change(old, old.tasks["b"]), Change(old, None)])
+    again = failed(old.tasks["a"]).retry()
+    old = save(store, old, succeeded(again, [1, None]))
+    finish(store, old, fail=True)
+    kept = store.load_run("r1", results=False).tasks["a"]
     new = make_run("r2", resumed_from="r1")
-    new.tasks["a"] = store.load_run("r1", results=store.blocking is False).tasks["a"]
+    new = new._replace(tasks={**new.tasks, "a": kept})
     store.create_run(new)
     loaded = store.load_run("r2", results=True)
-    assert loaded.tasks["a"].result == [1, None]
+    assert loaded.tasks["a"] == kept._replace(result=[1, None])
     assert loaded.resumed_from == "r1"
     assert [run.run_id for run in store.list_runs(RunQuery(resumed_from="r1"))] == ["r2"]
+    save(store, new, failed(new.tasks["b"]))
+    assert store.load_run("r2", results=True).tasks["a"] == loaded.tasks["a"]
 
 
 def test_second_heir_is_refused(store: Store) -> None:  # S5
@@ -294,12 +300,53 @@ def test_second_heir_is_refused(store: Store) -> None:  # S5
     with pytest.raises(RunAliveError):
         store.create_run(make_run("r4", resumed_from="r1"))
     finish(store, heir)
-    sole = make_run("r5", resumed_from="r1")
-    sole.sole_heir = True
     with pytest.raises(AlreadyResumedError):
-        store.create_run(sole)
+        store.create_run(make_run("r5", resumed_from="r1", sole_heir=True))
     store.create_run(make_run("r6", resumed_from="r1"))
     assert {run.run_id for run in store.list_runs(RunQuery())} == {"r1", "r3", "r6"}
+
+
+def test_stores_are_known_by_what_they_can_do(store: Store) -> None:
+    assert isinstance(store, StateStoreProtocol)
+    assert isinstance(store, ByteStoreProtocol) is isinstance(store, SqliteStateStore)
+    assert not isinstance(object(), StateStoreProtocol)
+
+
+@pytest.mark.parametrize("make", [InMemoryStateStore, lambda: SqliteStateStore(":memory:")])
+def test_own_stores_list_all_runs_without_a_query(make: Callable[[], Any]) -> None:
+    store = make()
+    for name in ("r1", "r2"):
+        store.create_run(make_run(name))
+    assert [run.run_id for run in store.list_runs()] == ["r2", "r1"]
+    store.close()
+
+
+@pytest.mark.parametrize("make", [InMemoryStateStore, lambda: SqliteStateStore(":memory:")])
+def test_own_stores_refuse_an_id_that_was_given_before(make: Callable[[], Any]) -> None:
+    store = make()
+    ended = make_run("same")
+    store.create_run(ended)
+    finish(store, ended)
+    with pytest.raises(StoreError, match="there is a run 'same' already"):
+        store.create_run(make_run("same"))
+    assert store.load_run("same", results=False).status == "SUCCESS"
+    store.close()
+
+
+@pytest.mark.parametrize("make", [InMemoryStateStore, lambda: SqliteStateStore(":memory:")])
+def test_own_stores_refuse_changes_of_a_run_that_has_ended_or_is_none_of_theirs(
+    make: Callable[[], Any],
+) -> None:
+    store = make()
+    ended, alive = make_run(), make_run("r2")
+    for run in (ended, alive):
+        store.create_run(run)
+    finish(store, ended)
+    for lost in (ended, make_run("nope")):
+        with pytest.raises(RunLostError, match=f"run {lost.run_id!r}"):
+            store.save([Change(alive, running(alive.tasks["a"])), Change(lost, lost.tasks["a"])])
+    assert store.load_run("r2", results=True) == alive  # all or nothing
+    store.close()
 
 
 async def test_engine_runs_and_resumes_on_it(store: Store) -> None:

@@ -14,9 +14,9 @@ from flowrun import (
     fn_hook,
 )
 
-engine = build_default_engine(max_workers=2, max_parallel=2, hooks=[fn_hook()])
+engine = build_default_engine(max_workers=2, max_parallel=2, hooks=[fn_hook(on_dag_end=None)])
 assert_type(engine, Engine)
-etl = engine.dag("etl")
+etl = engine.dag(dag_name="etl")
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ def fetch(*, table: str) -> str:
 assert_type(bare(), list[int])
 assert_type(scoped(), None)
 assert_type(etl.task_template(fetch), TaskTemplate)
+engine.task("no_deps", dag="etl", deps=None, copy_inputs=True)(fetch)
 
 
 async def read() -> None:

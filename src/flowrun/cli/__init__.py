@@ -1,4 +1,4 @@
-"""The terminal's way in: the ``flowrun`` command."""
+"""The ``flowrun`` command."""
 
 from flowrun.cli.commands import main
 

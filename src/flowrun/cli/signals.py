@@ -1,65 +1,188 @@
-"""Signals, while the command line awaits a run."""
+"""The event loop of one command, and the signals that cancel its run.
+
+``asyncio.run`` is not used: it waits without bound for tasks that ignore their cancellation and
+for busy threads. The command ends when its run has ended.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import atexit
+import logging
 import os
 import signal
 import sys
+import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable, Coroutine
     from contextlib import AbstractAsyncContextManager
     from types import FrameType
 
 INTERRUPTED = 130
 """The exit code of a program that SIGINT has ended, as a shell has it."""
 
+_NUMBERS = (signal.SIGINT, signal.SIGTERM)
+_WIND_DOWN_S = 1.0
+_JOIN_THREADS_S = 5.0
 
-async def until_interrupted(
-    engine: AbstractAsyncContextManager[object], work: Awaitable[str]
-) -> str:
-    """Await a run; cancel it on the first SIGINT or SIGTERM (R2), exit at once on the second.
+# Loops with tasks that ignore their cancellation: such a task must not be collected, since it
+# may ignore that, too.
+_KEPT: list[asyncio.AbstractEventLoop] = []
+
+
+class RunLoop:
+    """Await one run; the first SIGINT or SIGTERM cancels it, the second one ends the process.
+
+    A signal that comes after the run has ended is ignored, up to the end of the command; a
+    second one then ends the process with :attr:`exit_code`.
+
+    Attributes:
+        exit_code: The exit code of the command as far as it is known.
+        left: Whether tasks remain on the loop that have ignored their cancellation.
+        used: Whether the loop has been entered.
+    """
+
+    def __init__(self) -> None:
+        self.exit_code = INTERRUPTED
+        self.left = False
+        self.used = False
+        self._cancelled = False
+        self._ignored = False
+        self._running: asyncio.Future[str] | None = None
+
+    def __enter__(self) -> Self:
+        """Take over the signals."""
+        self.used = True
+        self._loop = asyncio.new_event_loop()
+        self._before = {number: signal.getsignal(number) for number in _NUMBERS}
+        for number in _NUMBERS:
+            # The loop's own handlers do not run while a task blocks the loop. But only with them
+            # does a signal wake a loop that is about to sleep.
+            with suppress(NotImplementedError):  # on Windows a signal wakes it without
+                self._loop.add_signal_handler(number, lambda: None)
+            signal.signal(number, self._stop)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Keep the signals, until :meth:`release` or the end of the process."""
+
+    def release(self) -> None:
+        """Give the signals back, for a caller that goes on after the command."""
+        if not self.used:
+            return
+        for number, handler in self._before.items():
+            with suppress(NotImplementedError):
+                self._loop.remove_signal_handler(number)
+            signal.signal(number, handler or signal.SIG_DFL)
+        if self.left:
+            _KEPT.append(self._loop)
+        else:
+            self._loop.close()
+
+    def run(
+        self,
+        engine: AbstractAsyncContextManager[object],
+        work: Callable[[], Awaitable[str]],
+    ) -> str:
+        """Await a run and return its result.
+
+        Args:
+            engine: Closed when the run has ended.
+            work: Starts the run.
+
+        Raises:
+            KeyboardInterrupt: A signal has cancelled the run, and it has ended.
+        """
+        try:
+            result = self._loop.run_until_complete(self._await_run(engine, work))
+        finally:
+            self._wind_down()
+        if result is None:
+            raise KeyboardInterrupt
+        return result
+
+    async def _await_run(
+        self,
+        engine: AbstractAsyncContextManager[object],
+        work: Callable[[], Awaitable[str]],
+    ) -> str | None:
+        self._running = running = asyncio.ensure_future(work())
+        if self._cancelled:  # before there was a run to cancel
+            running.cancel()
+        try:
+            async with engine:
+                return await running
+        except asyncio.CancelledError:
+            if self._cancelled:
+                return None
+            raise
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - as signal calls it
+        if self._cancelled:
+            _exit_at_once(INTERRUPTED, b"interrupted\n")
+        if self._running is not None and self._running.done():
+            if self._ignored:
+                _exit_at_once(self.exit_code, b"")
+            self._ignored = True
+            return
+        self._cancelled = True
+        if self._running is not None:
+            self._loop.call_soon_threadsafe(self._running.cancel)
+        # In the middle of another print, or with nobody to read it, it is left out.
+        with suppress(RuntimeError, OSError, ValueError):
+            print("interrupted: cancelling; once more to exit at once", file=sys.stderr)
+
+    def _wind_down(self) -> None:
+        """Cancel what user code has left on the loop, and give it a moment to end."""
+        left = asyncio.all_tasks(self._loop)
+        for task in left:
+            task.cancel()
+        rest: list[Coroutine[object, object, object]] = [
+            self._loop.shutdown_asyncgens(),
+            self._loop.shutdown_default_executor(),
+        ]
+        for step in rest:
+            left.add(self._loop.create_task(step))
+        self._loop.run_until_complete(asyncio.wait(left, timeout=_WIND_DOWN_S))
+        self.left = any(not task.done() for task in left)
+
+
+def leave_process(code: int, loop: RunLoop) -> None:
+    """Prepare the end of the process, so that it comes soon and with this exit code.
 
     Args:
-        engine: Closed when the run has ended.
-        work: The run; the result is what it returns.
-
-    Raises:
-        KeyboardInterrupt: There was such a signal, and the run has ended.
+        code: The exit code.
+        loop: The command's loop.
     """
-    loop = asyncio.get_running_loop()
-    running = asyncio.ensure_future(work)
-    told: list[int] = []
+    if not loop.used:
+        return
+    for number in _NUMBERS:
+        signal.signal(number, signal.SIG_IGN)
+    if loop.left:
+        # The interpreter would destroy these tasks, and one that ignores that, too, would never
+        # let it end.
+        logging.shutdown()
+        _exit_at_once(code, b"")
+    main = threading.main_thread()
+    if any(thread is not main and not thread.daemon for thread in threading.enumerate()):
+        # The interpreter waits for threads, and an abandoned call may run in one for hours. It
+        # calls what atexit knows after that wait, the function that was registered last first.
+        joined = threading.Event()
+        atexit.register(joined.set)
+        watch = threading.Thread(target=_exit_unless, args=(joined, code), daemon=True)
+        watch.start()
 
-    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - as signal calls it
-        if told:
-            with suppress(OSError):  # pragma: no cover - ends the process at once
-                os.write(2, b"interrupted\n")
-            os._exit(INTERRUPTED)  # pragma: no cover - as above
-        told.append(number)
-        loop.call_soon_threadsafe(running.cancel)
-        with suppress(RuntimeError):  # in the middle of another print
-            print("interrupted: cancelling; once more to leave at once", file=sys.stderr)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        # The loop's own handlers wait while a task blocks the loop; but only with them does a
-        # signal that comes just before the loop falls asleep wake it.
-        with suppress(NotImplementedError):  # on Windows it wakes without
-            loop.add_signal_handler(number, told.copy)
-        signal.signal(number, stop)
-    try:
-        async with engine:
-            return await running
-    except asyncio.CancelledError:
-        if told:
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        for number, handler in before.items():
-            with suppress(NotImplementedError):
-                loop.remove_signal_handler(number)
-            signal.signal(number, handler or signal.SIG_DFL)
+# The process ends in this thread, and what coverage has measured in it is lost.
+def _exit_unless(joined: threading.Event, code: int) -> None:  # pragma: no cover - as above
+    if not joined.wait(_JOIN_THREADS_S):
+        _exit_at_once(code, b"")
+
+
+def _exit_at_once(code: int, text: bytes) -> None:
+    with suppress(OSError):
+        os.write(2, text)
+    os._exit(code)

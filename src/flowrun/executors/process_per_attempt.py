@@ -45,7 +45,7 @@ StartMethod: TypeAlias = Literal["forkserver", "spawn"]
 DEFAULT_GRACE_S = 2.0
 _LINGER_S = 1.0
 _EXIT_WAIT_S = 1.0
-_LOG = logging.getLogger("flowrun.executors.process_per_attempt")
+_LOG = logging.getLogger("flowrun.executors")
 
 
 class ProcessFuture(Future[T]):

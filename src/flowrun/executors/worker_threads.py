@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 DEFAULT_IDLE_S = 60.0
 _FEW_CANCELLED = 64
-_LOG = logging.getLogger("flowrun.executors.worker_threads")
+_LOG = logging.getLogger("flowrun.executors")
 _numbers = itertools.count(1)
 
 
@@ -320,8 +320,9 @@ class WorkerThreads(Executor):
         burst of short jobs wakes few threads, and who submits them starts no more than one.
         """
         if self._idle:
-            worker = self._idle.pop()
+            worker = self._idle[-1]
             worker.called = self._calling = True
+            del self._idle[-1]  # no call up to here: a KeyboardInterrupt would lose the worker
             worker.gate.release()
         elif self._spare > 0:
             thread = threading.Thread(

@@ -1,4 +1,4 @@
-"""How a task is called with the results of its dependencies: settled once, applied per attempt."""
+"""The arguments of a task's call: planned once per task, built once per attempt."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ T = TypeVar("T")
 
 
 class CallPlan:
-    """How one task is called with its dependencies' results: made once, applied per attempt.
+    """Build the arguments of one task's calls from its dependencies' results.
 
     Attributes:
-        gives_any: Whether a call has any argument at all.
-        only_upstream: Whether all that a call has is ``upstream``.
+        gives_any: Whether a call has any argument.
+        only_upstream: Whether ``upstream`` is the only argument.
     """
 
     __slots__ = ("_by_name", "_extra", "_used", "gives_any", "only_upstream")
@@ -57,10 +57,10 @@ class CallPlan:
 
 
 class _Extra:
-    """The rarer part of a plan: context, ``upstream``, positional-only parameters.
+    """The rarer part of a plan: context, ``upstream``, arguments by position.
 
     Attributes:
-        only_upstream: Whether there is nothing but ``upstream``.
+        only_upstream: Whether ``upstream`` is the only argument.
     """
 
     __slots__ = ("_places", "_signature", "only_upstream")
@@ -69,7 +69,7 @@ class _Extra:
         self._signature = signature
         self._places = places
         self.only_upstream = signature.wants_upstream and not (
-            signature.context_parameter or signature.positional_only
+            signature.context_parameter or signature.by_position
         )
 
     def positional(
@@ -86,17 +86,17 @@ class _Extra:
             keywords[name] = context
         if signature.wants_upstream:
             keywords[UPSTREAM] = dict(zip(names, values, strict=True))
-        if not signature.positional_only:
+        if not signature.by_position:
             return ()
         return self._moved(values, keywords)
 
     def _moved(self, values: Sequence[object], keywords: dict[str, object]) -> tuple[object, ...]:
-        """Return the positional-only arguments; gaps before the last one get their default."""
+        """Return the arguments by position; gaps before the last one get their default."""
         signature = self._signature
         arguments: list[object] = []
         filled = 0
         for name, default, place in zip(
-            signature.positional_only, signature.positional_defaults, self._places, strict=True
+            signature.by_position, signature.positional_defaults, self._places, strict=True
         ):
             if place is not None:
                 arguments.append(values[place])
@@ -114,23 +114,23 @@ _UPSTREAM_ONLY = CallPlan(None, (), _Extra(Signature(is_async=False, wants_upstr
 
 
 def plan_without_dependencies(signature: Signature) -> CallPlan | None:
-    """Return the plan that holds whatever the dependencies are, if there is one."""
+    """Return the plan of a signature for which the dependencies do not matter, if it is one."""
     if signature.takes_nothing:
         return _NO_PLAN
-    if signature.wants_upstream and not (signature.positional_only or signature.context_parameter):
+    if signature.wants_upstream and not (signature.by_position or signature.context_parameter):
         return _UPSTREAM_ONLY
     return None
 
 
 def plan_call(signature: Signature, dependency_names: Sequence[str]) -> CallPlan:
-    """Settle which dependency's result goes where.
+    """Decide which dependency's result goes to which parameter.
 
     With ``upstream`` all results go into that one parameter. Without, each goes to the
     parameter of its name; to ``**kwargs`` if there is no such parameter; else the dependency
     is order only. A name that a template or a partial has bound stays as it was bound.
 
     Args:
-        signature: How the callable wants to be called.
+        signature: The callable's parameters.
         dependency_names: All its dependencies, in the order in which results will be given.
 
     Example:
@@ -149,15 +149,23 @@ def plan_call(signature: Signature, dependency_names: Sequence[str]) -> CallPlan
     else:
         places = _places(signature, tuple(dependency_names))
         used = tuple(sorted(places.values()))
-    by_position = tuple([places.pop(name, None) for name in signature.positional_only])
+    positions = tuple([places.pop(name, None) for name in signature.by_position])
     extra = None
-    if signature.context_parameter or signature.wants_upstream or by_position:
-        extra = _Extra(signature, by_position)
+    if signature.context_parameter or signature.wants_upstream or positions:
+        extra = _Extra(signature, positions)
     return CallPlan(used, tuple(places.items()), extra)
 
 
+def lost_results(signature: Signature, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the dependencies whose results go to no parameter of a call."""
+    if signature.wants_upstream:
+        return ()
+    placed = _places(signature, names).values()
+    return tuple([name for place, name in enumerate(names) if place not in placed])
+
+
 def _places(signature: Signature, names: tuple[str, ...]) -> dict[str, int]:
-    """Return where in the results each parameter finds its value."""
+    """Return the position of each parameter's value in the results."""
     at = {name: place for place, name in enumerate(names)}
     places = {name: at[name] for name in (*signature.required, *signature.optional) if name in at}
     if signature.accepts_any_keyword:

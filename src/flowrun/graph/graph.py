@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from flowrun.errors import GraphError, UnknownTaskError
 from flowrun.graph import problems as wrong
-from flowrun.graph.call_plan import plan_call, plan_without_dependencies
+from flowrun.graph.call_plan import lost_results, plan_call, plan_without_dependencies
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -26,7 +26,7 @@ class Graph:
     """One DAG, or a part of it, ready to run.
 
     Tasks are numbered in topological order: by the length of the longest path that leads to
-    them, then as declared. Everything but the names speaks of these numbers.
+    them, then as declared. All attributes but the names use these numbers.
 
     Attributes:
         dag_name: The DAG.
@@ -71,7 +71,7 @@ class Graph:
         self.parents = _numbers(self.index, dependency_names)
         self.children = _children(self.parents)
         signatures = [spec.signature for spec in specs]
-        # Many tasks share a few signatures: what follows from one alone is settled once.
+        # Many tasks share a few signatures, so what depends on a signature alone is computed once.
         distinct = set(signatures)
         self.plans = _plans(signatures, distinct, dependency_names)
         is_async = {signature: signature.is_async for signature in distinct}
@@ -103,7 +103,7 @@ class Graph:
         specs = tuple(specs)
         declared = tuple([spec.deps for spec in specs])
         order = None if _needs_care(specs) else _declared_order(specs, declared)
-        if order is not None:  # so every dependency is a task's name, and callables are not
+        if order is not None:  # so every dependency is the name of a task, not a callable
             names = cast("tuple[tuple[str, ...], ...]", declared)
         else:
             problems: list[GraphError] = []
@@ -122,7 +122,7 @@ class Graph:
         """Return the part that leads to these tasks, themselves included.
 
         Raises:
-            UnknownTaskError: A target is no task of this graph.
+            UnknownTaskError: A target is not a task of this graph.
         """
         wanted = tuple(targets)
         chosen: set[int] = set()
@@ -172,10 +172,13 @@ class Graph:
 
 
 def _needs_care(specs: Sequence[TaskSpec]) -> bool:
-    """Return whether there is more to resolve than what tasks list as dependencies."""
+    """Return whether more must be resolved than the dependencies that tasks list."""
     if {spec.executor for spec in specs} != {None}:
         return True
-    return any(signature.required for signature in {spec.signature for spec in specs})
+    return any(
+        signature.required or signature.leaves_star_arguments
+        for signature in {spec.signature for spec in specs}
+    )
 
 
 def _resolve(
@@ -185,7 +188,7 @@ def _resolve(
     executors: Collection[str],
     problems: list[GraphError],
 ) -> tuple[tuple[str, ...], ...]:
-    """Return the names of every task's dependencies, and note what is wrong."""
+    """Return the names of every task's dependencies; add mistakes to ``problems``."""
     known = {spec.name: None for spec in specs}
     resolved: list[tuple[str, ...]] = []
     for spec in specs:
@@ -199,8 +202,8 @@ def _resolve(
                     continue
                 name = there
             if name not in known:
-                # What is cut short is not shown: a search for a hint there, through all the
-                # tasks for each of them, would cost their product (G2).
+                # The error lists only the first problems. A hint for each of the others would
+                # search all tasks, at the cost of tasks times problems (G2).
                 hints = known if len(problems) < wrong.MOST else ()
                 problems.append(wrong.missing(dag_name, spec, name, hints, registry))
             elif name in found:
@@ -208,28 +211,31 @@ def _resolve(
                 problems.append(GraphError(dag_name, [problem]))
             else:
                 found[name] = None
-        if spec.signature.required:
-            _infer(dag_name, spec, known, found, problems)
+        _fill(dag_name, spec, known, found, problems)
         if spec.executor is not None and spec.executor not in executors:
             problems.append(wrong.unknown_executor(dag_name, spec, executors))
         resolved.append(tuple(found))
     return tuple(resolved)
 
 
-def _infer(
+def _fill(
     dag_name: str,
     spec: TaskSpec,
     known: dict[str, None],
     found: dict[str, None],
     problems: list[GraphError],
 ) -> None:
-    """Add the dependencies that required parameters name (G4), or note what nothing fills."""
+    """Add the dependencies that required parameters name (G4); report what nothing fills."""
     for parameter in spec.signature.required:
         if spec.signature.wants_upstream or parameter not in known:
             hints = known if len(problems) < wrong.MOST else ()  # see _resolve
             problems.append(wrong.unfilled(dag_name, spec, parameter, hints))
         else:
             found[parameter] = None
+    if spec.signature.leaves_star_arguments:
+        lost = lost_results(spec.signature, tuple(found))
+        if lost:
+            problems.append(wrong.star_arguments(dag_name, spec, lost))
 
 
 def _name_of(
@@ -270,7 +276,7 @@ def _plans(
 def _numbers(
     index: dict[str, int], dependency_names: Sequence[tuple[str, ...]]
 ) -> tuple[tuple[int, ...], ...]:
-    """Return the numbers that belong to names; written out where there are as few as usual."""
+    """Return the numbers of names; the usual small counts are written out for speed."""
     number_of = index.__getitem__
     numbers: list[tuple[int, ...]] = []
     for names in dependency_names:
@@ -291,8 +297,8 @@ def _numbers(
 def _children(parents: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
     """Return the tasks that have each task as a parent.
 
-    Not with a list for each task: 100,000 of those make the garbage collector go through all
-    objects of the process, while tuples of numbers are nothing to it.
+    Not with a list for each task: the garbage collector visits every list, and 100,000 of them
+    slow it down. It does not track tuples of numbers.
     """
     children: list[tuple[int, ...]] = [()] * len(parents)
     of_many: dict[int, list[int]] = {}
@@ -318,8 +324,8 @@ def _declared_order(
 ) -> Sequence[int] | None:
     """Return positions in topological order: by depth, then as declared.
 
-    ``None`` if a dependency is no task that was declared before the task which lists it: how
-    deep that task is cannot be told in one pass.
+    ``None`` if a dependency is no task that was declared before the task which lists it: then
+    one pass cannot compute how deep that task is.
     """
     depths: dict[object, int] = {}
     try:

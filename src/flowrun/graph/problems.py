@@ -1,4 +1,4 @@
-"""What is wrong with a graph, as errors that name the task and the remedy."""
+"""The mistakes in a graph, as errors that name the task and the remedy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flowrun.errors import (
     close_match,
     listed,
 )
-from flowrun.registry import callable_name
+from flowrun.registry import TaskTemplate, callable_name, unresolved_annotation
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from flowrun.registry import TaskFunction, TaskRegistry, TaskSpec
 
 MOST = 20
-"""Problems that one error tells of."""
+"""The most problems that one error lists."""
 
 
 def ambiguous(
@@ -42,12 +42,12 @@ def ambiguous(
 
 
 def not_a_task(dag_name: str, spec: TaskSpec, function: TaskFunction) -> GraphError:
-    """A dependency is a callable that is no task at all, or a template."""
+    """A dependency is a callable that is not a task, or a template."""
     what = f"the callable {callable_name(function)!r}, which is not registered as a task"
     remedy = f"decorate it with @engine.task(dag={spec.dag!r})"
-    if callable(getattr(function, "bind", None)):
-        what = "a template, which is no task itself"
-        remedy = "name a task that its bind() has registered"
+    if isinstance(function, TaskTemplate):
+        what = "a template, and a template is not a task"
+        remedy = "list a task that its bind() has registered"
     return MissingDependencyError(dag_name, [f"task {spec.name!r} depends on {what}; {remedy}"])
 
 
@@ -73,7 +73,7 @@ def missing(
     known: Collection[str],
     registry: TaskRegistry,
 ) -> GraphError:
-    """A dependency is the name of no task of the DAG."""
+    """A dependency names a task that the DAG does not have."""
     dags = registry.dags_with(dependency)
     if dags:
         return cross(dag_name, spec, dependency, dags)
@@ -92,11 +92,17 @@ def missing(
 
 
 def unfilled(dag_name: str, spec: TaskSpec, parameter: str, known: Collection[str]) -> GraphError:
-    """Nothing fills a parameter that has to be filled."""
+    """Nothing fills a required parameter."""
     if spec.signature.wants_upstream:
         remedy = (
             "a task that declares 'upstream' is given no named results: read"
             f" upstream[{parameter!r}], or drop 'upstream'"
+        )
+    elif (annotation := unresolved_annotation(spec.function, parameter)) is not None:
+        remedy = (
+            f"its annotation {annotation!r} cannot be resolved at run time: if that is"
+            " RunContext under another name, import it outside 'if TYPE_CHECKING:', or under"
+            f" its own name. Else name the parameter after a task.{close_match(parameter, known)}"
         )
     else:
         remedy = (
@@ -109,8 +115,22 @@ def unfilled(dag_name: str, spec: TaskSpec, parameter: str, known: Collection[st
     )
 
 
+def star_arguments(dag_name: str, spec: TaskSpec, lost: Sequence[str]) -> GraphError:
+    """The results of dependencies would go to ``*args``, and be lost."""
+    return UnfilledParameterError(
+        dag_name,
+        [
+            (
+                f"task {spec.name!r} has *args, and results are never passed to those:"
+                f" {listed(lost)} would be lost; declare a parameter 'upstream' and read"
+                f" upstream[{lost[0]!r}], or name a parameter after each dependency"
+            )
+        ],
+    )
+
+
 def unknown_executor(dag_name: str, spec: TaskSpec, executors: Collection[str]) -> GraphError:
-    """A task asks for an executor that the engine has not."""
+    """A task names an executor that the engine does not have."""
     return UnknownExecutorError(
         dag_name,
         [
@@ -124,7 +144,7 @@ def unknown_executor(dag_name: str, spec: TaskSpec, executors: Collection[str]) 
 
 
 def together(dag_name: str, problems: Sequence[GraphError]) -> GraphError:
-    """Return one error for all of them; of their own class if they share it."""
+    """Return one error for all problems; of their own class if they share one."""
     kinds = {type(problem) for problem in problems}
     kind = kinds.pop() if len(kinds) == 1 else GraphError
     lines = [line for problem in problems for line in problem.problems]
@@ -141,14 +161,14 @@ def cycles(
     children: Sequence[Sequence[int]],
     unmet: list[int],
 ) -> list[GraphError]:
-    """Return the cycles of a graph; two that share a dependency may be told as one.
+    """Return the cycles of a graph; two that share a dependency may be reported as one.
 
     Args:
         dag_name: The DAG.
         specs: Its tasks.
         parents: Their dependencies, as positions.
         children: What depends on them.
-        unmet: How many dependencies of each could not be put in order; used up.
+        unmet: How many dependencies of each could not be put in order; it is changed.
     """
     found: list[GraphError] = []
     cut: set[tuple[int, int]] = set()

@@ -1,4 +1,4 @@
-"""Events of a run, the hooks that receive them, and their delivery."""
+"""The events of a run, the hooks that handle them, and the dispatcher that delivers them."""
 
 from flowrun.hooks.dispatcher import HookChannel, HookDispatcher
 from flowrun.hooks.events import (

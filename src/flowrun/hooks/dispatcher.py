@@ -1,4 +1,4 @@
-"""Delivery of a run's events to its hooks, in order, off the event loop."""
+"""Deliver a run's events to the hooks, in order, off the event loop."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 
 class Listener(NamedTuple):
-    """One hook's handler of one kind of event."""
+    """A hook and its handler for one kind of event."""
 
     hook: object
     handler: Callable[[Any], object]
 
 
 class HookDispatcher:
-    """Deliver the events of all runs of one engine; each run has a channel of its own.
+    """Deliver the events of all runs of one engine; each run has its own channel.
 
     Args:
-        hooks: The handlers, in the order in which they are called.
-        executor: Where they are called.
-        timeout_s: The longest that one call may take before it is left behind.
-        log: Where errors of hooks go.
-        redact: What they are to go through before that.
+        hooks: The hooks, in the order of their calls.
+        executor: Runs the calls.
+        timeout_s: Seconds after which a call is abandoned.
+        log: Receives the errors of hooks.
+        redact: Applied to the text of an error before it is logged.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class HookDispatcher:
         redact: Callable[[str], str] | None = None,
     ) -> None:
         self._redact = redact
+        self.hooks = tuple(hooks)
         self.executor = executor
         self.timeout_s = timeout_s
         self.log = log
@@ -58,12 +59,13 @@ class HookDispatcher:
         }
 
     def add(self, hook: RunHook) -> None:
-        """Let one more hook hear the runs that start from now on."""
+        """Add a hook for the runs that start from now on."""
+        self.hooks += (hook,)
         for event, method in EVENT_METHODS.items():
             self.listeners[event] += _overridden([hook], method)
 
     def tell_failure(self, handler: object, event: Event, error: BaseException) -> None:
-        """Log that a hook has raised."""
+        """Log an exception of a hook."""
         from flowrun.escape import for_terminal  # noqa: PLC0415 - for errors only
 
         name, about = type(event).__name__, {"run_id": event.run_id, "dag": event.dag_name}
@@ -71,14 +73,14 @@ class HookDispatcher:
         self.log.error("hook %r failed on %s\n%s", handler, name, text, extra=about)
 
     def give_up_stuck(self) -> None:
-        """Leave behind what has taken too long in any run: others may need its thread."""
+        """Abandon calls that take too long, in all runs: other runs may need their threads."""
         with self._lock:
             channels = [*self._channels]
         for channel in channels:
             channel.give_up_if_stuck()
 
     def watch(self, channel: HookChannel) -> None:
-        """Have :meth:`give_up_stuck` look at a channel, as long as there is one."""
+        """Let :meth:`give_up_stuck` check a channel as long as the channel exists."""
         with self._lock:
             self._channels.add(channel)
 
@@ -86,9 +88,9 @@ class HookDispatcher:
         """Open the channel of one run.
 
         Args:
-            context: The context variables that hooks see: those of the run's caller.
-            wake: Called from the delivering thread after a round of calls, so that the run's
-                loop notices at once what a hook did to it (an ``asyncio.Event`` it set).
+            context: The context variables for hooks: those of the run's caller.
+            wake: Called on the delivering thread after a batch of calls, so that the run's loop
+                reacts at once to what a hook did, such as setting an ``asyncio.Event``.
         """
         return HookChannel(self, context, wake)
 
@@ -104,7 +106,7 @@ def _overridden(hooks: Sequence[RunHook], method: str) -> tuple[Listener, ...]:
 
 
 class HookChannel:
-    """The events of one run, delivered in order by at most one thread at a time."""
+    """Deliver the events of one run in order, on at most one thread at a time."""
 
     def __init__(
         self,
@@ -118,7 +120,7 @@ class HookChannel:
         self._lock = threading.Lock()
         self._queue: deque[tuple[Listener, Event]] = deque()
         self._stuck: set[int] = set()  # ids: a hook need not be hashable
-        # Who is delivering: a number that grows, so that a thread which was given up can tell.
+        # The number of the delivering thread. An abandoned thread finds that it has changed.
         self._turn = 0
         self._delivering = False
         self._call: tuple[Listener, Event, float] | None = None
@@ -126,11 +128,11 @@ class HookChannel:
         self._when_idle: Callable[[], object] | None = None
 
     def wants(self, kind: type[Any]) -> bool:
-        """Return whether any hook listens to this kind of event."""
+        """Return whether any hook handles this kind of event."""
         return bool(self._dispatcher.listeners[kind])
 
     def emit(self, event: Event) -> None:
-        """Queue an event that :meth:`wants` has said somebody listens to; never blocks."""
+        """Queue an event that :meth:`wants` accepts; never blocks."""
         listeners = self._dispatcher.listeners[type(event)]
         with self._lock:
             self._queue.extend((listener, event) for listener in listeners)
@@ -139,7 +141,7 @@ class HookChannel:
         self.give_up_if_stuck()
 
     def notify_when_idle(self, callback: Callable[[], object]) -> bool:
-        """Return whether nothing is left to deliver; if not, call back when that is so."""
+        """Return whether all events are delivered; if not, call ``callback`` when they are."""
         with self._lock:
             if not self._delivering:
                 return True
@@ -147,7 +149,7 @@ class HookChannel:
             return False
 
     def give_up_if_stuck(self) -> None:
-        """Leave a call behind that has taken too long, and deliver the rest without its hook."""
+        """Abandon a call that takes too long, and deliver the rest without its hook."""
         with self._lock:
             call = self._call
             if call is None or time.monotonic() - call[2] < self._dispatcher.timeout_s:
@@ -159,7 +161,8 @@ class HookChannel:
                 abandon()
             self._start()
         self._dispatcher.log.error(
-            "hook %r is still busy with %s after %g s; it hears no more of this run",
+            "hook %r still runs %s after %g s; it was abandoned and gets no more events of this"
+            " run",
             listener.handler,
             type(event).__name__,
             self._dispatcher.timeout_s,
@@ -168,7 +171,7 @@ class HookChannel:
 
     def _start(self) -> None:
         """Hand the queue to a thread; the lock is held."""
-        # Should the executor refuse, nobody is delivering: a run must not wait for it (R4).
+        # If the executor refuses, no thread delivers, and the run must not wait for one (R4).
         self._delivering = False
         self._call = None
         if not self._turn:
@@ -201,5 +204,5 @@ class HookChannel:
     def _call_hook(self, handler: Callable[[Any], object], event: Event) -> None:
         try:
             handler(event)
-        except BaseException as error:  # noqa: BLE001 - whatever a hook raises, the run goes on (R4)
+        except BaseException as error:  # noqa: BLE001 - an exception of a hook never ends the run (R4)
             self._dispatcher.tell_failure(handler, event, error)

@@ -1,4 +1,8 @@
-"""What happens in a run, as hooks see it: small immutable events."""
+"""The events of a run: small immutable tuples that hooks receive.
+
+``timestamp`` is epoch seconds in every event. All fields but the ids have defaults, so that a
+test can make an event with few arguments: ``TaskSuccessEvent("run", "dag", "task")``.
+"""
 
 from __future__ import annotations
 
@@ -6,34 +10,38 @@ from typing import Any, NamedTuple, TypeAlias
 
 
 class DagStartEvent(NamedTuple):
-    """A run has begun. ``timestamp`` is epoch seconds, here and in every event."""
+    """A run has started."""
 
     run_id: str
     dag_name: str
-    timestamp: float
-    task_names: tuple[str, ...]
-    resumed_from: str | None
+    timestamp: float = 0.0
+    task_names: tuple[str, ...] = ()
+    resumed_from: str | None = None
 
 
 class DagEndEvent(NamedTuple):
-    """A run has ended; ``error`` says what ended it from outside its tasks, if anything."""
+    """A run has ended.
+
+    ``error`` is ``None``, unless something other than its tasks ended the run, such as a
+    cancellation.
+    """
 
     run_id: str
     dag_name: str
-    timestamp: float
-    status: str
-    duration_s: float
-    error: str | None
+    timestamp: float = 0.0
+    status: str = "SUCCESS"
+    duration_s: float = 0.0
+    error: str | None = None
 
 
 class TaskStartEvent(NamedTuple):
-    """An attempt begins."""
+    """An attempt has started."""
 
     run_id: str
     dag_name: str
     task_name: str
-    timestamp: float
-    attempt: int
+    timestamp: float = 0.0
+    attempt: int = 1
 
 
 class TaskSuccessEvent(NamedTuple):
@@ -42,50 +50,56 @@ class TaskSuccessEvent(NamedTuple):
     run_id: str
     dag_name: str
     task_name: str
-    timestamp: float
-    attempt: int
-    duration_s: float
+    timestamp: float = 0.0
+    attempt: int = 1
+    duration_s: float = 0.0
+    result: Any = None
 
 
 class TaskFailureEvent(NamedTuple):
-    """A task has failed for good.
+    """A task has failed for good: no attempt follows.
 
-    ``error`` is the text that the report keeps, with the traceback; ``message`` its own line.
+    ``error`` is the text in the report, with the traceback; ``message`` is its main line.
     """
 
     run_id: str
     dag_name: str
     task_name: str
-    timestamp: float
-    attempt: int
-    duration_s: float
-    error: str
-    message: str
-    reason: str
+    timestamp: float = 0.0
+    attempt: int = 1
+    duration_s: float = 0.0
+    error: str = ""
+    message: str = ""
+    reason: str = ""
 
 
 class TaskRetryEvent(NamedTuple):
-    """Attempt number ``attempt`` has failed; another one follows after ``delay_s``."""
+    """Attempt number ``attempt`` has failed; ``next_attempt`` starts after ``delay_s``.
+
+    ``max_attempts`` counts the first attempt and all retries.
+    """
 
     run_id: str
     dag_name: str
     task_name: str
-    timestamp: float
-    attempt: int
-    delay_s: float
-    error: str
-    message: str
+    timestamp: float = 0.0
+    attempt: int = 1
+    delay_s: float = 0.0
+    error: str = ""
+    message: str = ""
+    next_attempt: int = 2
+    max_attempts: int = 2
 
 
 class TaskSkipEvent(NamedTuple):
-    """A task will not run; ``error`` says why in words."""
+    """A task will not run; ``error`` gives the cause in words."""
 
     run_id: str
     dag_name: str
     task_name: str
-    timestamp: float
-    reason: str
-    error: str
+    timestamp: float = 0.0
+    reason: str = ""
+    error: str = ""
 
 
 Event: TypeAlias = (

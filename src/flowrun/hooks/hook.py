@@ -1,4 +1,4 @@
-"""``RunHook`` and ``fn_hook``: how a user's code receives the events of a run."""
+"""``RunHook`` and ``fn_hook``: the handlers that a user writes for the events of a run."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 class RunHook:
-    """Derive from it and override the events you want; the others cost nothing.
+    """Handle the events of a run: derive from this class and override the methods you need.
 
-    Hooks are called one event after the other, in the order of the run, on a thread of their
-    own: a slow one delays neither tasks nor timers, and one that raises is logged. A run ends
-    only when its events are delivered. A call that takes longer than the engine's
-    ``hook_timeout_s`` is left behind, and that hook hears no more of the run.
+    The engine calls hooks on a separate thread, one event at a time, in the order of the run. A
+    slow hook delays neither tasks nor timers. An exception in a hook is logged. A run ends only
+    when all its events are delivered. The engine abandons a call that takes longer than
+    ``hook_timeout_s``; that hook then gets no more events of the run.
 
     Example:
         >>> class Alerts(RunHook):
@@ -53,19 +53,19 @@ class RunHook:
         """Handle a task's final failure."""
 
     def on_task_retry(self, event: TaskRetryEvent) -> None:
-        """Handle a failed attempt that will be tried again."""
+        """Handle a failed attempt that another one follows."""
 
     def on_task_skip(self, event: TaskSkipEvent) -> None:
         """Handle a task that will not run."""
 
 
-def fn_hook(**handlers: Callable[[Any], object]) -> RunHook:
-    """Make a hook of functions.
+def fn_hook(**handlers: Callable[[Any], object] | None) -> RunHook:
+    """Make a hook from functions.
 
     Args:
-        **handlers: A function for each event wanted: ``on_dag_start``, ``on_dag_end``,
-            ``on_task_start``, ``on_task_success``, ``on_task_failure``, ``on_task_retry``,
-            ``on_task_skip``.
+        **handlers: A function for each event that you want to handle: ``on_dag_start``,
+            ``on_dag_end``, ``on_task_start``, ``on_task_success``, ``on_task_failure``,
+            ``on_task_retry``, ``on_task_skip``. ``None`` leaves an event out.
 
     Raises:
         TypeError: A name is not an event, or a handler cannot be called.
@@ -74,14 +74,18 @@ def fn_hook(**handlers: Callable[[Any], object]) -> RunHook:
         >>> hook = fn_hook(on_dag_end=lambda event: print(event.status))
     """
     known = EVENT_METHODS.values()
+    given: dict[str, Callable[[Any], object]] = {}
     for name, handler in handlers.items():
         if name not in known:
             msg = f"unknown event {name!r}; known: {', '.join(known)}.{close_match(name, known)}"
             raise TypeError(msg)
+        if handler is None:
+            continue
         if not callable(handler):
             msg = f"the handler for {name!r} must be callable, not {type(handler).__name__}"
             raise TypeError(msg)
-    return _FunctionHook(handlers)
+        given[name] = handler
+    return _FunctionHook(given)
 
 
 class _FunctionHook(RunHook):
@@ -90,10 +94,10 @@ class _FunctionHook(RunHook):
 
 
 def checked_hooks(hooks: Sequence[RunHook]) -> Sequence[RunHook]:
-    """Return the hooks if each can hear something.
+    """Check hooks and return them.
 
     Raises:
-        TypeError: One has no handler, or is a class.
+        TypeError: A hook has no handler, has an async one, or is a class.
     """
     if not isinstance(hooks, Iterable):
         msg = f"hooks= takes a list of RunHook objects, not {hooks!r}; write hooks=[...]"
@@ -103,8 +107,8 @@ def checked_hooks(hooks: Sequence[RunHook]) -> Sequence[RunHook]:
         handlers = [getattr(hook, name, None) for name in EVENT_METHODS.values()]
         if any(map(inspect.iscoroutinefunction, handlers)):
             msg = (
-                f"a handler of hook {hook!r} is an async function; hooks are called in a thread"
-                " of their own, where nobody would await it: make it a plain function"
+                f"a handler of hook {hook!r} is an async function; the engine calls hooks on a"
+                " separate thread and awaits nothing there: make it a plain function"
             )
             raise TypeError(msg)
         if isinstance(hook, type) or not any(map(callable, handlers)):

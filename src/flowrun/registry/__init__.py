@@ -1,7 +1,9 @@
-"""Declaring tasks: decorators, templates, ``TaskSpec``, what a signature asks for."""
+"""Declaring tasks: decorators, templates, ``TaskSpec``, the reading of signatures."""
 
+from flowrun.registry.annotations import unresolved_annotation
 from flowrun.registry.callables import is_awaitable
-from flowrun.registry.signature import UPSTREAM, Signature, inspect_callable, validate_name
+from flowrun.registry.names import validate_name
+from flowrun.registry.signature import UPSTREAM, Signature, inspect_callable
 from flowrun.registry.task_registry import (
     TaskRegistry,
     TaskTemplate,
@@ -32,5 +34,6 @@ __all__ = [
     "is_awaitable",
     "task",
     "task_template",
+    "unresolved_annotation",
     "validate_name",
 ]

@@ -1,7 +1,7 @@
-"""Does an annotation speak of ``RunContext``? Answered without running any annotation's text.
+"""Find ``RunContext`` in annotations, without running an annotation's text.
 
-Annotations given as text are parsed, and only the names that matter are looked up: a type
-that exists for type checkers alone, or only inside a function, is no obstacle then.
+Annotations given as text are parsed, and only the names that matter are looked up. A type
+that exists for type checkers alone, or only inside a function, is then no error.
 """
 
 from __future__ import annotations
@@ -9,19 +9,22 @@ from __future__ import annotations
 import ast
 import enum
 import functools
+import inspect
+import re
 import sys
 import types
 import typing
 from typing import TYPE_CHECKING, Annotated, ForwardRef, Optional, Union
 
 from flowrun.context import RunContext
+from flowrun.registry.callables import definition, read_parameters
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
 _UNKNOWN = object()
 
-# What a name means that cannot be looked up: most likely it was imported under TYPE_CHECKING.
+# The meaning of names that cannot be looked up: most likely imported under TYPE_CHECKING.
 _BY_NAME: dict[str, object] = {
     "RunContext": RunContext,
     "Optional": Optional,
@@ -30,8 +33,16 @@ _BY_NAME: dict[str, object] = {
 }
 
 
+# ``from flowrun import RunContext as Context``, and ``Context: TypeAlias = RunContext[Settings]``.
+_OTHER_NAME = re.compile(
+    r"\bRunContext[ \t]+as[ \t]+(\w+)"
+    r"|^[ \t]+(?:type[ \t]+)?(\w+)[ \t]*(?::[^=\n]*)?=[ \t]*[\"']?(?:\w+\.)*RunContext\b",
+    re.MULTILINE,
+)
+
+
 class ContextUse(enum.Enum):
-    """What an annotation says of the run's context."""
+    """What an annotation says about the run's context."""
 
     NONE = enum.auto()
     REQUIRED = enum.auto()
@@ -39,32 +50,47 @@ class ContextUse(enum.Enum):
 
 
 def context_use(annotation: object, owner: object) -> ContextUse:
-    """Say whether a parameter annotated like this is given the run's context.
+    """Return whether a parameter with this annotation receives the run's context.
 
     Looks into ``Annotated``, ``Optional``, unions, type aliases, forward references and text.
 
     Args:
         annotation: The annotation: an object, or its text.
-        owner: The function that it stands on; its closure and globals give names their sense.
+        owner: The annotated function; names are looked up in its closure and globals.
     """
     if isinstance(annotation, type):
         # The bulk of all annotations: a plain class.
         return ContextUse.REQUIRED if _is_context(annotation) else ContextUse.NONE
-    found = may_be_none = False
+    parts = list(_alternatives(annotation, owner))
+    if not any(map(_is_context, parts)):
+        return ContextUse.NONE
+    may_be_none = any(part is None or part is types.NoneType for part in parts)
+    return ContextUse.OPTIONAL if may_be_none else ContextUse.REQUIRED
+
+
+def unresolved_annotation(function: Callable[..., object], parameter: str) -> str | None:
+    """Return the text of a parameter's annotation if a name in it cannot be looked up."""
+    for each in read_parameters(function) or ():
+        if each.name == parameter:
+            annotation: object = each.annotation
+            parts = _alternatives(annotation, definition(function))
+            if any(part is _UNKNOWN for part in parts):
+                return str(getattr(annotation, "__forward_arg__", annotation))
+    return None
+
+
+def _alternatives(annotation: object, owner: object) -> Iterator[object]:
+    """Yield an annotation and all that it stands for: union members, aliased and wrapped types."""
     seen: dict[int, object] = {}  # values too: an id is only good while its object lives
     parts: list[object] = [annotation]
     while parts:
         part = parts.pop()
-        if part is None or part is types.NoneType:
-            may_be_none = True
-        elif _is_context(part):
-            found = True
-        elif id(part) not in seen:  # an alias may contain itself
-            seen[id(part)] = part
+        if id(part) in seen:  # an alias may contain itself
+            continue
+        seen[id(part)] = part
+        yield part
+        if part is not None and not _is_context(part):
             parts.extend(_parts(part, owner))
-    if not found:
-        return ContextUse.NONE
-    return ContextUse.OPTIONAL if may_be_none else ContextUse.REQUIRED
 
 
 def _is_context(part: object) -> bool:
@@ -72,7 +98,7 @@ def _is_context(part: object) -> bool:
 
 
 def _parts(part: object, owner: object) -> Iterable[object]:
-    """Return what an annotation is an alternative of, a wrapper around, or an alias for."""
+    """Return the members of a union, the type inside a wrapper, or the target of an alias."""
     if isinstance(part, str):
         return _parsed(part)
     if isinstance(part, ForwardRef):
@@ -89,7 +115,7 @@ def _parts_of_object(part: object) -> Iterable[object]:
     if origin is Annotated:
         return typing.get_args(part)[:1]
     if origin is not None:
-        return (origin,)  # RunContext[...], or a generic alias: what it is given does not matter
+        return (origin,)  # RunContext[...], or a generic alias: its arguments do not matter
     if type(part).__name__ == "TypeAliasType":  # typing's from Python 3.12, or a backport
         try:
             return (getattr(part, "__value__"),)  # noqa: B009 - 3.11's typing has no such class
@@ -124,7 +150,7 @@ def _parts_of_subscript(base: object, content: ast.expr) -> Iterable[object]:
 
 
 def _looked_up(node: ast.expr, owner: object) -> object:
-    """Return what a dotted name stands for where ``owner`` was defined."""
+    """Look up a dotted name where ``owner`` was defined."""
     match node:
         case ast.Name(id=name):
             found = _global(name, owner)
@@ -132,7 +158,26 @@ def _looked_up(node: ast.expr, owner: object) -> object:
             found = getattr(_looked_up(value, owner), name, _UNKNOWN)
         case _:
             return _UNKNOWN
-    return _BY_NAME.get(name, _UNKNOWN) if found is _UNKNOWN else found
+    if found is not _UNKNOWN:
+        return found
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    return RunContext if name in _other_names(getattr(owner, "__module__", None)) else _UNKNOWN
+
+
+@functools.lru_cache(maxsize=128)
+def _other_names(module_name: str | None) -> frozenset[str]:
+    """Return the names that a module's source gives to ``RunContext``.
+
+    Only asked for names that do not exist at run time: most likely imported, or defined, under
+    ``if TYPE_CHECKING:``.
+    """
+    module = sys.modules.get(module_name or "")
+    try:
+        source = "" if module is None else inspect.getsource(module)
+    except (OSError, TypeError):  # no source, as in an interactive session
+        source = ""
+    return frozenset(name for names in _OTHER_NAME.findall(source) for name in names if name)
 
 
 def _global(name: str, owner: object) -> object:
@@ -150,7 +195,7 @@ def _global(name: str, owner: object) -> object:
 
 @functools.lru_cache(maxsize=512)
 def _parsed(text: str) -> tuple[ast.expr, ...]:
-    """Return the one expression that a text is, or none if it is no Python."""
+    """Return the expression in a text, or nothing if it is not Python."""
     try:
         return (ast.parse(text.strip(), mode="eval").body,)
     except (SyntaxError, ValueError, MemoryError, RecursionError):

@@ -1,6 +1,6 @@
-"""What is behind a callable: the code that is called, and the parameters it was given.
+"""Find the code behind a callable, and the parameters that it was given.
 
-Partials, methods, static methods, callable objects, classes and wrappers are seen through.
+Looks through partials, methods, static methods, callable objects, classes and wrappers.
 """
 
 from __future__ import annotations
@@ -16,20 +16,31 @@ if TYPE_CHECKING:
 
 
 def is_coroutine_function(function: object) -> bool:
-    """Return whether calling it makes a coroutine, as far as its code says so."""
+    """Return whether its code is that of a coroutine function."""
     inner = _behind(function)
-    return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(_call_method(inner))
+    return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(call_method(inner))
 
 
 def is_async_generator_function(function: object) -> bool:
-    """Return whether calling it makes an async generator, as far as its code says so."""
+    """Return whether its code is that of an async generator function."""
     inner = _behind(function)
-    return inspect.isasyncgenfunction(inner) or inspect.isasyncgenfunction(_call_method(inner))
+    return inspect.isasyncgenfunction(inner) or inspect.isasyncgenfunction(call_method(inner))
+
+
+def is_generator_function(function: object) -> bool:
+    """Return whether its code is that of a generator function, but not of a coroutine."""
+    inner = _behind(function)
+    return any(
+        inspect.isgeneratorfunction(each)
+        # types.coroutine marks the code of a coroutine that is written as a generator.
+        and not each.__code__.co_flags & inspect.CO_ITERABLE_COROUTINE
+        for each in (inner, _behind(call_method(inner)))
+    )
 
 
 def is_awaitable(value: object) -> bool:
     """Return whether ``await`` takes it: also a generator that ``types.coroutine`` has marked."""
-    kind = type(value)  # not what it claims to be: it may raise anything when it is asked
+    kind = type(value)  # not its __class__, which may raise anything
     if kind is types.GeneratorType:
         generator = cast("types.GeneratorType[object, object, object]", value)
         return bool(generator.gi_code.co_flags & inspect.CO_ITERABLE_COROUTINE)
@@ -37,12 +48,12 @@ def is_awaitable(value: object) -> bool:
         return hasattr(kind, "__await__")
     except KeyboardInterrupt:
         raise
-    except BaseException:  # noqa: BLE001 - so may its class
+    except BaseException:  # noqa: BLE001 - a metaclass may raise anything, too
         return False
 
 
 def definition(function: object) -> object:
-    """Return the function whose parameters ``inspect.signature`` reads, for its globals."""
+    """Return the function that declares the parameters; its globals resolve their annotations."""
     while True:
         function = _behind(function)
         following = _followed(function)
@@ -62,8 +73,8 @@ def _behind(function: object) -> object:
             return function
 
 
-def _call_method(function: object) -> object:
-    """Return the ``__call__`` of a callable object; a class is called by its own rules."""
+def call_method(function: object) -> object:
+    """Return the ``__call__`` of a callable object; ``None`` for a class."""
     return None if isinstance(function, type) else getattr(type(function), "__call__", None)  # noqa: B004 - the method itself is wanted
 
 
@@ -83,12 +94,12 @@ def _followed(function: object) -> object | None:
     return next((each for each in methods if isinstance(each, types.FunctionType)), None)
 
 
-if sys.version_info >= (3, 14):  # pragma: no cover - the newest Python to test with was 3.13
-    # From 3.14 on annotations are evaluated when asked for, and names may be missing then.
+if sys.version_info >= (3, 14):  # pragma: no cover - coverage is measured on an older Python
+    # From 3.14 on annotations are evaluated on access, and names may be missing then.
     import annotationlib
 
     def annotations_of(function: types.FunctionType) -> Mapping[str, object]:
-        """Return a plain function's annotations; names that do not exist do no harm."""
+        """Return a plain function's annotations; names that do not exist are no error."""
         if function.__annotate__ is None:
             return function.__annotations__
         return annotationlib.get_annotations(function, format=annotationlib.Format.FORWARDREF)
@@ -99,7 +110,7 @@ if sys.version_info >= (3, 14):  # pragma: no cover - the newest Python to test 
 else:
 
     def annotations_of(function: types.FunctionType) -> Mapping[str, object]:
-        """Return a plain function's annotations; names that do not exist do no harm."""
+        """Return a plain function's annotations; names that do not exist are no error."""
         return function.__annotations__
 
     def _inspected(function: Callable[..., object]) -> inspect.Signature:
@@ -107,7 +118,7 @@ else:
 
 
 def read_parameters(function: Callable[..., object]) -> tuple[inspect.Parameter, ...] | None:
-    """Return the parameters, or ``None`` if Python itself cannot tell them."""
+    """Return the parameters, or ``None`` if Python cannot read the signature."""
     try:
         return tuple(_inspected(function).parameters.values())
     except (TypeError, ValueError):
@@ -117,7 +128,7 @@ def read_parameters(function: Callable[..., object]) -> tuple[inspect.Parameter,
 def taken_names(
     function: Callable[..., object], named: Sequence[inspect.Parameter]
 ) -> frozenset[str]:
-    """Return the names that a result must not be passed by: a partial or a method gave them."""
+    """Return the parameters that a partial or a method has filled; no result may replace them."""
     names: set[str] = set()
     inner = function
     while isinstance(inner, functools.partial | types.MethodType):

@@ -1,15 +1,14 @@
 """Inspect a callable once: how dependency results and the run's context get into it.
 
-What is behind a callable is left to ``callables``, which annotation asks for the context to
-``annotations``, what a call is given to ``call_plan``, which task fills which parameter to
-``graph``.
+``callables`` finds the code behind a callable, ``positions`` what must be passed by position,
+``annotations`` the parameter for the context. ``graph`` decides which task fills which
+parameter, and ``call_plan`` builds the arguments of a call.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-import re
 import types
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
@@ -21,9 +20,11 @@ from flowrun.registry.callables import (
     definition,
     is_async_generator_function,
     is_coroutine_function,
+    is_generator_function,
     read_parameters,
     taken_names,
 )
+from flowrun.registry.positions import by_position, leaves_star_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,35 +32,31 @@ if TYPE_CHECKING:
 _Where: TypeAlias = tuple[object, str | None]  # the task and its DAG, for errors
 
 UPSTREAM = "upstream"
-"""The parameter that is given every dependency's result in one dict."""
-
-LONGEST_NAME = 200
-"""Characters that the name of a task or of a DAG may have."""
-
-# The general categories Cc and Cs, whole; loading unicodedata for them is not worth it.
-_UNFIT_FOR_NAMES = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")
+"""The parameter that receives the results of all dependencies in one dict."""
 
 _IS_COROUTINE = inspect.CO_COROUTINE
-_NOT_PLAIN = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_ASYNC_GENERATOR
+_NOT_PLAIN = (
+    inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+)
 _NOTHING_BOUND: Mapping[str, object] = types.MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Signature:
-    """How a callable wants to be called; callables with the same parameters share one.
+    """How to call a callable; callables with the same parameters share one.
 
     Attributes:
-        is_async: What is called is a coroutine function. A sync callable that returns an
-            awaitable is not.
+        is_async: It is a coroutine function. A sync callable that returns a coroutine is not.
         context_parameter: The parameter annotated with ``RunContext``, if there is one.
         context_optional: That parameter may be given ``None``.
         context_has_default: That parameter may be left out.
         wants_upstream: All results go into the parameter ``upstream``, none elsewhere.
         required: Parameters that only a task's result can fill, as declared.
         optional: Parameters with a default, which a listed dependency may fill.
-        positional_only: Those of all the above that can only be passed by position.
+        by_position: Those of all the above that are passed by position.
         positional_defaults: Default of each of them; ``inspect.Parameter.empty`` for none.
         accepts_any_keyword: It has ``**kwargs``.
+        leaves_star_arguments: It has ``*args``, which results never go to.
         bound: Names already taken, by a template or a ``functools.partial``.
     """
 
@@ -70,9 +67,10 @@ class Signature:
     wants_upstream: bool = False
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
-    positional_only: tuple[str, ...] = ()
+    by_position: tuple[str, ...] = ()
     positional_defaults: tuple[object, ...] = ()
     accepts_any_keyword: bool = False
+    leaves_star_arguments: bool = False
     bound: frozenset[str] = frozenset()
 
     @property
@@ -105,20 +103,20 @@ def inspect_callable(
     dag_name: str | None,
     bound: Mapping[str, object] = _NOTHING_BOUND,
 ) -> Signature:
-    """Return how a callable wants to be called.
+    """Read a callable's parameters.
 
     A callable whose signature cannot be read (some builtins) counts as one without
     parameters: its dependencies are order only.
 
     Args:
-        function: What should become a task.
+        function: The callable of a task.
         task_name: The task, for errors.
         dag_name: Its DAG, for errors.
         bound: Parameters that a template has filled, by keyword.
 
     Raises:
-        TaskTypeError: It cannot be a task: not callable, a coroutine object, an async
-            generator.
+        TaskTypeError: It cannot be a task: not callable, a coroutine object, a generator
+            function.
         TaskDefinitionError: It has two context parameters, or an unknown one was bound.
 
     Example:
@@ -134,21 +132,30 @@ def inspect_callable(
             return found
     if not callable(function):
         _refuse_object(function, where)
-    if is_async_generator_function(function):
-        problem = (
-            "an async generator function has no result that could be handed on;"
-            " collect its items: return [item async for item in ...]"
-        )
-        raise TaskTypeError(*where, problem)
+    _refuse_generator_function(function, where)
     return _from_parameters(function, bound, where)
 
 
+def _refuse_generator_function(function: object, where: _Where) -> None:
+    if is_async_generator_function(function):
+        kind, remedy = "an async generator", "[item async for item in ...]"
+    elif is_generator_function(function):
+        kind, remedy = "a generator", "list(...) or [item for item in ...]"
+    else:
+        return
+    problem = (
+        f"{kind} function cannot be a task: its result could be read only once, so a second"
+        f" consumer, a retry or a resume would get nothing; return a list: return {remedy}"
+    )
+    raise TaskTypeError(*where, problem)
+
+
 def _from_code(function: types.FunctionType, where: _Where) -> Signature | None:
-    """Read a plain function's own code; ``None`` if it is not that plain.
+    """Read a plain function's own code; ``None`` if more than the code counts.
 
     ``inspect.signature`` gives the same at twenty times the cost, which counts when 100,000
-    tasks are declared. Anything set on the function (``__wrapped__``, ``__signature__``, a
-    coroutine mark) may mean that the code alone is not the truth.
+    tasks are declared. With an attribute on the function (``__wrapped__``, ``__signature__``, a
+    coroutine mark) the code alone may not tell how to call it.
     """
     code = function.__code__
     if code.co_flags & _NOT_PLAIN or code.co_posonlyargcount or function.__dict__:
@@ -189,18 +196,61 @@ def _from_parameters(
     free = [each for each in named if each.name not in taken]
     pairs = [(each.name, each.annotation) for each in free if each.annotation is not each.empty]
     context, use = _context(pairs, definition(function), where) if pairs else _NO_CONTEXT
-    positional = [each for each in free if each.kind is each.POSITIONAL_ONLY]
+    positional = by_position(function, named, taken, context)
     return _assembled(
         is_async,
         tuple([each.name for each in free]),
         tuple([each.name for each in free if each.default is not each.empty]),
         context,
         use,
-        positional_only=tuple([each.name for each in positional]),
+        by_position=tuple([each.name for each in positional]),
         positional_defaults=tuple([each.default for each in positional]),
         accepts_any_keyword=any_keyword,
+        leaves_star_arguments=leaves_star_arguments(function, parameters),
         bound=frozenset(taken),
     )
+
+
+def bind_positions(
+    function: Callable[..., object],
+    arguments: Sequence[object],
+    parameters: Mapping[str, object],
+    where: _Where,
+) -> tuple[Callable[..., object], Mapping[str, object]]:
+    """Fill a template's parameters by position; return the callable and what is bound by name.
+
+    Args:
+        function: The template's function.
+        arguments: Arguments in the order of its parameters, without context and ``upstream``.
+        parameters: Arguments by name.
+        where: The task and its DAG, for errors.
+
+    Raises:
+        TaskDefinitionError: There are too many, or one is given by name, too.
+    """
+    if not arguments:
+        return function, parameters
+    context = inspect_callable(function, task_name=where[0], dag_name=where[1]).context_parameter
+    found = read_parameters(function)
+    if found is None:
+        return functools.partial(function, *arguments), parameters
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    places = [each.name for each in found if each.kind in kinds]
+    names = [name for name in places if name not in (context, UPSTREAM)]
+    star = any(each.kind is each.VAR_POSITIONAL for each in found)
+    if len(arguments) > len(names) and not star:
+        problem = (
+            f"bind() got {len(arguments)} arguments by position; by position the function accepts"
+            f" {listed(names)}; pass the others by name"
+        )
+        raise TaskDefinitionError(*where, problem)
+    twice = [name for name in names[: len(arguments)] if name in parameters]
+    if twice:
+        problem = f"bind() got the parameter {twice[0]!r} by position and by name; pass it once"
+        raise TaskDefinitionError(*where, problem)
+    if places[: len(arguments)] == names[: len(arguments)]:
+        return functools.partial(function, *arguments), parameters
+    return function, {**dict(zip(names, arguments, strict=False)), **parameters}
 
 
 def _assembled(
@@ -233,7 +283,7 @@ _NO_CONTEXT: tuple[str | None, ContextUse] = (None, ContextUse.NONE)
 def _context(
     annotated: Iterable[tuple[str, object]], owner: object, where: _Where
 ) -> tuple[str | None, ContextUse]:
-    """Return the parameter that asks for the run's context."""
+    """Return the parameter for the run's context, and how it is used."""
     context, use = _NO_CONTEXT
     for name, annotation in annotated:
         found = context_use(annotation, owner)
@@ -291,7 +341,7 @@ def _refuse_object(value: object, where: _Where) -> NoReturn:
     problem = f"a task must be callable, not {kind}; pass a function"
     if inspect.iscoroutine(value):
         if inspect.getcoroutinestate(value) == inspect.CORO_CREATED:
-            value.close()  # nobody will await it now, and Python would warn of that
+            value.close()  # else Python warns that it was never awaited
         problem = (
             f"a task is the function itself, not the coroutine that calling it makes;"
             f" pass {value.__name__}, not {value.__name__}()"
@@ -307,45 +357,3 @@ def _refuse_object(value: object, where: _Where) -> NoReturn:
             " register it after the class body: engine.task(...)(TheClass.method)"
         )
     raise TaskTypeError(*where, problem)
-
-
-def validate_name(
-    name: object, *, what: str, task_name: object = "?", dag_name: str | None = None
-) -> None:
-    """Refuse what cannot be the name of a task or of a DAG.
-
-    Args:
-        name: The name.
-        what: ``"task"`` or ``"DAG"``: what it would be the name of.
-        task_name: The task that declares it, for the error about a DAG's name.
-        dag_name: The DAG of the task, for the error about a task's name.
-
-    Raises:
-        TaskTypeError: It is not a ``str``.
-        TaskDefinitionError: It is empty, over 200 characters, or has a control character or
-            a lone surrogate in it.
-    """
-    if type(name) is str and 0 < len(name) <= LONGEST_NAME and name.isprintable():
-        return
-    task = name if what == "task" else task_name
-    dag = dag_name if what == "task" else None
-    if not isinstance(name, str):
-        problem = f"the name of a {what} must be a str, not {type(name).__name__}"
-        raise TaskTypeError(task, dag, problem)
-    if not name:
-        problem = f"the name of a {what} must not be empty; give it one"
-        raise TaskDefinitionError(task, dag, problem)
-    if len(name) > LONGEST_NAME:
-        problem = (
-            f"the name of a {what} may have {LONGEST_NAME} characters, this one has {len(name)}"
-            f" and starts with {name[:40]!r}; shorten it"
-        )
-        raise TaskDefinitionError(task, dag, problem)
-    unfit = _UNFIT_FOR_NAMES.search(name)
-    if unfit is not None:
-        problem = (
-            f"the name {name!a} of a {what} has the character {unfit[0]!a} at index"
-            f" {unfit.start()}; names are made of printable text, without line ends or control"
-            " characters"
-        )
-        raise TaskDefinitionError(task, dag, problem)

@@ -1,18 +1,16 @@
-"""What tasks there are: ``TaskRegistry``, the ``task`` decorator, templates."""
+"""``TaskRegistry``, the ``task`` decorator, and templates."""
 
 from __future__ import annotations
 
 import contextvars
 import functools
+import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar, Unpack, overload
+from typing import NoReturn, TypeVar, Unpack, overload
 
-from flowrun.errors import (
-    DefinitionError,
-    TaskDefinitionError,
-)
-from flowrun.registry.signature import inspect_callable
+from flowrun.errors import DefinitionError, TaskDefinitionError, TaskTypeError
+from flowrun.registry.signature import bind_positions, inspect_callable
 from flowrun.registry.task_spec import (
     TaskFunction,
     TaskOptions,
@@ -79,9 +77,16 @@ class TaskRegistry:
             return tuple(self._dags.get(dag, {}).values())
 
     def homes(self, function: TaskFunction) -> list[tuple[str | None, str]]:
-        """Return every ``(dag, name)`` under which a callable is registered."""
+        """Return every ``(dag, name)`` under which a callable, or what it wraps, is registered.
+
+        A wrapper that ``functools.wraps`` has put around a registered callable stands for it.
+        """
         with self._lock:
-            return list(self._homes.get(identity(function), ()))
+            try:
+                found = inspect.unwrap(function, stop=lambda each: identity(each) in self._homes)
+            except ValueError:  # ``__wrapped__`` leads back to where it began
+                found = function
+            return list(self._homes.get(identity(found), ()))
 
     def dags_with(self, name: str) -> list[str]:
         """Return the DAGs that have a task of this name."""
@@ -99,20 +104,21 @@ class TaskRegistry:
 
         Args:
             function: The callable.
-            bound: Parameters that a template has already filled; the registered callable is
-                then a ``functools.partial``.
+            bound: Parameters that a template fills; the registered callable is then a
+                ``functools.partial``.
             **options: See :class:`TaskOptions`.
 
         Raises:
-            TaskDefinitionError: An option or the callable cannot be right; nothing was
-                registered.
+            TaskDefinitionError: An option or the callable is wrong; nothing was registered.
         """
+        if isinstance(function, TaskTemplate):
+            problem = "a template is not a task; register its tasks with template.bind(name, ...)"
+            raise TaskTypeError(options.get("name"), options.get("dag"), problem)
         spec = make_spec(function, bound, options)
         with self._lock:
             tasks = self._dags.get(spec.dag)
             if tasks is not None and spec.name in tasks:
-                problem = "a task of that name is already registered; choose another name=..."
-                raise TaskDefinitionError(spec.name, spec.dag, problem)
+                raise TaskDefinitionError(spec.name, spec.dag, _name_taken(spec, options))
             if tasks is None:
                 tasks = self._dags[spec.dag] = {}
             tasks[spec.name] = spec
@@ -153,12 +159,25 @@ class TaskRegistry:
             TaskDefinitionError: The callable cannot be a task, or an option is unknown.
         """
         if function is None:
+            check_template_options(None, options)
             return functools.partial(TaskTemplate, self, options=options)
         return TaskTemplate(self, function, options)
 
 
+def _name_taken(spec: TaskSpec, options: TaskOptions) -> str:
+    if options.get("name") is not None:
+        remedy = "choose another name=..."
+    elif spec.name == "<lambda>":
+        remedy = 'lambdas share that name, so give each its own: task("name", ...)(lambda: ...)'
+    else:
+        remedy = (
+            f"this one got the name of its callable; give it its own: name={spec.name + '_2'!r}"
+        )
+    return f"a task of that name is already registered; {remedy}"
+
+
 class TaskTemplate:
-    """A callable from which tasks are made that differ in some of its parameters.
+    """Make several tasks from one callable that differ in some of its parameters.
 
     Example:
         >>> registry = TaskRegistry()
@@ -168,18 +187,17 @@ class TaskTemplate:
         >>> users = template.bind("fetch_users", table="users")
         >>> users()
         'rows of users'
+
+    Attributes:
+        function: The callable itself, for a test that calls it.
     """
 
     def __init__(
         self, registry: TaskRegistry, function: TaskFunction, options: TemplateOptions
     ) -> None:
-        name = dict(options).get("name")
-        if name is not None:
-            problem = "a template has no name of its own; each bind(name, ...) gives one"
-            raise TaskDefinitionError(name, options.get("dag"), problem)
-        check_options(callable_name(function), options)
+        check_template_options(function, options)
         deps = options.get("deps")
-        if isinstance(deps, Iterator):  # the first bind would use it up, and the next have none
+        if isinstance(deps, Iterator):  # the first bind would use it up
             options = {**options, "deps": tuple(deps)}
         inspect_callable(
             function, task_name=callable_name(function), dag_name=options.get("dag"), bound={}
@@ -188,26 +206,53 @@ class TaskTemplate:
         self._options = options
         self.function = function
 
-    def bind(self, name: str, /, **parameters: object) -> TaskFunction:
+    def bind(self, name: str, /, *arguments: object, **parameters: object) -> TaskFunction:
         """Register one task with these parameters filled; return its callable.
 
         Args:
             name: The task's name.
-            **parameters: Arguments of the template's function.
+            *arguments: Arguments of the template's function, in the order of its parameters;
+                the one for the run's context and ``upstream`` are left out.
+            **parameters: Arguments of the template's function by name.
 
         Raises:
-            TaskDefinitionError: The name or a parameter cannot be right.
+            TaskDefinitionError: The name or a parameter is wrong.
         """
         options: TaskOptions = {"name": name, **self._options}
-        return self._registry.register(self.function, bound=parameters, **options)
+        function, bound = bind_positions(
+            self.function, arguments, parameters, (name, options.get("dag"))
+        )
+        return self._registry.register(function, bound=bound, **options)
 
     def with_options(self, **options: Unpack[TemplateOptions]) -> TaskTemplate:
         """Return a template with some options replaced, for tasks that need other ones."""
         return TaskTemplate(self._registry, self.function, {**self._options, **options})
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the function's own
-        """Call the template's function itself."""
-        return self.function(*args, **kwargs)
+    def __call__(self, *args: object, **kwargs: object) -> NoReturn:  # noqa: ARG002 - any call
+        """Refuse to be called.
+
+        Raises:
+            TypeError: Always, with the remedy.
+        """
+        msg = (
+            f"the template of {callable_name(self.function)!r} is not callable; use"
+            " .bind(name, ...) to register a task, or .function(...) to call the function itself"
+        )
+        raise TypeError(msg)
+
+
+def check_template_options(function: TaskFunction | None, options: TemplateOptions) -> None:
+    """Check the names of a template's options.
+
+    Raises:
+        TaskDefinitionError: A template takes no name.
+        TaskTypeError: There is no such option.
+    """
+    name = dict(options).get("name")
+    if name is not None:
+        problem = "a template has no name of its own; each bind(name, ...) gives one"
+        raise TaskDefinitionError(name, options.get("dag"), problem)
+    check_options("template" if function is None else callable_name(function), options)
 
 
 @overload
@@ -239,7 +284,7 @@ def task(
 
     Raises:
         DefinitionError: No registry was given and none is active.
-        TaskDefinitionError: An option or the callable cannot be right.
+        TaskDefinitionError: An option or the callable is wrong.
     """
     return decorate(_chosen(registry, "task"), function_or_name, options)
 
@@ -278,7 +323,7 @@ def task_template(
 def decorate(
     registry: TaskRegistry, function_or_name: F | str | None, options: TaskOptions
 ) -> F | Callable[[F], F]:
-    """Serve the three forms of a task decorator for ``registry``."""
+    """Implement the three forms of a task decorator for ``registry``."""
     if function_or_name is None or isinstance(function_or_name, str):
         if isinstance(function_or_name, str):
             if options.get("name") is not None:
@@ -300,7 +345,7 @@ def _chosen(registry: TaskRegistry | None, what: str) -> TaskRegistry:
     chosen = registry if registry is not None else _ACTIVE.get(None)
     if chosen is None:
         msg = (
-            f"@{what} does not know where to register: use @engine.{what}(...), pass"
+            f"@{what} has no registry: use @engine.{what}(...), pass"
             f" @{what}(registry=...), or call registry.activate() before"
         )
         raise DefinitionError(msg)

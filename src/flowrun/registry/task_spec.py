@@ -1,4 +1,4 @@
-"""What is declared of one task: its options, checked, and the ``TaskSpec`` that is made of them."""
+"""The options of one task, their checks, and the ``TaskSpec`` made from them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from flowrun.errors import TaskDefinitionError, TaskTypeError, close_match
 from flowrun.policy import NO_RETRIES, RetryPolicy
-from flowrun.registry.signature import inspect_callable, validate_name
+from flowrun.registry.names import validate_name
+from flowrun.registry.signature import UPSTREAM, inspect_callable
 
 if TYPE_CHECKING:
     from flowrun.registry.signature import Signature
@@ -26,19 +27,22 @@ class TemplateOptions(TypedDict, total=False):
 
     Attributes:
         dag: The DAG that its tasks belong to.
-        deps: Names of tasks, or decorated callables, that must succeed first.
+        deps: Names of tasks, or decorated callables, that must succeed first; ``None`` for none.
         timeout_s: Seconds that one attempt may take, 30 by default; ``None`` for no limit.
         retries: Further attempts after a failure: an ``int`` or a ``RetryPolicy``.
-        retain_result: ``False`` lets the result go once every consumer has ended.
+        retain_result: ``False`` releases the result once every consumer has ended.
         executor: Name of one of the engine's ``executors``; only for sync callables.
+        copy_inputs: ``True`` gives every attempt a deep copy of the results that it consumes,
+            for a task that changes its inputs in place. By default they are passed by reference.
     """
 
     dag: str | None
-    deps: Iterable[Dependency]
+    deps: Iterable[Dependency] | None
     timeout_s: float | None
     retries: int | RetryPolicy
     retain_result: bool
     executor: str | None
+    copy_inputs: bool
 
 
 class TaskOptions(TemplateOptions, total=False):
@@ -65,6 +69,7 @@ class TaskSpec:
         retain_result: Whether the result is kept after its consumers have ended.
         executor: Name of an executor, or ``None`` for the engine's own.
         signature: How results and context are injected.
+        copy_inputs: Whether an attempt gets a deep copy of the results that it consumes.
     """
 
     name: str
@@ -76,6 +81,7 @@ class TaskSpec:
     retain_result: bool
     executor: str | None
     signature: Signature
+    copy_inputs: bool = False
 
     @property
     def retries(self) -> int:
@@ -92,7 +98,7 @@ def callable_name(function: object) -> str:
 
 
 def identity(function: TaskFunction) -> object:
-    """Return a key under which a callable is found again, also when it cannot be hashed."""
+    """Return a key to look a callable up by, also when it cannot be hashed."""
     try:
         hash(function)
     except TypeError:
@@ -104,10 +110,10 @@ _OPTION_NAMES = frozenset(TaskOptions.__annotations__)
 
 
 def check_options(name: object, options: Mapping[str, object]) -> None:
-    """Refuse what is no option of a task.
+    """Check the names of options.
 
     Raises:
-        TaskTypeError: One is not.
+        TaskTypeError: A task has no such option.
     """
     for option in options:
         if option not in _OPTION_NAMES:
@@ -125,7 +131,7 @@ def _dag_or_none(dag: object) -> str | None:
 def make_spec(
     function: TaskFunction, bound: Mapping[str, object] | None, options: TaskOptions
 ) -> TaskSpec:
-    """Return what was declared, checked.
+    """Check a declaration and return its ``TaskSpec``.
 
     Args:
         function: The callable.
@@ -133,7 +139,7 @@ def make_spec(
         options: The task's options.
 
     Raises:
-        TaskDefinitionError: An option or the callable cannot be right.
+        TaskDefinitionError: An option or the callable is wrong.
     """
     dag = options.get("dag")
     name = options.get("name")
@@ -143,6 +149,12 @@ def make_spec(
     if dag is not None:
         validate_name(dag, what="DAG", task_name=name)
     validate_name(name, what="task", dag_name=dag)
+    if name == UPSTREAM:
+        problem = (
+            f"{UPSTREAM!r} is the parameter that receives all results, so no task can have that"
+            " name; choose another name=..."
+        )
+        raise TaskDefinitionError(name, dag, problem)
     signature = inspect_callable(function, task_name=name, dag_name=dag, bound=bound or {})
     executor = options.get("executor")
     if executor is not None:
@@ -154,7 +166,11 @@ def make_spec(
             raise TaskDefinitionError(name, dag, problem)
     retain_result = options.get("retain_result", True)
     if not isinstance(retain_result, bool):
-        problem = f"retain_result must be True or False, not {retain_result!r}"
+        problem = f"retain_result must be True or False, not {retain_result!r:.80}"
+        raise TaskTypeError(name, dag, problem)
+    copy_inputs = options.get("copy_inputs", False)
+    if not isinstance(copy_inputs, bool):
+        problem = f"copy_inputs must be True or False, not {copy_inputs!r:.80}"
         raise TaskTypeError(name, dag, problem)
     return TaskSpec(
         name,
@@ -166,16 +182,19 @@ def make_spec(
         retain_result,
         executor,
         signature,
+        copy_inputs,
     )
 
 
 def _checked_deps(
-    name: str, dag: str | None, deps: Iterable[Dependency], function: TaskFunction
+    name: str, dag: str | None, deps: Iterable[Dependency] | None, function: TaskFunction
 ) -> tuple[Dependency, ...]:
+    if deps is None:
+        return ()
     if isinstance(deps, str | bytes | Mapping) or not isinstance(deps, Iterable):
         problem = f"deps must be a list of task names or tasks, not {deps!r:.80}; write deps=[...]"
         raise TaskTypeError(name, dag, problem)
-    # Names as plain strings, so that nothing else of an enumeration's member gets further.
+    # Plain strings: of a member of an enumeration only its text is kept.
     found = tuple(
         [
             str.__str__(each) if isinstance(each, str) and type(each) is not str else each

@@ -91,7 +91,7 @@ def _stored_preview(serializer: str, size: int, start: bytes) -> str:
         return f"{serializer}, {counted(size, 'byte')}, not decoded"
     if size <= len(start):
         with suppress(ResultNotReadableError):
-            return preview(_JSON.loads(start))
+            return preview(_JSON.deserialize(start))
     return start.decode("utf-8", "ignore") + "…" * (size > len(start))
 
 

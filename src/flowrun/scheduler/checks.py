@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
     from flowrun.graph import Graph
     from flowrun.state import StateStoreProtocol
+
+
+_LONGEST_RUN_ID = 200
 
 
 def checked_store(store: StateStoreProtocol) -> StateStoreProtocol:
@@ -81,12 +85,33 @@ def checked_redact(redact: Callable[[str], str] | None) -> Callable[[str], str] 
     return redact
 
 
+def checked_run_id(run_id: object) -> str:
+    """Return a new run's id if it can be one.
+
+    Raises:
+        TypeError: It is no text.
+        DefinitionError: It is empty, too long, or cannot be stored or shown.
+    """
+    if not isinstance(run_id, str):
+        msg = f"SchedulerConfig.new_run_id must return a str, not {type(run_id).__name__}"
+        raise TypeError(msg)
+    if not run_id.isprintable() or not 0 < len(run_id) <= _LONGEST_RUN_ID:
+        msg = (
+            f"SchedulerConfig.new_run_id must return 1 to {_LONGEST_RUN_ID} printable characters,"
+            f" not {run_id!r:.80}"
+        )
+        raise DefinitionError(msg)
+    return run_id
+
+
 def with_kind(name: str, pool: Executor | None) -> tuple[Executor, str]:
     """Return the executor with the way in which calls are handed to it."""
     if not callable(getattr(pool, "submit", None)) or isinstance(pool, type):
         msg = f"executor {name!r} must be a concurrent.futures.Executor, not {pool!r}"
         raise TypeError(msg)
     assert pool is not None  # noqa: S101 - it has a submit method
+    if isinstance(pool, ThreadPoolExecutor):
+        return pool, "thread"
     # Asked by name: importing them here would load multiprocessing for everybody.
     for module, kind in (
         ("concurrent.futures.process", "ProcessPoolExecutor"),

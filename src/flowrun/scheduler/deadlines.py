@@ -1,115 +1,88 @@
-"""The deadlines of one run's attempts: one timer, for the earliest of them."""
+"""When a run has something to do next: attempts that time out, delays and waits that end.
+
+Pure: time comes in as an argument, one next deadline goes out.
+"""
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from collections import deque
+from enum import IntEnum
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Callable, Collection
-
-    from flowrun.config import Clock, Timer
+    from collections.abc import Callable
 
 
-class Timed(Protocol):
-    """What may have a deadline."""
+class Wait(IntEnum):
+    """What a deadline is for.
 
-    @property
-    def number(self) -> int:
-        """The second thing to go by, where deadlines are the same."""
-        ...
-
-    def due_at(self, now: float) -> float | None:
-        """Return its deadline, as far as it is known now; ``None`` if it has none any more."""
-        ...
-
-
-T = TypeVar("T", bound=Timed)
-
-_FEW = 1000
-_PATIENCE_S = 1e-6
-
-
-class Deadlines(Generic[T]):
-    """Call back for every item whose deadline is reached while it is among the items.
-
-    Most attempts end long before their deadline. So nothing is noted for any of them: only when
-    the timer goes off is it looked which of those that are active are due, and which will be
-    next. Attempts that have ended meanwhile cost nothing.
-
-    Args:
-        loop: Where the timer runs.
-        clock: The time.
-        items: Those to look at: no more than run at the same time.
-        due: Called with each item that is due, in the order of their deadlines.
-
-    Attributes:
-        armed_for: What the timer is set for; infinity while it is not. Read in any thread.
+    ``TIMEOUT``: an attempt's time is up. ``PATIENCE``: an attempt that was told to stop, or that
+    a retry waits for, has had its time to end. ``DELAY``: a retry's delay is over. ``RUN``: the
+    run's own time is up.
     """
 
-    __slots__ = ("_clock", "_closed", "_due", "_items", "_loop", "_timer", "armed_for")
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        clock: Clock,
-        items: Collection[T],
-        due: Callable[[T], object],
-    ) -> None:
-        self._loop = loop
-        self._clock = clock
-        self._items = items
-        self._due = due
-        self._timer: Timer | None = None
-        self._closed = False
-        self.armed_for = math.inf
-
-    def expect(self, due: float) -> None:
-        """See to it that the items are looked at by then, on the monotonic clock."""
-        if due < self.armed_for and not self._closed:
-            self._arm(due)
-
-    def close(self) -> None:
-        """Watch nothing any more."""
-        self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _arm(self, due: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self.armed_for = due
-        wait_s = max(0.0, due - self._clock.monotonic())
-        if len(self._items) > _FEW:
-            # So that looking at so many takes no more than a tenth of the time.
-            wait_s = max(wait_s, len(self._items) * _PATIENCE_S)
-        self._timer = self._clock.call_later(self._loop, wait_s, self._look)
-
-    def _look(self) -> None:
-        self._timer = None
-        self.armed_for = math.inf
-        now = self._clock.monotonic()
-        over: list[tuple[float, int, T]] = []
-        earliest = math.inf
-        for item in list(self._items):
-            due = item.due_at(now)
-            if due is None:
-                continue
-            if due <= now:
-                over.append((due, item.number, item))
-            else:
-                earliest = min(earliest, due)
-        over.sort(key=_by_deadline)
-        for _, _, item in over:
-            if (
-                not self._closed and item.due_at(now) is not None
-            ):  # an earlier one may have ended it
-                self._due(item)
-        if earliest < math.inf:
-            self.expect(earliest)
+    TIMEOUT = 0
+    PATIENCE = 1
+    DELAY = 2
+    RUN = 3
 
 
-def _by_deadline(entry: tuple[float, int, object]) -> tuple[float, int]:
-    return entry[:2]
+Deadline: TypeAlias = tuple[float, Wait, int, int]
+"""When, what for, and of which unit's which attempt; both are 0 for what is about the run."""
+
+
+class Deadlines:
+    """The deadlines of one run.
+
+    Most deadlines have one of few durations, such as the default timeout. They become due in
+    the order in which they were added, so each duration has a queue, and what ended before its
+    time costs no more than leaving the queue. Everything else goes to a heap.
+
+    Args:
+        is_current: Returns whether a deadline still matters.
+    """
+
+    __slots__ = ("_heap", "_is_current", "_queues")
+
+    def __init__(self, is_current: Callable[[Deadline], bool]) -> None:
+        self._is_current = is_current
+        self._queues: dict[tuple[Wait, float], deque[Deadline]] = {}
+        self._heap: list[Deadline] = []
+
+    def add(self, now: float, duration_s: float, wait: Wait, unit: int, attempt: int) -> None:
+        """Add a deadline of a usual duration; ``now`` never goes back."""
+        queue = self._queues.get((wait, duration_s))
+        if queue is None:
+            queue = self._queues[wait, duration_s] = deque()
+        queue.append((now + duration_s, wait, unit, attempt))
+
+    def add_at(self, due: float, wait: Wait, unit: int = 0, attempt: int = 0) -> None:
+        """Add a deadline at any time."""
+        heappush(self._heap, (due, wait, unit, attempt))
+
+    def next(self) -> float | None:
+        """Return when the first one that still matters is due; ``None`` if there is none."""
+        first: float | None = None
+        for queue in self._queues.values():
+            while queue and not self._is_current(queue[0]):
+                queue.popleft()
+            if queue and (first is None or queue[0][0] < first):
+                first = queue[0][0]
+        heap = self._heap
+        while heap and not self._is_current(heap[0]):
+            heappop(heap)
+        if heap and (first is None or heap[0][0] < first):
+            first = heap[0][0]
+        return first
+
+    def pop_due(self, now: float) -> list[Deadline]:
+        """Remove and return what is due and still matters, the earliest first."""
+        due: list[Deadline] = []
+        for queue in self._queues.values():
+            while queue and queue[0][0] <= now:
+                due.append(queue.popleft())
+        heap = self._heap
+        while heap and heap[0][0] <= now:
+            due.append(heappop(heap))
+        return sorted(filter(self._is_current, due)) if due else due

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from flowrun.scheduler.slots import Slots
+from flowrun.scheduler.limits import SharedLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,21 +19,21 @@ class Nesting:
     """The runs of an engine that were started inside its tasks and hooks.
 
     Args:
-        slots: The engine's.
+        limits: The engine's.
         workers: Its own threads for tasks, if it has any.
         hook_threads: Its threads for hooks.
     """
 
     def __init__(
-        self, slots: Slots, workers: WorkerThreads | None, hook_threads: WorkerThreads
+        self, limits: SharedLimits, workers: WorkerThreads | None, hook_threads: WorkerThreads
     ) -> None:
-        self._slots = slots
+        self._limits = limits
         self._workers = workers
         self._hook_threads = hook_threads
         self._lock = threading.Lock()
-        self._nested: dict[Attempt, tuple[Slots, int]] = {}
+        self._nested: dict[Attempt, tuple[SharedLimits, int]] = {}
 
-    def enter(self, caller: Attempt | None, stack: ExitStack) -> Slots:
+    def enter(self, caller: Attempt | None, stack: ExitStack) -> SharedLimits:
         """Return where the slots of a run that begins come from.
 
         A run started inside a task works in that task's slot (R3), and a worker thread that
@@ -48,20 +48,20 @@ class Nesting:
             self._hook_threads.lend()
             stack.callback(self._hook_threads.give_back)
         if caller is None:
-            return self._slots
+            return self._limits
         with self._lock:
-            slots, count = self._nested.get(caller) or (Slots(1), 0)
-            self._nested[caller] = (slots, count + 1)
+            limits, count = self._nested.get(caller) or (SharedLimits(1), 0)
+            self._nested[caller] = (limits, count + 1)
         if not count and self._workers is not None:
             self._workers.lend()
         stack.callback(self._leave, caller)
-        return slots
+        return limits
 
     def _leave(self, caller: Attempt) -> None:
         with self._lock:
-            slots, count = self._nested[caller]
+            limits, count = self._nested[caller]
             if count > 1:
-                self._nested[caller] = (slots, count - 1)
+                self._nested[caller] = (limits, count - 1)
                 return
             del self._nested[caller]
         if self._workers is not None:

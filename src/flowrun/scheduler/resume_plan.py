@@ -125,6 +125,8 @@ def plan_resume(graph: Graph, old: RunRecord, from_tasks: Sequence[str] | None) 
             why = "depends on a task named in from_tasks"
         else:
             why = _why_again(graph, number, old.tasks.get(name))
+            if why is None:
+                why = _why_outdated(graph, number, reasons)
         reasons.append(why)
     _add_makers(graph, old, reasons)
     tasks = {
@@ -135,21 +137,13 @@ def plan_resume(graph: Graph, old: RunRecord, from_tasks: Sequence[str] | None) 
     return ResumePlan(old.run_id, graph.dag_name, tasks, dropped)
 
 
-def take_over(record: RunRecord, graph: Graph, old: RunRecord, plan: ResumePlan) -> None:
-    """Give a new run what it keeps of the old one."""
-    record.resumed_from = old.run_id
+def take_over(record: RunRecord, graph: Graph, old: RunRecord, plan: ResumePlan) -> RunRecord:
+    """Return a new run with what it keeps of the old one."""
+    tasks = dict(record.tasks)
     for number, name in enumerate(graph.names):
         if plan.tasks[name].action == "keep":
-            kept = old.tasks[name].copy()
-            kept.deps = graph.dependency_names[number]
-            record.tasks[name] = kept
-        elif name in old.inputs:
-            # What it had been given then, except for what is made anew (S4).
-            record.inputs[name] = {
-                parent: thaw
-                for parent, thaw in old.inputs[name].items()
-                if parent in plan.tasks and plan.tasks[parent].action == "keep"
-            }
+            tasks[name] = old.tasks[name]._replace(deps=graph.dependency_names[number])
+    return record._replace(resumed_from=old.run_id, tasks=tasks)
 
 
 def inputs_to_load(graph: Graph, plan: ResumePlan) -> list[str]:
@@ -172,6 +166,18 @@ def _why_again(graph: Graph, number: int, before: TaskRecord | None) -> str | No
     now = {graph.names[parent] for parent in graph.parents[number]}
     if now != set(before.deps):
         return "its dependencies have changed"
+    return None
+
+
+def _why_outdated(graph: Graph, number: int, reasons: Sequence[str | None]) -> str | None:
+    """A result that was made from what is made anew counts no more (S3).
+
+    Its parents come before it, and those that run only so that a released result is there
+    again (S2) have no reason yet: what they make counts as what they made before.
+    """
+    for parent in graph.parents[number]:
+        if reasons[parent] is not None:
+            return f"depends on {graph.names[parent]!r}, which runs again"
     return None
 
 

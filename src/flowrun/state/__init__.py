@@ -6,9 +6,15 @@ from typing import TYPE_CHECKING
 
 from flowrun.door import lazy_exports
 from flowrun.state.memory import InMemoryStateStore, StateStore
-from flowrun.state.protocol import Change, RunQuery, StateStoreProtocol
+from flowrun.state.protocol import (
+    ByteStoreProtocol,
+    Change,
+    RunQuery,
+    StateStoreProtocol,
+)
 from flowrun.state.records import (
     AttemptRecord,
+    EncodedResult,
     NoResult,
     Reason,
     RunRecord,
@@ -16,16 +22,20 @@ from flowrun.state.records import (
     RunSummary,
     TaskRecord,
     TaskStatus,
+    TransitionError,
 )
 
 if TYPE_CHECKING:
+    from flowrun.state.json_serializer import JsonSerializer
     from flowrun.state.pickle_serializer import PickleSerializer
-    from flowrun.state.serializers import JsonSerializer, ResultSerializer
+    from flowrun.state.serializers import ResultSerializer
     from flowrun.state.sqlite import SqliteStateStore
 
 __all__ = [
     "AttemptRecord",
+    "ByteStoreProtocol",
     "Change",
+    "EncodedResult",
     "InMemoryStateStore",
     "JsonSerializer",
     "NoResult",
@@ -41,6 +51,7 @@ __all__ = [
     "StateStoreProtocol",
     "TaskRecord",
     "TaskStatus",
+    "TransitionError",
 ]
 
 # A run in memory needs neither SQLite nor a serializer.
@@ -48,7 +59,8 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "flowrun.state.pickle_serializer": ("PickleSerializer",),
-        "flowrun.state.serializers": ("JsonSerializer", "ResultSerializer"),
+        "flowrun.state.json_serializer": ("JsonSerializer",),
+        "flowrun.state.serializers": ("ResultSerializer",),
         "flowrun.state.sqlite": ("SqliteStateStore",),
     },
 )

@@ -6,94 +6,105 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
-from flowrun.errors import AlreadyResumedError, RunAliveError, UnknownRunError, duplicate_run
-from flowrun.state.records import NoResult, RunRecord
+from flowrun.errors import (
+    AlreadyResumedError,
+    RunAliveError,
+    RunLostError,
+    StoreError,
+    UnknownRunError,
+    duplicate_run,
+)
+from flowrun.state.protocol import ALL_RUNS
+from flowrun.state.records import NoResult, TaskRecord, TaskStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Sequence
 
     from flowrun.state.protocol import Change, RunQuery
-    from flowrun.state.records import RunSummary
+    from flowrun.state.records import RunRecord, RunSummary
 
 DEFAULT_MAX_FINISHED_RUNS = 1000
+DEFAULT_KEEP_RESULTS_OF = 20
 
 
 class InMemoryStateStore:
-    """Keep runs in this process; fast, and gone with it.
-
-    It holds the engine's own records, so that nothing is copied while a run goes on; whoever
-    loads a run gets a snapshot. Safe to use from several threads.
+    """Keep runs in this process; fast, and gone with it. Safe to use from several threads.
 
     Args:
-        max_finished_runs: The oldest finished runs are dropped beyond this many, so that a
-            service that runs for months does not grow; ``None`` for no bound.
+        max_finished_runs: How many finished runs are kept; the oldest are dropped beyond that,
+            so that a service that runs for months does not grow. ``None``: all.
+        keep_results_of: How many of the newest finished runs keep their results. In older runs
+            the results show as released, and a resume runs their tasks again where it needs
+            them. ``None``: all.
 
     Raises:
-        ValueError: The bound is negative.
+        TypeError: A bound is neither an integer nor ``None``.
+        ValueError: A bound is negative.
 
     Example:
-        >>> store = InMemoryStateStore(max_finished_runs=10)
-        >>> store.blocking
-        False
+        >>> store = InMemoryStateStore(max_finished_runs=10, keep_results_of=None)
+        >>> store.list_runs()
+        []
     """
 
     blocking = False
-    live = True
 
-    def __init__(self, *, max_finished_runs: int | None = DEFAULT_MAX_FINISHED_RUNS) -> None:
-        if max_finished_runs is not None and max_finished_runs < 0:
-            msg = f"max_finished_runs must be 0 or more, or None, not {max_finished_runs}"
-            raise ValueError(msg)
+    def __init__(
+        self,
+        *,
+        max_finished_runs: int | None = DEFAULT_MAX_FINISHED_RUNS,
+        keep_results_of: int | None = DEFAULT_KEEP_RESULTS_OF,
+    ) -> None:
+        _check_bound("max_finished_runs", max_finished_runs)
+        _check_bound("keep_results_of", keep_results_of)
         self._max_finished_runs = max_finished_runs
+        self._keep_results_of = keep_results_of
         self._lock = threading.Lock()
+        # The tasks of a run are in a dict of the store's own, which is replaced entry by entry.
         self._runs: dict[str, RunRecord] = {}
+        self._tasks: dict[str, dict[str, TaskRecord]] = {}
         self._finished: deque[str] = deque()
         self._heirs: dict[str, list[str]] = {}
 
     def create_run(self, run: RunRecord) -> None:
         """Keep a new run; see :meth:`StateStoreProtocol.create_run`."""
+        tasks = dict(run.tasks)
         with self._lock:
             if run.run_id in self._runs:
                 raise duplicate_run(run.run_id)
             if run.resumed_from is not None:
                 self._check_ancestor(run, run.resumed_from)
+                self._carry_over(tasks, run.resumed_from)
                 self._heirs.setdefault(run.resumed_from, []).append(run.run_id)
-            self._runs[run.run_id] = run
+            self._runs[run.run_id] = run._replace(tasks={})
+            self._tasks[run.run_id] = tasks
 
     def save(self, changes: Sequence[Change]) -> None:
-        """Note the end of runs; the records themselves are already here."""
-        for run, task in changes:
-            if task is None:
-                with self._lock:
-                    self._finished.append(run.run_id)
-                    self._drop_oldest()
+        """Keep changes; see :meth:`StateStoreProtocol.save`."""
+        with self._lock:
+            for run, _ in changes:
+                kept = self._runs.get(run.run_id)
+                if kept is None or kept.finished_at is not None:
+                    raise RunLostError(run.run_id)
+            for run, task in changes:
+                if task is None:
+                    self._end(run)
+                    continue
+                tasks = self._tasks[run.run_id]
+                if task.result is NoResult.STORED:
+                    task = task._replace(result=tasks[task.name].result)  # noqa: PLW2901
+                tasks[task.name] = task
 
     def load_run(self, run_id: str, *, results: bool) -> RunRecord:
-        """Return a snapshot of a run; see :meth:`StateStoreProtocol.load_run`."""
+        """Return a run as it now stands; see :meth:`StateStoreProtocol.load_run`."""
         with self._lock:
             run = self._runs.get(run_id)
-        if run is None:
-            raise UnknownRunError(run_id)
-        # While another thread works on it: its end is read before its tasks, children before what
-        # they depend on, so that nothing is seen without what had come before it.
-        ended = run.end
-        tasks = {name: task.copy() for name, task in reversed(run.tasks.items())}
-        twin = RunRecord(
-            run.run_id,
-            run.dag_name,
-            run.created_at,
-            dict(reversed(tasks.items())),
-            metadata=run.metadata,
-            resumed_from=run.resumed_from,
-            targets=run.targets,
-        )
-        twin.inputs = run.inputs
-        twin.finished_at, twin.error, twin.alive = ended
+            if run is None:
+                raise UnknownRunError(run_id)
+            tasks = dict(self._tasks[run_id])
         if not results:
-            for task in twin.tasks.values():
-                if type(task.result) is not NoResult:
-                    task.result = NoResult.STORED
-        return twin
+            tasks = {name: _without(task, NoResult.STORED) for name, task in tasks.items()}
+        return run._replace(tasks=tasks)
 
     def load_results(self, run_id: str, task_names: Collection[str]) -> dict[str, object]:
         """Return kept results; see :meth:`StateStoreProtocol.load_results`."""
@@ -101,7 +112,7 @@ class InMemoryStateStore:
         found = {name: tasks[name].result for name in task_names if name in tasks}
         return {name: value for name, value in found.items() if type(value) is not NoResult}
 
-    def list_runs(self, query: RunQuery) -> list[RunSummary]:
+    def list_runs(self, query: RunQuery = ALL_RUNS) -> list[RunSummary]:
         """Return the runs that match, newest first."""
         found: list[RunSummary] = []
         for run in self._newest_first(query.before):
@@ -109,7 +120,10 @@ class InMemoryStateStore:
                 continue
             if query.resumed_from not in (None, run.resumed_from):
                 continue
-            summary = run.summary()
+            try:
+                summary = self.load_run(run.run_id, results=True).summary()
+            except UnknownRunError:
+                continue  # another thread has pruned it
             if query.status not in (None, summary.status):
                 continue
             found.append(summary)
@@ -119,26 +133,29 @@ class InMemoryStateStore:
 
     def prune_runs(self, *, keep_last: int | None, created_before: float | None) -> int:
         """Delete finished runs; see :meth:`StateStoreProtocol.prune_runs`."""
-        kept: dict[str, int] = {}
+        newer: dict[str, int] = {}
         doomed: list[str] = []
-        for run in self._newest_first(None):
-            if run.finished_at is None:
-                continue
-            kept[run.dag_name] = kept.get(run.dag_name, 0) + 1
-            if keep_last is not None and kept[run.dag_name] <= keep_last:
-                continue
-            if created_before is None or run.created_at < created_before:
-                doomed.append(run.run_id)
         with self._lock:
-            deleted = sum(self._delete(run_id) for run_id in doomed)
+            for run in reversed(self._runs.values()):
+                if run.finished_at is None:
+                    continue
+                newer[run.dag_name] = newer.get(run.dag_name, 0) + 1
+                if keep_last is not None and newer[run.dag_name] <= keep_last:
+                    continue
+                if created_before is None or run.created_at < created_before:
+                    doomed.append(run.run_id)
+            for run_id in doomed:
+                self._delete(run_id)
             self._finished = deque(run_id for run_id in self._finished if run_id in self._runs)
-        return deleted
+        return len(doomed)
 
     def close(self) -> None:
         """Do nothing: the runs stay readable."""
 
+    # All that follows is called with the lock held, except _newest_first.
+
     def _check_ancestor(self, run: RunRecord, ancestor_id: str) -> None:
-        """Refuse a second heir at the same time, or at all (S5); the lock is held."""
+        """Refuse a second heir at the same time, or at all (S5)."""
         ancestor = self._runs.get(ancestor_id)
         if ancestor is not None and ancestor.alive:
             raise RunAliveError(ancestor_id, "it is still running")
@@ -151,31 +168,67 @@ class InMemoryStateStore:
             if run.sole_heir:
                 raise AlreadyResumedError(ancestor_id, f"run {heir_id!r} has resumed it meanwhile")
 
-    def _newest_first(self, before: str | float | None) -> Iterator[RunRecord]:
-        with self._lock:
-            runs = list(reversed(self._runs.values()))
-        if before is None:
-            return iter(runs)
-        if isinstance(before, str):
-            for place, run in enumerate(runs):
-                if run.run_id == before:
-                    return iter(runs[place + 1 :])
-            raise UnknownRunError(before)
-        return (run for run in runs if run.created_at < before)
+    def _carry_over(self, tasks: dict[str, TaskRecord], ancestor_id: str) -> None:
+        """Give tasks whose results the ancestor has those results."""
+        olds = self._tasks.get(ancestor_id, {})
+        for name, task in tasks.items():
+            if task.result is NoResult.STORED:
+                old = olds.get(name)
+                if old is None or type(old.result) is NoResult:
+                    msg = (
+                        f"the result of task {name!r} in run {ancestor_id!r} was dropped while a"
+                        " resume of that run was planned; resume it again"
+                    )
+                    raise StoreError(msg)
+                tasks[name] = task._replace(result=old.result)
 
-    def _drop_oldest(self) -> None:
-        if self._max_finished_runs is not None:
-            while len(self._finished) > self._max_finished_runs:
-                self._delete(self._finished.popleft())
+    def _end(self, run: RunRecord) -> None:
+        self._runs[run.run_id] = run._replace(tasks={}, alive=False)
+        finished, keep, most = self._finished, self._keep_results_of, self._max_finished_runs
+        finished.append(run.run_id)
+        if keep is not None and len(finished) > keep:
+            tasks = self._tasks[finished[-1 - keep]]
+            for name, task in tasks.items():
+                tasks[name] = _without(task, NoResult.RELEASED)
+        while most is not None and len(finished) > most:
+            self._delete(finished.popleft())
 
-    def _delete(self, run_id: str) -> int:
-        run = self._runs.pop(run_id, None)
-        if run is None:
-            return 0  # somebody else was faster
+    def _delete(self, run_id: str) -> None:
+        run = self._runs.pop(run_id)
+        del self._tasks[run_id]
         self._heirs.pop(run_id, None)
         if run.resumed_from in self._heirs:
             self._heirs[run.resumed_from].remove(run_id)
-        return 1
+
+    def _newest_first(self, before: str | float | None) -> list[RunRecord]:
+        with self._lock:
+            runs = list(reversed(self._runs.values()))
+        if before is None:
+            return runs
+        if isinstance(before, str):
+            for place, run in enumerate(runs):
+                if run.run_id == before:
+                    return runs[place + 1 :]
+            raise UnknownRunError(before)
+        return [run for run in runs if run.created_at < before]
+
+
+def _check_bound(name: str, bound: object) -> None:
+    if bound is None:
+        return
+    if not isinstance(bound, int) or isinstance(bound, bool):
+        msg = f"{name} must be an integer, or None for no bound, not {bound!r}"
+        raise TypeError(msg)
+    if bound < 0:
+        msg = f"{name} must be 0 or more, or None for no bound, not {bound}"
+        raise ValueError(msg)
+
+
+def _without(task: TaskRecord, stand_in: NoResult) -> TaskRecord:
+    """Return a task without its result; as it is if it has none."""
+    if task.status is not TaskStatus.SUCCESS or type(task.result) is NoResult:
+        return task
+    return task._replace(result=stand_in)
 
 
 StateStore = InMemoryStateStore

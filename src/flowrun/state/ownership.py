@@ -34,15 +34,35 @@ class _LockFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self._path = path
         self.users = 0
         self.held: set[int] = set()
         self._asking = threading.Lock()
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-        self.descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0), 0o600)
+        self._descriptors: list[int] = []
+        self._can_claim = False
+
+    def open(self, *, claims: bool) -> None:
+        """Open the file, unless it is open; for a claim it is created and opened for writing.
+
+        The descriptor of a reader that opened it before stays open: closing it would drop locks.
+
+        Raises:
+            OSError: The file cannot be used.
+        """
+        if self._can_claim or (self._descriptors and not claims):
+            return
+        flags = os.O_RDWR | os.O_CREAT if claims else os.O_RDONLY
+        flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+        self._descriptors.append(os.open(self._path, flags, 0o600))
+        self._can_claim = claims
+
+    def close(self) -> None:
+        """Close the file, which gives up every lock on it."""
+        while self._descriptors:
+            os.close(self._descriptors.pop())
 
     def lock(self) -> int:
-        """Hold a byte that nobody else holds, and return its place."""
+        """Lock a byte that no other owner holds, and return its offset."""
         with self._asking:
             while True:
                 owner = secrets.randbelow(_MOST_OWNERS) + 1
@@ -51,7 +71,7 @@ class _LockFile:
                     return owner
 
     def unlock(self, owner: int) -> None:
-        """Hold it no more."""
+        """Release the byte."""
         with self._asking:
             self.held.discard(owner)
             self._unlocked(owner)
@@ -70,22 +90,22 @@ class _LockFile:
     def _locked(self, owner: int, *, shared: bool) -> bool:
         try:
             if sys.platform == "win32":  # pragma: no cover - runs on Windows only
-                os.lseek(self.descriptor, owner, os.SEEK_SET)
-                msvcrt.locking(self.descriptor, msvcrt.LK_NBLCK, 1)
+                os.lseek(self._descriptors[-1], owner, os.SEEK_SET)
+                msvcrt.locking(self._descriptors[-1], msvcrt.LK_NBLCK, 1)
             else:
                 kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-                fcntl.lockf(self.descriptor, kind | fcntl.LOCK_NB, 1, owner)
+                fcntl.lockf(self._descriptors[-1], kind | fcntl.LOCK_NB, 1, owner)
         except OSError:
             return False
         return True
 
     def _unlocked(self, owner: int) -> None:
         if sys.platform == "win32":  # pragma: no cover - runs on Windows only
-            os.lseek(self.descriptor, owner, os.SEEK_SET)
+            os.lseek(self._descriptors[-1], owner, os.SEEK_SET)
             with contextlib.suppress(OSError):
-                msvcrt.locking(self.descriptor, msvcrt.LK_UNLCK, 1)
+                msvcrt.locking(self._descriptors[-1], msvcrt.LK_UNLCK, 1)
         else:
-            fcntl.lockf(self.descriptor, fcntl.LOCK_UN, 1, owner)
+            fcntl.lockf(self._descriptors[-1], fcntl.LOCK_UN, 1, owner)
 
 
 _FILES: dict[str, _LockFile] = {}
@@ -97,7 +117,7 @@ def _forget_parent() -> None:
     global _lock  # noqa: PLW0603 - another thread of the parent's may have held it
     _lock = threading.Lock()
     for file in _FILES.values():
-        os.close(file.descriptor)
+        file.close()
     _FILES.clear()
 
 
@@ -106,47 +126,50 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
 
 
 class Ownership:
-    """This store's claim to its runs.
+    """The claim of a store to its runs, and its view of the claims of other stores.
 
     Args:
         path: The database, links resolved, so that all who use it find one lock file: it is
             beside it, with ``-owners`` added to its name.
+        claims: Whether the store makes a claim. If not, it only looks, and creates no file.
 
     Attributes:
-        owner: The number under which this store owns runs.
+        owner: The number under which this store owns runs; 0 without a claim.
 
     Raises:
         StoreFileError: The lock file cannot be used.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, claims: bool = True) -> None:
         self._key = str(path)
         self._open = True
         lock_path = path.with_name(f"{path.name}-owners")
         with _lock:
-            file = _FILES.get(self._key)
-            if file is None:
-                try:
-                    file = _FILES[self._key] = _LockFile(lock_path)
-                except OSError as error:
-                    msg = f"the lock file {str(lock_path)!r} cannot be used: {error}"
-                    raise StoreFileError(msg) from error
+            file = _FILES.setdefault(self._key, _LockFile(lock_path))
+            try:
+                file.open(claims=claims)
+            except OSError as error:
+                if not file.users:
+                    del _FILES[self._key]
+                msg = f"the lock file {str(lock_path)!r} cannot be used: {error}"
+                raise StoreFileError(msg) from error
             file.users += 1
             self._file = file
-            self.owner = file.lock()
+            self.owner = file.lock() if claims else 0
 
-    def is_alive(self, owner: int | None) -> bool:
+    def is_alive(self, owner: object) -> bool:
         """Return whether that owner still lives, in this process or in another."""
-        return owner is not None and self._file.is_held(owner)
+        return isinstance(owner, int) and self._file.is_held(owner)
 
     def close(self) -> None:
-        """Give the claim up."""
+        """Release the claim."""
         with _lock:
             if not self._open:
                 return
             self._open = False
-            self._file.unlock(self.owner)
+            if self.owner:
+                self._file.unlock(self.owner)
             self._file.users -= 1
             if not self._file.users:
                 del _FILES[self._key]
-                os.close(self._file.descriptor)
+                self._file.close()

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import hmac
 import io
 import pickle
-from collections import deque
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flowrun.errors import ResultNotReadableError, ResultNotStorableError
-from flowrun.state.json_values import kind_of, type_name
-from flowrun.state.json_writer import short
-from flowrun.state.serializers import ATOMS
+from flowrun.failure import error_line
+from flowrun.state.value_paths import smallest_failing, type_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
 _SIGNED = b"flowrun-signed-1\n"
 _DIGEST = "sha256"
@@ -26,8 +22,6 @@ _SHORTEST_KEY = 16
 _PROTOCOL = pickle.PROTO[0]
 _FRAMED = 4
 _LONG = 1 << 20
-_REMEMBERED = 64
-_MOST_VISITED = 1_000_000
 
 
 class PickleSerializer:
@@ -47,7 +41,7 @@ class PickleSerializer:
 
     Example:
         >>> serializer = PickleSerializer(key=bytes(16))
-        >>> serializer.loads(serializer.dumps({1, 2}))
+        >>> serializer.deserialize(serializer.serialize({1, 2}))
         {1, 2}
     """
 
@@ -76,7 +70,7 @@ class PickleSerializer:
         key = "None" if self._key is None else "<hidden>"
         return f"PickleSerializer(key={key}, protocol={self._protocol})"
 
-    def dumps(self, value: object) -> bytes:
+    def serialize(self, obj: object) -> bytes:
         """Return the pickled value, signed if there is a key.
 
         Raises:
@@ -85,16 +79,16 @@ class PickleSerializer:
         """
         pieces = _Pieces()
         try:
-            pickle.Pickler(pieces, self._protocol).dump(value)
+            pickle.Pickler(pieces, self._protocol).dump(obj)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a class's own pickling code may raise anything
-            raise ResultNotStorableError(_why_unpicklable(value, self._protocol, error)) from error
+            raise ResultNotStorableError(_why_unpicklable(obj, self._protocol, error)) from error
         if self._key is not None:
             pieces.kept[:0] = [_SIGNED, self._digest(self._key, pieces.kept)]
         return b"".join(pieces.kept)
 
-    def loads(self, data: bytes) -> object:
+    def deserialize(self, data: bytes) -> object:
         """Return the value that was pickled, once its signature has been verified.
 
         Raises:
@@ -117,7 +111,7 @@ class PickleSerializer:
             rest = len(payload) - stream.tell()
         except Exception as error:  # a damaged pickle, or what it calls, may raise anything
             message = (
-                f"the stored result cannot be unpickled: {type(error).__name__}: {error}."
+                f"the stored result cannot be unpickled: {error_line(error)}."
                 " If a class or module was moved or renamed since, make it importable under"
                 " its old name again; else run the task again"
             )
@@ -157,9 +151,11 @@ class _Pieces:
     def __init__(self) -> None:
         self.kept: list[bytes] = []
 
-    def write(self, piece: bytes, /) -> int:
-        self.kept.append(bytes(piece))
-        return len(piece)
+    def write(self, piece: bytes | pickle.PickleBuffer, /) -> int:
+        # A large buffer of an array arrives as it is. bytes() would put the elements of one in
+        # Fortran order into C order; raw() gives the memory as it stands.
+        self.kept.append(bytes(piece.raw() if isinstance(piece, pickle.PickleBuffer) else piece))
+        return len(self.kept[-1])
 
 
 class _Source:
@@ -194,73 +190,27 @@ def _why_unpicklable(value: object, protocol: int, error: BaseException) -> str:
     """Return the message for what a pickler refused, with the place if it can be found."""
     if isinstance(error, RecursionError):
         return "result: nested too deeply to be pickled; return a flatter value"
-    tracker = _Tracker(protocol)
-    place, found = "result", value
-    with contextlib.suppress(BaseException):
-        with contextlib.suppress(BaseException):
-            tracker.dump(value)
-        place, found = _find(value, tracker.latest)
+
+    def fails(part: object) -> bool:
+        try:
+            pickle.Pickler(_Void(), protocol).dump(part)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # noqa: BLE001 - a class's own pickling code may raise anything
+            return True
+        return False
+
+    place, part = smallest_failing(value, fails)
     return (
-        f"{place}: {type_name(type(found))} cannot be pickled: {type(error).__name__}: {error}."
+        f"{place}: {type_name(type(part))} cannot be pickled: {error_line(error)}."
         " Return what it is made of, or what it can be made from again"
     )
 
 
-class _Tracker(pickle.Pickler):
-    """Pickles into the void and remembers what it met last."""
-
-    def __init__(self, protocol: int) -> None:
-        super().__init__(_Void(), protocol)
-        self.latest: deque[object] = deque(maxlen=_REMEMBERED)
-
-    def persistent_id(self, obj: object) -> None:
-        """Take note of an object before it is pickled."""
-        if type(obj) not in ATOMS:
-            self.latest.append(obj)
-
-
 class _Void:
+    """A file that keeps nothing."""
+
     __slots__ = ()
 
-    def write(self, piece: bytes, /) -> int:
-        return len(piece)
-
-
-def _find(value: object, latest: Iterable[object]) -> tuple[str, object]:
-    """Return the place and the object of those met latest that can be reached from a value.
-
-    What a class's own pickling code made up cannot be reached; then it is its owner.
-    """
-    ranks = {id(item): rank for rank, item in enumerate(latest)}
-    best, place, found = -1, "result", value
-    seen: set[int] = set()
-    waiting: list[tuple[str, object]] = [(place, value)]
-    while waiting and len(seen) < _MOST_VISITED:
-        here, item = waiting.pop()
-        if id(item) in seen or type(item) in ATOMS:
-            continue
-        seen.add(id(item))
-        if ranks.get(id(item), -1) > best:
-            best, place, found = ranks[id(item)], here, item
-        with contextlib.suppress(Exception):  # Looking into an object runs code of its class.
-            waiting.extend(_children(here, item))
-    return place, found
-
-
-def _children(place: str, value: Any) -> Iterator[tuple[str, object]]:  # noqa: ANN401 - anything
-    kind = kind_of(value)
-    if issubclass(kind, dict):
-        for key, item in value.items():
-            yield f"<a key of {place}>", key
-            yield f"{place}[{short(key)}]", item
-    elif issubclass(kind, (list, tuple)):
-        for index, item in enumerate(value):
-            yield f"{place}[{index}]", item
-    elif issubclass(kind, (set, frozenset)):
-        for item in value:
-            yield f"<an element of {place}>", item
-    if not callable(value) and kind is not ModuleType:
-        names = [name for base in kind.__mro__ for name in getattr(base, "__slots__", ())]
-        for name in (*getattr(value, "__dict__", ()), *names):
-            if hasattr(value, name):
-                yield f"{place}.{name}", getattr(value, name)
+    def write(self, _piece: object, /) -> int:
+        return 0

@@ -5,58 +5,31 @@ A store keeps and returns records; the rules by which they change are not its bu
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from flowrun.state.records import RunRecord, RunStatus, RunSummary, TaskRecord
+    from flowrun.state.records import (
+        EncodedResult,
+        RunRecord,
+        RunStatus,
+        RunSummary,
+        TaskRecord,
+    )
 
 
 class Change(NamedTuple):
     """One record that has changed since it was last saved.
 
     Attributes:
-        run: The run it belongs to.
-        task: The task's record as it now is, or ``None`` when the run's own fields
-            (``finished_at``, ``error``) have changed.
+        run: The run it belongs to. Its ``tasks`` are current only in a change that ends the run.
+        task: The task's record as it now is, or ``None`` when the run has ended: then ``run``
+            is the whole record of the ended run.
     """
 
     run: RunRecord
     task: TaskRecord | None
-
-
-Success: TypeAlias = "tuple[int, float, object]"
-"""A task's place in its run, when it ended, and what it returned."""
-
-
-class Successes(NamedTuple):
-    """Tasks of a run that have succeeded at their first attempt.
-
-    What most changes are, with no object made for each.
-
-    Attributes:
-        run: The run.
-        tasks: All its tasks in their order; those that have succeeded are still RUNNING in it,
-            and nobody changes them before this has been saved.
-        ended: What they have come to; each result is kept.
-    """
-
-    run: RunRecord
-    tasks: Sequence[TaskRecord]
-    ended: Sequence[Success]
-
-    def changes(self) -> list[Change]:
-        """Return the same as changes."""
-        run, tasks, ended = self
-        return [Change(run, succeeded(tasks[number], now, value)) for number, now, value in ended]
-
-
-def succeeded(task: TaskRecord, now: float, result: object) -> TaskRecord:
-    """Return a snapshot of a task that is RUNNING, as it is when it has succeeded."""
-    snapshot = task.copy()
-    snapshot.succeed(now, result)
-    return snapshot
 
 
 class RunQuery(NamedTuple):
@@ -77,13 +50,17 @@ class RunQuery(NamedTuple):
     before: str | float | None = None
 
 
-class StateStoreProtocol(Protocol):
-    """Keep runs; every method is synchronous, and called from one thread at a time or many.
+ALL_RUNS = RunQuery()
 
-    ``blocking`` says whether a call may wait for a disk or a network. If so, flowrun writes
-    in batches from a thread of its own, or where there is only one thing to write from the
-    thread that has run the task, never from two at once, and acknowledges a success only when
-    :meth:`save` has returned. If not, :meth:`save` is called at once on the event loop's thread.
+
+@runtime_checkable
+class StateStoreProtocol(Protocol):
+    """Keep runs; every method is synchronous.
+
+    ``blocking`` says whether a call may wait for a disk or a network. If so, one thread of the
+    engine's makes all writing calls, in batches, and flowrun acknowledges a success only when
+    :meth:`save` has returned. If not, :meth:`save` is called on the event loop's thread. Reading
+    calls come from any thread, several at once. Records are immutable: keep them as they are.
     """
 
     blocking: bool
@@ -154,31 +131,17 @@ class StateStoreProtocol(Protocol):
         ...
 
 
-class QuickStore(Protocol):
-    """What a store of flowrun's own can do besides; no other store need have it."""
+@runtime_checkable
+class ByteStoreProtocol(StateStoreProtocol, Protocol):
+    """A store that keeps results as bytes, which flowrun makes where the result was made."""
 
-    def save_all(self, changes: Sequence[Change], successes: Sequence[Successes]) -> None:
-        """Keep changes and successes as :meth:`StateStoreProtocol.save` keeps changes.
+    def encode_result(self, value: object, *, run_id: str, task_name: str) -> EncodedResult:
+        """Return the bytes of a result, checked by reading them back where that may fail.
 
-        The successes come after the changes.
-        """
-        ...
+        Called from any thread, several at once. The record that :meth:`save` then gets holds
+        the ``EncodedResult``; a record with a plain value is encoded by :meth:`save` itself.
 
-    def save_in_thread(self, successes: Successes) -> bool:
-        """Save successes as :meth:`save_all` would, if all have short results.
-
-        Returns:
-            Whether it was saved; if not, nothing was, and :meth:`save_all` finds out why.
-        """
-        ...
-
-    def save_on_loop(self, successes: Successes) -> bool:
-        """Save a few successes in a thread that must not wait.
-
-        It waits for nobody's lock, and for the disk only where the store promises to survive
-        power loss.
-
-        Returns:
-            Whether they were saved; if not, nothing was, and :meth:`save_all` finds out why.
+        Raises:
+            ResultNotStorableError: The value would not come back as what it is.
         """
         ...

@@ -1,6 +1,6 @@
-"""What is known of a run, and the only rules by which it may change.
+"""What is known of a run: immutable values, and the transitions that make new ones.
 
-Pure state: no clock, no lock, no store. Points in time are epoch seconds (float, UTC).
+No clock, no lock, no store. Points in time are epoch seconds (float, UTC).
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections import Counter
 from enum import Enum, StrEnum
 from operator import attrgetter
-from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
 
 class TaskStatus(StrEnum):
@@ -47,8 +47,8 @@ class Reason(StrEnum):
 class NoResult(Enum):
     """What stands in a record's ``result`` when the value itself does not (I2).
 
-    ``ABSENT``: the task has not succeeded. ``RELEASED``: it has, and its result was let go
-    (``retain_result=False``). ``STORED``: the store has it, this record does not.
+    ``ABSENT``: the task has not succeeded. ``RELEASED``: it has, and its result was released
+    (``retain_result=False``). ``STORED``: the store has the result, this record does not.
     """
 
     ABSENT = "absent"
@@ -78,162 +78,131 @@ class AttemptRecord(NamedTuple):
     abandoned: bool
 
 
+class EncodedResult(NamedTuple):
+    """A result as a store keeps it.
+
+    Attributes:
+        serializer: The name of the serializer that made the bytes.
+        data: The bytes.
+    """
+
+    serializer: str
+    data: bytes
+
+
 class TransitionError(RuntimeError):
-    """A change that the state machine does not allow: a mistake inside flowrun."""
+    """A transition that the table does not allow: a bug in flowrun or in a store."""
 
 
-# Looked up for every task: a global name costs less than an attribute of an enum.
+# Module names cost less to read than an enum's attributes, and are read for every task.
 _PENDING, _RUNNING, _SUCCESS = TaskStatus.PENDING, TaskStatus.RUNNING, TaskStatus.SUCCESS
-_ABSENT = NoResult.ABSENT
+_FAILED, _SKIPPED = TaskStatus.FAILED, TaskStatus.SKIPPED
 _status_of = attrgetter("status")
 
 
-class TaskRecord:
-    """One task of one run.
+class TaskRecord(NamedTuple):
+    """One task of one run; a value. Each transition returns a new record.
 
     ``PENDING -> RUNNING -> SUCCESS``, ``RUNNING -> FAILED (-> PENDING)``,
-    ``PENDING -> SKIPPED``, and ``RUNNING -> PENDING`` where the attempt's code never began;
-    every other change is a :class:`TransitionError`.
+    ``PENDING -> SKIPPED``, and ``RUNNING -> PENDING`` for an attempt whose code never began.
+    Every other transition raises :class:`TransitionError`.
 
     Attributes:
         name: The task.
         deps: Its dependencies in this run, in declared order.
-        status: Where it stands.
+        status: Its status.
         attempt: Number of its last attempt, 0 before the first.
         ready_at: When that attempt could have started.
         started_at: When that attempt's code started.
         finished_at: When the task ended.
-        error: Error text with traceback of the last attempt, or why it was skipped.
-        reason: Why it is FAILED or SKIPPED.
-        abandoned: Whether its last attempt went on unseen after it was given up.
-        result: The value, or a :class:`NoResult`.
+        error: Error text with traceback of the last attempt, or why the task was skipped.
+        reason: Why the task is FAILED or SKIPPED.
+        abandoned: Whether the code of its last attempt still ran when it was given up.
+        result: The value, an :class:`EncodedResult`, or a :class:`NoResult`.
         earlier: The attempts before the last one.
     """
 
-    __slots__ = (
-        "abandoned",
-        "attempt",
-        "deps",
-        "earlier",
-        "error",
-        "finished_at",
-        "name",
-        "ready_at",
-        "reason",
-        "result",
-        "started_at",
-        "status",
-    )
+    name: str
+    deps: tuple[str, ...] = ()
+    status: TaskStatus = _PENDING
+    attempt: int = 0
+    ready_at: float | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+    error: str | None = None
+    reason: Reason | None = None
+    abandoned: bool = False
+    result: object = NoResult.ABSENT
+    earlier: tuple[AttemptRecord, ...] = ()
 
-    def __init__(self, name: str, deps: tuple[str, ...] = ()) -> None:
-        self.name = name
-        self.deps = deps
-        self.status = _PENDING
-        self.attempt = 0
-        self.ready_at: float | None = None
-        self.started_at: float | None = None
-        self.finished_at: float | None = None
-        self.error: str | None = None
-        self.reason: Reason | None = None
-        self.abandoned = False
-        self.result: object = _ABSENT
-        self.earlier: tuple[AttemptRecord, ...] = ()
-
-    def start(self, now: float, ready_at: float) -> None:
+    def start(self, now: float, ready_at: float) -> TaskRecord:
         """PENDING -> RUNNING: the next attempt begins."""
-        if self.status is not _PENDING:
-            self._refuse("start")
-        self.ready_at = ready_at
-        self.started_at = now
-        if self.attempt:
-            # A retry's record shows its own attempt; the one before stands in ``earlier``.
-            self.error = None
-            self.reason = None
-            self.finished_at = None
-            self.abandoned = False
-        self.attempt += 1
-        self.status = _RUNNING  # last: another thread may be copying it, status first
+        self._require(_PENDING, "start")
+        return TaskRecord(
+            self.name,
+            self.deps,
+            _RUNNING,
+            self.attempt + 1,
+            ready_at,
+            now,
+            earlier=self.earlier,
+        )
 
-    def withdraw(self) -> None:
-        """RUNNING -> PENDING: the attempt is none, for its code has not begun and never will."""
-        if self.status is not _RUNNING:
-            self._refuse("withdraw")
-        self.attempt -= 1
-        self.started_at = None
-        self.status = _PENDING
+    def withdraw(self) -> TaskRecord:
+        """RUNNING -> PENDING: the code of the attempt has not begun and never will."""
+        self._require(_RUNNING, "withdraw")
+        return self._replace(attempt=self.attempt - 1, started_at=None, status=_PENDING)
 
-    def succeed(self, now: float, result: object) -> None:
+    def succeed(self, now: float, result: object) -> TaskRecord:
         """RUNNING -> SUCCESS."""
-        if self.status is not _RUNNING:
-            self._refuse("succeed")
-        self.finished_at = now
-        self.result = result
-        self.status = _SUCCESS
+        self._require(_RUNNING, "succeed")
+        return TaskRecord(
+            self.name,
+            self.deps,
+            _SUCCESS,
+            self.attempt,
+            self.ready_at,
+            self.started_at,
+            now,
+            result=result,
+            earlier=self.earlier,
+        )
 
-    def fail(self, now: float, error: str, reason: Reason, *, abandoned: bool = False) -> None:
+    def fail(
+        self, now: float, error: str, reason: Reason, *, abandoned: bool = False
+    ) -> TaskRecord:
         """RUNNING -> FAILED."""
-        if self.status is not TaskStatus.RUNNING:
-            self._refuse("fail")
-        self.finished_at = now
-        self.error = error
-        self.reason = reason
-        self.abandoned = abandoned
-        self.status = TaskStatus.FAILED
+        self._require(_RUNNING, "fail")
+        return self._replace(
+            finished_at=now, error=error, reason=reason, abandoned=abandoned, status=_FAILED
+        )
 
-    def amend(self, error: str) -> None:
-        """Say more about a failure than was known when it was recorded."""
-        if self.status is not TaskStatus.FAILED:
-            self._refuse("amend")
-        self.error = error
+    def amend(self, error: str) -> TaskRecord:
+        """Replace the error text of a FAILED task by a longer one."""
+        self._require(_FAILED, "amend")
+        return self._replace(error=error)
 
-    def retry(self) -> None:
+    def retry(self) -> TaskRecord:
         """FAILED -> PENDING: another attempt will follow."""
-        if self.status is not TaskStatus.FAILED:
-            self._refuse("retry")
-        self.earlier = (*self.earlier, self._last_attempt())
-        self.status = TaskStatus.PENDING
+        self._require(_FAILED, "retry")
+        return self._replace(earlier=(*self.earlier, self._last_attempt()), status=_PENDING)
 
-    def skip(self, now: float, reason: Reason, why: str) -> None:
+    def skip(self, now: float, reason: Reason, why: str) -> TaskRecord:
         """PENDING -> SKIPPED: it will not run (again)."""
-        if self.status is not TaskStatus.PENDING:
-            self._refuse("skip")
-        self.finished_at = now
-        self.reason = reason
-        self.error = why
-        self.status = TaskStatus.SKIPPED
+        self._require(_PENDING, "skip")
+        return self._replace(finished_at=now, reason=reason, error=why, status=_SKIPPED)
 
-    def release(self) -> None:
-        """Let the result go; the task stays SUCCESS."""
-        if self.status is not TaskStatus.SUCCESS:
-            self._refuse("release")
-        self.result = NoResult.RELEASED
+    def release(self) -> TaskRecord:
+        """Drop the result; the task stays SUCCESS."""
+        self._require(_SUCCESS, "release")
+        return self._replace(result=NoResult.RELEASED)
 
     @property
     def attempts(self) -> tuple[AttemptRecord, ...]:
         """Every attempt that has ended, the first one first."""
-        if self.attempt > len(self.earlier) and self.status in (
-            TaskStatus.SUCCESS,
-            TaskStatus.FAILED,
-        ):
+        if self.attempt > len(self.earlier) and self.status in (_SUCCESS, _FAILED):
             return (*self.earlier, self._last_attempt())
         return self.earlier
-
-    def copy(self) -> TaskRecord:
-        """Return a snapshot that later changes do not touch (the result is shared)."""
-        twin = TaskRecord.__new__(TaskRecord)  # every field is set below
-        twin.status = self.status
-        twin.name = self.name
-        twin.deps = self.deps
-        twin.attempt = self.attempt
-        twin.ready_at = self.ready_at
-        twin.started_at = self.started_at
-        twin.finished_at = self.finished_at
-        twin.error = self.error
-        twin.reason = self.reason
-        twin.abandoned = self.abandoned
-        twin.result = self.result
-        twin.earlier = self.earlier
-        return twin
 
     def _last_attempt(self) -> AttemptRecord:
         return AttemptRecord(
@@ -246,122 +215,90 @@ class TaskRecord:
             self.abandoned,
         )
 
-    def _refuse(self, change: str) -> NoReturn:
-        msg = f"task {self.name!r} cannot {change} while it is {self.status}"
-        raise TransitionError(msg)
+    def _require(self, status: TaskStatus, change: str) -> None:
+        if self.status is not status:
+            msg = f"task {self.name!r} cannot {change} while it is {self.status}"
+            raise TransitionError(msg)
 
     def __repr__(self) -> str:
         """Show name and status; never the result, which may be large or secret."""
         return f"<TaskRecord {self.name!r} {self.status} attempt={self.attempt}>"
 
 
-Preserved: TypeAlias = "Mapping[str, Callable[[], object]]"
-"""Results of dependencies as they once were, by their names; each call makes one anew."""
-
-
-class RunRecord:
-    """One run of a DAG, or of a part of it.
+class RunRecord(NamedTuple):
+    """One run of a DAG, or of a part of it; a value.
 
     Attributes:
         run_id: Its id.
         dag_name: The DAG.
         created_at: When it was created.
-        finished_at: When it ended; ``None`` while it has not.
-        error: What ended the run from outside its tasks (cancelled, timed out, broken).
+        tasks: Its tasks by name, in topological order; never changed in place.
         metadata: What the caller gave to ``run_once(metadata=...)``; JSON values.
         resumed_from: The run it continues.
-        sole_heir: Whether no other run may have resumed that one (a plain resume: it would
-            repeat what the other has done).
         targets: The targets of a sub-graph run; ``None`` for a whole DAG.
-        tasks: Its tasks by name, in topological order.
-        inputs: What failed tasks had been given and might have changed, by their names; only
-            in a store that holds the records themselves.
-        alive: Whether somebody is still working on it (not only that it has not ended).
+        started_by: The run whose task or hook started this one.
+        sole_heir: Whether no other run may have resumed ``resumed_from`` (a plain resume: it
+            would repeat what the other has done).
+        finished_at: When it ended; ``None`` while it has not.
+        error: What ended the run from outside its tasks (cancelled, timed out, broken).
+        alive: Whether a living process is working on it.
     """
 
-    __slots__ = (
-        "alive",
-        "created_at",
-        "dag_name",
-        "error",
-        "finished_at",
-        "inputs",
-        "metadata",
-        "resumed_from",
-        "run_id",
-        "sole_heir",
-        "targets",
-        "tasks",
-    )
-
-    def __init__(  # noqa: PLR0913 - a record is made of its fields
-        self,
-        run_id: str,
-        dag_name: str,
-        created_at: float,
-        tasks: Mapping[str, TaskRecord],
-        *,
-        metadata: Mapping[str, object] | None = None,
-        resumed_from: str | None = None,
-        targets: tuple[str, ...] | None = None,
-    ) -> None:
-        self.run_id = run_id
-        self.dag_name = dag_name
-        self.created_at = created_at
-        self.tasks = dict(tasks)
-        self.inputs: dict[str, Preserved] = {}
-        self.metadata: dict[str, object] = dict(metadata or {})
-        self.resumed_from = resumed_from
-        self.targets = targets
-        self.finished_at: float | None = None
-        self.error: str | None = None
-        self.alive = True
-        self.sole_heir = False
+    run_id: str
+    dag_name: str
+    created_at: float
+    tasks: Mapping[str, TaskRecord]
+    metadata: Mapping[str, object] = {}
+    resumed_from: str | None = None
+    targets: tuple[str, ...] | None = None
+    started_by: str | None = None
+    sole_heir: bool = False
+    finished_at: float | None = None
+    error: str | None = None
+    alive: bool = True
 
     @property
     def status(self) -> RunStatus:
         """The run's status, derived from its tasks."""
         return run_status(map(_status_of, self.tasks.values()))
 
-    @property
-    def end(self) -> tuple[float | None, str | None, bool]:
-        """``finished_at``, ``error`` and ``alive``, as they belong together.
-
-        Another thread may be ending it just now. Whoever reads its tasks after this finds them
-        as they are in the end, if it has ended.
-        """
-        alive, finished_at = self.alive, self.finished_at
-        return (None, None, alive) if finished_at is None else (finished_at, self.error, False)
-
     def task_counts(self) -> Counter[TaskStatus]:
         """Return the number of tasks by status."""
         return Counter(map(_status_of, self.tasks.values()))
 
-    def finish(self, now: float, error: str | None = None) -> None:
-        """Mark the run as ended; every task must have ended before."""
+    def finish(
+        self, now: float, error: str | None = None, tasks: Mapping[str, TaskRecord] | None = None
+    ) -> RunRecord:
+        """Return the run as ended; every task must have ended before.
+
+        Args:
+            now: When.
+            error: What ended it from outside its tasks.
+            tasks: Its tasks as they have ended; those of this record by default.
+        """
         if self.finished_at is not None:
             msg = f"run {self.run_id!r} has already finished"
             raise TransitionError(msg)
-        self.error = error
-        self.finished_at = now
-        self.alive = False
+        return self._replace(
+            finished_at=now, error=error, alive=False, tasks=self.tasks if tasks is None else tasks
+        )
 
     def summary(self) -> RunSummary:
         """Return what a list of runs shows of this one."""
-        finished_at, error, alive = self.end  # before its tasks: see there
         counts = self.task_counts()
         return RunSummary(
             self.run_id,
             self.dag_name,
             run_status(counts),
             self.created_at,
-            finished_at,
-            error,
+            self.finished_at,
+            self.error,
             dict(self.metadata),
             self.resumed_from,
             self.targets,
-            alive,
+            self.alive,
             {str(status): number for status, number in counts.items()},
+            self.started_by,
         )
 
     def __repr__(self) -> str:
@@ -377,6 +314,7 @@ class RunSummary(NamedTuple):
         alive: Whether a living process is working on it. A run that is ``RUNNING`` but not
             alive was left behind by a process that died.
         task_counts: Number of tasks by status, statuses with none left out.
+        started_by: The run whose task or hook started this one.
     """
 
     run_id: str
@@ -390,6 +328,7 @@ class RunSummary(NamedTuple):
     targets: tuple[str, ...] | None
     alive: bool
     task_counts: dict[str, int]
+    started_by: str | None = None
 
 
 def run_status(statuses: Iterable[str]) -> RunStatus:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
+from flowrun.state.legacy_rows import renewed
+
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Sequence
@@ -24,6 +26,48 @@ def statements(text: str) -> Step:
             connection.execute(statement)
 
     return step
+
+
+_OLD_TASK = (
+    "name, deps, status, attempt, ready_at, started_at, finished_at, error, reason, abandoned,"
+    " earlier, result_state, checksum"
+)
+
+
+def _move_attempts(connection: sqlite3.Connection) -> None:
+    """Give each attempt before a task's last one a row, in the place of JSON in the task's row."""
+    connection.execute("""
+CREATE TABLE attempts (
+    run INTEGER NOT NULL REFERENCES runs (seq) ON DELETE CASCADE,
+    place INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    ready_at REAL,
+    started_at REAL,
+    finished_at REAL,
+    error TEXT,
+    reason TEXT,
+    abandoned INTEGER NOT NULL,
+    checksum INTEGER NOT NULL,
+    PRIMARY KEY (run, place, number)
+) STRICT, WITHOUT ROWID
+""")
+    connection.execute("ALTER TABLE runs ADD COLUMN started_by TEXT")
+    connection.execute("ALTER TABLE tasks ADD COLUMN earlier_attempts INTEGER NOT NULL DEFAULT 0")
+    for run, place in connection.execute(
+        "SELECT run, place FROM tasks WHERE earlier <> '[]'"
+    ).fetchall():
+        select = f"SELECT {_OLD_TASK} FROM tasks WHERE run = ? AND place = ?"  # noqa: S608 - constants
+        *row, stored = connection.execute(select, (run, place)).fetchone()
+        task, checksum, attempts = renewed(tuple(row), stored, run, place)
+        connection.execute(
+            "UPDATE tasks SET earlier_attempts = ?, checksum = ? WHERE run = ? AND place = ?",
+            (task[10], checksum, run, place),
+        )
+        connection.executemany(
+            "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [(run, place, *attempt, told) for attempt, told in attempts],
+        )
+    connection.execute("ALTER TABLE tasks DROP COLUMN earlier")
 
 
 STEPS: Sequence[Step] = (
@@ -89,6 +133,7 @@ ALTER TABLE tasks ADD COLUMN serializer TEXT;
 ALTER TABLE tasks ADD COLUMN data BLOB;
 ALTER TABLE tasks ADD COLUMN data_checksum INTEGER;
 """),
+    _move_attempts,
 )
 """The n-th step leads from version n - 1 to version n; a new file takes all of them.
 
@@ -96,21 +141,38 @@ What a release has written is never changed here: another step is added, and
 ``tests/data/make_runs.py`` makes a file of the version that has become an old one.
 """
 
-_LACKING = (
+ATTEMPT_ROWS = 4
+"""Since this version attempts have rows of their own."""
+
+_VIEWS = (
     (
         3,
         statements("""
-CREATE TEMP VIEW tasks AS SELECT *, NULL AS serializer, NULL AS data, NULL AS data_checksum
-    FROM main.tasks;
+CREATE TEMP VIEW tasks AS SELECT *, earlier AS earlier_attempts, NULL AS serializer,
+    NULL AS data, NULL AS data_checksum FROM main.tasks;
 CREATE TEMP VIEW plans AS SELECT NULL AS run, NULL AS tasks, NULL AS checksum WHERE FALSE
 """),
     ),
+    (
+        4,
+        statements("""
+CREATE TEMP VIEW IF NOT EXISTS tasks AS SELECT *, earlier AS earlier_attempts FROM main.tasks;
+CREATE TEMP VIEW runs AS SELECT *, NULL AS started_by FROM main.runs;
+CREATE TEMP VIEW attempts AS SELECT NULL AS run, NULL AS place, NULL AS number, NULL AS ready_at,
+    NULL AS started_at, NULL AS finished_at, NULL AS error, NULL AS reason, NULL AS abandoned,
+    NULL AS checksum WHERE FALSE
+"""),
+    ),
 )
+"""What makes a file of an older version than these look like one of the present version."""
 
 
 def complete(connection: sqlite3.Connection, version: int) -> None:
-    """Let a connection that only reads see an older file as if it were of the present version."""
-    for since, step in _LACKING:
+    """Let a connection that only reads see an older file as if it were of the present version.
+
+    Except for the attempts, which are still in their tasks' rows; see ``ATTEMPT_ROWS``.
+    """
+    for since, step in _VIEWS:
         if version < since:
             step(connection)
 

@@ -1,27 +1,12 @@
-"""How results become bytes and values again, and ``JsonSerializer``, which is the default.
-
-A store calls them off the event loop and keeps the serializer's name beside each result.
-Neither converts anything in silence: what would not come back as it is, is refused.
-"""
+"""What a serializer is: the protocol, its name, and the check of one that a user hands in."""
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
-from flowrun.errors import ResultNotStorableError
-from flowrun.state.json_reader import read
-from flowrun.state.json_values import kind_of
-from flowrun.state.json_writer import Writer, encode_at_once, too_long
-
-DEEPEST = 500
-"""Python 3.11 shares its recursion limit of 1,000 between the JSON decoder and its callers."""
-
-LONGEST = 1 << 29
-"""SQLite keeps at most 1,000,000,000 bytes in one row, unless it was built otherwise."""
+from flowrun.state.value_paths import ATOM_IDS, kind_of, type_name
 
 _PLAIN_INT = 1 << 63
-ATOMS = frozenset({type(None), bool, int, float, str, bytes})
-_TEXTS = frozenset({str, bytes})
 _MOST_SMALL = 32
 _SMALL_TEXT = 500
 
@@ -29,18 +14,15 @@ _SMALL_TEXT = 500
 class ResultSerializer(Protocol):
     """What a store needs to keep results: bytes from a value, and the value from bytes.
 
-    A store calls both methods from worker threads, several at once.
+    A store calls both methods from worker threads, several at once. Two attributes are optional:
+
+    - ``name: str`` is kept with each result and must never change. Without it the full name of
+      the class is kept.
+    - ``faithful: bool`` says that whatever ``serialize`` accepts comes back as it was. The bytes
+      of any other serializer are read back once before a result counts as kept.
     """
 
-    @property
-    def name(self) -> str:
-        """Return a short id that is kept with each result and never changes.
-
-        Unless a subclass says otherwise it is the full name of its class.
-        """
-        return f"{type(self).__module__}.{type(self).__qualname__}"
-
-    def dumps(self, value: object) -> bytes:
+    def serialize(self, obj: object) -> bytes:
         """Return the bytes to keep.
 
         Raises:
@@ -48,13 +30,19 @@ class ResultSerializer(Protocol):
         """
         ...
 
-    def loads(self, data: bytes) -> object:
-        """Return the value that ``dumps`` was given.
+    def deserialize(self, data: bytes) -> object:
+        """Return the value that ``serialize`` was given.
 
         Raises:
             ResultNotReadableError: The bytes are damaged, or another serializer's.
         """
         ...
+
+
+def serializer_name(serializer: ResultSerializer) -> str:
+    """Return the name that is kept with each result: ``name``, or the full name of the class."""
+    name: object = getattr(serializer, "name", None)
+    return name if isinstance(name, str) else type_name(type(serializer))
 
 
 def checked_serializer(serializer: ResultSerializer) -> ResultSerializer:
@@ -63,18 +51,34 @@ def checked_serializer(serializer: ResultSerializer) -> ResultSerializer:
     Raises:
         TypeError: It cannot; the message says what it lacks.
     """
-    name: object = getattr(serializer, "name", None)
-    methods = [getattr(serializer, method, None) for method in ("dumps", "loads")]
-    if isinstance(serializer, type) or not all(map(callable, methods)):
+    lacking = [name for name in ("serialize", "deserialize") if not _has(serializer, name)]
+    if isinstance(serializer, type) or len(lacking) > 1:
         msg = f"serializer= takes a ResultSerializer, such as JsonSerializer(), not {serializer!r}"
         raise TypeError(msg)
+    kind = type_name(type(serializer))
+    if lacking:
+        msg = (
+            f"serializer= takes a ResultSerializer; {kind} lacks the method {lacking[0]}()."
+            " Define both serialize(obj) -> bytes and deserialize(data) -> object"
+        )
+        raise TypeError(msg)
+    name: object = getattr(serializer, "name", kind)
     if not isinstance(name, str) or not name:
         msg = (
-            f"serializer= takes a ResultSerializer; {type(serializer).__name__} lacks a name, which"
-            " is kept with each result: a text that never changes"
+            f"serializer= takes a ResultSerializer; the name of {kind} is {name!r}. A name is kept"
+            " with each result: make it a text that never changes, or leave the attribute out"
         )
         raise TypeError(msg)
     return serializer
+
+
+def _has(serializer: object, method: str) -> bool:
+    # A subclass of the protocol inherits its empty methods.
+    stub = getattr(ResultSerializer, method)
+    return (
+        callable(getattr(serializer, method, None))
+        and getattr(type(serializer), method, None) is not stub
+    )
 
 
 def is_small(value: Any) -> bool:  # noqa: ANN401 - what a task returned
@@ -92,81 +96,6 @@ def _is_small_atom(value: Any) -> bool:  # noqa: ANN401 - what a task returned
     kind = kind_of(value)
     if kind is int:
         return bool(-_PLAIN_INT < value < _PLAIN_INT)
-    return kind in ATOMS and (kind not in _TEXTS or len(value) <= _SMALL_TEXT)
-
-
-class JsonSerializer:
-    """Keeps results as JSON text; what JSON lacks comes back as what it was.
-
-    Values of ``dict`` with ``str`` keys, ``list``, ``str``, ``int``, ``float``, ``bool`` and
-    ``None`` are written as ``json.dumps`` would, so that SQL's JSON functions can query them.
-    Tuples, sets, frozensets, bytes, bytearrays, dates, times, timedeltas, Decimals, UUIDs,
-    paths, ranges, complex numbers, dicts with other keys, NaN, infinities and integers of
-    any length are tagged. Everything else is refused, subclasses of these types included.
-    A value that stands in several places comes back as a copy in each.
-
-    Args:
-        max_bytes: The longest text that is written or read; ``None`` for no limit.
-        max_depth: How many JSON brackets may stand inside each other, 1 to 500. A list or
-            dict takes one, whatever is tagged takes two.
-
-    Raises:
-        ValueError: A limit is out of its range.
-
-    Example:
-        >>> serializer = JsonSerializer()
-        >>> serializer.dumps({"rows": 3, "span": (1, 2)})
-        b'{"rows":3,"span":{"$flowrun":["tuple",1,2]}}'
-        >>> serializer.loads(_)
-        {'rows': 3, 'span': (1, 2)}
-    """
-
-    __slots__ = ("_max_bytes", "_max_depth", "name")
-
-    def __init__(self, *, max_bytes: int | None = LONGEST, max_depth: int = DEEPEST) -> None:
-        if max_bytes is not None and max_bytes < 1:
-            message = f"max_bytes must be at least 1, or None for no limit; it is {max_bytes!r}"
-            raise ValueError(message)
-        if not 1 <= max_depth <= DEEPEST:
-            message = f"max_depth must be between 1 and {DEEPEST}; it is {max_depth!r}"
-            raise ValueError(message)
-        self.name = "json"
-        self._max_bytes = max_bytes
-        self._max_depth = max_depth
-
-    def __repr__(self) -> str:
-        return f"JsonSerializer(max_bytes={self._max_bytes}, max_depth={self._max_depth})"
-
-    def dumps(self, value: object) -> bytes:
-        """Return the value as JSON text in UTF-8.
-
-        Raises:
-            ResultNotStorableError: A part of the value would come back as something else;
-                the message names its place, like ``result['rows'][3]``.
-        """
-        if value is None:  # What most tasks return.
-            return b"null"
-        if type(value) is int and -_PLAIN_INT < value < _PLAIN_INT:
-            return b"%d" % value
-        try:
-            data = encode_at_once(value, self._max_depth)
-            if data is None:
-                data = Writer(self._max_bytes, self._max_depth).write(value)
-        except RuntimeError as error:
-            message = (
-                f"result: it changed while it was being written, or the stack is full: {error}"
-            )
-            raise ResultNotStorableError(message) from error
-        if self._max_bytes is not None and len(data) > self._max_bytes:
-            message = f"result: {too_long(self._max_bytes)}."
-            raise ResultNotStorableError(message)
-        return data
-
-    def loads(self, data: bytes) -> object:
-        """Return the value that the text stands for; no code of it is ever run.
-
-        Raises:
-            ResultNotReadableError: The text is too long, too deep, damaged, or nothing that
-                ``dumps`` wrote.
-        """
-        return read(data, self._max_bytes, self._max_depth)
+    if kind is str or kind is bytes:
+        return len(value) <= _SMALL_TEXT
+    return id(kind) in ATOM_IDS

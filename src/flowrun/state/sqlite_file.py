@@ -7,8 +7,7 @@ import sqlite3
 import time
 import weakref
 from contextlib import closing, contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
 from flowrun.errors import (
     ForkedStoreError,
@@ -17,28 +16,24 @@ from flowrun.errors import (
     StoreFileError,
     StoreFullError,
 )
-from flowrun.state.schema import APPLICATION_ID, STEPS, complete, upgrade
+from flowrun.state.schema import APPLICATION_ID, ATTEMPT_ROWS, STEPS, complete, upgrade
+from flowrun.state.sqlite_settings import IN_MEMORY, checked_path
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
     from flowrun.state.schema import Step
+    from flowrun.state.sqlite_settings import JournalMode, Synchronous
 
-Synchronous: TypeAlias = Literal["FULL", "NORMAL"]
-JournalMode: TypeAlias = Literal["WAL", "DELETE"]
+_CHECKPOINT_PAGES = {"FULL": 1000, "NORMAL": 4000}
+"""After how many pages the log is copied back into the database, by ``synchronous``.
 
-FOLDED_PAGES = {"FULL": 1000, "NORMAL": 4000}
-"""When the log is folded back into the database, by ``synchronous``.
-
-To fold it takes its time, mostly a fixed one. But the longer it is, the more often a commit has
-to wait until the file has grown, which takes twice as long as to overwrite what was folded.
+A checkpoint takes a mostly fixed time. But the longer the log is, the more often a commit has to
+wait until the file has grown, which takes twice as long as to overwrite what was copied.
 """
 MINIMUM_SQLITE = (3, 37, 0)  # STRICT tables
 
-_LONGEST_WAIT_S = 2_000_000  # SQLite counts milliseconds in a C int
 _PAUSE_S = 0.005
-_SIDECARS = ("-wal", "-shm", "-journal", "-owners")
-
 
 _OPEN: weakref.WeakSet[SqliteFile] = weakref.WeakSet()
 _INHERITED: set[str] = set()
@@ -51,7 +46,7 @@ def _remember_parent() -> None:
     that memory but not the locks: what it wrote, even by a connection of its own, could be lost
     (howtocorrupt.html, section 2.6).
     """
-    _INHERITED.update(str(file.real_path) for file in _OPEN)
+    _INHERITED.update(str(file.real_path) for file in _OPEN if not file.in_memory)
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
@@ -62,7 +57,8 @@ class SqliteFile:
     """One database file, checked before anything is written to it.
 
     Args:
-        db_path: Where it is; made, readable by its owner only, if there is none.
+        db_path: Where it is. If there is none, it is created, readable by its owner only.
+            ``:memory:``: no file; each connection has a database of its own.
         synchronous: ``"FULL"`` survives power loss, ``"NORMAL"`` the death of the process.
         journal_mode: ``"WAL"``, or ``"DELETE"`` for file systems that cannot share memory.
         busy_timeout_s: How long to wait for somebody else's lock.
@@ -71,6 +67,7 @@ class SqliteFile:
 
     Attributes:
         path: The path as it was given, for messages.
+        in_memory: Whether there is no file.
         busy_timeout: The pragma that sets a connection's wait for a lock to what was asked for.
         real_path: Where the file really is, whatever the current folder becomes; SQLite's own
             files and the lock file are beside it.
@@ -91,7 +88,8 @@ class SqliteFile:
         readonly: bool,
         steps: Sequence[Step] = STEPS,
     ) -> None:
-        self.path, self.real_path = _checked_path(db_path, readonly=readonly)
+        self.path, self.real_path = checked_path(db_path, readonly=readonly)
+        self.in_memory = str(self.path) == IN_MEMORY
         self._steps = steps
         self._synchronous = synchronous
         self._journal_mode = journal_mode
@@ -100,12 +98,16 @@ class SqliteFile:
         self._readonly = readonly
         self._process = os.getpid()
         self._version = len(steps)
+        self._identity: tuple[int, int] | None = None
+        if self.in_memory:
+            return
         if str(self.real_path) in _INHERITED:
             raise self._forked()
         _OPEN.add(self)
         try:
             with self.translated():
                 self._prepare()
+            self._identity = self._found()
         except BaseException:
             self.close()
             raise
@@ -128,20 +130,36 @@ class SqliteFile:
         if self.is_inherited:
             raise self._forked()
 
-    def connect(self, *, readonly: bool, waits: bool = True) -> sqlite3.Connection:
+    @property
+    def has_attempt_rows(self) -> bool:
+        """Whether attempts have rows of their own: not in an older file that is only read."""
+        return self._version >= ATTEMPT_ROWS
+
+    def check_present(self) -> None:
+        """Refuse to go on without the file that was opened.
+
+        What is written to a deleted file is lost when the last process has closed it.
+
+        Raises:
+            StoreFileError: The path leads to another file, or to none.
+        """
+        if self._is_gone():
+            raise self._gone()
+
+    def connect(self, *, readonly: bool) -> sqlite3.Connection:
         """Open a connection: the only place where one is opened, and every pragma set.
 
         Args:
             readonly: Whether it must not write.
-            waits: Whether it may wait, for a lock or to fold the log back into the database.
         """
         mode = "ro" if readonly else "rw"
+        where = "file::memory:" if self.in_memory else f"{self.real_path.as_uri()}?mode={mode}"
         connection = sqlite3.connect(
-            f"{self.real_path.as_uri()}?mode={mode}",
+            where,
             uri=True,
             isolation_level=None,
             check_same_thread=False,
-            timeout=self._busy_timeout_s if waits else 0,
+            timeout=self._busy_timeout_s,
             cached_statements=64,
         )
         # A damaged byte must not keep a row from being compared with its checksum.
@@ -154,9 +172,11 @@ class SqliteFile:
             if not readonly:
                 for pragma in _SYNCHRONOUS[self._synchronous, self._journal_mode]:
                     connection.execute(pragma)
-                pages = FOLDED_PAGES[self._synchronous] if waits else 0
+                pages = _CHECKPOINT_PAGES[self._synchronous]
                 connection.execute(f"PRAGMA wal_autocheckpoint = {pages}")
             complete(connection, self._version)
+            if self.in_memory:
+                self._upgrade(connection)
         except BaseException:
             connection.close()
             raise
@@ -164,7 +184,7 @@ class SqliteFile:
 
     @contextmanager
     def translated(self) -> Generator[None, None, None]:
-        """Say SQLite's errors in the store's own classes."""
+        """Translate SQLite's errors into the store's own classes."""
         try:
             yield
         except sqlite3.Error as error:
@@ -237,10 +257,10 @@ class SqliteFile:
 
     def _upgrade(self, connection: sqlite3.Connection) -> None:
         """Take a file from its version to ours, in one transaction (D5)."""
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # heard by an empty file only
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # takes effect in an empty file only
         connection.execute("BEGIN IMMEDIATE")
-        # Somebody else may have been quicker. Where a step fails, closing the connection
-        # rolls all of them back.
+        # Another process may have migrated the file meanwhile. If a step fails, closing the
+        # connection rolls all of them back.
         upgrade(connection, self._checked_version(connection), self._steps)
         connection.execute("COMMIT")
 
@@ -257,9 +277,28 @@ class SqliteFile:
             else:
                 return str(mode)
 
+    def _found(self) -> tuple[int, int] | None:
+        """Return what identifies the file to which the path leads now."""
+        try:
+            status = os.stat(self.real_path)  # noqa: PTH116 - a Path's method takes twice as long
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
+
+    def _is_gone(self) -> bool:
+        return self._identity is not None and self._found() != self._identity
+
+    def _gone(self) -> StoreFileError:
+        return self._refusal(
+            "the file is gone: it was deleted, moved or replaced while this store had it open;"
+            " put it back where it was, or open a new store"
+        )
+
     def _in_our_words(self, error: sqlite3.Error) -> StoreError:
         code = _code_of(error)
         where = f"{str(self.path)!r}"
+        if self._is_gone():
+            return self._gone()
         if _is_busy(error):
             return StoreBusyError(
                 f"{where} was locked by somebody else for more than {self._busy_timeout_s:g} s;"
@@ -309,57 +348,5 @@ _JOURNAL_MODE = {
 }
 
 
-def check_settings(synchronous: str, journal_mode: str, busy_timeout_s: float) -> None:
-    """Refuse settings that mean nothing.
-
-    Raises:
-        ValueError: Says which, and what it may be.
-    """
-    if synchronous not in ("FULL", "NORMAL"):
-        msg = f"synchronous must be one of FULL, NORMAL, not {synchronous!r}"
-        raise ValueError(msg)
-    if journal_mode not in _JOURNAL_MODE:
-        msg = f"journal_mode must be one of {', '.join(_JOURNAL_MODE)}, not {journal_mode!r}"
-        raise ValueError(msg)
-    if not 0 <= busy_timeout_s <= _LONGEST_WAIT_S:
-        msg = f"busy_timeout_s must be 0 to {_LONGEST_WAIT_S:,} seconds, not {busy_timeout_s!r}"
-        raise ValueError(msg)
-
-
 def _decoded(text: bytes) -> str:
     return text.decode("utf-8", "surrogateescape")
-
-
-def _checked_path(db_path: str | os.PathLike[str], *, readonly: bool) -> tuple[Path, Path]:
-    """Return the path as given and where it leads, if a store can be there."""
-    text = os.fspath(db_path)
-    path = Path(text)
-
-    def refusal(problem: str) -> StoreFileError:
-        return StoreFileError(f"{text!r} cannot be used as a state store: {problem}")
-
-    if not text or "\0" in text:
-        problem = "give the path of a file"
-        raise refusal(problem)
-    if text == ":memory:" or text.startswith("file:"):
-        problem = "give the path of a file; to keep nothing use InMemoryStateStore()"
-        raise refusal(problem)
-    try:
-        is_folder = path.is_dir()
-    except OSError as error:  # a name that is too long, a loop of links
-        raise refusal(str(error)) from error
-    if is_folder:
-        problem = "it is a directory; give the path of a file"
-        raise refusal(problem)
-    if not path.parent.is_dir():
-        problem = f"its folder {str(path.parent)!r} does not exist; make it first"
-        raise refusal(problem)
-    if readonly and not path.is_file():
-        problem = "there is no such file"
-        raise refusal(problem)
-    real_path = Path(os.path.realpath(path))  # Path.resolve() may raise for a loop of links
-    for sidecar in _SIDECARS:
-        if real_path.with_name(real_path.name + sidecar).is_symlink():
-            problem = f"{real_path.name + sidecar!r} beside it is a link; remove it"
-            raise refusal(problem)
-    return path, real_path

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flowrun.state.rows import RUN_COLUMNS, TASK_COLUMNS
+from flowrun.state.rows import ATTEMPT_COLUMNS, RUN_COLUMNS, TASK_COLUMNS
 
 if TYPE_CHECKING:
     from flowrun.state.protocol import RunQuery
 
-INSERT_RUN = f"INSERT INTO runs ({RUN_COLUMNS}, checksum) VALUES ({', '.join('?' * 12)})"  # noqa: S608 - constants
+INSERT_RUN = (
+    f"INSERT INTO runs ({RUN_COLUMNS}, checksum) VALUES ({', '.join('?' * 13)})"  # noqa: S608 - constants
+    " ON CONFLICT (run_id) DO NOTHING RETURNING seq"
+)
 SELECT_RUN = f"SELECT seq, {RUN_COLUMNS}, checksum FROM runs WHERE run_id = ?"  # noqa: S608 - constants
 END_RUN = (
     "UPDATE runs SET finished_at = ?, status = ?, error = ?, task_counts = ?, owner = NULL,"
@@ -34,40 +37,25 @@ def _put_tasks(number: int) -> str:
     return f"INSERT OR REPLACE INTO tasks ({_WHOLE_TASK}) VALUES {rows}"  # noqa: S608 - constants
 
 
-PUT_TASKS = {number: _put_tasks(number) for number in (50, 10, 1)}
-"""Statements by the number of rows that they take: in each, SQLite works by itself only once."""
+PUT_TASKS = {number: _put_tasks(number) for number in (64, 8, 1)}
+"""Statements by the number of rows that they take: one of many rows costs less than many."""
 
-# A task that has succeeded at its first attempt. What most of its columns hold is a constant.
-# Not numbered placeholders, so that a run or a serializer need be given once only: Python refuses
-# a sequence for them from 3.14 on.
-_PLAIN = "?, ?, ?, ?, 'SUCCESS', 1, ?, ?, ?, NULL, NULL, 0, '[]', 'stored', ?, ?, ?, ?"
-
-
-def _put_plain(number: int) -> str:
-    rows = ", ".join([f"({_PLAIN})"] * number)
-    return f"INSERT OR REPLACE INTO tasks ({_WHOLE_TASK}) VALUES {rows}"  # noqa: S608 - constants
-
-
-PLAIN_VALUES = _PLAIN.count("?")
-"""The values of a plain row, which ``rows.plain_row`` returns."""
-
-PUT_PLAIN = {number: _put_plain(number) for number in (64, 16, 4, 1)}
-"""As ``PUT_TASKS``, of the values of so many plain rows."""
-PUT_PLAIN_IF_OWNED = (
-    f"INSERT OR REPLACE INTO tasks ({_WHOLE_TASK}) SELECT {_PLAIN}"  # noqa: S608 - constants
-    " FROM runs WHERE seq = ? AND owner = ? AND finished_at IS NULL"
+PUT_ATTEMPT = (
+    f"INSERT OR REPLACE INTO attempts (run, place, {ATTEMPT_COLUMNS}, checksum)"  # noqa: S608 - constants
+    f" VALUES ({', '.join('?' * 10)})"
 )
-IS_OWNED = "SELECT 1 FROM runs WHERE seq = ? AND owner = ? AND finished_at IS NULL"
+SELECT_ATTEMPTS = (
+    f"SELECT place, {ATTEMPT_COLUMNS}, checksum FROM attempts WHERE run = ? ORDER BY place, number"  # noqa: S608 - constants
+)
 UPDATE_TASK = (
     "UPDATE tasks SET name = ?, deps = ?, status = ?, attempt = ?, ready_at = ?, started_at = ?,"
-    " finished_at = ?, error = ?, reason = ?, abandoned = ?, earlier = ?, result_state = ?,"
-    " checksum = ? WHERE run = ? AND place = ?"
+    " finished_at = ?, error = ?, reason = ?, abandoned = ?, earlier_attempts = ?,"
+    " result_state = ?, checksum = ? WHERE run = ? AND place = ?"
 )
 SELECT_TASKS = f"SELECT place, {TASK_COLUMNS}, checksum FROM tasks WHERE run = ? ORDER BY place"  # noqa: S608 - constants
-SELECT_PLACES = "SELECT place, name FROM tasks WHERE run = ?"
 RUN_OF = "SELECT run_id FROM runs WHERE seq = ?"
 SEQ_OF = "SELECT seq FROM runs WHERE run_id = ?"
-INSERT_RESULT = (
+PUT_RESULT = (
     "INSERT OR REPLACE INTO results (run, place, serializer, data, checksum) VALUES (?, ?, ?, ?, ?)"
 )
 DELETE_RESULT = "DELETE FROM results WHERE run = ? AND place = ?"
@@ -78,8 +66,8 @@ _KEPT = (
     " AND results.place = tasks.place WHERE tasks.result_state = 'stored'"
 )
 _DATA = "coalesce(tasks.data, results.data)"
-_SERIALIZER = "coalesce(tasks.serializer, results.serializer)"
-_DATA_CHECKSUM = "coalesce(tasks.data_checksum, results.checksum)"
+_SERIALIZER = "CASE WHEN tasks.data IS NULL THEN results.serializer ELSE tasks.serializer END"
+_DATA_CHECKSUM = "CASE WHEN tasks.data IS NULL THEN results.checksum ELSE tasks.data_checksum END"
 _FOUND = " AND (tasks.data IS NOT NULL OR results.data IS NOT NULL)"
 _OF_RUN = " AND tasks.run = (SELECT seq FROM runs WHERE run_id = ?)"
 # Not of what coalesce() returns: that would read all of a long result.
@@ -110,7 +98,8 @@ PEEK_RESULTS = f"SELECT tasks.name, {_PEEK}{_KEPT}{_OF_RUN}{_FOUND}"
 
 _COUNTS = (
     "CASE WHEN finished_at IS NULL THEN (SELECT group_concat(status || '=' || number) FROM"
-    " (SELECT status, count(*) AS number FROM tasks WHERE run = runs.seq GROUP BY status)) END"
+    " (SELECT ifnull(status, '') AS status, count(*) AS number FROM tasks WHERE run = runs.seq"
+    " GROUP BY status)) END"
 )
 _LISTED = f"SELECT seq, {_COUNTS}, {RUN_COLUMNS}, checksum FROM runs"  # noqa: S608 - constants
 _CONDITIONS = {
@@ -123,11 +112,15 @@ _CONDITIONS = {
 }
 
 
-def list_runs(query: RunQuery) -> list[str]:
+def list_runs(query: RunQuery, *, from_view: bool) -> list[str]:
     """Return the statements whose rows, newest first, are together the runs that may match.
 
     A run's own row says its status only once it has ended, so the runs that have not ended
     are looked for by themselves.
+
+    Args:
+        query: Which runs.
+        from_view: Whether ``runs`` is a view on an older file, of which no index can be named.
     """
     wanted = {
         "dag": query.dag_name is not None,
@@ -140,7 +133,9 @@ def list_runs(query: RunQuery) -> list[str]:
         return [_listed("", conditions)]
     return [
         _listed("", [*conditions, "status = :status", "finished_at IS NOT NULL"]),
-        _listed(" INDEXED BY runs_unfinished", [*conditions, "finished_at IS NULL"]),
+        _listed(
+            "" if from_view else " INDEXED BY runs_unfinished", [*conditions, "finished_at IS NULL"]
+        ),
     ]
 
 

@@ -1,0 +1,146 @@
+"""The commands that work on an engine: run, resume, list, show, validate."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+from flowrun.cli.latest import LATEST, already_resumed, check_left_to_run, latest_to_resume
+from flowrun.cli.loading import UsageError, load_engine
+from flowrun.cli.output import complain, notify
+from flowrun.errors import AlreadyResumedError, GraphError, UnknownDagError
+from flowrun.escape import columns, for_terminal, padded
+from flowrun.render import ProgressHook
+from flowrun.scheduler.notifier import TASK_FAILED
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Awaitable, Callable
+
+    from flowrun.cli.output import Output
+    from flowrun.engine import Engine
+    from flowrun.scheduler import ResumePlan
+
+SUCCESS, FAILED = 0, 1
+
+
+def run_dag(options: argparse.Namespace, output: Output) -> int:
+    """``flowrun run``."""
+    engine = load_engine(options.engine)
+
+    def work() -> Awaitable[str]:
+        if options.target:
+            return engine.run_subgraph(options.dag, options.target, timeout_s=options.timeout_s)
+        return engine.run_once(options.dag, timeout_s=options.timeout_s)
+
+    return _execute(engine, work, options, output)
+
+
+def resume_run(options: argparse.Namespace, output: Output) -> int:
+    """``flowrun resume``."""
+    if options.dag is not None and options.run != LATEST:
+        msg = f"--dag chooses among runs, so it goes with {LATEST!r}; leave one of them out"
+        raise UsageError(msg)
+    engine = load_engine(options.engine)
+    run_id = options.run
+    if run_id == LATEST:
+        run_id = latest_to_resume(engine, options.engine, options.dag, options.from_tasks)
+    try:
+        plan = engine.plan_resume(run_id, options.from_tasks)
+    except AlreadyResumedError as error:
+        raise already_resumed(options.engine, error.run_id) from error
+    if options.dry_run:
+        _say_plan(plan, options, output)
+        return SUCCESS
+    check_left_to_run(plan, options.engine)
+    if options.run == LATEST:
+        notify(for_terminal(f"resuming run {run_id} of DAG {plan.dag_name}"))
+    return _execute(engine, lambda: engine.resume(run_id, options.from_tasks), options, output)
+
+
+def _say_plan(plan: ResumePlan, options: argparse.Namespace, output: Output) -> None:
+    if options.json:
+        tasks = {name: task._asdict() for name, task in plan.tasks.items()}
+        output.say_json({**plan._asdict(), "tasks": tasks})
+        return
+    rows: list[tuple[str, str, str]] = [
+        (task.action, for_terminal(name), task.why) for name, task in plan.tasks.items()
+    ]
+    rows += [("drop", for_terminal(name), "no longer in the DAG") for name in plan.dropped]
+    width = max((columns(name) for _, name, _ in rows), default=0)
+    for action, name, why in rows:
+        output.say(f"{action:4}  {padded(name, width)}  {for_terminal(why)}")
+
+
+def list_dags(options: argparse.Namespace, output: Output) -> int:
+    """``flowrun list``."""
+    engine = load_engine(options.engine)
+    dags: dict[str, list[str]] = {}
+    problems: list[GraphError] = []
+    for dag in engine.list_dags():
+        try:
+            dags[dag] = engine.list_tasks(dag)
+        except GraphError as error:
+            problems.append(error)
+    if options.json:
+        output.say_json(dags)
+    else:
+        for dag, tasks in dags.items():
+            output.say(f"{for_terminal(dag)}: {for_terminal(', '.join(tasks))}")
+    for problem in problems:
+        complain(str(problem))
+    return FAILED if problems else SUCCESS
+
+
+def show_dag(options: argparse.Namespace, output: Output) -> int:
+    """``flowrun show``."""
+    engine = load_engine(options.engine)
+    ascii_only = output.is_ascii_only
+    output.say(engine.display_dag(options.dag, style=options.style, ascii_only=ascii_only))
+    return SUCCESS
+
+
+def validate_dags(options: argparse.Namespace, output: Output) -> int:
+    """``flowrun validate``."""
+    engine = load_engine(options.engine)
+    problems: dict[str, str | None] = {}
+    for dag in options.dag or engine.list_dags():
+        try:
+            engine.validate(dag)
+        except UnknownDagError:
+            raise  # the command line is wrong, not the DAG
+        except ValueError as error:
+            problems[dag] = str(error)
+        else:
+            problems[dag] = None
+    if options.json:
+        output.say_json(problems)
+    else:
+        for dag, problem in problems.items():
+            fine = f"fine, {len(engine.list_tasks(dag))} task(s)" if problem is None else problem
+            output.say(f"{for_terminal(dag)}: {for_terminal(fine, multiline=True)}")
+    return FAILED if any(problems.values()) else SUCCESS
+
+
+def _execute(
+    engine: Engine,
+    work: Callable[[], Awaitable[str]],
+    options: argparse.Namespace,
+    output: Output,
+) -> int:
+    """Run with progress and signals, print the report, and return the run's exit code."""
+    if options.progress and not any(isinstance(hook, ProgressHook) for hook in engine.hooks):
+        engine.add_hook(ProgressHook(sys.stderr))
+        if logging.lastResort is not None:
+            # Without logging set up, each failure would be printed twice.
+            logging.lastResort.addFilter(lambda record: record.msg != TASK_FAILED)
+    with options.run_loop as loop:
+        run_id = loop.run(engine, work)
+        report = engine.get_run_report(run_id, results=False)
+        loop.exit_code = SUCCESS if report["status"] == "SUCCESS" else FAILED
+        if options.json:
+            output.say_json(report)
+        else:
+            output.say_report(report)
+        return int(loop.exit_code)

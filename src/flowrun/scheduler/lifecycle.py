@@ -1,0 +1,246 @@
+"""Which runs of an engine are alive, and how the engine closes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from flowrun.errors import EngineClosedError
+
+if TYPE_CHECKING:
+    import logging
+    from collections.abc import Callable, Generator
+
+    from flowrun.executors import WorkerThreads
+    from flowrun.scheduler.run import Run, Services
+
+_STANDSTILL_S = 1.0
+_CLOSE_JOURNAL_S = 30.0
+
+
+class Lifecycle:
+    """The runs of one engine, from their first moment until the engine has been released.
+
+    Args:
+        services: What the runs share; the journal is closed with the engine.
+        threads: Worker threads that the engine owns, shut down with it.
+        log: Where it reports what still runs when the engine is closed.
+    """
+
+    def __init__(
+        self, services: Services, threads: tuple[WorkerThreads, ...], log: logging.Logger
+    ) -> None:
+        self._services = services
+        self._threads = threads
+        self._log = log
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._alive: dict[str, tuple[Run, asyncio.AbstractEventLoop]] = {}
+        self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+        self._releasing: Future[None] | None = None
+        self._is_released = False
+        self.is_closed = False
+
+    def require_open(self, action: str) -> None:
+        """Refuse to do something once the engine is closed.
+
+        Raises:
+            EngineClosedError: It is closed.
+        """
+        if self.is_closed:
+            raise EngineClosedError(action)
+
+    def find(self, run_id: str) -> tuple[Run, asyncio.AbstractEventLoop] | None:
+        """Return a run that is alive, with its loop."""
+        with self._lock:
+            return self._alive.get(run_id)
+
+    @contextlib.contextmanager
+    def alive(self, run: Run, loop: asyncio.AbstractEventLoop) -> Generator[None, None, None]:
+        """Keep a run among those that are alive.
+
+        Raises:
+            EngineClosedError: The engine is closed.
+        """
+        run_id = run.record.run_id
+        waits = True
+        self.require_open("run a DAG")
+        try:
+            with self._lock:
+                self.require_open("run a DAG")
+                self._alive[run_id] = (run, loop)
+            yield
+        except BaseException as error:
+            # The loop went on no more, and perhaps the interpreter is ending; or a bare
+            # KeyboardInterrupt came out. After every other error the run has ended.
+            if isinstance(error, GeneratorExit):
+                waits = False
+                run.end_lost(saves=False)
+            else:
+                run.end_lost(error, saves=False)
+            raise
+        finally:
+            self._leave(run_id, waits=waits)
+
+    def end_lost(self) -> None:
+        """End the runs whose loop was closed under them, so that they hold nothing up."""
+        with self._lock:
+            lost = [run for run, loop in self._alive.values() if loop.is_closed()]
+            for run in lost:  # whoever takes a run out ends it
+                del self._alive[run.record.run_id]
+        abandoned = self._services.abandoned
+        abandoned.difference_update([each for each in abandoned.copy() if not each.can_go_on])
+        # Not under the lock: what ends a run may drop its coroutine, which leaves by _leave().
+        for run in lost:
+            run.end_lost()
+        if lost:
+            with self._lock:  # not the condition, whose own lines can be interrupted
+                self._idle.notify_all()
+
+    # -- closing -----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Cancel the runs that are alive, wait for them, and release what the engine owns."""
+        here = _running_loop()
+        self._cancel_all()
+        with self._lock:
+            self._idle.wait_for(
+                lambda: all(loop is here for loop in self._loops()), self._close_wait_s()
+            )
+            if self._loops():
+                return  # the last of them releases
+        self._release()
+
+    async def aclose(self) -> None:
+        """Do as :meth:`close`, without blocking the event loop."""
+        self._cancel_all()
+        over = asyncio.Event()
+        waits = (asyncio.get_running_loop(), over)
+        with self._lock:
+            self._waiting.append(waits)
+            if not self._loops():
+                over.set()
+            wait_s = self._close_wait_s()
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await over.wait()
+        finally:
+            with self._lock:
+                if waits in self._waiting:
+                    self._waiting.remove(waits)
+                is_left = bool(self._loops())  # then the last run releases
+            if not is_left:
+                await self._release_off_loop()
+
+    def _cancel_all(self) -> None:
+        self.end_lost()
+        with self._lock:
+            self.is_closed = True
+            runs = list(self._alive.values())
+        for run, _ in runs:
+            run.request_cancel("the engine was closed")
+
+    def _leave(self, run_id: str, *, waits: bool) -> None:
+        with self._lock:
+            self._alive.pop(run_id, None)
+            self._idle.notify_all()
+            if not self.is_closed or self._loops():
+                return
+            waiting, self._waiting = self._waiting, []
+        is_told = False
+        for loop, over in waiting:
+            with contextlib.suppress(RuntimeError):  # that loop is closed: nobody waits there
+                loop.call_soon_threadsafe(over.set)
+                is_told = True
+        if not is_told:
+            self._release(waits=waits)
+
+    def _loops(self) -> list[asyncio.AbstractEventLoop]:
+        """Return the loops of the runs that are alive; the lock is held."""
+        return [loop for _, loop in self._alive.values() if not loop.is_closed()]
+
+    def _close_wait_s(self) -> float:
+        """Return how long to wait for them; the lock is held."""
+        if not any(loop.is_running() for loop in self._loops()):
+            return _STANDSTILL_S
+        config = self._services.config
+        return config.cancel_grace_s + config.hook_timeout_s + 10.0
+
+    # -- releasing -----------------------------------------------------------------------------
+
+    def _release(self, *, waits: bool = True) -> None:
+        """Release what the engine owns, unless that has begun elsewhere.
+
+        Args:
+            waits: Whether to wait for its threads. When the interpreter ends they stand still.
+        """
+        if self._begins_to_release():
+            try:
+                self._services.journal.close(_CLOSE_JOURNAL_S if waits else 0.0)
+            finally:
+                self._shut_threads_down(waits=waits)
+
+    async def _release_off_loop(self) -> None:
+        """Release as :meth:`_release`, with the wait for the journal in a thread."""
+        done: Future[None] = Future()
+        with self._lock:
+            others, self._releasing = self._releasing, self._releasing or done
+        if others is not None:
+            await asyncio.shield(asyncio.wrap_future(others))
+            return
+        if not self._begins_to_release():
+            done.set_result(None)
+            return
+        thread = threading.Thread(
+            target=_settle, args=(done, self._services.journal.close), name="flowrun-closing"
+        )
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no thread for it
+            _settle(done, self._services.journal.close)
+        try:
+            await asyncio.shield(asyncio.wrap_future(done))
+        finally:
+            self._shut_threads_down()
+        if thread.ident is not None:
+            thread.join()  # it has nothing more to do
+
+    def _begins_to_release(self) -> bool:
+        with self._lock:
+            if self._is_released:
+                return False
+            self._is_released = True
+        for attempt in list(self._services.abandoned):
+            self._log.warning(
+                "engine closed while task %r of run %r, abandoned earlier, still runs",
+                attempt.spec.name,
+                attempt.seen.run_id,
+                extra={"run_id": attempt.seen.run_id, "dag": attempt.seen.dag_name},
+            )
+        return True
+
+    def _shut_threads_down(self, *, waits: bool = True) -> None:
+        for threads in self._threads:
+            threads.shutdown(wait=waits)
+        self._log.debug("engine closed")
+
+
+def _settle(future: Future[None], function: Callable[[], object]) -> None:
+    """Call a function, and put what comes of it into a future."""
+    try:
+        function()
+    except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+        future.set_exception(error)
+    else:
+        future.set_result(None)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

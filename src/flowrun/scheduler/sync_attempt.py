@@ -1,0 +1,343 @@
+"""Attempts whose code runs elsewhere: in a worker thread, or on an executor of the user's.
+
+Who ends such an attempt, the thread that runs its code or the loop that gives it up, is settled
+by locks that each side takes without waiting: who takes one first decides.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import BrokenExecutor, CancelledError, Future
+from typing import TYPE_CHECKING, Any, cast
+
+from flowrun.context import CURRENT
+from flowrun.errors import ExecutorError, FlowrunError, RemoteTaskError
+from flowrun.executors import Job
+from flowrun.failure import error_line
+from flowrun.scheduler.attempt import (
+    NO_ARGUMENTS,
+    RunningAttempt,
+    close_unawaited,
+    is_to_be_awaited,
+)
+from flowrun.scheduler.messages import Failed, Started, StopAnswer, Succeeded
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from flowrun.executors import WorkerThreads
+    from flowrun.executors.remote_call import RemoteCall
+
+
+class SyncAttempt(RunningAttempt):
+    """What worker threads and foreign executors have in common: code that runs in a thread.
+
+    ``_begin`` is taken by the thread before the code begins, or by the loop so that it never
+    does; ``_end`` when the code has ended, or by the loop that gives it up; ``_delivery`` when
+    its outcome is ready, or by the loop if encoding it takes too long.
+    """
+
+    __slots__ = ("_begin", "_delivery", "_end", "_error", "_is_overdue", "_value")
+
+    def prepare(self) -> None:
+        """Make what each side takes."""
+        self._begin = threading.Lock()
+        self._end = threading.Lock()
+        self._delivery = threading.Lock()
+        self._is_overdue = False
+        self._error: BaseException | None = None
+        self._value: object = None
+
+    def work(self) -> None:
+        """Run the code in this thread, and send its outcome."""
+        if not self._begin.acquire(blocking=False):
+            return  # it was given up before it began
+        try:
+            self.context.run(self._call)
+            ended_at = self.services.config.clock.monotonic()
+            if not self._end.acquire(blocking=False):
+                self._drop()
+                self.ended_late()
+                return
+            self.has_ended = True
+            self._send(ended_at)
+        except BaseException as error:  # noqa: BLE001 - flowrun's own, as the code's are caught
+            self.crashed(error)
+
+    def give_up(self) -> bool:
+        """Go on without the code; see :meth:`RunningAttempt.give_up`."""
+        if not self._end.acquire(blocking=False) and not (
+            # Asked for the second time: encoding the result has had its time, too.
+            self._is_overdue and self._delivery.acquire(blocking=False)
+        ):
+            self._is_overdue = True
+            return False
+        self.seen.ended = True
+        if not self._begin.acquire(blocking=False):  # otherwise it never begins
+            self.services.abandoned.add(self)
+            self.abandon_thread()
+        return True
+
+    def start(self, pool: Executor, kind: str) -> None:
+        """Have the pool run the code.
+
+        Args:
+            pool: The pool.
+            kind: ``"process"`` for processes on this machine, ``"thread"`` for threads,
+                ``"other"`` for any other executor.
+
+        Raises:
+            RuntimeError: The pool is broken or shut down.
+        """
+        raise NotImplementedError
+
+    def abandon_thread(self) -> None:
+        """Have another thread take the place of the one that runs the code."""
+
+    def withdraw(self) -> bool:
+        """Keep the code from beginning; return whether it never will."""
+        raise NotImplementedError
+
+    def stop(self, cause: str) -> StopAnswer:
+        """Withdraw the call, or tell its thread; see :meth:`RunningAttempt.stop`."""
+        in_time = self.has_ended
+        # Told before it is withdrawn: a call that begins a moment later sees it.
+        self.seen.tell(cause)
+        if self.withdraw():
+            self.seen.ended = True
+            return StopAnswer.WITHDRAWN
+        if in_time and not self._is_overdue:
+            self._is_overdue = True
+            return StopAnswer.ENDED
+        return StopAnswer.UNWILLING
+
+    def _call(self) -> None:
+        CURRENT.set(self.seen)
+        try:
+            args, kwargs = self.call_arguments()
+            self.start_clock()
+            started = Started(self.unit, self.seen.attempt, self.started_at or 0.0)
+            self.services.post_quietly(started)
+            self._value = self.spec.function(*args, **kwargs)
+        except BaseException as error:  # noqa: BLE001 - everything is the task's failure (A5)
+            self._error = error
+
+    def _send(self, ended_at: float) -> None:
+        value, error = self._value, self._error
+        self._drop_references()
+        if error is None and is_to_be_awaited(value):
+            self.services.post(AwaitOnLoop(self, value))
+            return
+        try:
+            event = self.outcome(value, ended_at) if error is None else self.failed(error, ended_at)
+        finally:
+            del value, error  # a traceback holds this frame
+        self.deliver(event)
+
+    def deliver(self, event: Succeeded | Failed) -> None:
+        """Send the outcome, unless the run has gone on without it."""
+        self.seen.ended = True
+        if self._delivery.acquire(blocking=False):
+            self.services.post(event)
+        else:
+            self.ended_late()
+
+    def _drop(self) -> None:
+        close_unawaited(self._value)
+        self._drop_references()
+
+    def _drop_references(self) -> None:
+        self._value = self._error = None
+        self.arguments = NO_ARGUMENTS
+
+
+class AwaitOnLoop:
+    """A message: a sync callable has returned what has to be awaited on the loop (I3)."""
+
+    __slots__ = ("attempt", "value")
+
+    def __init__(self, attempt: RunningAttempt, value: object) -> None:
+        self.attempt = attempt
+        self.value = value
+
+
+class ThreadAttempt(SyncAttempt):
+    """A call in one of the engine's own worker threads, which can be abandoned."""
+
+    __slots__ = ("_job",)
+
+    def start(self, pool: Executor, kind: str) -> None:
+        """Queue the call; see :meth:`SyncAttempt.start`."""
+        del kind
+        threads = cast("WorkerThreads", pool)
+        self.prepare()
+        self._job = Job(threads, self.work, self._shut_down)
+        threads.enqueue(self._job)
+
+    def withdraw(self) -> bool:
+        """Take the call out of the queue; see :meth:`SyncAttempt.withdraw`."""
+        return self._job.cancel()
+
+    def abandon_thread(self) -> None:
+        """Count the thread no more, so that the pool may start another one (A3)."""
+        self._job.abandon()
+
+    def _shut_down(self) -> None:
+        error = ExecutorError("the worker threads were shut down before the call began")
+        self.services.post(self.failed(error, self.services.config.clock.monotonic()))
+
+
+class PoolAttempt(SyncAttempt):
+    """A call on an executor that flowrun did not make."""
+
+    __slots__ = ("_future", "_is_withdrawing", "_ran_here")
+
+    def start(self, pool: Executor, kind: str) -> None:
+        """Submit the call; see :meth:`SyncAttempt.start`.
+
+        Raises:
+            NotPicklableError: For another process, but it cannot be sent there.
+            RuntimeError: The pool is broken or shut down.
+        """
+        from flowrun.executors.remote_call import PackedCall  # noqa: PLC0415 - for pools only
+
+        self.prepare()
+        self._ran_here = self._is_withdrawing = False
+        call = PackedCall(self.remote_call()) if kind == "process" else PoolCall(self)
+        if kind != "thread":  # which alone shows when it begins a call (A1)
+            self.start_clock()
+            self.services.post_quietly(
+                Started(self.unit, self.seen.attempt, self.started_at or 0.0)
+            )
+        self._future: Future[Any] = pool.submit(call)
+        self._future.add_done_callback(self._future_done)
+
+    def remote_call(self) -> RemoteCall:
+        """Return the call in the form in which it can leave this process."""
+        from flowrun.executors.remote_call import Facts, RemoteCall  # noqa: PLC0415 - see start()
+
+        seen = self.seen
+        facts = Facts(seen.run_id, seen.dag_name, seen.task_name, seen.attempt, self.spec.timeout_s)
+        args, kwargs = self.arguments
+        return RemoteCall(self.spec.function, args, kwargs, facts)
+
+    def run_here(self) -> None:
+        """Run the call in a thread of this process: the executor is one of threads."""
+        self._ran_here = True
+        self.work()
+
+    @property
+    def waits_in_pool(self) -> bool:
+        """Whether the pool has not begun it, as far as that says."""
+        try:
+            return not self._future.running()
+        except Exception:  # noqa: BLE001 - an executor of somebody else's
+            return False
+
+    def withdraw(self) -> bool:
+        """Cancel the future; see :meth:`SyncAttempt.withdraw`."""
+        if not self._begin.acquire(blocking=False):
+            return False  # it has begun in a thread of this process
+        self._is_withdrawing = True
+        try:
+            cancelled = self._future.cancel()
+        except Exception:  # noqa: BLE001 - see waits_in_pool
+            cancelled = False
+        self._is_withdrawing = False
+        # The standard library's futures can be cancelled only before their call begins; one of
+        # another kind may have had its call killed, which takes a moment.
+        if cancelled and type(self._future) is Future:
+            return True
+        self._begin.release()
+        return False
+
+    def stop(self, cause: str) -> StopAnswer:
+        """Withdraw the call, or kill it; see :meth:`RunningAttempt.stop`."""
+        answer = super().stop(cause)
+        if answer is StopAnswer.UNWILLING and self._is_cancelled():
+            return StopAnswer.WILLING
+        return answer
+
+    def _is_cancelled(self) -> bool:
+        try:
+            return type(self._future) is not Future and self._future.cancel()
+        except Exception:  # noqa: BLE001 - see waits_in_pool
+            return False
+
+    def _future_done(self, future: Future[Any]) -> None:
+        """Take the outcome of a call that ran in another process; in any thread."""
+        if self._ran_here or (
+            self._is_withdrawing and type(future) is Future and future.cancelled()
+        ):
+            return
+        try:
+            ended_at = self.services.config.clock.monotonic()
+            if not self._end.acquire(blocking=False):
+                self.ended_late()
+                return
+            self.has_ended = True
+            value, error, text, duration_s = self._collected(future)
+            if duration_s is not None:
+                self.started_at = max(self.started_at or ended_at, ended_at - duration_s)
+            if error is None:
+                self._value = value
+                self._send(ended_at)
+            else:
+                self.deliver(self.failed(error, ended_at, text))
+        except BaseException as error:  # noqa: BLE001 - flowrun's own
+            self.crashed(error)
+
+    def _collected(
+        self, future: Future[Any]
+    ) -> tuple[object, BaseException | None, str | None, float | None]:
+        """Return value, error, error's text and duration of a call, as far as there are such."""
+        from flowrun.executors.remote_call import Reply, unpacked  # noqa: PLC0415 - see start()
+
+        try:
+            reply = future.result()
+        except BrokenExecutor as error:
+            clear = ExecutorError(f"{pool_name(self.spec.executor)} is broken: {error_line(error)}")
+            return None, clear, None, None
+        except CancelledError as error:
+            clear = ExecutorError(
+                f"{pool_name(self.spec.executor)} has withdrawn the call before it began; it was"
+                " shut down, or its futures were cancelled"
+            )
+            return None, error if self.seen.cancelled else clear, None, None
+        except BaseException as error:  # noqa: BLE001 - whatever a pool may raise
+            return None, error, None, None
+        if isinstance(reply, bytes):
+            reply = unpacked(reply)
+        if not isinstance(reply, Reply):
+            reply = Reply(None, _no_reply(), "no reply", 0.0)
+        failure = None if reply.text is None else reply.error or _no_reply()
+        return reply.value, failure, reply.text, reply.duration_s
+
+
+def _no_reply() -> FlowrunError:
+    return RemoteTaskError("unknown", "no reply")
+
+
+class PoolCall:
+    """A call for an executor that flowrun does not know.
+
+    In this process it runs as any call. An executor that pickles it sends a ``RemoteCall``.
+    """
+
+    __slots__ = ("_attempt",)
+
+    def __init__(self, attempt: PoolAttempt) -> None:
+        self._attempt = attempt
+
+    def __call__(self) -> None:
+        """Run in a thread of this process."""
+        self._attempt.run_here()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Travel as a call without its attempt."""
+        return self._attempt.remote_call().__reduce__()
+
+
+def pool_name(executor: str | None) -> str:
+    """Return what an executor is called in an error."""
+    return f"executor {executor!r}" if executor else "the executor"

@@ -1,0 +1,284 @@
+"""The units of a run: their phases, their counts, what is ready, what is to be saved.
+
+Pure bookkeeping: the rules that move a unit from phase to phase are in ``run_state.py``.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING
+
+from flowrun.state import NoResult, TaskStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from flowrun.graph import Graph
+    from flowrun.scheduler.messages import Failure
+    from flowrun.state import RunRecord, TaskRecord
+
+DROPPED = NoResult.RELEASED
+"""Stands for a value that no consumer needs any more."""
+
+
+class Phase(IntEnum):
+    """Where a unit stands; ``run_state.py`` has the picture."""
+
+    WAITING = 0
+    READY = 1
+    RUNNING = 2
+    EXPIRING = 3
+    STOPPING = 4
+    SAVING = 5
+    DELAYED = 6
+    LINGERING = 7
+    FAILING = 8
+    SKIPPING = 9
+    DONE = 10
+
+
+ACTIVE = frozenset((Phase.RUNNING, Phase.EXPIRING, Phase.STOPPING))
+"""An attempt of the unit runs, and holds a slot."""
+
+COMMITTING = frozenset((Phase.SAVING, Phase.FAILING, Phase.SKIPPING))
+"""The unit's outcome waits for the store."""
+
+IDLE = frozenset((Phase.WAITING, Phase.READY, Phase.DELAYED))
+"""The unit has no attempt now, and its next one has not begun."""
+
+_WAITING, _READY, _DONE = Phase.WAITING, Phase.READY, Phase.DONE
+
+
+class Unit:
+    """One unit of a run.
+
+    Attributes:
+        number: Its place in the order of starts.
+        phase: Its phase.
+        record: What is known of it and may be shown.
+        unmet: Parents that are not DONE with SUCCESS.
+        consumers: Children that are not DONE.
+        value: What it returned, until no consumer needs it.
+        ready_at: When it became ready, in epoch seconds.
+        started_at: When the code of its attempt began, on the monotonic clock, once known.
+        pending: The record of its outcome, until that is committed.
+        line: The line that reports its failure.
+        delay_s: How long its next attempt waits.
+        timeout: The failure of its attempt, once that was told that its time is up.
+        is_start_saved: Whether the store has been given the start of its attempt.
+    """
+
+    __slots__ = (
+        "consumers",
+        "delay_s",
+        "is_start_saved",
+        "line",
+        "number",
+        "pending",
+        "phase",
+        "ready_at",
+        "record",
+        "started_at",
+        "timeout",
+        "unmet",
+        "value",
+    )
+
+    def __init__(self, number: int, record: TaskRecord, unmet: int, consumers: int) -> None:
+        self.number = number
+        self.phase = _WAITING
+        self.record = record
+        self.unmet = unmet
+        self.consumers = consumers
+        self.value: object = DROPPED
+        self.ready_at = 0.0
+        self.started_at: float | None = None
+        self.pending: TaskRecord | None = None
+        self.line = ""
+        self.delay_s = 0.0
+        self.timeout: Failure | None = None
+        self.is_start_saved = False
+
+
+class UnitTable:
+    """All units of a run.
+
+    Args:
+        graph: The graph; a unit's number is its task's.
+        record: The run as it was created; tasks that are already SUCCESS were carried over.
+        values: Results of carried-over tasks, by name, that tasks of this run are given.
+
+    Attributes:
+        units: By number.
+        ready: A heap of the numbers of READY units.
+        active: Units whose attempt runs, by number.
+        open: Number of units that are not DONE.
+        committing: Number of units whose outcome waits for the store.
+        changed: Records to be saved, in order.
+        outcomes: Units that wait for ``changed`` to be saved.
+    """
+
+    __slots__ = (
+        "_graph",
+        "active",
+        "changed",
+        "committing",
+        "open",
+        "outcomes",
+        "ready",
+        "units",
+    )
+
+    def __init__(self, graph: Graph, record: RunRecord, values: Mapping[str, object]) -> None:
+        self._graph = graph
+        self.ready: list[int] = []
+        self.active: dict[int, Unit] = {}
+        self.committing = 0
+        self.changed: list[TaskRecord] = []
+        self.outcomes: list[int] = []
+        self.units = [
+            Unit(number, record.tasks[name], len(parents), len(children))
+            for number, (name, parents, children) in enumerate(
+                zip(graph.names, graph.parents, graph.children, strict=True)
+            )
+        ]
+        self.open = len(self.units)
+        for unit in self.units:
+            if unit.record.status is TaskStatus.SUCCESS:
+                self._carry_over(unit, values.get(unit.record.name, DROPPED))
+
+    def _carry_over(self, unit: Unit, value: object) -> None:
+        """Count a task that a resume keeps as DONE."""
+        unit.phase = _DONE
+        unit.value = value
+        self.open -= 1
+        for number in self._graph.children[unit.number]:
+            self.units[number].unmet -= 1
+        for number in self._graph.parents[unit.number]:
+            self.units[number].consumers -= 1
+
+    def begin(self, now: float) -> None:
+        """Make ready what waits for nothing; ``now`` in epoch seconds."""
+        for unit in self.units:
+            if not unit.unmet and unit.phase is _WAITING:
+                self.make_ready(unit, now)
+
+    def make_ready(self, unit: Unit, now: float) -> None:
+        """Queue a unit to be started; ``now`` in epoch seconds."""
+        unit.phase = _READY
+        unit.ready_at = now
+        heappush(self.ready, unit.number)
+
+    def pop_ready(self) -> Unit:
+        """Remove and return the ready unit that is to start first."""
+        unit = self.units[heappop(self.ready)]
+        self.active[unit.number] = unit
+        return unit
+
+    def clear_ready(self) -> None:
+        """Start nothing more: what is READY waits, to be skipped."""
+        for number in self.ready:
+            self.units[number].phase = _WAITING
+        self.ready.clear()
+
+    def commit(self, unit: Unit, phase: Phase, record: TaskRecord) -> None:
+        """Have an outcome saved; it counts once the store has answered."""
+        unit.phase = phase
+        unit.pending = record
+        self.committing += 1
+        self.changed.append(record)
+        self.outcomes.append(unit.number)
+
+    def settle(self, unit: Unit) -> None:
+        """An outcome is committed: the unit is DONE, and needs its parents' values no more."""
+        if unit.pending is not None:
+            unit.record = unit.pending
+            unit.pending = None
+        unit.phase = _DONE
+        self.open -= 1
+        units = self.units
+        for number in self._graph.parents[unit.number]:
+            parent = units[number]
+            parent.consumers -= 1
+            if not parent.consumers and parent.phase is _DONE:  # else still to be reported
+                parent.value = DROPPED
+        if not unit.consumers:
+            unit.value = DROPPED
+
+    def release_children(self, unit: Unit, now: float) -> None:
+        """A unit has succeeded: make ready which of its children wait for no other."""
+        units = self.units
+        for number in self._graph.children[unit.number]:
+            child = units[number]
+            child.unmet -= 1
+            if not child.unmet and child.phase is _WAITING:
+                self.make_ready(child, now)
+
+    def waiting_descendants(self, unit: Unit) -> list[Unit]:
+        """Return the units that wait for this one, directly or not, in order."""
+        found: dict[int, Unit] = {}
+        stack = [unit.number]
+        while stack:
+            for number in self._graph.children[stack.pop()]:
+                if number not in found and self.units[number].phase is _WAITING:
+                    found[number] = self.units[number]
+                    stack.append(number)
+        return [found[number] for number in sorted(found)]
+
+    def take_changes(self) -> tuple[list[TaskRecord], list[int]]:
+        """Return what is to be saved, and whose outcomes are in it; nothing is left."""
+        taken = self.changed, self.outcomes
+        self.changed, self.outcomes = [], []
+        return taken
+
+    def records(self) -> dict[str, TaskRecord]:
+        """Return the records of all tasks, in order."""
+        return {unit.record.name: unit.record for unit in self.units}
+
+    def check(self) -> None:
+        """Check what must hold whenever nobody is changing anything.
+
+        Raises:
+            AssertionError: It does not; the message names the unit.
+        """
+        phases = [unit.phase for unit in self.units]
+        _require(sum(phase is not _DONE for phase in phases) == self.open, "open units")
+        _require(sum(phase in COMMITTING for phase in phases) == self.committing, "commits")
+        for unit in self.units:
+            story = f"task {unit.record.name!r} in phase {unit.phase.name}"
+            _require((unit.phase in ACTIVE) == (unit.number in self.active), story)
+            _require((unit.phase in COMMITTING) == (unit.pending is not None), story)
+            _require(unit.record.status in _STATUSES[unit.phase], story)
+            parents = [self.units[each] for each in self._graph.parents[unit.number]]
+            if unit.phase in ACTIVE or unit.phase is _READY:
+                succeeded = all(each.record.status is TaskStatus.SUCCESS for each in parents)
+                _require(succeeded and not unit.unmet, story)
+            children = [self.units[each] for each in self._graph.children[unit.number]]
+            left = sum(child.phase is not _DONE for child in children)
+            _require(unit.consumers == left, story)
+            _require(
+                unit.value is DROPPED or unit.consumers > 0 or unit.phase is Phase.SAVING, story
+            )
+
+
+def _require(holds: bool, story: str) -> None:  # noqa: FBT001 - it reads as a sentence
+    if not holds:
+        raise AssertionError(story)
+
+
+_PENDING = frozenset((TaskStatus.PENDING,))
+_RUNNING = frozenset((TaskStatus.RUNNING,))
+_STATUSES = {
+    Phase.WAITING: _PENDING,
+    Phase.READY: _PENDING,
+    Phase.DELAYED: _PENDING,
+    Phase.SKIPPING: _PENDING,
+    Phase.RUNNING: _RUNNING,
+    Phase.EXPIRING: _RUNNING,
+    Phase.STOPPING: _RUNNING,
+    Phase.SAVING: _RUNNING,
+    Phase.LINGERING: frozenset((TaskStatus.FAILED,)),
+    Phase.FAILING: frozenset((TaskStatus.RUNNING, TaskStatus.FAILED)),
+    Phase.DONE: frozenset((TaskStatus.SUCCESS, TaskStatus.FAILED, TaskStatus.SKIPPED)),
+}

@@ -1,0 +1,254 @@
+"""What one transaction of the SQLite store writes: rows of tasks, attempts, results and ends."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from itertools import chain
+from typing import TYPE_CHECKING, NamedTuple
+
+from flowrun.errors import DamagedRecordError, RunLostError, duplicate_run
+from flowrun.state import statements as sql
+from flowrun.state.records import EncodedResult, NoResult, Reason, TaskStatus
+from flowrun.state.rows import (
+    attempt_checksum,
+    attempt_row,
+    checksum,
+    plan_of,
+    run_checksum,
+    run_row,
+    task_row,
+)
+from flowrun.state.sqlite_reading import find_run
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from flowrun.state.protocol import Change
+    from flowrun.state.records import RunRecord, TaskRecord
+    from flowrun.state.rows import Row
+
+SHORT = 500
+"""Results of up to so many bytes are kept in their tasks' rows, which then fit in one page."""
+
+_NOTHING: Row = (None, None, None)
+_DEAD = "OWNER_DIED: the process that worked on this run has died"
+
+
+class Owned(NamedTuple):
+    """A run that this store has created.
+
+    Attributes:
+        seq: Its number in the file.
+        places: Its tasks' places among its rows.
+        deps: The dependencies of its tasks as JSON, by place.
+        attempts: How many earlier attempts of each task have rows, by place.
+    """
+
+    seq: int
+    places: dict[str, int]
+    deps: list[str]
+    attempts: dict[int, int]
+
+    def row_of(self, task: TaskRecord) -> Row:
+        """Return where a task's row stands, its values and their checksum."""
+        place = self.places[task.name]
+        return task_row(self.seq, place, task, self.deps[place])
+
+    def new_attempts(self, task: TaskRecord) -> Iterable[Row]:
+        """Return rows of the earlier attempts that have none yet."""
+        place = self.places[task.name]
+        for attempt in task.earlier[self.attempts.get(place, 0) :]:
+            row = attempt_row(attempt)
+            yield self.seq, place, *row, attempt_checksum(self.seq, place, row)
+
+
+class Batch:
+    """Changes, made ready to be written.
+
+    Args:
+        changes: The changes; of a record that is given twice the last one counts.
+        runs: The runs that this store has created.
+        encode: What makes bytes of a result.
+
+    Attributes:
+        runs: The ids of the runs that it changes.
+        ends: Runs that end with it.
+
+    Raises:
+        ResultNotStorableError: The serializer refuses a result.
+        RunLostError: A run is not one of these.
+    """
+
+    def __init__(
+        self,
+        changes: Sequence[Change],
+        runs: Mapping[str, Owned],
+        encode: Callable[[str, TaskRecord], EncodedResult],
+    ) -> None:
+        self._encode = encode
+        self._whole: list[Row] = []
+        self._updated: list[Row] = []
+        self._attempts: list[Row] = []
+        self._long: list[Row] = []
+        self._dropped: list[Row] = []
+        self._written: list[tuple[Owned, int, int]] = []
+        self.runs: set[str] = set()
+        self.ends: list[RunRecord] = []
+        last = {
+            (change.run.run_id, None if change.task is None else change.task.name): change
+            for change in changes
+        }
+        for run, task in last.values():
+            owned = runs.get(run.run_id)
+            if owned is None:
+                raise RunLostError(run.run_id)
+            self.runs.add(run.run_id)
+            if task is None:
+                self.ends.append(run)
+            else:
+                self._add_task(run.run_id, task, owned)
+
+    def write(self, db: sqlite3.Connection) -> None:
+        """Write the rows, in the caller's transaction.
+
+        Raises:
+            DamagedRecordError: A task whose result is to stay as it is has no row.
+        """
+        _put_tasks(db, self._whole)
+        for seq, place, *row in self._updated:
+            if not db.execute(sql.UPDATE_TASK, (*row, seq, place)).rowcount:
+                (run_id,) = db.execute(sql.RUN_OF, (seq,)).fetchone()
+                raise DamagedRecordError(
+                    run_id, str(row[0]), "its row is missing; the file was damaged"
+                )
+        for text, rows in (
+            (sql.PUT_ATTEMPT, self._attempts),
+            (sql.PUT_RESULT, self._long),
+            (sql.DELETE_RESULT, self._dropped),
+        ):
+            if rows:
+                db.executemany(text, rows)
+
+    def committed(self) -> None:
+        """Note that the attempts have rows now."""
+        for owned, place, number in self._written:
+            owned.attempts[place] = number
+
+    def _add_task(self, run_id: str, task: TaskRecord, owned: Owned) -> None:
+        row = owned.row_of(task)
+        if task.earlier:
+            self._attempts += owned.new_attempts(task)
+            self._written.append((owned, owned.places[task.name], len(task.earlier)))
+        result = task.result
+        if result is NoResult.STORED:
+            self._updated.append(row)
+        elif type(result) is NoResult:
+            self._whole.append(row + _NOTHING)
+            if task.status is TaskStatus.SUCCESS:
+                self._dropped.append(row[:2])
+        else:
+            encoded = result if type(result) is EncodedResult else self._encode(run_id, task)
+            self._add_kept(row, encoded)
+
+    def _add_kept(self, row: Row, encoded: EncodedResult) -> None:
+        serializer, data = encoded
+        kept: Row = (serializer, data, zlib.crc32(data))
+        if len(data) > SHORT:
+            self._long.append(row[:2] + kept)
+            kept = _NOTHING
+        self._whole.append(row + kept)
+
+
+def insert_run(db: sqlite3.Connection, run: RunRecord, owner: int) -> Owned:
+    """Write a new run, in the caller's transaction; its ancestor was checked.
+
+    Raises:
+        DamagedRecordError: A result that the run would take along is missing.
+        StoreError: There is a run of that id.
+    """
+    row = run_row(run, owner)
+    found = db.execute(sql.INSERT_RUN, (*row, run_checksum(row))).fetchall()
+    if not found:
+        raise duplicate_run(run.run_id)
+    ((seq,),) = found
+    plan, deps = plan_of(run.tasks)
+    db.execute(sql.INSERT_PLAN, (seq, plan, checksum((plan,))))
+    owned = Owned(seq, {name: place for place, name in enumerate(run.tasks)}, deps, {})
+    _carry_over(db, owned, run)
+    return owned
+
+
+def _carry_over(db: sqlite3.Connection, owned: Owned, run: RunRecord) -> None:
+    """Write the tasks that are not pending; kept results are copied from the ancestor."""
+    begun = [task for task in run.tasks.values() if task.status is not TaskStatus.PENDING]
+    ancestor = run.resumed_from
+    kept = [task for task in begun if task.result is NoResult.STORED]
+    others = [task for task in begun if task.result is not NoResult.STORED]
+    _put_tasks(db, [owned.row_of(task) + _NOTHING for task in others])
+    of_ancestor = [(*owned.row_of(task), ancestor, task.name) for task in kept]
+    carried = db.executemany(sql.CARRY_TASK, of_ancestor).rowcount if kept else 0
+    if carried != len(kept):
+        problem = "results of it that the new run would keep are missing"
+        raise DamagedRecordError(str(ancestor), None, problem)
+    places = owned.places
+    db.executemany(
+        sql.CARRY_RESULT, [(owned.seq, places[task.name], ancestor, task.name) for task in kept]
+    )
+    db.executemany(sql.PUT_ATTEMPT, chain.from_iterable(owned.new_attempts(task) for task in begun))
+    owned.attempts.update((places[task.name], len(task.earlier)) for task in begun)
+
+
+def end_dead(db: sqlite3.Connection, run_id: str) -> RunRecord:
+    """End a run that a dead process has left behind, as the process would have ended it (D3).
+
+    Returns:
+        The run as it has ended.
+
+    Raises:
+        DamagedRecordError: It cannot be read, and is left as it is.
+        UnknownRunError: As for ``DamagedRecordError``: its id is damaged.
+    """
+    seq, _, run = find_run(db, run_id)
+    now = _now_for(run)
+    tasks = dict(run.tasks)
+    ended: list[Row] = []
+    owned = Owned(seq, {name: place for place, name in enumerate(tasks)}, plan_of(tasks)[1], {})
+    for name, task in run.tasks.items():
+        if task.status is TaskStatus.RUNNING:
+            tasks[name] = task.fail(now, _DEAD, Reason.OWNER_DIED)
+        elif task.status is TaskStatus.PENDING:
+            tasks[name] = task.skip(now, Reason.OWNER_DIED, _DEAD)
+        else:
+            continue
+        ended.append(owned.row_of(tasks[name]) + _NOTHING)
+    _put_tasks(db, ended)
+    run = run.finish(now, _DEAD, tasks)
+    write_end(db, seq, run)
+    return run
+
+
+def _now_for(run: RunRecord) -> float:
+    """Return the time for a dead run's end: its clock may have been ahead of this one."""
+    moments = [
+        moment or 0.0
+        for task in run.tasks.values()
+        for moment in (task.ready_at, task.started_at, task.finished_at)
+    ]
+    return max(time.time(), run.created_at, *moments)
+
+
+def write_end(db: sqlite3.Connection, seq: int, run: RunRecord) -> None:
+    """Write the end of a run; it has no owner afterwards."""
+    row = run_row(run, None)
+    db.execute(sql.END_RUN, (row[3], row[4], row[5], row[10], run_checksum(row), seq))
+
+
+def _put_tasks(db: sqlite3.Connection, rows: Sequence[Row]) -> None:
+    """Write whole rows of tasks, most of them many at a time."""
+    begin = 0
+    for number, text in sql.PUT_TASKS.items():
+        while begin + number <= len(rows):
+            db.execute(text, tuple(chain.from_iterable(rows[begin : begin + number])))
+            begin += number

@@ -1,0 +1,331 @@
+"""A small sequential model of what the contract says of one run.
+
+It knows no phases, queues or deadlines. It takes the same events as the run state, one after the
+other, and says what must follow: which tasks may start, what is reported, which values are kept,
+how each task ends. Written from the contract and the promises, not from the code:
+
+- A task starts only if all its parents are SUCCESS, in the graph's order (R6).
+- A failure is retried if the retry policy allows it and the run goes on, after the delay.
+- What depends on a task that failed for good is SKIPPED.
+- After a stop nothing starts. What ran is FAILED, what had not started is SKIPPED (R2).
+- A task that outlives its timeout is abandoned. Its retry waits for the code to end, at most as
+  long again as the timeout (A2).
+- An outcome counts, and is reported, once the store has answered (D8).
+- A value is kept as long as a consumer may need it (I2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from flowrun.graph import Graph
+from flowrun.scheduler.messages import (
+    EndedLate,
+    Event,
+    Failed,
+    GivenUp,
+    Refusal,
+    Saved,
+    SlotsGranted,
+    Started,
+    StopAnswer,
+    StopAnswered,
+    StopRequested,
+    Succeeded,
+)
+from flowrun.state import Reason
+
+SUCCESS, FAILED, SKIPPED = "SUCCESS", "FAILED", "SKIPPED"
+
+
+class Outcome(NamedTuple):
+    """How a task ends."""
+
+    status: str
+    reason: Reason | None = None
+    value: object = None
+
+
+class Report(NamedTuple):
+    """What hooks and log are told of one task."""
+
+    kind: str
+    attempt: int
+    reason: Reason | None = None
+
+
+class Task:
+    """What the model knows of one task."""
+
+    def __init__(self) -> None:
+        self.attempt = 0
+        self.reasons: list[Reason | None] = []  # of its ended attempts
+        self.begins: list[float] = []  # of their code, as far as the run knows (A1)
+        self.running = False
+        self.begun_at = 0.0  # the code of its attempt
+        self.times_out_from: float | None = None
+        self.told = ""  # "timeout" or "stop", once its attempt was told to stop
+        self.answered = False  # the attempt said that it is still running
+        self.timeout: Any = None  # its failure, if it does not end in time
+        self.retry_at = 0.0
+        self.waits_for_code_until: float | None = None  # and may not start before (A2)
+        self.retry_delay_s = 0.0
+        self.saving: Outcome | None = None
+        self.outcome: Outcome | None = None  # saved, so it counts
+
+    @property
+    def pending(self) -> bool:
+        """Whether it has not ended and has no attempt."""
+        return not self.running and self.saving is None and self.outcome is None
+
+
+class ContractModel:
+    """The model of one run.
+
+    Args:
+        graph: Whose children and parents it uses.
+        carried: Values of the tasks that a resume keeps, by number.
+        run_timeout_at: When the run's own time is up.
+    """
+
+    def __init__(
+        self, graph: Graph, carried: dict[int, object], run_timeout_at: float | None
+    ) -> None:
+        self.graph = graph
+        self.tasks = [Task() for _ in graph.names]
+        for number, value in carried.items():
+            self.tasks[number].outcome = Outcome(SUCCESS, None, value)
+        self.run_timeout_at = run_timeout_at
+        self.stopped: Reason | None = None
+        self.broken = False
+        self.now = 0.0
+        self.reports: dict[int, list[Report]] = {}
+        self.told_of_stop: set[int] = set()  # who must be told in this step
+
+    # -- one step ----------------------------------------------------------------------------
+
+    def step(self, events: Sequence[Event], now: float, slots: int) -> list[int]:
+        """Take events, then what is due; return which tasks start."""
+        self.now = now
+        self.reports = {}
+        self.told_of_stop = set()
+        for event in events:
+            self.take(event)
+        for number, task in enumerate(self.tasks):
+            if task.waits_for_code_until is not None and task.waits_for_code_until <= now:
+                self.fail_waiting(number)
+        if self.run_timeout_at is not None and self.run_timeout_at <= now:
+            self.stop(Reason.RUN_TIMED_OUT)
+        if self.stopped is not None and not any(t.running or t.saving for t in self.tasks):
+            for task in self.tasks:
+                if task.pending:
+                    task.saving = Outcome(SKIPPED, self.stopped)
+        starts = self.startable()[:slots]
+        for number in starts:
+            self.start(number)
+        return starts
+
+    def startable(self) -> list[int]:
+        """Return the tasks that may start now, in the graph's order."""
+        if self.stopped is not None:
+            return []
+        return [
+            number
+            for number, task in enumerate(self.tasks)
+            if task.pending
+            and task.retry_at <= self.now
+            and task.waits_for_code_until is None
+            and all(self.succeeded(parent) for parent in self.graph.parents[number])
+        ]
+
+    def succeeded(self, number: int) -> bool:
+        outcome = self.tasks[number].outcome
+        return outcome is not None and outcome.status == SUCCESS
+
+    def start(self, number: int) -> None:
+        task = self.tasks[number]
+        task.running = True
+        task.attempt += 1
+        task.told, task.answered = "", False
+        task.begun_at = self.now
+        task.times_out_from = self.now if self.graph.is_async[number] else None
+        self.report(number, Report("start", task.attempt))
+
+    def is_overdue(self, number: int) -> bool:
+        """Return whether the time of an attempt is up (A1), and it was not told before."""
+        task, timeout_s = self.tasks[number], self.graph.specs[number].timeout_s
+        if not task.running or task.times_out_from is None or timeout_s is None:
+            return False
+        is_told = task.told and number not in self.told_of_stop
+        return not is_told and task.times_out_from + timeout_s <= self.now
+
+    def tell(self, number: int, why: str) -> None:
+        """Note that the run has told an attempt to stop."""
+        self.tasks[number].told = why
+        self.told_of_stop.discard(number)
+
+    # -- events ------------------------------------------------------------------------------
+
+    def take(self, event: Event) -> None:
+        match event:
+            case SlotsGranted():
+                pass
+            case StopRequested(reason=reason, broken=broken):
+                self.stop(reason, broken=broken)
+            case Saved(units=units, refusals=refusals):
+                for number in units:
+                    self.saved(number, (refusals or {}).get(number))
+            case EndedLate(unit=number, attempt=attempt):
+                task = self.tasks[number]
+                if task.waits_for_code_until is not None and attempt == task.attempt:
+                    task.waits_for_code_until = None
+                    self.retry(number)
+            case _:
+                task = self.tasks[event.unit]
+                if task.running and event.attempt == task.attempt:
+                    self.of_attempt(event.unit, task, event)
+
+    def of_attempt(self, number: int, task: Task, event: Any) -> None:
+        match event:
+            case Started(at=at):
+                task.begun_at = task.times_out_from = at
+            case StopAnswered(answer=StopAnswer.WITHDRAWN) if task.told == "stop":
+                task.running = False  # it has not started, so it is skipped
+                task.attempt -= 1
+            case StopAnswered(answer=StopAnswer.WITHDRAWN, timeout=timeout):
+                self.failed(number, Reason.TIMEOUT, timeout)
+            case StopAnswered(answer=StopAnswer.ENDED) if task.told == "timeout":
+                task.told = ""  # in time; its result may take as long again to encode
+                task.times_out_from = self.now
+            case StopAnswered(timeout=timeout):
+                task.answered = True
+                task.timeout = timeout
+            case GivenUp(ok=True):
+                self.given_up(number, task)
+            case GivenUp():
+                pass
+            case Succeeded() | Failed():
+                self.ended(number, task, event)
+
+    def ended(self, number: int, task: Task, event: Succeeded | Failed) -> None:
+        interrupted = isinstance(event, Failed) and event.failure.interrupts
+        if interrupted:
+            self.stop(Reason.RUN_CANCELLED, but=number)
+        task.begun_at = event.started_at or task.begun_at
+        if task.told == "stop":
+            self.failed(number, self.stopped, None)
+        elif task.told == "timeout" and task.answered:
+            self.failed(number, Reason.TIMEOUT, task.timeout)
+        elif isinstance(event, Succeeded):
+            task.running = False
+            task.saving = Outcome(SUCCESS, None, event.value)
+        else:
+            reason = Reason.RUN_CANCELLED if interrupted else Reason.ERROR
+            self.failed(number, reason, event.failure)
+
+    def given_up(self, number: int, task: Task) -> None:
+        self.report(number, Report("abandoned", task.attempt))
+        if task.told == "stop":
+            self.failed(number, self.stopped, None)
+            return
+        self.failed(number, Reason.TIMEOUT, task.timeout, code_ended=False)
+
+    def failed(
+        self, number: int, reason: Reason | None, failure: Any, *, code_ended: bool = True
+    ) -> None:
+        task = self.tasks[number]
+        task.running = False
+        task.reasons.append(reason)
+        task.begins.append(task.begun_at)
+        if failure is None or not failure.retryable or self.stopped is not None:
+            task.saving = Outcome(FAILED, reason)
+            return
+        task.retry_delay_s = failure.delay_s
+        if code_ended:
+            self.retry(number)
+        else:
+            task.waits_for_code_until = self.now + (self.graph.specs[number].timeout_s or 0.0)
+
+    def retry(self, number: int) -> None:
+        task = self.tasks[number]
+        task.retry_at = self.now + task.retry_delay_s
+        self.report(number, Report("retry", task.attempt, task.reasons[-1]))
+
+    def fail_waiting(self, number: int) -> None:
+        task = self.tasks[number]
+        task.waits_for_code_until = None
+        task.saving = Outcome(FAILED, task.reasons[-1])
+
+    def stop(self, reason: Reason, but: int = -1, *, broken: bool = False) -> None:
+        self.broken = self.broken or broken
+        if self.stopped is not None or (self.all_over and not broken):
+            return
+        self.stopped = reason
+        for number, task in enumerate(self.tasks):
+            if task.running and not task.told and number != but:
+                self.told_of_stop.add(number)
+                task.told = "stop"
+            if task.waits_for_code_until is not None:
+                self.fail_waiting(number)
+
+    def saved(self, number: int, refusal: Refusal | None) -> None:
+        task = self.tasks[number]
+        outcome, task.saving = task.saving, None
+        assert outcome is not None, f"{number} had nothing to save"
+        if refusal is not None and outcome.status == SUCCESS:
+            if refusal.of_result:
+                self.failed(number, Reason.ERROR, None)
+                return
+            task.reasons.append(Reason.RUN_BROKEN)
+            task.begins.append(task.begun_at)
+            outcome = Outcome(FAILED, Reason.RUN_BROKEN)
+        task.outcome = outcome
+        if outcome.status == SUCCESS:
+            task.reasons.append(None)
+            task.begins.append(task.begun_at)
+        kinds = {SUCCESS: "success", FAILED: "failure", SKIPPED: "skip"}
+        self.report(number, Report(kinds[outcome.status], task.attempt, outcome.reason))
+        if outcome.status == FAILED and self.stopped is None:
+            self.skip_after(number)
+
+    def skip_after(self, number: int) -> None:
+        for child in self.graph.children[number]:
+            if self.tasks[child].pending:
+                self.tasks[child].saving = Outcome(SKIPPED, Reason.UPSTREAM_FAILED)
+                self.skip_after(child)
+
+    def report(self, number: int, report: Report) -> None:
+        self.reports.setdefault(number, []).append(report)
+
+    # -- what holds between steps --------------------------------------------------------------
+
+    @property
+    def all_over(self) -> bool:
+        return all(task.outcome is not None for task in self.tasks)
+
+    def next_due(self) -> float | None:
+        """Return when the run has to look again at the latest; ``None`` if it waits for nobody."""
+        dues: list[float] = []
+        for number, task in enumerate(self.tasks):
+            timeout_s = self.graph.specs[number].timeout_s
+            if task.running and not task.told and task.times_out_from is not None and timeout_s:
+                dues.append(task.times_out_from + timeout_s)
+            if task.pending and task.retry_at > self.now and self.stopped is None:
+                dues.append(task.retry_at)
+            if task.waits_for_code_until is not None:
+                dues.append(task.waits_for_code_until)
+        if self.run_timeout_at is not None and self.stopped is None and not self.all_over:
+            dues.append(self.run_timeout_at)
+        return min(dues, default=None)
+
+    def needed_value(self, number: int) -> tuple[bool, object]:
+        """Return whether a task has a value that somebody may still need, and which."""
+        task = self.tasks[number]
+        if task.saving is not None and task.saving.status == SUCCESS:
+            return True, task.saving.value
+        consumers = [self.tasks[child] for child in self.graph.children[number]]
+        if self.succeeded(number) and any(child.outcome is None for child in consumers):
+            assert task.outcome is not None
+            return True, task.outcome.value
+        return False, None

@@ -1,0 +1,524 @@
+"""A driver of a run state without loop, threads and store, and with choices from outside.
+
+It obeys the protocol of ``messages.py`` and is otherwise as unkind as that allows: answers come
+late, in any order and many at once, attempts do not end, the store refuses. After each step it
+compares what the run state says with :class:`ContractModel`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from flowrun.graph import Graph
+from flowrun.scheduler.messages import (
+    EndedLate,
+    Event,
+    Failed,
+    Failure,
+    Finish,
+    GivenUp,
+    GiveUp,
+    Instruction,
+    Refusal,
+    ReportAbandoned,
+    ReportFailure,
+    ReportRetry,
+    ReportSkip,
+    ReportStart,
+    ReportSuccess,
+    Save,
+    Saved,
+    SlotsGranted,
+    Start,
+    Started,
+    Stop,
+    StopAnswer,
+    StopAnswered,
+    StopRequested,
+    Succeeded,
+)
+from flowrun.scheduler.run_state import RunState
+from flowrun.state import NoResult, Reason, RunRecord, RunStatus, TaskRecord
+
+from .contract_model import FAILED, SUCCESS, ContractModel, Report
+
+OFFSET = 1_600_000_000.0
+Choose = Callable[[int], int]
+"""Given a number n, choose one of 0 to n - 1; 0 is the plainest choice."""
+
+KINDS: dict[type, str] = {
+    ReportStart: "start",
+    ReportSuccess: "success",
+    ReportRetry: "retry",
+    ReportFailure: "failure",
+    ReportSkip: "skip",
+    ReportAbandoned: "abandoned",
+}
+
+
+@dataclass
+class Setup:
+    """What a run is made of.
+
+    Attributes:
+        retries: Of each task.
+        carried: Numbers of tasks that a resume keeps.
+        pooled: Numbers of sync tasks whose executor does not say when their code begins.
+        slots: Slots of the engine.
+    """
+
+    graph: Graph
+    retries: list[int]
+    carried: set[int] = field(default_factory=set[int])
+    pooled: set[int] = field(default_factory=set[int])
+    slots: int = 2
+    cancel_grace_s: float = 1.0
+    thread_grace_s: float = 0.25
+    run_timeout_s: float | None = None
+    reports_starts: bool = True
+    reports_successes: bool = True
+
+
+class Code:
+    """The code of one attempt, somewhere outside the run."""
+
+    def __init__(self, unit: int, attempt: int, *, is_async: bool, now: float) -> None:
+        self.unit = unit
+        self.attempt = attempt
+        self.is_async = is_async
+        self.begun_at = now if is_async else None
+        self.ended_at: float | None = None
+        self.is_told = False  # to stop
+        self.is_overdue = False  # encoding its result takes too long
+        self.given_up = False
+        self.outcome: Succeeded | Failed | None = None
+
+
+class SimulatedDriver:
+    """One run with everything that is outside of it."""
+
+    def __init__(self, setup: Setup, choose: Choose) -> None:
+        self.setup = setup
+        self.choose = choose
+        self.graph = graph = setup.graph
+        self.now = 1000.0
+        tasks = {
+            name: TaskRecord(name, deps)
+            for name, deps in zip(graph.names, graph.dependency_names, strict=True)
+        }
+        values: dict[int, object] = {}
+        for number in setup.carried:
+            name = graph.names[number]
+            tasks[name] = tasks[name].start(1.0, 1.0).succeed(2.0, NoResult.STORED)
+            if not setup.carried.issuperset(graph.children[number]):
+                values[number] = (number, "kept")
+        record = RunRecord("r", graph.dag_name, OFFSET + self.now, tasks)
+        self.state = RunState(
+            graph,
+            record,
+            {graph.names[number]: value for number, value in values.items()},
+            offset=OFFSET,
+            cancel_grace_s=setup.cancel_grace_s,
+            thread_grace_s=setup.thread_grace_s,
+            reports_starts=setup.reports_starts,
+            reports_successes=setup.reports_successes,
+            save_starts_after_s=None,
+            validates=True,
+        )
+        until = None if setup.run_timeout_s is None else self.now + setup.run_timeout_s
+        kept = {number: values.get(number) for number in setup.carried}
+        self.model = ContractModel(graph, kept, until)
+        for number in setup.carried:
+            self.model.tasks[number].attempt = 1
+            self.model.tasks[number].reasons = [None]
+            self.model.tasks[number].begins = [1.0 - OFFSET]
+        self.codes: dict[int, Code] = {}  # attempts that the run counts on
+        self.late: list[Code] = []  # attempts that were given up, and whose code still runs
+        self.events: list[Event] = []  # in the inbox
+        self.sent: set[tuple[int, int]] = set()  # attempts whose outcome is in there
+        self.owed: deque[tuple[Code, Stop | GiveUp]] = deque()  # not answered yet
+        self.saves: deque[Save] = deque()
+        self.stored: dict[str, TaskRecord] = {}
+        self.held = 0
+        self.on_their_way = 0
+        self.finish: Finish | None = None
+        self.history: list[str] = []
+
+    # -- the run -------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        if self.setup.run_timeout_s is not None:
+            self.state.set_timeout(self.now, self.setup.run_timeout_s)
+        self.after_step(self.state.begin(self.now), self.model.step((), self.now, 0))
+
+    def apply(self) -> None:
+        """Have the run state and the model take what is in the inbox."""
+        events, self.events = self.events, []
+        slots = sum(event.count for event in events if isinstance(event, SlotsGranted))
+        self.on_their_way = 0
+        self.history.append(f"apply {events} at {self.now}")
+        instructions = self.state.apply(events, self.now)
+        self.history.append(f"  -> {instructions}")
+        self.after_step(instructions, self.model.step(events, self.now, slots))
+
+    def after_step(self, instructions: list[Instruction], starts: list[int]) -> None:
+        self.check_reports(instructions)
+        for instruction in instructions:
+            self.carry_out(instruction)
+        started = [each.unit for each in instructions if isinstance(each, Start)]
+        assert started == starts, f"started {started}, not {starts}"
+        self.check_stops()
+        saving = {unit for save in self.saves for unit in save.units}
+        assert saving == {n for n, task in enumerate(self.model.tasks) if task.saving is not None}
+        self.check_slots()
+        self.check_values()
+        assert self.state.wanted == len(self.model.startable())
+        assert self.state.is_stopping == (self.model.stopped is not None)
+        assert self.state.is_finished == self.model.all_over == (self.finish is not None)
+        due = self.state.next_deadline()
+        assert due is None or due > self.now, "it is due already, and will be for ever"
+        latest = self.model.next_due()
+        assert latest is None or (due is not None and due <= latest), "it would look too late"
+
+    def carry_out(self, instruction: Instruction) -> None:
+        match instruction:
+            case Start(unit=unit, attempt=attempt):
+                self.start(unit, attempt)
+            case Stop(units=units, cause=cause):
+                for unit in units:
+                    if cause:
+                        assert unit in self.model.told_of_stop
+                    else:
+                        assert self.model.is_overdue(unit)
+                    self.model.tell(unit, "stop" if cause else "timeout")
+                    self.owe(unit, instruction)
+            case GiveUp(unit=unit):
+                assert unit not in self.codes or self.codes[unit].is_told
+                self.owe(unit, instruction)
+            case Save():
+                self.check_save(instruction)
+                self.saves.append(instruction)
+            case Finish():
+                assert self.finish is None
+                self.finish = instruction
+            case _:
+                pass
+
+    def owe(self, unit: int, instruction: Stop | GiveUp) -> None:
+        if unit in self.codes:  # else its outcome is in the inbox
+            self.codes[unit].is_told = True
+            self.owed.append((self.codes[unit], instruction))
+
+    def start(self, unit: int, attempt: int) -> None:
+        assert unit not in self.codes
+        # A2: two attempts of one task never run at once.
+        assert all(code.unit != unit for code in self.late)
+        for parent in self.graph.parents[unit]:
+            assert self.state.value(parent) == self.model.needed_value(parent)[1]
+        is_async = self.graph.is_async[unit]
+        self.codes[unit] = Code(unit, attempt, is_async=is_async, now=self.now)
+        if unit in self.setup.pooled:  # its clock starts when it is handed over
+            self.events.append(Started(unit, attempt, self.now))
+
+    # -- what may happen outside -----------------------------------------------------------------
+
+    def possible(self) -> list[Callable[[], None]]:
+        """Return what may happen next."""
+        steps: list[Callable[[], None]] = [self.apply]
+        if self.saves:
+            steps.append(self.answer_save)
+        if self.owed:
+            steps.append(self.answer_owed)
+        if self.can_grant():
+            steps.append(self.grant)
+        for code in [*self.codes.values(), *self.late]:
+            steps.append(lambda code=code: self.go_on(code))
+        return steps
+
+    def can_grant(self) -> bool:
+        free = self.setup.slots - self.held
+        return free > 0 and self.state.wanted > self.on_their_way and not self.state.is_finished
+
+    def grant(self) -> None:
+        most = min(self.setup.slots - self.held, self.state.wanted - self.on_their_way)
+        count = most - self.choose(most)
+        self.held += count
+        self.on_their_way += count
+        self.events.append(SlotsGranted(count))
+
+    def go_on(self, code: Code) -> None:
+        """Have the code of an attempt begin, or end, or send its outcome."""
+        if code.begun_at is None:
+            code.begun_at = self.now
+            if code.unit not in self.setup.pooled:
+                self.events.append(Started(code.unit, code.attempt, self.now))
+        elif code.ended_at is None:
+            code.ended_at = self.now
+            code.outcome = self.make_outcome(code)
+            if not self.choose(2):
+                self.send(code)  # encoding its result takes no time
+        else:
+            self.send(code)
+
+    def send(self, code: Code) -> None:
+        if code.given_up:
+            self.late.remove(code)
+            self.events.append(EndedLate(code.unit, code.attempt))
+            return
+        assert code.outcome is not None
+        del self.codes[code.unit]
+        self.events.append(code.outcome)
+        self.sent.add((code.unit, code.attempt))
+
+    def make_outcome(self, code: Code) -> Succeeded | Failed:
+        assert code.ended_at is not None
+        unit, attempt = code.unit, code.attempt
+        kind = ("success", "success", "success", "failure", "failure", "interrupt")[self.choose(6)]
+        if kind == "success":
+            value = (unit, attempt)
+            return Succeeded(unit, attempt, code.begun_at, code.ended_at, value, value)
+        failure = self.failure(unit, attempt, "error")
+        failure.interrupts = kind == "interrupt" and not self.choose(4)
+        return Failed(unit, attempt, code.begun_at, code.ended_at, failure)
+
+    def failure(self, unit: int, attempt: int, text: str) -> Failure:
+        allowed = attempt <= self.setup.retries[unit] and self.choose(8) != 1
+        delay_s = (0.0, 0.0, 0.5, 3.0)[self.choose(4)] if allowed else 0.0
+        return Failure(text, text, allowed, delay_s)
+
+    def answer_owed(self) -> None:
+        """Answer the oldest ``Stop`` or ``GiveUp``, unless an outcome has come first."""
+        code, instruction = self.owed.popleft()
+        unit = code.unit
+        if self.codes.get(unit) is not code:
+            return
+        if isinstance(instruction, GiveUp):
+            self.give_up(code)
+            return
+        timeout = None
+        if not instruction.cause:
+            timeout = self.failure(unit, code.attempt, "timed out")
+        answer = self.stop_answer(code)
+        if answer is StopAnswer.WITHDRAWN:
+            del self.codes[unit]
+        self.events.append(StopAnswered(unit, code.attempt, answer, timeout))
+
+    def stop_answer(self, code: Code) -> StopAnswer:
+        if code.ended_at is not None and not code.is_overdue:
+            code.is_overdue = True
+            return StopAnswer.ENDED
+        if code.begun_at is None and (code.unit in self.setup.pooled or self.choose(4)):
+            return StopAnswer.WITHDRAWN
+        return (StopAnswer.WILLING, StopAnswer.UNWILLING)[self.choose(2)]
+
+    def give_up(self, code: Code) -> None:
+        succeeds = True
+        if code.ended_at is not None and not code.is_async:
+            succeeds = code.is_overdue
+            code.is_overdue = True
+        if succeeds:
+            del self.codes[code.unit]
+            code.given_up = True
+            if code.begun_at is not None:  # else it never will
+                self.late.append(code)
+        self.events.append(GivenUp(code.unit, code.attempt, succeeds))
+
+    def answer_save(self) -> None:
+        """Answer the oldest save; the store may refuse a result, or everything."""
+        save = self.saves.popleft()
+        refuses = self.choose(24) == 1
+        broken = refuses and self.choose(2) == 1
+        refusals: dict[int, Refusal] = {}
+        for unit in save.units:
+            is_success = self.model.tasks[unit].saving
+            if refuses and self.choose(2) == 0:
+                if broken:
+                    refusals[unit] = Refusal("disk full", "disk full", of_result=False)
+                elif is_success is not None and is_success.status == SUCCESS:
+                    refusals[unit] = Refusal("no JSON", "no JSON", of_result=True)
+        for record in save.records:
+            self.stored[record.name] = record
+        self.events.append(Saved(save.units, refusals or None))
+        if broken:
+            self.events.append(StopRequested(Reason.RUN_BROKEN, "disk full", broken=True))
+
+    def request_stop(self) -> None:
+        reasons = (Reason.RUN_CANCELLED, Reason.RUN_TIMED_OUT, Reason.RUN_BROKEN)
+        reason = reasons[self.choose(3)]
+        broken = reason is Reason.RUN_BROKEN
+        self.events.append(StopRequested(reason, "because", broken=broken))
+
+    def send_stale(self) -> None:
+        """Send what concerns an attempt that is over for the run."""
+        unit, attempt = sorted(self.sent)[self.choose(len(self.sent))]
+        if any(isinstance(each, Succeeded | Failed) and each.unit == unit for each in self.events):
+            return  # it is not over yet
+        self.events.append(
+            (
+                Started(unit, attempt, self.now),
+                GivenUp(unit, attempt, ok=False),
+                StopAnswered(unit, attempt, StopAnswer.UNWILLING, None),
+                EndedLate(unit, attempt),
+            )[self.choose(4)]
+        )
+
+    def let_time_pass(self) -> None:
+        due = self.state.next_deadline()
+        step = self.choose(4)
+        if due is not None and step < 2:
+            self.now = max(self.now, due)
+        else:
+            self.now += (0.25, 0.25, 0.25, 8.0)[step]
+
+    # -- the whole of it -------------------------------------------------------------------------
+
+    def play(self, steps: int) -> None:
+        """Let things happen at random, then answer everything until the run has ended."""
+        self.begin()
+        rare = (self.let_time_pass, self.send_stale, self.request_stop)
+        for _ in range(steps):
+            if self.finish is not None:
+                break
+            if not self.choose(3):
+                choice = self.choose(40)
+                which = 0 if choice < 30 else 1 if choice < 39 else 2
+                if which != 1 or self.sent:
+                    rare[which]()
+                continue
+            possible = self.possible()
+            possible[self.choose(len(possible))]()
+        self.play_to_the_end()
+        self.check_end()
+
+    def play_to_the_end(self) -> None:
+        """Answer everything; code ends, unless a deadline will end it and it is stubborn."""
+        stubborn = self.choose(3) == 1
+        bound = 200 + 100 * len(self.graph)
+        for _ in range(bound):
+            if self.finish is not None:
+                return
+            answers = bool(self.owed or self.saves or self.events)
+            while self.owed:
+                self.answer_owed()
+            if self.saves:
+                self.answer_save()
+            if self.can_grant():
+                self.grant()
+                answers = True
+            going = [*self.codes.values(), *self.late]
+            if stubborn:
+                going = [code for code in going if code.begun_at is None]
+            for code in going:
+                self.go_on(code)
+            if not answers and not going:
+                due = self.state.next_deadline()
+                if due is not None:
+                    self.now = max(self.now, due)
+                else:
+                    assert self.codes, "the run waits for nothing and has not ended"
+                    told = [code.unit for code in self.codes.values() if code.is_told]
+                    assert not told, f"{told} were told to stop, and nobody looks after them"
+                    stubborn = False
+            self.apply()
+        msg = f"the run has not ended after {bound} steps"
+        raise AssertionError(msg)
+
+    # -- comparisons -------------------------------------------------------------------------------
+
+    def check_reports(self, instructions: list[Instruction]) -> None:
+        found: dict[int, list[Report]] = {}
+        for instruction in instructions:
+            kind = KINDS.get(type(instruction))
+            if kind is None:
+                continue
+            record: TaskRecord = instruction.record  # type: ignore[union-attr]
+            number = self.graph.index[record.name]
+            reason = None if kind == "abandoned" else record.reason
+            found.setdefault(number, []).append(Report(kind, record.attempt, reason))
+            if isinstance(instruction, ReportSuccess):
+                assert self.model.tasks[number].outcome == (SUCCESS, None, instruction.value)
+            if kind in {"success", "skip"}:  # D8: committed, then shown
+                assert self.stored[record.name] == record
+        expected: dict[int, list[Report]] = {}
+        for number, reports in self.model.reports.items():
+            kept = [
+                report
+                for report in reports
+                if (report.kind != "start" or self.setup.reports_starts)
+                and (report.kind != "success" or self.setup.reports_successes)
+            ]
+            if kept:
+                expected[number] = kept
+        assert found == expected
+
+    def check_stops(self) -> None:
+        """Whoever had to be told to stop was told in this step."""
+        assert not self.model.told_of_stop
+        for number in range(len(self.graph)):
+            assert not self.model.is_overdue(number), f"{number} was not told in time"
+
+    def check_slots(self) -> None:
+        self.held -= self.state.released
+        self.state.released = 0
+        running = sum(task.running for task in self.model.tasks)
+        assert self.held == running
+        assert 0 <= self.held <= self.setup.slots
+
+    def check_values(self) -> None:
+        for number in range(len(self.graph)):
+            needed, value = self.model.needed_value(number)
+            assert self.state.value(number) == (value if needed else NoResult.RELEASED)
+
+    def check_save(self, save: Save) -> None:
+        by_name = {record.name: record for record in save.records}
+        for record in save.records:
+            if record.status == "RUNNING":  # D8: only if the attempt still runs
+                assert self.model.tasks[self.graph.index[record.name]].running
+        for number in save.units:
+            task, record = self.model.tasks[number], by_name[self.graph.names[number]]
+            assert task.saving is not None
+            assert (record.status, record.reason) == task.saving[:2]
+            assert record.attempt == task.attempt
+            if record.status == SUCCESS:
+                keeps = self.graph.specs[number].retain_result
+                assert record.result == (task.saving.value if keeps else NoResult.RELEASED)
+
+    def check_end(self) -> None:
+        assert self.finish is not None
+        assert self.held == 0
+        ended = self.finish.record
+        # What the store has refused is offered once more.
+        again = [record.name for record in self.finish.records]
+        assert again == (list(self.graph.names) if self.model.broken else [])
+        statuses: set[str] = set()
+        for name, task in zip(self.graph.names, self.model.tasks, strict=True):
+            record, outcome = ended.tasks[name], task.outcome
+            assert outcome is not None
+            statuses.add(outcome.status)
+            assert (record.status, record.reason) == outcome[:2]
+            assert record.attempt == task.attempt == len(task.reasons)
+            assert [each.reason for each in record.attempts] == task.reasons
+            assert [each.number for each in record.attempts] == [
+                number + 1 for number in range(len(task.reasons))
+            ]
+            begins = [begun_at + OFFSET for begun_at in task.begins]
+            assert [each.started_at for each in record.attempts] == begins
+            retries = self.setup.retries[self.graph.index[name]]
+            assert record.attempt <= 1 + retries
+            for each in record.attempts:
+                assert each.ready_at is not None
+                assert each.started_at is not None
+                assert each.finished_at is not None
+                assert each.ready_at <= each.started_at <= each.finished_at
+        assert ended.status == (RunStatus.SUCCESS if statuses <= {SUCCESS} else RunStatus.FAILED)
+        stopped = self.model.stopped
+        if stopped is None or (statuses <= {SUCCESS} and not self.model.broken):
+            assert ended.error is None
+        else:
+            assert ended.error is not None
+            assert ended.error.startswith(stopped)
+        assert FAILED in statuses or stopped is not None or statuses <= {SUCCESS}
+        assert self.state.apply((), self.now + 1000.0) == []
+        assert self.state.next_deadline() is None

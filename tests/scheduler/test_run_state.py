@@ -1,0 +1,603 @@
+"""The run state: events in, instructions out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, note, settings
+from hypothesis import strategies as st
+
+from flowrun import TaskRegistry
+from flowrun.graph import Graph
+from flowrun.scheduler.deadlines import Wait
+from flowrun.scheduler.messages import (
+    EndedLate,
+    Event,
+    Failed,
+    Failure,
+    Finish,
+    GivenUp,
+    GiveUp,
+    Instruction,
+    Refusal,
+    ReportNote,
+    ReportSuccess,
+    Save,
+    Saved,
+    SlotsGranted,
+    Start,
+    Started,
+    Stop,
+    StopAnswer,
+    StopAnswered,
+    StopRequested,
+    Succeeded,
+)
+from flowrun.scheduler.run_state import RunState
+from flowrun.state import NoResult, Reason, RunRecord, TaskRecord, TransitionError
+
+from .simulated_driver import Choose, Setup, SimulatedDriver
+
+EXAMPLES = int(os.environ.get("FLOWRUN_MODEL_EXAMPLES", "300"))
+
+CHOICES = [st.integers(0, max(0, count - 1)) for count in range(122)]
+
+
+T = TypeVar("T")
+
+
+def synchronous() -> None:
+    """Stand for the function of a sync task; nothing here calls it."""
+
+
+async def asynchronous() -> None:
+    """Stand for the function of an async task; nothing here calls it."""
+
+
+def make_setup(choose: Choose) -> Setup:
+    """Choose a graph and the settings of a run."""
+
+    def one_of(*values: T) -> T:
+        return values[choose(len(values))]
+
+    registry = TaskRegistry()
+    count = choose(11)
+    retries: dict[str, int] = {}
+    pooled: set[str] = set()
+    for number in range(count):
+        name = f"t{number}"
+        parents = {choose(number) for _ in range(one_of(1, 0, 2, 3))} if number else set()
+        function = one_of(asynchronous, synchronous)
+        if function is synchronous and one_of(False, False, True):
+            pooled.add(name)
+        retries[name] = one_of(0, 1, 1, 3)
+        registry.task(
+            name,
+            dag="d",
+            deps=[f"t{parent}" for parent in sorted(parents)],
+            timeout_s=one_of(None, 1.0, 4.0),
+            retries=retries[name],
+            retain_result=one_of(True, False),
+        )(function)
+    graph = Graph.build("d", registry.specs("d"), registry)
+    carries = one_of(False, False, False, False, True)
+    return Setup(
+        graph,
+        [retries[name] for name in graph.names],
+        carried={number for number in range(count) if carries and choose(2)},
+        pooled={graph.index[name] for name in pooled},
+        slots=1 + choose(4),
+        cancel_grace_s=one_of(1.0, 0.0, 2.5),
+        thread_grace_s=one_of(0.25, 0.0),
+        run_timeout_s=one_of(None, None, None, 3.0, 40.0),
+        reports_starts=one_of(True, True, True, False),
+        reports_successes=one_of(True, True, True, False),
+    )
+
+
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize=False,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(st.data())
+def test_run_state_does_what_the_contract_says(  # A1, A2, D8, I2, R2, R6
+    data: st.DataObject,
+) -> None:
+    def choose(count: int) -> int:
+        return data.draw(CHOICES[count]) if count > 1 else 0
+
+    driver = SimulatedDriver(make_setup(choose), choose)
+    try:
+        driver.play(choose(121))
+    except BaseException:
+        for line in driver.history:
+            note(line)
+        raise
+
+
+# -- by hand: every row of the table, and every kind of deadline -------------------------------
+
+ERROR = Failure("Traceback ...\nValueError: x", "ValueError: x")
+AGAIN = Failure("Traceback ...\nOSError: x", "OSError: x", retryable=True)
+TIMEOUT = Failure("TaskTimeoutError: slow", "TaskTimeoutError: slow")
+TIMEOUT_AGAIN = Failure("TaskTimeoutError: slow", "TaskTimeoutError: slow", retryable=True)
+SLOW = {"a": {"timeout_s": 5.0, "retries": 1}}
+
+DIRECTED: list[Callable[[], None]] = []
+TAKEN: set[object] = set()
+"""Rows of the transition table and kinds of deadlines that these tests have taken."""
+
+
+def directed(test: Callable[[], None]) -> Callable[[], None]:
+    """Count a test among those that take the rows of the table by hand."""
+    DIRECTED.append(test)
+    return test
+
+
+class Machine:
+    """A run state that is driven by hand, event by event, and what it has said.
+
+    Args:
+        tasks: Options of each task, by name; ``asynchronous`` tasks unless they say otherwise.
+        options: Settings of the run state.
+    """
+
+    def __init__(self, tasks: dict[str, dict[str, Any]] | None = None, **options: Any) -> None:
+        registry = TaskRegistry()
+        for name, task in (tasks or {"a": {}}).items():
+            given = dict(task)
+            function = synchronous if given.pop("sync", False) else asynchronous
+            registry.task(name, dag="d", **given)(function)
+        self.graph = graph = Graph.build("d", registry.specs("d"), registry)
+        deps = graph.dependency_names
+        records = {n: TaskRecord(n, d) for n, d in zip(graph.names, deps, strict=True)}
+        settings = {
+            "cancel_grace_s": 10.0,
+            "thread_grace_s": 0.25,
+            "save_starts_after_s": None,
+        }
+        self.state = RunState(
+            graph,
+            RunRecord("r1", "d", 0.0, records),
+            {},
+            offset=0.0,
+            validates=True,
+            **{**settings, **options},
+        )
+        self.now = 100.0
+        assert self.state.begin(self.now) == []
+
+    def start(self, count: int = 1) -> list[str]:
+        """Grant slots."""
+        return self.apply(SlotsGranted(count))
+
+    def apply(self, *events: Event) -> list[str]:
+        """Apply events one by one; return what the instructions say."""
+        said: list[str] = []
+        for event in events:
+            unit = getattr(event, "unit", None)
+            if unit is not None:
+                TAKEN.add((self.state.units[unit].phase, type(event)))
+            said += [shown(each) for each in self.state.apply([event], self.now)]
+        return said
+
+    def wait(self, kind: Wait) -> list[str]:
+        """Let time pass until the next deadline, which is of this kind."""
+        due = self.state.next_deadline()
+        assert due is not None
+        self.now = due
+        TAKEN.add(kind)
+        return [shown(each) for each in self.state.apply((), self.now)]
+
+    # Events of unit 0, attempt 1, unless it is said otherwise.
+
+    def began(self) -> list[str]:
+        return self.apply(Started(0, 1, self.now))
+
+    def succeeded(self, unit: int = 0, attempt: int = 1) -> list[str]:
+        return self.apply(Succeeded(unit, attempt, None, self.now, f"value of {unit}", "stored"))
+
+    def failed(self, failure: Failure = ERROR, unit: int = 0, attempt: int = 1) -> list[str]:
+        return self.apply(Failed(unit, attempt, None, self.now, failure))
+
+    def answered(self, answer: StopAnswer, timeout: Failure | None = None) -> list[str]:
+        return self.apply(StopAnswered(0, 1, answer, timeout))
+
+    def given_up(self, *, ok: bool = True) -> list[str]:
+        return self.apply(GivenUp(0, 1, ok=ok))
+
+    def saved(self, *units: int, refusals: dict[int, Refusal] | None = None) -> list[str]:
+        return self.apply(Saved(units, refusals))
+
+    def stop(self) -> list[str]:
+        return self.apply(StopRequested(Reason.RUN_CANCELLED, "Ctrl-C"))
+
+    def error(self, name: str = "a") -> str:
+        return self.state.records()[name].error or ""
+
+
+def shown(instruction: Instruction) -> str:
+    """Return an instruction in a few words."""
+    match instruction:
+        case Start():
+            return f"start {instruction.unit}.{instruction.attempt}"
+        case Stop():
+            return f"stop {[*instruction.units]} {instruction.cause or 'time is up'}"
+        case GiveUp():
+            return f"give up {instruction.unit}"
+        case Save():
+            records = ", ".join(f"{each.name} {each.status}" for each in instruction.records)
+            return f"save {records} for {[*instruction.units]}"
+        case Finish():
+            return f"finish {instruction.record.status}, {instruction.record.error}"
+        case ReportNote():
+            return f"note {instruction.record.name}: {instruction.text}"
+        case _:
+            kind = type(instruction).__name__.removeprefix("Report").lower()
+            return f"{kind} {instruction.record.name}.{instruction.record.attempt}"
+
+
+@directed
+def test_success_is_saved_then_reported_then_its_child_starts() -> None:  # D8
+    run = Machine({"a": {}, "b": {"deps": ["a"]}})
+    assert run.start() == ["start a.1", "start 0.1"]
+    assert run.succeeded() == ["save a SUCCESS for [0]"]
+    assert (run.state.released, run.state.wanted) == (1, 0)
+    assert run.saved(0) == ["success a.1"]
+    assert (run.state.wanted, run.state.value(0)) == (1, "value of 0")
+    assert run.start() == ["start b.1", "start 1.1"]
+    assert run.succeeded(1) == ["save b SUCCESS for [1]"]
+    assert run.saved(1) == ["success b.1", "finish SUCCESS, None"]
+    assert run.state.value(0) is NoResult.RELEASED
+
+
+@directed
+def test_failure_is_saved_and_reported_and_skips_what_depends_on_it() -> None:
+    run = Machine({"a": {}, "b": {"deps": ["a"]}, "c": {"deps": ["b"]}})
+    run.start()
+    assert run.failed() == ["save a FAILED for [0]"]
+    assert run.saved(0) == ["failure a.1", "save b SKIPPED, c SKIPPED for [1, 2]"]
+    assert run.saved(1, 2) == ["skip b.0", "skip c.0", "finish FAILED, None"]
+    assert run.error("c") == "UPSTREAM_FAILED: the task 'a' upstream of it failed"
+
+
+@directed
+def test_retry_starts_at_once_or_after_its_delay() -> None:
+    run = Machine({"a": {"retries": 2}})
+    run.start()
+    assert run.failed(AGAIN) == ["retry a.1", "save a PENDING for []"]
+    assert run.start() == ["start a.2", "start 0.2"]
+    later = Failure("text", "line", retryable=True, delay_s=3.0)
+    assert run.failed(later, attempt=2) == ["retry a.2", "save a PENDING for []"]
+    assert run.state.wanted == 0
+    assert run.wait(Wait.DELAY) == []
+    assert (run.now, run.state.wanted) == (103.0, 1)
+    assert run.start() == ["start a.3", "start 0.3"]
+
+
+@directed
+def test_note_about_a_policy_is_logged() -> None:
+    run = Machine()
+    run.start()
+    failure = Failure("text", "line", note="a predicate of its RetryPolicy failed")
+    assert run.failed(failure) == [
+        "note a: a predicate of its RetryPolicy failed",
+        "save a FAILED for [0]",
+    ]
+
+
+@directed
+def test_keyboard_interrupt_of_a_task_stops_the_run() -> None:  # A5, R2
+    run = Machine({"a": {}, "b": {}})
+    run.start(2)
+    interrupt = Failure("KeyboardInterrupt", "KeyboardInterrupt", interrupts=True)
+    assert run.failed(interrupt) == [
+        "stop [1] RUN_CANCELLED: KeyboardInterrupt",
+        "save a FAILED for [0]",
+    ]
+    assert run.state.is_stopping
+
+
+@directed
+def test_time_of_sync_code_starts_when_it_begins() -> None:  # A1
+    run = Machine({"a": {"timeout_s": 5.0, "sync": True}})
+    run.start()
+    assert run.wait(Wait.TIMEOUT) == []  # it waits for a thread
+    run.now = 107.0
+    assert run.began() == []
+    assert run.wait(Wait.TIMEOUT) == []
+    assert run.wait(Wait.TIMEOUT) == ["stop [0] time is up"]
+    assert run.now == 112.0
+
+
+@directed
+def test_timed_out_code_that_ends_is_retried_or_fails_as_timed_out() -> None:  # A4
+    run = Machine(SLOW)
+    run.start()
+    assert run.wait(Wait.TIMEOUT) == ["stop [0] time is up"]
+    assert run.answered(StopAnswer.WILLING, TIMEOUT_AGAIN) == []
+    assert run.failed(ERROR) == ["retry a.1", "save a PENDING for []"]
+    run.start()
+    assert run.wait(Wait.TIMEOUT) == ["stop [0] time is up"]
+    assert run.apply(StopAnswered(0, 2, StopAnswer.WILLING, TIMEOUT)) == []
+    assert run.succeeded(attempt=2) == ["save a FAILED for [0]"]
+    assert run.saved(0) == ["failure a.2", "finish FAILED, None"]
+    first, second = run.state.records()["a"].attempts
+    # Where the code was when its time was up, then why it ended.
+    assert first.error == f"{ERROR.text}\n\n{TIMEOUT.text}"
+    assert (second.error, second.reason) == (TIMEOUT.text, Reason.TIMEOUT)
+
+
+@directed
+def test_outcome_that_comes_before_the_answer_counts() -> None:
+    run = Machine({"a": {"timeout_s": 5.0}, "b": {"timeout_s": 5.0}})
+    run.start(2)
+    assert run.wait(Wait.TIMEOUT) == ["stop [0] time is up", "stop [1] time is up"]
+    assert run.succeeded() == ["save a SUCCESS for [0]"]
+    assert run.failed(unit=1) == ["save b FAILED for [1]"]
+    assert run.answered(StopAnswer.WILLING, TIMEOUT) == []  # too late to mean anything
+    assert run.saved(0, 1) == ["success a.1", "failure b.1", "finish FAILED, None"]
+    assert run.state.records()["b"].reason is Reason.ERROR
+
+
+@directed
+def test_executor_says_late_when_code_began() -> None:
+    run = Machine({"a": {"timeout_s": 5.0, "sync": True}})
+    run.start()
+    run.began()
+    run.wait(Wait.TIMEOUT)
+    assert run.began() == []
+    run.stop()
+    assert run.answered(StopAnswer.UNWILLING, TIMEOUT) == ["give up 0"]
+
+
+@directed
+def test_code_that_ended_in_time_may_take_as_long_again_to_encode() -> None:
+    run = Machine(SLOW)
+    run.start()
+    run.wait(Wait.TIMEOUT)
+    assert run.answered(StopAnswer.ENDED, TIMEOUT) == []
+    assert run.wait(Wait.TIMEOUT) == ["stop [0] time is up"]
+    assert run.now == 110.0
+    assert run.answered(StopAnswer.UNWILLING, TIMEOUT) == ["give up 0"]
+    assert run.given_up(ok=False) == []  # its outcome is on its way
+    assert run.wait(Wait.PATIENCE) == ["give up 0"]
+    assert run.given_up() == ["abandoned a.1", "save a FAILED for [0]"]
+
+
+@directed
+def test_timed_out_call_that_never_begins_fails_at_once() -> None:
+    run = Machine({"a": {"timeout_s": 5.0, "sync": True}})
+    run.start()
+    run.began()
+    run.wait(Wait.TIMEOUT)
+    assert run.answered(StopAnswer.WITHDRAWN, TIMEOUT) == ["save a FAILED for [0]"]
+    assert run.state.released == 1
+
+
+@directed
+def test_timed_out_code_that_does_not_end_in_its_grace_is_abandoned() -> None:  # A2, R1
+    run = Machine(SLOW)
+    run.start()
+    run.wait(Wait.TIMEOUT)
+    run.answered(StopAnswer.WILLING, TIMEOUT_AGAIN)
+    assert run.wait(Wait.PATIENCE) == ["give up 0"]
+    assert run.now == 115.0
+    assert run.given_up() == ["abandoned a.1", "save a FAILED for []"]
+    assert (run.state.released, run.state.wanted) == (1, 0)
+    assert run.apply(EndedLate(0, 1)) == ["retry a.1", "save a PENDING for []"]
+    assert run.state.wanted == 1
+
+
+@directed
+def test_retry_waits_no_longer_than_another_timeout_for_abandoned_code() -> None:  # A2
+    run = Machine(SLOW)
+    run.start()
+    run.wait(Wait.TIMEOUT)
+    run.answered(StopAnswer.UNWILLING, TIMEOUT_AGAIN)
+    run.given_up()
+    assert run.wait(Wait.PATIENCE) == ["save a FAILED for [0]"]
+    assert run.now == 110.0
+    assert run.apply(EndedLate(0, 1)) == []
+    assert run.saved(0) == ["failure a.1", "finish FAILED, None"]
+    assert "Not retried: the timed-out attempt was still running after another 5 s" in run.error()
+
+
+@directed
+def test_stopped_run_does_not_wait_for_abandoned_code() -> None:  # R2
+    run = Machine(SLOW)
+    run.start()
+    run.wait(Wait.TIMEOUT)
+    run.answered(StopAnswer.UNWILLING, TIMEOUT_AGAIN)
+    run.given_up()
+    assert run.stop() == ["save a FAILED for [0]"]
+    assert run.saved(0) == ["failure a.1", "finish FAILED, RUN_CANCELLED: Ctrl-C"]
+    assert run.state.records()["a"].reason is Reason.TIMEOUT
+
+
+@directed
+def test_what_ran_when_the_run_stopped_is_failed_and_the_rest_is_skipped() -> None:  # R2
+    run = Machine({"a": {}, "b": {"sync": True}, "c": {"deps": ["a"]}})
+    run.start(2)
+    assert run.stop() == ["stop [0, 1] RUN_CANCELLED: Ctrl-C"]
+    assert run.stop() == []  # the first one counts
+    assert run.apply(Started(1, 1, run.now)) == []
+    assert run.succeeded() == ["save a FAILED for [0]"]
+    assert run.failed(AGAIN, unit=1) == ["save b FAILED for [1]"]
+    assert run.saved(0) == ["failure a.1"]
+    assert run.saved(1) == ["failure b.1", "save c SKIPPED for [2]"]
+    assert run.saved(2) == ["skip c.0", "finish FAILED, RUN_CANCELLED: Ctrl-C"]
+    assert run.error("a") == run.error("b") == run.error("c") == "RUN_CANCELLED: Ctrl-C"
+
+
+@directed
+def test_stopped_call_that_never_begins_is_skipped() -> None:  # R2
+    run = Machine({"a": {"sync": True}})
+    run.start()
+    run.stop()
+    assert run.answered(StopAnswer.WITHDRAWN) == ["save a SKIPPED for [0]"]
+    assert run.saved(0) == ["skip a.0", "finish FAILED, RUN_CANCELLED: Ctrl-C"]
+
+
+@directed
+def test_stopped_code_that_does_not_end_in_its_grace_is_abandoned() -> None:  # R1
+    for answer, grace_s in ((StopAnswer.WILLING, 10.0), (StopAnswer.UNWILLING, 0.25)):
+        run = Machine(SLOW)
+        run.start()
+        run.stop()
+        assert run.answered(answer) == []
+        assert run.wait(Wait.PATIENCE) == ["give up 0"]
+        assert run.now == 100.0 + grace_s
+        assert run.given_up() == ["abandoned a.1", "save a FAILED for [0]"]
+        assert run.saved(0) == ["failure a.1", "finish FAILED, RUN_CANCELLED: Ctrl-C"]
+        assert run.error().endswith("it was abandoned and may still run.")
+
+
+@directed
+def test_stop_during_a_delay_ends_the_delay() -> None:
+    run = Machine({"a": {"retries": 1}, "b": {}})
+    run.start(2)
+    run.failed(Failure("text", "line", retryable=True, delay_s=3.0))
+    run.stop()
+    assert run.state.next_deadline() is None
+    run.now += 3.0
+    assert run.failed(unit=1) == ["save b FAILED for [1]"]
+    assert run.saved(1) == ["failure b.1", "save a SKIPPED for [0]"]
+
+
+@directed
+def test_run_that_takes_too_long_is_stopped() -> None:
+    run = Machine({"a": {"sync": True}})
+    run.state.set_timeout(100.0, 7.0)
+    run.start()
+    cause = "RUN_TIMED_OUT: the run took longer than timeout_s=7"
+    assert run.wait(Wait.RUN) == [f"stop [0] {cause}"]
+    assert run.failed() == ["save a FAILED for [0]"]
+    assert run.saved(0) == ["failure a.1", f"finish FAILED, {cause}"]
+
+
+@directed
+def test_run_that_ends_when_its_time_is_up_has_not_timed_out() -> None:
+    run = Machine()
+    run.state.set_timeout(100.0, 7.0)
+    run.start()
+    run.failed()
+    run.now = 107.0
+    assert run.saved(0) == ["failure a.1", "finish FAILED, None"]
+
+
+@directed
+def test_start_is_saved_only_if_the_attempt_runs_on() -> None:  # D8
+    run = Machine({"a": {}, "b": {"deps": ["a"]}}, reports_starts=False, save_starts_after_s=0.5)
+    assert run.start() == ["start 0.1"]
+    assert run.state.next_deadline() == 100.5
+    assert [shown(each) for each in run.state.apply((), 100.5)] == ["save a RUNNING for []"]
+    run.succeeded()
+    run.saved(0)
+    assert run.start() == ["start 1.1"]
+    assert run.succeeded(1) == ["save b SUCCESS for [1]"]
+    assert run.state.next_deadline() is None
+
+
+@directed
+def test_result_that_the_store_refuses_fails_its_task() -> None:  # D1
+    run = Machine({"a": {"retries": 3}, "b": {"deps": ["a"]}})
+    run.start()
+    run.apply(Succeeded(0, 1, 104.0, 105.0, object(), object()))
+    refusal = Refusal("Traceback ...\nno JSON", "no JSON", of_result=True)
+    assert run.saved(0, refusals={0: refusal}) == ["save a FAILED for [0]"]
+    assert run.saved(0) == ["failure a.1", "save b SKIPPED for [1]"]
+    record = run.state.records()["a"]
+    assert (record.error, record.started_at) == (refusal.text, 104.0)
+
+
+@directed
+def test_store_that_fails_ends_the_run_which_then_shows_it() -> None:  # R4
+    run = Machine()
+    run.start()
+    run.succeeded()
+    said = run.state.apply(
+        [
+            Saved([0], {0: Refusal("disk full", "disk full", of_result=False)}),
+            StopRequested(Reason.RUN_BROKEN, "disk full", broken=True),
+        ],
+        run.now,
+    )
+    assert list(map(shown, said)) == ["failure a.1", "finish FAILED, RUN_BROKEN: disk full"]
+    assert run.error() == "its result could not be saved: disk full"
+    finish = said[-1]
+    assert isinstance(finish, Finish)
+    assert [record.name for record in finish.records] == ["a"]  # to be saved once more
+
+
+@directed
+def test_success_is_reported_with_its_value_when_its_consumers_were_skipped_before() -> None:
+    run = Machine({"a": {}, "b": {}, "c": {"deps": ["a", "b"]}})
+    run.start(2)
+    run.failed()
+    run.saved(0)
+    run.succeeded(1)
+    run.saved(2)
+    report, *_ = run.state.apply([Saved([1])], run.now)
+    assert isinstance(report, ReportSuccess)
+    assert report.value == "value of 1"
+    assert run.state.value(1) is NoResult.RELEASED
+
+
+@directed
+def test_slots_that_are_of_no_use_any_more_are_given_back() -> None:
+    run = Machine()
+    assert run.state.wanted == 1
+    run.start(3)
+    assert run.state.released == 2
+
+
+@directed
+def test_events_of_an_attempt_that_is_over_are_dropped() -> None:
+    run = Machine({"a": {"retries": 1}})
+    run.start()
+    run.failed(AGAIN)
+    for _ in range(2):  # while it waits, and while the next attempt runs
+        run.began()
+        run.answered(StopAnswer.WILLING, TIMEOUT)
+        run.given_up()
+        run.apply(EndedLate(0, 1))
+        run.start()
+    assert run.succeeded(attempt=2) == ["save a SUCCESS for [0]"]
+
+
+@pytest.mark.parametrize(
+    ("events", "phase"),
+    [
+        ([SlotsGranted(1), StopAnswered(0, 1, StopAnswer.WILLING, None)], "RUNNING"),
+        ([SlotsGranted(1), GivenUp(0, 1, ok=True)], "RUNNING"),
+        (
+            [SlotsGranted(1), Failed(0, 1, None, 1.0, ERROR), Failed(0, 1, None, 1.0, ERROR)],
+            "FAILING",
+        ),
+    ],
+)
+def test_impossible_event_raises_with_the_story_of_the_unit(
+    events: list[Event], phase: str
+) -> None:
+    run = Machine()
+    *before, last = events
+    run.apply(*before)
+    with pytest.raises(TransitionError) as raised:
+        run.apply(last)
+    story = f"run 'r1': {last!r} is impossible for task 'a', attempt 1, in phase {phase}"
+    assert str(raised.value) == story
+
+
+def test_every_row_and_every_deadline_is_taken_by_a_test_above() -> None:
+    for test in DIRECTED:
+        test()
+    assert set(RunState.TRANSITIONS) <= TAKEN
+    assert set(Wait) <= TAKEN
+    assert set(Wait) == set(RunState.DUE)

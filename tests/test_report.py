@@ -1,0 +1,80 @@
+"""The run report: plain dictionaries, made of a record as it stands."""
+
+from __future__ import annotations
+
+import json
+
+from flowrun.report import build_report
+from flowrun.state import NoResult, Reason, RunRecord, TaskRecord
+
+
+def test_report_shows_all_of_a_run() -> None:
+    tasks = {name: TaskRecord(name) for name in ("new", "kept", "gone", "away", "failed")}
+    retried = tasks["kept"].start(2.0, 1.5).fail(3.0, "boom", Reason.TIMEOUT, abandoned=True)
+    tasks["kept"] = retried.retry().start(4.0, 3.5).succeed(5.0, [1])
+    tasks["gone"] = tasks["gone"].start(2.0, 2.0).succeed(3.0, [1]).release()
+    tasks["away"] = tasks["away"].start(2.0, 2.0).succeed(3.0, NoResult.STORED)
+    tasks["failed"] = TaskRecord("failed", ("kept",)).skip(6.0, Reason.UPSTREAM_FAILED, "why")
+    run = RunRecord("r", "d", 1.0, tasks, {"n": 1}, "r0", ("failed",), "r9")
+    report = build_report(run)
+    assert json.loads(json.dumps(report)) == report
+    assert {key: value for key, value in report.items() if key != "tasks"} == {
+        "run_id": "r",
+        "dag_name": "d",
+        "created_at": 1.0,
+        "finished_at": None,
+        "status": "FAILED",
+        "error": None,
+        "metadata": {"n": 1},
+        "resumed_from": "r0",
+        "targets": ["failed"],
+        "started_by": "r9",
+        "alive": True,
+    }
+    assert {name: task["result_state"] for name, task in report["tasks"].items()} == {
+        "new": "absent",
+        "kept": "kept",
+        "gone": "released",
+        "away": "stored",
+        "failed": "absent",
+    }
+    assert report["tasks"]["failed"]["reason"] == "UPSTREAM_FAILED"
+    assert report["tasks"]["failed"]["deps"] == ["kept"]
+    assert report["tasks"]["gone"]["result"] is None
+
+
+def test_each_attempt_says_how_it_ended() -> None:  # A6
+    task = TaskRecord("t").start(2.0, 1.5).fail(3.0, "boom", Reason.TIMEOUT, abandoned=True)
+    task = task.retry().start(4.0, 3.5).succeed(5.0, 1)
+    report = build_report(RunRecord("r", "d", 1.0, {"t": task}))
+    assert report["started_by"] is None
+    assert report["targets"] is None
+    assert report["tasks"]["t"]["attempts"] == [
+        {
+            "attempt": 1,
+            "status": "FAILED",
+            "ready_at": 1.5,
+            "started_at": 2.0,
+            "finished_at": 3.0,
+            "error": "boom",
+            "reason": "TIMEOUT",
+            "abandoned": True,
+        },
+        {
+            "attempt": 2,
+            "status": "SUCCESS",
+            "ready_at": 3.5,
+            "started_at": 4.0,
+            "finished_at": 5.0,
+            "error": None,
+            "reason": None,
+            "abandoned": False,
+        },
+    ]
+
+
+def test_report_is_a_snapshot() -> None:
+    metadata: dict[str, object] = {"n": 1}
+    report = build_report(RunRecord("r", "d", 1.0, {}, metadata))
+    metadata["n"] = 2
+    assert report["metadata"] == {"n": 1}
