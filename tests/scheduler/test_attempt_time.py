@@ -61,7 +61,10 @@ async def test_code_that_ended_in_time_has_not_timed_out_though_the_loop_is_told
     has_ended, may_tell = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
-    def may_retry(_: BaseException) -> bool:  # called in the thread, once the code has ended
+    asked: list[type[BaseException]] = []
+
+    def may_retry(error: BaseException) -> bool:  # called in the thread, once the code has ended
+        asked.append(type(error))
         loop.call_soon_threadsafe(has_ended.set)
         assert may_tell.wait(WAIT_S)
         return False
@@ -76,6 +79,7 @@ async def test_code_that_ended_in_time_has_not_timed_out_though_the_loop_is_told
     may_tell.set()
     report = engine.get_run_report(await asyncio.wait_for(run, WAIT_S))
     assert report["tasks"]["fails"]["reason"] == "ERROR"
+    assert asked == [ValueError]  # not about a timeout
 
 
 @pytest.mark.parametrize("begins", [True, False])

@@ -15,9 +15,11 @@ import pytest
 
 from flowrun import (
     Change,
+    DagEndEvent,
     DagStartEvent,
     Engine,
     FlowrunError,
+    RetryPolicy,
     SchedulerConfig,
     SqliteStateStore,
     fn_hook,
@@ -259,3 +261,130 @@ async def test_task_factory_that_takes_no_context_makes_the_task_of_a_returned_c
     finally:
         loop.set_task_factory(None)
     assert engine.get_run_report(run_id)["tasks"]["a"]["result"] == 42
+
+
+# -- what a bare interrupt, or a part that raises, must not leave behind ---------------------------
+
+
+async def test_predicate_that_is_interrupted_at_a_timeout_ends_the_run(  # R2 R4
+    make_engine: MakeEngine,
+) -> None:
+    engine = make_engine()
+
+    def interrupted(_: BaseException) -> bool:
+        raise KeyboardInterrupt
+
+    retries = RetryPolicy(1, retry_on=interrupted)
+    engine.task(name="hangs", dag="d", timeout_s=0.01, retries=retries)(asyncio.Event().wait)
+    with pytest.raises(KeyboardInterrupt):
+        await engine.run_once("d")
+    report = engine.get_run_report(engine.list_runs()[0].run_id)
+    assert statuses(report) == {"hangs": "FAILED"}
+    assert report["finished_at"] is not None
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_source_of_chance_that_raises_ends_the_run(  # R4
+    make_engine: MakeEngine, kind: str
+) -> None:
+    def no_chance() -> float:
+        raise OSError
+
+    engine = make_engine(config=SchedulerConfig(chance=no_chance))
+
+    def fails() -> None:
+        raise ValueError
+
+    async def fails_on_the_loop() -> None:
+        raise ValueError
+
+    work = fails if kind == "sync" else fails_on_the_loop
+    engine.task(name="fails", dag="d", retries=1)(work)
+    with pytest.raises(FlowrunError, match="OSError"):
+        await engine.run_once("d")
+    report = engine.get_run_report(engine.list_runs()[0].run_id)
+    assert statuses(report) == {"fails": "FAILED"}
+
+
+class HangingSerializer:
+    """Hangs at every result, until it may go on."""
+
+    name = "hanging"
+
+    def __init__(self) -> None:
+        self.hangs, self.may_go_on = threading.Event(), threading.Event()
+
+    def serialize(self, value: object) -> bytes:
+        self.hangs.set()
+        assert self.may_go_on.wait(3 * WAIT_S)
+        return b""
+
+    def deserialize(self, data: bytes) -> object:
+        return None
+
+
+@pytest.mark.parametrize("how", ["timeout", "cancel"])
+async def test_serializer_that_hangs_holds_up_neither_the_run_nor_the_closing(  # A3 R1
+    make_engine: MakeEngine, tmp_path: Path, how: str
+) -> None:
+    serializer = HangingSerializer()
+    tasks = asyncio.all_tasks()
+    with closing(SqliteStateStore(tmp_path / "runs.db", serializer)) as store:
+        engine = make_engine(state_store=store)
+
+        @engine.task(dag="d", timeout_s=0.05 if how == "timeout" else None)
+        async def large() -> str:
+            return "x" * 10_000_000
+
+        run = asyncio.create_task(engine.run_once("d"))
+        assert await asyncio.to_thread(serializer.hangs.wait, WAIT_S)
+        if how == "cancel":
+            run.cancel()
+        await asyncio.wait({run}, timeout=WAIT_S)
+        assert run.done()
+        report = engine.get_run_report(engine.list_runs()[0].run_id)
+        assert statuses(report) == {"large": "FAILED"}
+        await asyncio.wait_for(engine.aclose(), WAIT_S / 2)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert asyncio.all_tasks() - tasks <= {run}
+        serializer.may_go_on.set()
+    assert run.cancelled() == (how == "cancel")
+
+
+def test_run_whose_loop_was_closed_keeps_nothing_and_reports_its_end(  # R1
+    make_engine: MakeEngine,
+) -> None:
+    ended: list[str] = []
+    told = threading.Event()
+
+    def end(event: DagEndEvent) -> None:
+        ended.append(event.status)
+        told.set()
+
+    engine = make_engine(max_parallel=1, hooks=[fn_hook(on_dag_end=end)])
+    begun = threading.Event()
+
+    @engine.task(dag="d", timeout_s=None)
+    async def waits() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async def begin() -> asyncio.Task[str]:
+        run = asyncio.create_task(engine.run_once("d"))
+        while not begun.is_set():
+            await asyncio.sleep(0)
+        return run
+
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)  # asyncio reports the tasks that it left pending
+    lost = loop.run_until_complete(begin())
+    loop.close()
+    (summary,) = engine.list_runs()
+    assert summary.finished_at is not None
+    assert statuses(engine.get_run_report(summary.run_id)) == {"waits": "FAILED"}
+    assert told.wait(WAIT_S)
+    assert ended == ["FAILED"]
+    del lost
+    engine.task(name="other", dag="e")(lambda: 1)
+    assert engine.get_run_report(asyncio.run(engine.run_once("e")))["status"] == "SUCCESS"

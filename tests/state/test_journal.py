@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Sequence
 
@@ -14,6 +15,7 @@ from flowrun.errors import (
     StoreError,
     StoreFullError,
 )
+from flowrun.state.journal import Journal
 
 from ..conftest import WAIT_S, statuses
 from ..third_party import ThirdPartyStore
@@ -301,3 +303,48 @@ async def test_resume_loads_inputs_from_a_durable_store(make_engine: MakeEngine)
     old = await engine.run_once("d")
     new = await engine.resume(old)
     assert engine.get_run_report(new)["tasks"]["total"]["result"] == 3
+
+
+def test_answer_of_a_call_can_be_waited_for_and_raises_what_the_call_raised() -> None:
+    store = ThirdPartyStore()
+    journal = Journal(store, logging.getLogger("test"))
+    may_end, called_back = threading.Event(), threading.Event()
+    slow = journal.call(lambda: may_end.wait(WAIT_S))
+    slow.add_done_callback(called_back.set)
+    with pytest.raises(TimeoutError):
+        slow.result(0.01)
+    assert not called_back.is_set()
+    may_end.set()
+    assert slow.result(WAIT_S) is True
+    assert slow.result() is True
+    assert called_back.wait(WAIT_S)
+    failing = journal.call(lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        failing.result(WAIT_S)
+    late: list[int] = []
+    failing.add_done_callback(lambda: late.append(1))
+    assert late == [1]
+    journal.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_journal_whose_thread_an_answer_has_ended_starts_another_one() -> None:
+    store = ThirdPartyStore()
+    journal = Journal(store, logging.getLogger("test"))
+    threads: list[threading.Thread] = []
+
+    def note() -> None:
+        threads.append(threading.current_thread())
+
+    def end_the_thread() -> None:
+        raise SystemExit
+
+    may_end = threading.Event()
+    first = journal.call(lambda: may_end.wait(WAIT_S) and note())
+    first.add_done_callback(end_the_thread)
+    may_end.set()
+    first.result(WAIT_S)
+    threads[0].join(WAIT_S)
+    journal.call(note).result(WAIT_S)
+    assert threads[0] is not threads[1]
+    journal.close()

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from flowrun.context import CURRENT
 from flowrun.scheduler.attempt import RunningAttempt, close_unawaited, is_to_be_awaited
-from flowrun.scheduler.messages import StopAnswer
+from flowrun.scheduler.messages import FLOWRUN_FAILED, Failed, Failure, StopAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from flowrun.config import Clock
-    from flowrun.scheduler.messages import Failed, Succeeded
+    from flowrun.scheduler.messages import Succeeded
 
 _STARTS_EAGERLY = sys.version_info >= (3, 12)
 
@@ -77,6 +76,8 @@ class AsyncAttempt(RunningAttempt):
             return False
         self._is_abandoned = True
         self.services.abandoned.add(self)
+        if self.has_ended:  # what hangs is not the task's code, but encoding its result
+            self._task.cancel()
         return True
 
     async def _run(self) -> None:
@@ -98,20 +99,20 @@ class AsyncAttempt(RunningAttempt):
                 # another thread's work. Nobody waits for an outcome.
                 self.services.abandoned.discard(self)
                 return
-            self._report_of(self.failed, error, clock)
+            self._report_of(self.failed, error)
             return
         self.has_ended = True
         if self.services.encode is None or self.services.is_small(value):
-            self._report_of(self.outcome, value, clock)
+            self._report_of(self.outcome, value)
         else:
             await self._encode_elsewhere(value, clock.monotonic())
 
     def _report_of(
-        self, outcome: Callable[[Any, float], Succeeded | Failed], ended_with: object, clock: Clock
+        self, outcome: Callable[[Any, float], Succeeded | Failed], ended_with: object
     ) -> None:
         """Report what has come of the code; nothing that fails here gets into the loop (R4)."""
         try:
-            event = outcome(ended_with, clock.monotonic())
+            event = outcome(ended_with, self.services.config.clock.monotonic())
         except BaseException as error:  # noqa: BLE001 - flowrun's own
             self.services.broke(error)
             event = self._failed_untold()
@@ -119,18 +120,24 @@ class AsyncAttempt(RunningAttempt):
 
     async def _encode_elsewhere(self, value: object, ended_at: float) -> None:
         """Encode a large result in a thread, so that the loop goes on."""
+        encoded = None
         try:
             encoded = self.services.encoders.submit(self.outcome, value, ended_at)
             event = await asyncio.wrap_future(encoded)
         except asyncio.CancelledError as error:
-            event = self.failed(error, ended_at)
+            # A serializer that hangs costs no thread, and does not hold up close() (A3).
+            getattr(encoded, "abandon", bool)()
+            self._report_of(self.failed, error)
+            return
         except BaseException as error:  # noqa: BLE001 - flowrun's own
             self.services.broke(error)
             event = self._failed_untold()
         self._report(event)
 
     def _failed_untold(self) -> Failed:
-        return self.failed(asyncio.CancelledError(), self.started_at or 0.0)
+        """Return a failure without asking anything of the user's, which may be what has failed."""
+        failure = Failure(FLOWRUN_FAILED, FLOWRUN_FAILED)
+        return Failed(self.unit, self.seen.attempt, None, self.started_at or 0.0, failure)
 
     def _report(self, event: Succeeded | Failed) -> None:
         if self._has_reported:
@@ -146,4 +153,4 @@ class AsyncAttempt(RunningAttempt):
         # A task that is cancelled before its first step never runs its coroutine.
         if not self._has_reported:
             close_unawaited(self._awaited)
-            self._report(self._failed_untold())
+            self._report_of(self.failed, asyncio.CancelledError())

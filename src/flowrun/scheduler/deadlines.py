@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from enum import IntEnum
 from heapq import heappop, heappush
+from math import inf
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -41,25 +42,32 @@ class Deadlines:
 
     Args:
         is_current: Returns whether a deadline still matters.
+
+    Attributes:
+        earliest: Nothing is due before.
     """
 
-    __slots__ = ("_heap", "_is_current", "_queues")
+    __slots__ = ("_heap", "_is_current", "_queues", "earliest")
 
     def __init__(self, is_current: Callable[[Deadline], bool]) -> None:
         self._is_current = is_current
         self._queues: dict[tuple[Wait, float], deque[Deadline]] = {}
         self._heap: list[Deadline] = []
+        self.earliest = inf
 
     def add(self, now: float, duration_s: float, wait: Wait, unit: int, attempt: int) -> None:
         """Add a deadline of a usual duration; ``now`` never goes back."""
         queue = self._queues.get((wait, duration_s))
         if queue is None:
             queue = self._queues[wait, duration_s] = deque()
-        queue.append((now + duration_s, wait, unit, attempt))
+        due = now + duration_s
+        queue.append((due, wait, unit, attempt))
+        self.earliest = min(self.earliest, due)
 
     def add_at(self, due: float, wait: Wait, unit: int = 0, attempt: int = 0) -> None:
         """Add a deadline at any time."""
         heappush(self._heap, (due, wait, unit, attempt))
+        self.earliest = min(self.earliest, due)
 
     def next(self) -> float | None:
         """Return when the first one that still matters is due; ``None`` if there is none."""
@@ -74,6 +82,7 @@ class Deadlines:
             heappop(heap)
         if heap and (first is None or heap[0][0] < first):
             first = heap[0][0]
+        self.earliest = inf if first is None else first
         return first
 
     def pop_due(self, now: float) -> list[Deadline]:
@@ -85,4 +94,5 @@ class Deadlines:
         heap = self._heap
         while heap and heap[0][0] <= now:
             due.append(heappop(heap))
+        self.next()
         return sorted(filter(self._is_current, due)) if due else due

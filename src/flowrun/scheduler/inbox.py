@@ -70,5 +70,7 @@ def _wake_up(loop: asyncio.AbstractEventLoop, answered: asyncio.Future[None]) ->
 
 
 def _settle(answered: asyncio.Future[None]) -> None:
-    if not answered.done():
-        answered.set_result(None)
+    # It may be cancelled at this moment: asyncio's handler of SIGINT does that between two lines.
+    with contextlib.suppress(asyncio.InvalidStateError):
+        if not answered.done():
+            answered.set_result(None)

@@ -78,9 +78,9 @@ class Lifecycle:
             # KeyboardInterrupt came out. After every other error the run has ended.
             if isinstance(error, GeneratorExit):
                 waits = False
-                run.end_lost(saves=False)
+                run.end_lost(at_exit=True)
             else:
-                run.end_lost(error, saves=False)
+                run.end_lost(error)
             raise
         finally:
             self._leave(run_id, waits=waits)
@@ -96,6 +96,7 @@ class Lifecycle:
         # Not under the lock: what ends a run may drop its coroutine, which leaves by _leave().
         for run in lost:
             run.end_lost()
+            run.close_awaiter()
         if lost:
             with self._lock:  # not the condition, whose own lines can be interrupted
                 self._idle.notify_all()

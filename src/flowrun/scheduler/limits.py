@@ -31,7 +31,7 @@ class Limits(Generic[H]):
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.free = capacity
+        self.free: int = capacity
         self.held: dict[H, int] = {}
         self.waiting: dict[H, int] = {}
 

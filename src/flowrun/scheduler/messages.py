@@ -37,6 +37,10 @@ class Failure:
     interrupts: bool = False
 
 
+FLOWRUN_FAILED = "flowrun itself has failed"
+"""The text of a failure of which nothing else is known; the run's error says more."""
+
+
 @dataclass(slots=True)
 class Refusal:
     """Why the store did not keep a record.

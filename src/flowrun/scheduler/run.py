@@ -36,6 +36,7 @@ from flowrun.scheduler.attempt import (
 )
 from flowrun.scheduler.inbox import Inbox, wait_for_answer
 from flowrun.scheduler.messages import (
+    FLOWRUN_FAILED,
     Failed,
     Failure,
     Finish,
@@ -132,6 +133,7 @@ class Run:
         self._limits = limits
         self._clock = services.config.clock
         self._monotonic = self._clock.monotonic
+        self._blocks = services.journal.store.blocking
         self._loop = asyncio.get_running_loop()
         self._base = contextvars.copy_context()
         self._inbox = Inbox(self._loop, self._read_inbox)
@@ -168,6 +170,7 @@ class Run:
         self._raise: BaseException | None = None
         self._ended: RunRecord | None = None
         self._done: asyncio.Future[None] = self._loop.create_future()
+        self._awaiter = asyncio.current_task()  # see close_awaiter()
 
     def _make_attempt_services(self) -> AttemptServices:
         services, store = self._services, self._services.journal.store
@@ -252,7 +255,7 @@ class Run:
         """Take slots that the run has asked for; see :class:`SlotHolder`."""
         return self._inbox.put(SlotsGranted(count))
 
-    def end_lost(self, error: BaseException | None = None, *, saves: bool = True) -> None:
+    def end_lost(self, error: BaseException | None = None, *, at_exit: bool = False) -> None:
         """End a run that nobody awaits any more; called by one thread only.
 
         Its loop was closed under it, or a bare ``KeyboardInterrupt`` has come out of
@@ -260,12 +263,24 @@ class Run:
 
         Args:
             error: What has ended it, if it was not its loop.
-            saves: Whether to wait until its end is saved. When the interpreter ends nothing can
-                be waited for: then the next process to open the file ends the run.
+            at_exit: Whether the interpreter may be ending, so that nothing can be waited for: the
+                engine's next call saves the end, or the next process to open the file ends the run.
         """
         if self._may_exist and not self._is_over:
             cause = "its event loop was closed" if error is None else error_line(error)
-            self._end_untold(error or FlowrunError(cause), cause, saves=saves)
+            self._end_untold(error or FlowrunError(cause), cause, at_exit=at_exit)
+
+    def close_awaiter(self) -> None:
+        """Close the coroutine that awaits the run on a loop that was closed.
+
+        Otherwise it would be collected at some time, in the middle of any code, perhaps with the
+        engine's locks taken, which it needs to leave.
+        """
+        awaiter, self._awaiter = self._awaiter, None
+        if awaiter is not None and not awaiter.done():
+            coroutine: Any = awaiter.get_coro()
+            with contextlib.suppress(BaseException):  # it may be anybody's
+                coroutine.close()
 
     def _begin(self, timeout_s: float | None) -> None:
         now = self._monotonic()
@@ -546,9 +561,10 @@ class Run:
 
     def _store_answered(self, save: Save, errors: Errors) -> None:
         """Take the store's answer: in the journal's thread, or at once if it does not block."""
-        message = partial(self._saved, save, errors) if errors is not None else Saved(save.units)
-        if self._services.journal.store.blocking:
-            self._inbox.put(message)
+        if self._blocks:
+            self._inbox.put(
+                Saved(save.units) if errors is None else partial(self._saved, save, errors)
+            )
         elif errors is None:
             self._events.append(Saved(save.units))
         else:
@@ -584,7 +600,7 @@ class Run:
             self._timer = None
         changes = [*(Change(run, record) for record in finish.records), Change(run, None)]
         reply = self._end_answered
-        if self._services.journal.store.blocking:
+        if self._blocks:
             reply = partial(self._post_end_answered, run)
         self._services.journal.submit(changes, reply)
 
@@ -655,21 +671,26 @@ class Run:
             if attempt is None or _is_given_up(attempt, error_line(error)):
                 self._attempts.pop(instruction.unit, None)
                 self._fail_lost((instruction.unit,))
-        elif isinstance(instruction, Stop):
-            answered = {each.unit for each in self._events if isinstance(each, StopAnswered)}
-            for unit in instruction.units:
-                if unit not in answered and not self._has_outcome(unit):
-                    number = self._state.units[unit].record.attempt
-                    self._events.append(StopAnswered(unit, number, StopAnswer.UNWILLING, None))
-        elif isinstance(instruction, GiveUp):
-            if not self._has_outcome(instruction.unit):
-                number = self._state.units[instruction.unit].record.attempt
-                self._events.append(GivenUp(instruction.unit, number, ok=False))  # asked again
+        elif isinstance(instruction, Stop | GiveUp):
+            self._answer_in_place_of(instruction)
         elif isinstance(instruction, Save):
             refusal = Refusal(_BROKEN.text, error_line(error), of_result=False)
             self._events.append(Saved(instruction.units, dict.fromkeys(instruction.units, refusal)))
         elif isinstance(instruction, Finish):
             self._end_untold(error, error_line(error))
+
+    def _answer_in_place_of(self, instruction: Stop | GiveUp) -> None:
+        """Say of each attempt that has not answered that it does not stop."""
+        answered = {each.unit for each in self._events if isinstance(each, StopAnswered)}
+        is_stop = isinstance(instruction, Stop)
+        for unit in instruction.units if isinstance(instruction, Stop) else (instruction.unit,):
+            if unit not in answered and not self._has_outcome(unit):
+                number = self._state.units[unit].record.attempt
+                self._events.append(
+                    StopAnswered(unit, number, StopAnswer.UNWILLING, None)
+                    if is_stop
+                    else GivenUp(unit, number, ok=False)  # it is given up again, later
+                )
 
     def _broke(self, error: BaseException) -> None:
         """The store or flowrun itself has failed: end the run with that error."""
@@ -700,8 +721,27 @@ class Run:
         if self._is_awaiter_lost:
             raise error
 
-    def _end_untold(self, error: BaseException, cause: str, *, saves: bool = True) -> None:
+    def _end_untold(self, error: BaseException, cause: str, *, at_exit: bool = False) -> None:
         """End the run where its state cannot: its attempts, its record and its slots, at least."""
+        self._leave_attempts(cause)
+        changed: list[TaskRecord] = []
+        if self._ended is None:
+            self._ended, changed = self._ended_as_it_stands(error, cause)
+        if not self._is_end_answered:
+            journal = self._services.journal
+            journal.keep_unsaved(self._ended)
+            if not at_exit:
+                with contextlib.suppress(BaseException):
+                    journal.save_unsaved()
+                with contextlib.suppress(BaseException):
+                    self._report_as_it_stands(changed, self._ended)
+        if self._raise is None:
+            self._raise = error
+        self._is_over = True
+        self._release_awaiter()
+
+    def _leave_attempts(self, cause: str) -> None:
+        """Stop all attempts without waiting for them, and give the slots back."""
         for attempt in list(self._attempts.values()):
             with contextlib.suppress(BaseException):
                 attempt.stop(cause)
@@ -712,6 +752,11 @@ class Run:
             with contextlib.suppress(BaseException):
                 self._limits.leave(self)
                 break
+
+    def _ended_as_it_stands(
+        self, error: BaseException, cause: str
+    ) -> tuple[RunRecord, list[TaskRecord]]:
+        """Return the record of the run as ended, and those of the tasks that end by this."""
         now = self.record.created_at
         with contextlib.suppress(BaseException):
             now = max(now, self._clock.time())
@@ -719,23 +764,27 @@ class Run:
         reason = Reason.RUN_CANCELLED if is_interrupt else Reason.RUN_BROKEN
         text = f"{reason}: {cause}"
         tasks = self._state.records()
+        changed: list[TaskRecord] = []
         for name, task in tasks.items():
             if task.status is TaskStatus.RUNNING:
                 tasks[name] = task.fail(now, text, reason)
             elif task.status is TaskStatus.PENDING:
                 tasks[name] = task.skip(now, reason, text)
-        if self._ended is None:
-            self._ended = self.record.finish(now, text, tasks)
-        if not self._is_end_answered:
-            journal = self._services.journal
-            journal.keep_unsaved(self._ended)
-            with contextlib.suppress(BaseException):
-                if saves:
-                    journal.save_unsaved()
-        if self._raise is None:
-            self._raise = error
-        self._is_over = True
-        self._release_awaiter()
+            else:
+                continue
+            changed.append(tasks[name])
+        return self.record.finish(now, text, tasks), changed
+
+    def _report_as_it_stands(self, changed: Sequence[TaskRecord], ended: RunRecord) -> None:
+        """Send the last events of a run whose state could not end it."""
+        if not self._has_begun:
+            return
+        for task in changed:
+            if task.status is TaskStatus.FAILED:
+                self._notifier.failed(task, task.error or "")
+            else:
+                self._notifier.skipped(task)
+        self._notifier.run_ended(ended, self._monotonic() - self._begun_at)
 
     # -- reporting -------------------------------------------------------------------------------
 
@@ -802,4 +851,4 @@ def _order_of_stopping(attempt: RunningAttempt) -> tuple[bool, int]:
     return not attempt.waits_in_pool, attempt.unit
 
 
-_BROKEN = Failure("flowrun itself has failed", "flowrun itself has failed")
+_BROKEN = Failure(FLOWRUN_FAILED, FLOWRUN_FAILED)

@@ -195,10 +195,12 @@ class RunState:
         """
         self._now = now
         for event in events:
-            self._book(event)
-        for deadline in self._deadlines.pop_due(now):
-            if self._is_current(deadline):  # the one before may have stopped the run
-                self.DUE[deadline[1]](self, deadline[2])
+            booked = self.EVENTS.get(type(event), RunState._book_of_unit)
+            booked(self, event)
+        if self._deadlines.earliest <= now:
+            for deadline in self._deadlines.pop_due(now):
+                if self._is_current(deadline):  # the one before may have stopped the run
+                    self.DUE[deadline[1]](self, deadline[2])
         if self._save_starts_at is not None and self._save_starts_at <= now:
             self._save_starts()
         self._decide()
@@ -209,17 +211,11 @@ class RunState:
 
     # -- events --------------------------------------------------------------------------------
 
-    def _book(self, event: Event) -> None:
-        if isinstance(event, Succeeded):
-            self._book_of_unit(event)
-        elif isinstance(event, Saved):
-            self._saved(event)
-        elif isinstance(event, SlotsGranted):
-            self._slots += event.count
-        elif isinstance(event, StopRequested):
-            self._stop(event.reason, event.cause, broken=event.broken)
-        else:
-            self._book_of_unit(event)
+    def _granted(self, event: SlotsGranted) -> None:
+        self._slots += event.count
+
+    def _stop_requested(self, event: StopRequested) -> None:
+        self._stop(event.reason, event.cause, broken=event.broken)
 
     def _book_of_unit(self, event: UnitEvent) -> None:
         unit = self.units[event.unit]
@@ -643,6 +639,12 @@ class RunState:
         (Phase.STOPPING, Failed): _stopped,
         (Phase.STOPPING, StopAnswered): _stop_answered,
         (Phase.STOPPING, GivenUp): _given_up,
+    }
+    # What an event about the run as a whole leads to.
+    EVENTS: ClassVar[dict[type, Callable[[RunState, Any], None]]] = {
+        Saved: _saved,
+        SlotsGranted: _granted,
+        StopRequested: _stop_requested,
     }
     # What a deadline leads to.
     DUE: ClassVar[dict[Wait, Callable[[RunState, int], None]]] = {

@@ -6,6 +6,7 @@ store that does not block needs no thread: it is called at once, by whoever subm
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections import deque
@@ -123,6 +124,7 @@ class Journal:
         self._queue: queue.SimpleQueue[_Entry | Answer[Any] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._process = 0
         self._ending: threading.Thread | None = None
         self._unsaved: dict[str, RunRecord] = {}
 
@@ -216,25 +218,45 @@ class Journal:
     # -- the thread ----------------------------------------------------------------------------
 
     def _put(self, item: _Entry | Answer[Any]) -> None:
-        if self._thread is None or not self._thread.is_alive():
+        # Not is_alive(): a KeyboardInterrupt in it may have Python take the thread for dead.
+        if self._thread is None or self._process != os.getpid():
             self._start_thread()
         self._queue.put(item)
 
     def _start_thread(self) -> None:
         with self._lock:
-            if self._thread is None or not self._thread.is_alive():
+            if self._thread is None or self._process != os.getpid():
+                is_wanted = [True]
                 # Daemonic: a store that hangs must not keep the interpreter from ending.
                 thread = threading.Thread(
                     target=self._run,
-                    args=(self._queue, self._ending),
+                    args=(self._queue, self._ending, is_wanted),
                     name="flowrun-journal",
                     daemon=True,
                 )
-                # Set first: start() may be interrupted when the thread runs already.
-                self._thread = thread
-                thread.start()
+                try:
+                    thread.start()
+                except BaseException:
+                    is_wanted.clear()  # a KeyboardInterrupt: the thread may run all the same
+                    raise
+                self._thread, self._process = thread, os.getpid()
 
     def _run(
+        self,
+        items: queue.SimpleQueue[_Entry | Answer[Any] | None],
+        before: threading.Thread | None,
+        is_wanted: list[bool],
+    ) -> None:
+        with self._lock:
+            if not is_wanted:
+                return
+        try:
+            self._write_all(items, before)
+        finally:
+            if self._thread is threading.current_thread():
+                self._thread = None
+
+    def _write_all(
         self, items: queue.SimpleQueue[_Entry | Answer[Any] | None], before: threading.Thread | None
     ) -> None:
         if before is not None:
