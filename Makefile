@@ -26,7 +26,7 @@ browser: $(VENV)/.dev
 check: $(VENV)/.dev
 	$(BIN)/python .ci/check.py
 
-# `make bench QUICK=1` measures against the floors alone, in two minutes.
+# `make bench QUICK=1` measures against the hand-written baselines alone.
 bench: $(VENV)/.demo
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 

@@ -3,8 +3,8 @@
 The lint, type and floor checks and the suite with coverage run on the Python of ``.venv``; the
 suite alone runs on every other CPython >= 3.11 that this machine has, each in a virtual
 environment of its own under ``.venvs``; without the tests in a browser, to which one page is
-like another, and those that are marked "once". Those marked "no_cover", which take long, run on the
-oldest and on the newest of all.
+like another, and those that are marked "once". Those marked "no_cover" or "slow", which take long,
+run on the oldest and on the newest of all.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def main() -> int:
     for minor, made in environments.items():
         name = f"suite on Python {dotted(minor)}"
         environment = made.result()
-        chosen = "not once" if minor == max(others) else "not once and not no_cover"
+        chosen = "not once" if minor == max(others) else "not once and not no_cover and not slow"
         command = [environment, *suite[1:], "--ignore", "tests/browser", "-m", chosen]
         if environment is None or not run(name, command):
             failed.append(name)

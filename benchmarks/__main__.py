@@ -13,25 +13,21 @@ from benchmarks.findings import Findings
 from benchmarks.machine import described
 from benchmarks.measure import ROOT, Bench
 from benchmarks.peer_suite import PeerSuite
-from benchmarks.report import write
 from benchmarks.suite import Suite
 
-_LAST = ROOT / "benchmarks" / ".last.json"
+_RESULTS = ROOT / "benchmarks" / "results"
 
 
 def main() -> int:
     """Return 1 if a target is missed."""
     chosen = _arguments()
-    if chosen.redraw:
-        write(Findings.load(_LAST), ROOT / "docs")
-        return 0
     sizes = tuple(map(int, chosen.sizes.split(","))) if chosen.sizes else ()
-    whole = not (chosen.quick or chosen.only or sizes or chosen.part)
     findings = Findings(machine=described())
-    if whole or chosen.write:
-        findings.file = _LAST
     print(", ".join(findings.machine.values()))
-    findings.machine["took"] = "a run that was stopped"
+    findings.machine["took"] = "not finished"
+    if not (chosen.only or sizes or chosen.part):
+        _RESULTS.mkdir(exist_ok=True)
+        findings.file = _RESULTS / ("quick.md" if chosen.quick else "all.md")
     began = time.monotonic()
     # On the disk of the project: a folder in memory would make every disk look fast.
     with TemporaryDirectory(prefix=".scratch-", dir=ROOT / "benchmarks") as folder:
@@ -42,13 +38,9 @@ def main() -> int:
             PeerSuite(bench, findings, chosen.only, sizes, chosen.repetitions).run()
     findings.machine["took"] = f"{(time.monotonic() - began) / 60:.0f} minutes"
     findings.machine["load"] += f" and {os.getloadavg()[0]:.1f} after"
-    if chosen.again:
-        last = Findings.load(_LAST)
-        findings.put_into(last)
-        findings, findings.file = last, _LAST
     if findings.file is not None:
         findings.save(findings.file)
-        write(findings, ROOT / "docs")
+        print(f"\nThe table is in {findings.file}")
     print(f"\n{time.monotonic() - began:.0f} s, {findings.machine['load']}")
     if findings.missed:
         print(f"{len(findings.missed)} of the figures miss their target.")
@@ -57,16 +49,11 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="only the floors, in two minutes")
+    parser.add_argument("--quick", action="store_true", help="only the floors, with 1,000 tasks")
     parser.add_argument("--only", metavar="NAME", default="", help="what begins with this")
     parser.add_argument("--part", choices=["floors", "peers"], help="only one of the two")
     parser.add_argument("--sizes", help="numbers of tasks, with commas between")
     parser.add_argument("--repetitions", type=int, default=0, help="processes of each candidate")
-    parser.add_argument("--write", action="store_true", help="write the page also of a part")
-    parser.add_argument(
-        "--again", action="store_true", help="put a part in its place in what was last written"
-    )
-    parser.add_argument("--redraw", action="store_true", help="write the page of the last run")
     return parser.parse_args()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import closing
+from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
@@ -13,7 +14,7 @@ from benchmarks.shapes import TEN, add
 from flowrun import Engine, SqliteStateStore, build_default_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from benchmarks.shapes import Edges
 
@@ -35,10 +36,12 @@ def _add_sync(upstream: dict[str, int]) -> int:
     return add(upstream.values())
 
 
-def declare(engine: Engine, edges: Edges, work: Callable[..., Any] = _add_at_once) -> None:
-    """Register a shape's tasks."""
+def declare(
+    engine: Engine, edges: Edges, works: Sequence[Callable[..., Any]] = (_add_at_once,)
+) -> None:
+    """Register a shape's tasks, which do the works in turns."""
     scope = engine.dag(_DAG)
-    for name, parents in edges.items():
+    for (name, parents), work in zip(edges.items(), cycle(works), strict=False):
         scope.task(name, deps=parents)(work)
 
 
@@ -57,6 +60,12 @@ def sync(edges: Edges, max_parallel: int) -> Timed:
     """Run sync tasks in the engine's threads."""
     engine = build_default_engine(max_parallel=max_parallel, max_workers=max_parallel)
     return asyncio.run(_run(engine, edges, _add_sync))
+
+
+def mixed(edges: Edges, max_parallel: int) -> Timed:
+    """Run sync and async tasks that alternate."""
+    engine = build_default_engine(max_parallel=max_parallel, max_workers=max_parallel)
+    return asyncio.run(_run(engine, edges, _add_sync, _add_at_once))
 
 
 def durable_normal(edges: Edges, max_parallel: int) -> Timed:
@@ -94,8 +103,8 @@ def _durable(
             return asyncio.run(_run(engine, edges, work))
 
 
-async def _run(engine: Engine, edges: Edges, work: Callable[..., Any]) -> Timed:
-    declare(engine, edges, work)
+async def _run(engine: Engine, edges: Edges, *works: Callable[..., Any]) -> Timed:
+    declare(engine, edges, works)
     engine.validate(_DAG)
     async with engine:
         started = time.perf_counter()
@@ -145,6 +154,7 @@ KINDS: dict[str, Callable[[Edges, int], Timed]] = {
     "at-once": at_once,
     "suspends": suspends,
     "sync": sync,
+    "mixed": mixed,
     "inline": at_once,  # as a peer that uses one thread only, so that nothing else can run
     "durable-normal": durable_normal,
     "durable-full": durable_full,

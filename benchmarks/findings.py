@@ -1,16 +1,16 @@
-"""What was found, printed as it comes and kept for the page."""
+"""What was found: printed as it comes, and written as a table."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from benchmarks.jobs import FLOOR, Job
-from benchmarks.measure import Comparison
+from benchmarks.jobs import FLOOR
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from benchmarks.measure import Comparison
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,12 @@ class Findings:
 
     Attributes:
         lines: One for each figure or reason.
-        comparisons: What the charts are drawn of.
         versions: What was compared, by title.
         machine: Where.
-        file: Where all is saved with each new line, so that whoever stops a run keeps the rest.
+        file: Where the table is written with each new line, so that a stopped run leaves one.
     """
 
     lines: list[Line] = field(default_factory=list[Line])
-    comparisons: list[Comparison] = field(default_factory=list[Comparison])
     versions: dict[str, str] = field(default_factory=dict[str, str])
     machine: dict[str, str] = field(default_factory=dict[str, str])
     file: Path | None = None
@@ -95,8 +93,7 @@ class Findings:
     def compared(
         self, what: str, found: Comparison, at_most: float | None, *, per: int, place: str = ""
     ) -> None:
-        """Keep a comparison; ``per`` is how many tasks share the time."""
-        self.comparisons.append(found)
+        """Add a comparison; ``per`` is how many tasks share the time."""
         where = place or f"{found.job.shape} {found.job.size:,}"
         if found.problem:
             excused = found.others_fault and found.other != FLOOR
@@ -108,33 +105,25 @@ class Findings:
         )
         self.add(Line(what, where, found.ratio, at_most, told))
 
-    def put_into(self, whole: Findings) -> None:
-        """Have what was measured again stand where the same stood before, and say so."""
-        lines = {(line.what, line.where): line for line in self.lines}
-        whole.lines = [lines.pop((one.what, one.where), one) for one in whole.lines]
-        whole.lines += lines.values()
-        found = {(one.job, one.other): one for one in self.comparisons}
-        whole.comparisons = [found.pop((one.job, one.other), one) for one in whole.comparisons]
-        whole.comparisons += found.values()
-        parts = ", ".join(dict.fromkeys(f"{line.what!r}" for line in self.lines))
-        whole.machine["took"] += f" (later once more, with {self.machine['load']}: {parts})"
-
     def save(self, file: Path) -> None:
-        """Write everything down, so that the page can be written again."""
-        kept = {name: value for name, value in asdict(self).items() if name != "file"}
-        file.write_text(json.dumps(kept), encoding="utf-8")
+        """Write all figures as one table."""
+        head = ("what", "where", "figure", "at most", "", "behind it")
+        rows = [
+            (
+                line.what,
+                line.where,
+                shown(line.figure),
+                shown(line.at_most),
+                line.verdict,
+                line.told,
+            )
+            for line in self.lines
+        ]
+        table = [head, ("---",) * len(head), *rows]
+        about = [*self.machine.values(), *map(" ".join, self.versions.items())]
+        text = "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in table)
+        file.write_text(f"{', '.join(about)}\n\n{text}\n", encoding="utf-8")
 
-    @classmethod
-    def load(cls, file: Path) -> Findings:
-        """Return what :meth:`save` wrote."""
-        kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return cls(
-            [Line(**line) for line in kept["lines"]],
-            [_comparison(**one) for one in kept["comparisons"]],
-            kept["versions"],
-            kept["machine"],
-        )
 
-
-def _comparison(job: dict[str, Any], **rest: Any) -> Comparison:
-    return Comparison(Job(**job), **rest)
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")[:200]

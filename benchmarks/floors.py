@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -28,13 +27,19 @@ if TYPE_CHECKING:
 
 Timed: TypeAlias = "tuple[float, dict[str, int]]"
 """Seconds, and what every task returned."""
+Work: TypeAlias = "Callable[[str, list[int]], Awaitable[int]]"
+"""What a task does with its name and the results of its parents."""
+Save: TypeAlias = "Callable[[str, float, int], Awaitable[None]]"
+"""Keeps a task's name, start and result."""
 
 
-async def _add_at_once(values: list[int]) -> int:
+async def _add_at_once(name: str, values: list[int]) -> int:
+    del name
     return add(values)
 
 
-async def _add_suspending(values: list[int]) -> int:
+async def _add_suspending(name: str, values: list[int]) -> int:
+    del name
     await asyncio.sleep(0)
     return add(values)
 
@@ -51,22 +56,29 @@ def suspends(edges: Edges, max_parallel: int) -> Timed:
 
 def sync(edges: Edges, max_parallel: int) -> Timed:
     """Run sync tasks in threads."""
-
-    async def run() -> Timed:
-        loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(max_parallel) as pool:
-
-            def in_thread(values: list[int]) -> Awaitable[int]:
-                return loop.run_in_executor(pool, add, values)
-
-            return await _sorted(edges, max_parallel, in_thread)
-
-    return asyncio.run(run())
+    return asyncio.run(_with_threads(edges, max_parallel, set(edges)))
 
 
-async def _sorted(
-    edges: Edges, max_parallel: int, work: Callable[[list[int]], Awaitable[int]]
+def mixed(edges: Edges, max_parallel: int) -> Timed:
+    """Run sync and async tasks that alternate."""
+    return asyncio.run(_with_threads(edges, max_parallel, set(list(edges)[::2])))
+
+
+async def _with_threads(
+    edges: Edges, max_parallel: int, in_threads: set[str], save: Save | None = None
 ) -> Timed:
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(max_parallel) as pool:
+
+        def work(name: str, values: list[int]) -> Awaitable[int]:
+            if name in in_threads:
+                return loop.run_in_executor(pool, add, values)
+            return _add_at_once(name, values)
+
+        return await _sorted(edges, max_parallel, work, save)
+
+
+async def _sorted(edges: Edges, max_parallel: int, work: Work, save: Save | None = None) -> Timed:
     """Run one asyncio task per node, as soon as the sorter hands it out."""
     sorter = TopologicalSorter(edges)
     sorter.prepare()
@@ -78,8 +90,12 @@ async def _sorted(
     create_task = asyncio.create_task
 
     async def node(name: str) -> None:
+        began = time.time()
         async with semaphore:
-            results[name] = await work([results[parent] for parent in edges[name]])
+            value = await work(name, [results[parent] for parent in edges[name]])
+        if save is not None:
+            await save(name, began, value)
+        results[name] = value
         sorter.done(name)
         launch()
 
@@ -100,32 +116,50 @@ async def _sorted(
 
 
 def durable_normal(edges: Edges, max_parallel: int) -> Timed:
-    """Run tasks in one thread, each with a transaction that survives ``kill -9``."""
-    return _in_transactions(edges, max_parallel, "NORMAL")
+    """Run async tasks, each with a transaction that survives ``kill -9``."""
+    return _durable(edges, max_parallel, "NORMAL", set())
 
 
 def durable_full(edges: Edges, max_parallel: int) -> Timed:
-    """Run tasks in one thread, each with a transaction that survives power loss."""
-    return _in_transactions(edges, max_parallel, "FULL")
+    """Run async tasks, each with a transaction that survives power loss."""
+    return _durable(edges, max_parallel, "FULL", set())
 
 
-def _in_transactions(edges: Edges, max_parallel: int, synchronous: str) -> Timed:
-    """Do all in one thread, without a hop per task: nothing with a transaction each is faster."""
-    del max_parallel
-    order = tuple(TopologicalSorter(edges).static_order())
-    results: dict[str, int] = {}
-    with TemporaryDirectory(dir=".") as folder:
+def durable_normal_sync(edges: Edges, max_parallel: int) -> Timed:
+    """Run sync tasks in threads, each with a transaction that survives ``kill -9``."""
+    return _durable(edges, max_parallel, "NORMAL", set(edges))
+
+
+def durable_full_sync(edges: Edges, max_parallel: int) -> Timed:
+    """Run sync tasks in threads, each with a transaction that survives power loss."""
+    return _durable(edges, max_parallel, "FULL", set(edges))
+
+
+def _durable(edges: Edges, max_parallel: int, synchronous: str, in_threads: set[str]) -> Timed:
+    """Commit each task's result in a writer thread, before the task's children start."""
+    with TemporaryDirectory(dir=".") as folder, ThreadPoolExecutor(1) as writer:
         db = sqlite3.connect(Path(folder) / "runs.sqlite", check_same_thread=False)
         with closing(db):
             db.isolation_level = None
             db.execute("PRAGMA journal_mode=WAL")
             db.execute(f"PRAGMA synchronous={synchronous}")
             db.execute(_TABLE)
-            started = time.perf_counter()
-            thread = threading.Thread(target=_commit_each, args=(db, edges, order, results))
-            thread.start()
-            thread.join()
-            return time.perf_counter() - started, results
+
+            def commit(name: str, began: float, value: int) -> None:
+                # One statement outside of BEGIN and COMMIT is one transaction.
+                db.execute(_INSERT, (name, began, time.time(), json.dumps(value)))
+
+            async def run() -> Timed:
+                loop = asyncio.get_running_loop()
+
+                def save(name: str, began: float, value: int) -> Awaitable[None]:
+                    return loop.run_in_executor(writer, commit, name, began, value)
+
+                if in_threads:
+                    return await _with_threads(edges, max_parallel, in_threads, save)
+                return await _sorted(edges, max_parallel, _add_at_once, save)
+
+            return asyncio.run(run())
 
 
 _TABLE = (
@@ -133,16 +167,6 @@ _TABLE = (
     " started_at REAL, finished_at REAL, result BLOB) WITHOUT ROWID"
 )
 _INSERT = "INSERT INTO tasks VALUES (?, 'SUCCESS', 1, ?, ?, ?)"
-
-
-def _commit_each(
-    db: sqlite3.Connection, edges: Edges, order: tuple[str, ...], results: dict[str, int]
-) -> None:
-    for name in order:
-        began = time.time()
-        value = results[name] = add([results[parent] for parent in edges[name]])
-        # One statement outside of BEGIN and COMMIT is one transaction.
-        db.execute(_INSERT, (name, began, time.time(), json.dumps(value)))
 
 
 def build(edges: Edges, max_parallel: int) -> Timed:
@@ -172,7 +196,7 @@ async def _one_of_ten(semaphore: asyncio.Semaphore) -> dict[str, int]:
     async def node(parents: tuple[str, ...]) -> int:
         values = [await tasks[parent] for parent in parents]
         async with semaphore:
-            return await _add_at_once(values)
+            return await _add_at_once("", values)
 
     for name, parents in TEN.items():
         tasks[name] = asyncio.create_task(node(parents))
@@ -183,10 +207,11 @@ KINDS: dict[str, Callable[[Edges, int], Timed]] = {
     "at-once": at_once,
     "suspends": suspends,
     "sync": sync,
+    "mixed": mixed,
     "durable-normal": durable_normal,
     "durable-full": durable_full,
-    "durable-normal-sync": durable_normal,
-    "durable-full-sync": durable_full,
+    "durable-normal-sync": durable_normal_sync,
+    "durable-full-sync": durable_full_sync,
     "build": build,
     "ten": ten,
 }

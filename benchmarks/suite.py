@@ -15,6 +15,7 @@ from benchmarks.targets import (
     FLOOR_TARGETS,
     GROWTH_AT_MOST,
     IMPORT_AT_MOST,
+    IMPORT_ENGINE_AT_MOST,
     TEN_AT_MOST,
     turns_for,
 )
@@ -91,8 +92,7 @@ class Suite:
         for job in target.jobs(sizes, 3 if self.quick else 9):
             times = self._times(quick=3, full=_REPETITIONS.get(job.size, 3))
             found = self.bench.compare(job, repetitions=times)
-            at_most = target.at_most if job.size >= target.smallest else None
-            self.findings.compared(target.what, found, at_most, per=job.size)
+            self.findings.compared(target.what, found, target.bar(job.size), per=job.size)
 
     def _ten(self) -> None:
         job = Job(FLOWRUN, "ten", "chain", 1_000 if self.quick else 10_000)
@@ -104,9 +104,10 @@ class Suite:
     def _import(self) -> None:
         self._import_of("import", "import flowrun", IMPORT_AT_MOST)
         # Its parts are loaded when they are first asked for: what most programs ask for.
-        self._import_of("import an engine", "from flowrun import build_default_engine", None)
+        statement = "from flowrun import build_default_engine"
+        self._import_of("import an engine", statement, IMPORT_ENGINE_AT_MOST)
 
-    def _import_of(self, what: str, statement: str, at_most: float | None) -> None:
+    def _import_of(self, what: str, statement: str, at_most: float) -> None:
         ours: list[float] = []
         theirs: list[float] = []
         for turn in range(self._times(quick=7, full=21) + 1):

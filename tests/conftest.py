@@ -36,9 +36,15 @@ WATCHED = (
 """After each test of these modules nothing may be left."""
 
 
+SLOW = ("cli", "test_processes.py", "test_faults.py", "test_orphans.py", "test_docs.py")
+"""Folders and modules whose tests start many processes."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have async tests of the watched modules leave no asyncio task behind."""
+    """Mark slow tests; have async tests of the watched modules leave no asyncio task behind."""
     for item in items:
+        if item.path.name in SLOW or item.path.parent.name in SLOW:
+            item.add_marker(pytest.mark.slow)
         if (
             isinstance(item, pytest.Function)
             and inspect.iscoroutinefunction(item.function)

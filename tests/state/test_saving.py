@@ -267,20 +267,27 @@ async def test_result_that_cannot_be_kept_fails_alone_and_is_not_made_again(
 async def test_cancelling_while_successes_are_saved_keeps_them(  # R2 S1
     make_engine: MakeEngine,
 ) -> None:
-    store = ThirdPartyStore()
-    engine = make_engine(state_store=store, max_parallel=4)
-    all_here, have_begun = threading.Barrier(4), threading.Event()
+    class Store(ThirdPartyStore):
+        saves_success = False
 
-    def work() -> None:
-        all_here.wait(WAIT_S)
-        have_begun.set()
+        def save(self, changes: Sequence[Change]) -> None:
+            self.saves_success = any(task and task.status == "SUCCESS" for _, task in changes)
+            super().save(changes)
+
+    store = Store()
+    engine = make_engine(state_store=store, max_parallel=4)
+    all_run = threading.Event()
+    ended = threading.Barrier(4, action=all_run.set)
+
+    def meet() -> None:
+        if not all_run.is_set():  # not in the resume
+            ended.wait(WAIT_S)
 
     for number in range(4):
-        engine.task(name=f"t{number}", dag="d")(work)
+        engine.task(name=f"t{number}", dag="d")(meet)
         engine.task(name=f"child{number}", dag="d", deps=[f"t{number}"])(lambda: None)
-    # A start may be saved as well, so the first save that matters is one after all have begun.
     summary = await cancelled_while_storing(
-        engine, store, lambda what: what == "save" and have_begun.is_set()
+        engine, store, lambda what: what == "save" and store.saves_success
     )
     kept = store.load_run(summary.run_id, results=False).tasks
     for number in range(4):

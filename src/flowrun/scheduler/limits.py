@@ -60,8 +60,10 @@ class Limits(Generic[H]):
     def leave(self, holder: H) -> dict[H, int]:
         """Take everything back from a holder, grants that are on their way included."""
         self.waiting.pop(holder, None)
-        # No call between these two, so that a KeyboardInterrupt cannot come between them.
-        self.free, self.held[holder] = self.free + self.held.get(holder, 0), 0
+        # No call between the next lines, so that a KeyboardInterrupt cannot come between them.
+        count = self.held.get(holder, 0)
+        self.free += count
+        self.held[holder] = 0
         del self.held[holder]
         return self._grant()
 
@@ -79,7 +81,9 @@ class Limits(Generic[H]):
                 if wanted > count:
                     self.waiting[holder] = wanted - count
             granted[holder] = granted.get(holder, 0) + count
-            self.held[holder], self.free = self.held.get(holder, 0) + count, self.free - count
+            held = self.held.get(holder, 0) + count
+            self.held[holder] = held
+            self.free -= count
         return granted
 
 
