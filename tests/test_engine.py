@@ -629,3 +629,14 @@ async def test_resume_twice_of_a_finished_run_is_refused(engine: Engine) -> None
         await engine.resume(old)
     with pytest.raises(AlreadyResumedError):
         engine.plan_resume(old)
+
+
+@pytest.mark.parametrize("run_id", [1, None, b"x", "", "x" * 201, "line\nbreak", "\ud800"])
+async def test_run_ids_are_checked_before_anything_is_stored(
+    make_engine: MakeEngine, run_id: object
+) -> None:
+    engine = make_engine(config=SchedulerConfig(new_run_id=lambda: run_id))  # type: ignore[arg-type, return-value]
+    engine.task(name="a", dag="d")(lambda: 1)
+    with pytest.raises((TypeError, ValueError), match="SchedulerConfig.new_run_id must return"):
+        await engine.run_once("d")
+    assert engine.list_runs() == []

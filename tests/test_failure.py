@@ -84,3 +84,21 @@ def test_long_lists_and_odd_names_are_kept_short() -> None:
     assert errors.listed([]) == "none"
     assert len(str(errors.UnknownRunError("x" * 10_000))) < 400
     assert "\\x1b" in str(errors.UnknownRunError("\x1b[31m"))
+
+
+class Ambiguous(Exception):
+    def __bool__(self) -> bool:
+        raise ValueError("ambiguous")
+
+
+def test_error_whose_truth_value_raises_keeps_its_text_and_frames() -> None:  # A5
+    try:
+        raise Ambiguous("the real text")
+    except Ambiguous as error:
+        text = error_text(error)
+    assert "the real text" in text
+    assert "test_failure.py" in text
+
+
+def test_error_that_was_never_raised_and_cannot_be_formatted_has_its_message() -> None:  # A5
+    assert error_text(Ambiguous("never raised")) == "Ambiguous: never raised"

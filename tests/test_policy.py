@@ -66,3 +66,29 @@ def test_predicate_decides_and_one_that_raises_means_no() -> None:
     assert RetryPolicy(1, retry_on=lambda error: "x" in str(error)).allows(ValueError("x"), 1)
     assert not RetryPolicy(1, retry_on=broken).allows(ValueError(), 1)
     assert not RetryPolicy(1, no_retry_on=broken).allows(ValueError(), 1)
+
+
+def grouped(*errors: Exception) -> ExceptionGroup[Exception]:
+    return ExceptionGroup("outer", [ExceptionGroup("inner", list(errors))])
+
+
+def test_group_is_retried_only_if_each_of_its_errors_would_be() -> None:
+    policy = RetryPolicy(2, retry_on=OSError, no_retry_on=PermissionError)
+    assert policy.allows(grouped(ConnectionError(), TimeoutError()), 1)
+    assert not policy.allows(grouped(ConnectionError(), ValueError()), 1)
+    assert not policy.allows(grouped(ConnectionError(), PermissionError()), 1)
+    assert not RetryPolicy(2).allows(grouped(ValueError(), NonRetryableError("no")), 1)
+    interrupted = BaseExceptionGroup("g", [KeyboardInterrupt(), ValueError()])
+    assert not RetryPolicy(2).allows(interrupted, 1)
+
+
+def test_predicate_is_asked_about_each_error_of_a_group() -> None:
+    asked: list[BaseException] = []
+    first, second = ValueError(1), ValueError(2)
+
+    def predicate(error: BaseException) -> bool:
+        asked.append(error)
+        return True
+
+    assert RetryPolicy(1, retry_on=predicate).allows(grouped(first, second), 1)
+    assert asked == [first, second]

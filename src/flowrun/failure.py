@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import traceback
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 
 MAX_ERROR_BYTES = 64 * 1024
 _MAX_MESSAGE = 500
+_TRACEBACK = "Traceback (most recent call last):\n"
 _OWN_MODULES = frozenset(
     (
         "flowrun.scheduler.attempt",
@@ -54,11 +56,13 @@ def error_line(error: BaseException) -> str:
 
 
 def _whole_text(error: BaseException) -> str:
-    try:
+    with contextlib.suppress(BaseException):  # a hostile exception must not hide that it happened
         lines = traceback.format_exception(type(error), error, _own_frames_off(error))
         return "".join(lines).rstrip("\n")
-    except BaseException:  # noqa: BLE001 - a hostile exception must not hide that it happened
-        return f"{type(error).__qualname__}: <its text cannot be formatted>"
+    # The traceback module asks errors for their truth value, and follows what caused them. What
+    # raises there still has frames and a message of its own.
+    frames = "".join(traceback.format_tb(_own_frames_off(error)))
+    return f"{_TRACEBACK}{frames}{_message(error)}" if frames else _message(error)
 
 
 def _message(error: BaseException) -> str:
@@ -73,20 +77,6 @@ def _message(error: BaseException) -> str:
 def _first_line(text: str) -> str:
     line = text.split("\n", 1)[0].rstrip()
     return encodable(line if len(line) <= _MAX_MESSAGE else line[: _MAX_MESSAGE - 3] + "...")
-
-
-def leaves(error: BaseException) -> list[BaseException]:
-    """Return the errors that a group is made of, at any depth; of another error itself."""
-    found: list[BaseException] = []
-    stack = [error]
-    while stack:
-        one = stack.pop()
-        if isinstance(one, BaseExceptionGroup):
-            group = cast("BaseExceptionGroup[BaseException]", one)
-            stack.extend(reversed(group.exceptions))
-        else:
-            found.append(one)
-    return found
 
 
 def bounded(text: str) -> str:

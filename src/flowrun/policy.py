@@ -76,18 +76,21 @@ class RetryPolicy:
     ) -> bool:
         """Return whether another attempt follows after ``failures`` failed ones.
 
-        A predicate that raises counts as "do not retry"; the error it was asked about is
-        what the task then fails with.
+        A group of errors is retried only if each of its errors would be. A predicate that raises
+        counts as "do not retry"; the error it was asked about is what the task then fails with.
 
         Args:
             error: What the last one raised.
             failures: How many there were.
             tell: Called with what there is to say of a predicate that raises.
         """
-        if failures > self.retries or isinstance(error, NonRetryableError | ResultNotStorableError):
+        errors = leaves(error)
+        if failures > self.retries or any(isinstance(one, _NEVER) for one in errors):
             return False
         try:
-            return _matches(self.retry_on, error) and not _matches(self.no_retry_on, error)
+            return all(_matches(self.retry_on, one) for one in errors) and not any(
+                _matches(self.no_retry_on, one) for one in errors
+            )
         except KeyboardInterrupt:
             raise
         except BaseException as failure:  # noqa: BLE001 - a user's predicate must not end the run
@@ -147,4 +150,19 @@ def _matches(matcher: ErrorMatcher, error: BaseException) -> bool:
     return bool(matcher(error))
 
 
+def leaves(error: BaseException) -> list[BaseException]:
+    """Return the errors that a group is made of, at any depth; of another error itself."""
+    found: list[BaseException] = []
+    stack = [error]
+    while stack:
+        one = stack.pop()
+        if isinstance(one, BaseExceptionGroup):
+            group = cast("BaseExceptionGroup[BaseException]", one)
+            stack.extend(reversed(group.exceptions))
+        else:
+            found.append(one)
+    return found
+
+
+_NEVER = (NonRetryableError, ResultNotStorableError, KeyboardInterrupt)
 NO_RETRIES = RetryPolicy(0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import os
 import shutil
 import sqlite3
@@ -261,3 +263,14 @@ def test_engine_with_a_progress_hook_gets_no_second_one(tmp_path: Path, stream: 
     )
     done = flowrun(tmp_path, "run", "jobs:engine", "d")
     assert (done.stdout + done.stderr).count(" of d: 1 task") == 1
+
+
+def test_standard_error_that_cannot_be_written_to_is_no_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str, /) -> int:
+            raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    assert main(["report", "no-such-file.db", "latest"]) != 0

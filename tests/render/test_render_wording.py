@@ -151,3 +151,12 @@ def test_own_line_of_an_error_from_another_process() -> None:
 )
 def test_own_line_of_texts_that_are_no_whole_traceback(text: str, line: str) -> None:
     assert own_line(text) == line
+
+
+def test_own_line_of_a_timeout_says_that_it_timed_out() -> None:  # A6
+    text = (
+        'Traceback (most recent call last):\n  File "x"\nasyncio.exceptions.CancelledError\n\n'
+        "TaskTimeoutError: task 'a' timed out"
+    )
+    assert own_line(text) == "TaskTimeoutError: task 'a' timed out"
+    assert own_line(f"{text}\nNot retried: it still ran") == "Not retried: it still ran"

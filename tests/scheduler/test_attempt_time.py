@@ -7,11 +7,20 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flowrun import Engine, RetryPolicy, SchedulerConfig, current_attempt
+from flowrun import (
+    Engine,
+    JsonSerializer,
+    RetryPolicy,
+    SchedulerConfig,
+    SqliteStateStore,
+    current_attempt,
+)
 from flowrun.config import Clock
 
 from ..conftest import WAIT_S, statuses
@@ -176,3 +185,24 @@ async def test_a_slow_log_takes_no_time_from_the_next_task(  # A1
         engine.task(name=f"t{number}", dag="d", deps=deps, timeout_s=20)(function)
     await asyncio.wait_for(engine.run_once("d"), WAIT_S)
     assert left == [20.0] * 5
+
+
+async def test_result_that_is_encoded_for_too_long_is_given_up(  # A1 A3
+    make_engine: MakeEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    release = threading.Event()
+
+    class Slow(JsonSerializer):
+        def serialize(self, value: object, /) -> bytes:
+            release.wait(WAIT_S)
+            return super().serialize(value)
+
+    with closing(SqliteStateStore(tmp_path / "runs.db", Slow())) as store:
+        engine = make_engine(state_store=store)
+        engine.task(name="a", dag="d", timeout_s=0.05)(lambda: 1)
+        run_id = await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+        assert engine.get_run_report(run_id)["tasks"]["a"]["reason"] == "TIMEOUT"
+        release.set()
+        while "ended after it was abandoned" not in caplog.text:
+            await asyncio.sleep(0)
+        engine.close()

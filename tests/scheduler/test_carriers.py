@@ -627,7 +627,7 @@ async def test_run_that_cannot_even_be_stopped_in_order_ends(  # R1 R4
     engine.task(name="gate", dag="d", timeout_s=None)(lambda: begun.wait(WAIT_S))
     engine.task(name="first", dag="d", deps=["gate"], timeout_s=None)(lambda: None)
     engine.task(name="behind", dag="d", deps=["first"])(lambda: None)
-    with pytest.raises(FlowrunError, match="no room in the log"):
+    with pytest.raises(FlowrunError, match="no room in the log|no timers"):
         await asyncio.wait_for(engine.run_once("d"), WAIT_S)
     await asyncio.wait_for(stopped.wait(), WAIT_S)
     clock.broken = False

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from flowrun import Engine
-from flowrun.errors import RunCancelledError
+from flowrun import Engine, RetryPolicy, SchedulerConfig
+from flowrun.errors import FlowrunError, RunCancelledError
 from flowrun.executors import WorkerThreads
 
 from ..conftest import WAIT_S, statuses
@@ -119,3 +120,62 @@ async def test_pool_that_is_shut_down_in_a_run_that_is_cancelled_leaves_its_slot
     report = engine.get_run_report(engine.list_runs()[0].run_id)
     assert not {"PENDING", "RUNNING"} & set(statuses(report).values())
     assert await most_at_once(engine) == 2
+
+
+class Holding(Executor):
+    """A pool that says that it runs a call, and runs it when it is told to."""
+
+    def __init__(self) -> None:
+        self.calls: list[Callable[[], object]] = []
+        self.futures: list[Future[Any]] = []
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_running_or_notify_cancel()
+        self.calls.append(fn)
+        self.futures.append(future)
+        return future
+
+
+@pytest.mark.parametrize("ends_by", ["call", "future"])
+async def test_call_that_was_given_up_before_it_began_never_runs_its_body(  # A2 A3
+    make_engine: MakeEngine, caplog: pytest.LogCaptureFixture, ends_by: str
+) -> None:
+    pool, ran = Holding(), list[int]()
+    engine = make_engine(executor=pool)
+    engine.task(name="a", dag="d", timeout_s=0.05)(lambda: ran.append(1))
+    run_id = await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+    assert engine.get_run_report(run_id)["tasks"]["a"]["reason"] == "TIMEOUT"
+    if ends_by == "call":
+        pool.calls[0]()
+    else:
+        pool.futures[0].set_result(None)
+        assert "ended after it was abandoned" in caplog.text
+    assert not ran
+
+
+class Elsewhere(Executor):
+    """A pool whose calls leave the process, as far as the engine can tell."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(pickle.loads(pickle.dumps(fn))())
+        return future
+
+
+async def test_jitter_that_raises_for_a_call_elsewhere_ends_the_run(  # R4
+    make_engine: MakeEngine,
+) -> None:
+    def chance() -> float:
+        raise ZeroDivisionError
+
+    engine = make_engine(executor=Elsewhere(), config=SchedulerConfig(chance=chance))
+    engine.task(name="a", dag="d", retries=RetryPolicy(1, delay_s=1, jitter=1))(divide_by_zero)
+    with pytest.raises(FlowrunError, match="inside flowrun: ZeroDivisionError"):
+        await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+    (summary,) = engine.list_runs()
+    assert summary.finished_at is not None
+
+
+def divide_by_zero() -> float:
+    return 1 / 0

@@ -391,3 +391,41 @@ def test_run_that_is_pruned_while_it_is_resumed_is_unknown(  # D7
         with pytest.raises(UnknownRunError, match="or it was pruned"):
             asyncio.run(engine.resume(run_id))
         engine.close()
+
+
+async def test_what_depends_on_a_task_that_runs_again_runs_again_too(  # S3
+    make_engine: MakeEngine,
+) -> None:
+    store = InMemoryStateStore()
+    ran: list[str] = []
+    failing = [True]
+
+    def declare(engine: Engine, refunds: bool) -> None:
+        dag = engine.dag("d")
+        dag.task("orders")(lambda: ran.append("orders") or [1, 2])
+        clean = ["orders"]
+        if refunds:
+            dag.task("refunds")(lambda: ran.append("refunds") or [-1])
+            clean.append("refunds")
+        dag.task("clean", deps=clean)(lambda upstream: sum(map(sum, upstream.values())))
+        dag.task("total", deps=["clean"])(lambda clean: ran.append("total") or clean)
+
+        @dag.task(deps=["total"])
+        def mail(total: int) -> int:
+            if failing:
+                raise ValueError
+            return total
+
+    engine = make_engine(state_store=store)
+    declare(engine, refunds=False)
+    run_id = await engine.run_once("d")
+    changed = make_engine(state_store=store)
+    declare(changed, refunds=True)
+    failing.clear()
+    ran.clear()
+    plan = changed.plan_resume(run_id)
+    assert plan.tasks["orders"].action == "keep"
+    assert plan.tasks["total"].why == "depends on 'clean', which runs again"
+    report = changed.get_run_report(await changed.resume(run_id))
+    assert report["tasks"]["mail"]["result"] == 2
+    assert sorted(ran) == ["refunds", "total"]

@@ -37,6 +37,7 @@ from flowrun.scheduler.messages import (
     Succeeded,
 )
 from flowrun.scheduler.run_state import RunState
+from flowrun.scheduler.units import Phase as UnitPhase
 from flowrun.state import NoResult, Reason, RunRecord, TaskRecord, TransitionError
 
 from .simulated_driver import Choose, Setup, SimulatedDriver
@@ -601,3 +602,19 @@ def test_every_row_and_every_deadline_is_taken_by_a_test_above() -> None:
     assert set(RunState.TRANSITIONS) <= TAKEN
     assert set(Wait) <= TAKEN
     assert set(Wait) == set(RunState.DUE)
+
+
+def test_interrupt_of_timed_out_code_stops_the_run() -> None:  # A5 R2
+    run = Machine()
+    run.start()
+    run.wait(Wait.TIMEOUT)
+    run.answered(StopAnswer.WILLING, Failure("TaskTimeoutError: slow", "TaskTimeoutError: slow"))
+    run.failed(Failure("KeyboardInterrupt", "KeyboardInterrupt", interrupts=True))
+    assert run.state.is_stopping
+
+
+def test_check_says_what_does_not_hold() -> None:
+    run = Machine({"a": {}, "b": {"deps": ["a"]}})
+    run.state.units[1].phase = UnitPhase.DONE
+    with pytest.raises(AssertionError, match="open units"):
+        run.state.check()

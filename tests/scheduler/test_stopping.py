@@ -1017,7 +1017,10 @@ async def test_run_that_is_cancelled_in_the_turn_in_which_a_success_is_to_be_sav
             await ends.wait()
             return 1
 
-        engine.task(name="after", dag="d")(waits)
+        @engine.task(dag="d")
+        async def after() -> None:
+            await asyncio.Event().wait()
+
         cancels: list[asyncio.Task[str]] = []
 
         async def watch() -> None:

@@ -32,7 +32,7 @@ from flowrun import (
     fn_hook,
 )
 from flowrun.errors import FlowrunError, StoreError
-from flowrun.registry.callables import is_awaitable
+from flowrun.scheduler.attempt import is_to_be_awaited
 
 from ..conftest import WAIT_S, statuses
 from ..third_party import ThirdPartyStore
@@ -407,7 +407,7 @@ def test_ctrl_c_in_a_values_own_code_is_not_taken_for_that_values(tmp_path: Path
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        is_awaitable(Meta("Odd", (), {})())
+        is_to_be_awaited(Meta("Odd", (), {})())
     with pytest.raises(KeyboardInterrupt):
         PickleSerializer().serialize(Closed(KeyboardInterrupt))
     with ProcessPerAttemptExecutor(1) as pool, pytest.raises(KeyboardInterrupt):

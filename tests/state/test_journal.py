@@ -348,3 +348,53 @@ def test_journal_whose_thread_an_answer_has_ended_starts_another_one() -> None:
     journal.call(note).result(WAIT_S)
     assert threads[0] is not threads[1]
     journal.close()
+
+
+async def test_resume_saves_first_what_the_store_had_refused(make_engine: MakeEngine) -> None:
+    store = ThirdPartyStore()
+    engine = make_engine(state_store=store)
+    engine.task(name="a", dag="d")(lambda: 1)
+    refuses = [True]
+
+    def before(what: str) -> None:
+        if what == "save" and refuses:
+            raise StoreFullError("full")
+
+    store.before = before
+    with pytest.raises(StoreError):
+        await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+    refuses.clear()
+    (run_id,) = store.runs
+    resumed = await asyncio.wait_for(engine.resume(run_id), WAIT_S)
+    assert statuses(engine.get_run_report(resumed)) == {"a": "SUCCESS"}
+    assert store.runs[run_id].finished_at is not None
+
+
+async def test_interrupt_in_a_store_that_does_not_block_cancels_the_run(  # R2
+    make_engine: MakeEngine,
+) -> None:
+    store = ThirdPartyStore(blocking=False)
+    engine = make_engine(state_store=store)
+
+    @engine.task(dag="d")
+    async def a() -> None:
+        return None
+
+    armed = [True]
+
+    def before(what: str) -> None:
+        if what == "save" and armed:
+            armed.clear()
+            raise KeyboardInterrupt
+
+    store.before = before
+    run = engine.run_once("d")
+    with pytest.raises(KeyboardInterrupt):
+        # Driven by hand: a task would hand a KeyboardInterrupt to the event loop.
+        while True:
+            future = run.send(None)
+            if future is not None:
+                future._asyncio_future_blocking = False
+                await asyncio.wait([future])
+    (summary,) = engine.list_runs()
+    assert summary.finished_at is not None

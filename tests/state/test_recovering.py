@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from flowrun import build_default_engine, fn_hook
 from flowrun.errors import RunAliveError, StoreFileError
 from flowrun.state import NoResult, Reason, RunRecord, SqliteStateStore, TaskRecord
 from flowrun.state.ownership import Ownership
@@ -196,3 +197,18 @@ def test_finished_run_is_never_alive(path: Path) -> None:
         finish(store, run)
         with closing(SqliteStateStore.open_readonly(path)) as reader:
             assert aliveness(reader) == {False}
+
+
+def test_hooks_of_the_first_engine_are_called_for_what_was_recovered(path: Path) -> None:  # D3
+    leave_behind(path, "r1")
+    failures: list[tuple[str, str]] = []
+    ends: list[tuple[str, str]] = []
+    hook = fn_hook(
+        on_task_failure=lambda event: failures.append((event.task_name, event.reason)),
+        on_dag_end=lambda event: ends.append((event.run_id, event.status)),
+    )
+    with closing(SqliteStateStore(path, recover=True)) as store:
+        build_default_engine(state_store=store, hooks=[hook]).close()
+        build_default_engine(state_store=store, hooks=[hook]).close()
+    assert failures == [("b", "OWNER_DIED")]
+    assert ends == [("r1", "FAILED")]

@@ -189,11 +189,6 @@ class WorkerThreads(Executor):
         self._start_anew()
 
     @property
-    def waiting_calls(self) -> int:
-        """Number of calls that no thread has taken yet."""
-        return len(self._jobs)
-
-    @property
     def live_threads(self) -> int:
         """Number of threads that were not abandoned."""
         return self._limit - self._spare

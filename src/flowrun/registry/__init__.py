@@ -1,7 +1,6 @@
 """Declaring tasks: decorators, templates, ``TaskSpec``, the reading of signatures."""
 
 from flowrun.registry.annotations import unresolved_annotation
-from flowrun.registry.callables import is_awaitable
 from flowrun.registry.names import validate_name
 from flowrun.registry.signature import UPSTREAM, Signature, inspect_callable
 from flowrun.registry.task_registry import (
@@ -31,7 +30,6 @@ __all__ = [
     "callable_name",
     "decorate",
     "inspect_callable",
-    "is_awaitable",
     "task",
     "task_template",
     "unresolved_annotation",

@@ -38,20 +38,6 @@ def is_generator_function(function: object) -> bool:
     )
 
 
-def is_awaitable(value: object) -> bool:
-    """Return whether ``await`` takes it: also a generator that ``types.coroutine`` has marked."""
-    kind = type(value)  # not its __class__, which may raise anything
-    if kind is types.GeneratorType:
-        generator = cast("types.GeneratorType[object, object, object]", value)
-        return bool(generator.gi_code.co_flags & inspect.CO_ITERABLE_COROUTINE)
-    try:
-        return hasattr(kind, "__await__")
-    except KeyboardInterrupt:
-        raise
-    except BaseException:  # noqa: BLE001 - a metaclass may raise anything, too
-        return False
-
-
 def definition(function: object) -> object:
     """Return the function that declares the parameters; its globals resolve their annotations."""
     while True:

@@ -109,14 +109,23 @@ def outcome(report: RunReport) -> str:
     return "Succeeded" if report["status"] == "SUCCESS" else "Failed"
 
 
+_REMARKS = ("TaskTimeoutError: ", "Not retried: ")
+"""Lines that say more than the error that the code raised when its time was up."""
+
+
 def own_line(error: str) -> str:
     r"""Return the exception's own line out of a text with its traceback.
+
+    If the attempt timed out, or flowrun had a reason not to retry it, the line that says so.
 
     Example:
         >>> own_line('Traceback (most recent call last):\n  File "x"\nValueError: no rows')
         'ValueError: no rows'
     """
     lines = error.split("\n")
+    for line in reversed(lines):
+        if line.startswith(_REMARKS):
+            return line
     start = 0
     for number, line in enumerate(lines):
         if line in _CHAIN_LINKS:

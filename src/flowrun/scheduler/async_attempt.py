@@ -39,7 +39,7 @@ class AsyncAttempt(RunningAttempt):
         self._has_reported = self._is_abandoned = self._is_encoding = False
         loop = self.services.loop
         # A task factory may take no context, so it is called inside the right one.
-        if _STARTS_EAGERLY and loop.get_task_factory() is None:
+        if _STARTS_EAGERLY and loop.get_task_factory() is None:  # pragma: no cover - from 3.12 on
             make_task: Any = asyncio.Task  # its stub for the oldest Python lacks eager_start
             self._task = make_task(self._run(), loop=loop, context=self.context, eager_start=True)
         else:
@@ -51,7 +51,7 @@ class AsyncAttempt(RunningAttempt):
         """Whether code that was given up can ever run again."""
         return not self.services.loop.is_closed()
 
-    def is_lost(self) -> bool:
+    def is_lost(self) -> bool:  # pragma: no cover - see Run._fail_lost()
         """Return whether a ``KeyboardInterrupt`` has ended it on its way to its report."""
         if self._task.done():
             self._has_reported = True
@@ -72,7 +72,7 @@ class AsyncAttempt(RunningAttempt):
 
     def give_up(self) -> bool:
         """Leave the task alone; its end will be reported as late."""
-        if self._has_reported:
+        if self._has_reported:  # pragma: no cover - its outcome is among the events
             return False
         self._is_abandoned = True
         self.services.abandoned.add(self)
@@ -129,7 +129,7 @@ class AsyncAttempt(RunningAttempt):
             getattr(encoded, "abandon", bool)()
             self._report_of(self.failed, error)
             return
-        except BaseException as error:  # noqa: BLE001 - flowrun's own
+        except BaseException as error:  # noqa: BLE001 # pragma: no cover - flowrun's own
             self.services.broke(error)
             event = self._failed_untold()
         self._report(event)
@@ -140,7 +140,7 @@ class AsyncAttempt(RunningAttempt):
         return Failed(self.unit, self.seen.attempt, None, self.started_at or 0.0, failure)
 
     def _report(self, event: Succeeded | Failed) -> None:
-        if self._has_reported:
+        if self._has_reported:  # pragma: no cover - see is_lost()
             return
         self._has_reported = True
         self.seen.ended = True

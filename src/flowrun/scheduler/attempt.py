@@ -11,13 +11,15 @@ import csv
 import functools
 import itertools
 import types
+from abc import ABC, abstractmethod
 from asyncio import isfuture
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from flowrun.errors import FlowrunError, NonRetryableError, ResultNotStorableError
-from flowrun.failure import described, leaves
+from flowrun.failure import described
+from flowrun.policy import leaves
 from flowrun.scheduler.messages import EndedLate, Failed, Failure, StopAnswer, Succeeded
 
 if TYPE_CHECKING:
@@ -71,7 +73,7 @@ class AttemptServices:
     broke: Callable[[BaseException], object]
 
 
-class RunningAttempt:
+class RunningAttempt(ABC):
     """One attempt that was started.
 
     Attributes:
@@ -125,13 +127,15 @@ class RunningAttempt:
         """Return whether it has ended without its outcome; then none will come any more."""
         return False
 
+    @abstractmethod
     def stop(self, cause: str) -> StopAnswer:
         """Tell the code to stop, and return what it can do about it."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def give_up(self) -> bool:
         """Go on without it; return ``False`` if its outcome came first."""
-        raise NotImplementedError
+        ...
 
     # -- what comes of it ----------------------------------------------------------------------
 

@@ -231,7 +231,7 @@ class Run:
             FlowrunError: Something inside flowrun failed.
         """
         self._has_begun = True
-        if not self._is_over:  # a Ctrl-C while it was created may have ended it
+        if not self._is_over:  # pragma: no branch - a Ctrl-C while it was created may have ended it
             self._guarded(partial(self._begin, timeout_s))
         while not self._is_over:  # without shield(), which takes the loop one more turn
             try:
@@ -277,7 +277,7 @@ class Run:
         engine's locks taken, which it needs to leave.
         """
         awaiter, self._awaiter = self._awaiter, None
-        if awaiter is not None and not awaiter.done():
+        if awaiter is not None and not awaiter.done():  # pragma: no branch - or it is gone
             coroutine: Any = awaiter.get_coro()
             with contextlib.suppress(BaseException):  # it may be anybody's
                 coroutine.close()
@@ -303,7 +303,8 @@ class Run:
             self._turn()
 
     def _cancel(self, cause: str) -> None:
-        if not self._state.is_finished and not self._state.is_stopping:
+        # Between the last record and the end of the run nothing is left to cancel.
+        if not self._state.is_finished and not self._state.is_stopping:  # pragma: no branch
             if self._raise is None:
                 self._raise = RunCancelledError(self.record.run_id, cause)
             self._events.append(StopRequested(Reason.RUN_CANCELLED, cause))
@@ -316,7 +317,7 @@ class Run:
 
     def _read_inbox(self) -> None:
         self._guarded(self._take_messages)
-        if self._has_begun:
+        if self._has_begun:  # pragma: no branch - a cancel may come while the run is created
             self._turn()
 
     def _take_messages(self) -> None:
@@ -353,7 +354,7 @@ class Run:
         self._is_turning = True
         self._is_turn_due = False
         try:
-            if self._is_lost:  # a Ctrl-C came while the run was being ended
+            if self._is_lost:  # pragma: no cover - a Ctrl-C came while the run was being ended
                 self._end_untold(KeyboardInterrupt(), "KeyboardInterrupt")
             else:
                 self._advance()
@@ -480,8 +481,16 @@ class Run:
     def _await_on_loop(self, message: AwaitOnLoop) -> None:
         """Await, on the loop, what a sync callable has returned (I3)."""
         old = message.attempt
-        if self._is_over or self._attempts.get(old.unit) is not old:  # the run went on without it
+        if (
+            self._is_over or self._attempts.get(old.unit) is not old
+        ):  # pragma: no cover - it was given up while the message was on its way
             close_unawaited(message.value)
+            return
+        if old.seen.cancelled:  # it was told to stop meanwhile
+            close_unawaited(message.value)
+            ended = old.failed(asyncio.CancelledError(), self._monotonic())
+            self._events.append(ended)
+            self._note_end(ended)
             return
         attempt = AsyncAttempt(
             old.unit, old.spec, old.seen, NO_ARGUMENTS, old.context.copy(), old.services
@@ -489,8 +498,6 @@ class Run:
         attempt.started_at = old.started_at
         self._attempts[old.unit] = attempt
         attempt.start(message.value)
-        if old.seen.cancelled and old.unit in self._attempts:  # it was told to stop meanwhile
-            attempt.stop("")
 
     # -- stopping ----------------------------------------------------------------------------------
 
@@ -545,8 +552,8 @@ class Run:
     def _give_up(self, instruction: GiveUp) -> None:
         self._fail_lost((instruction.unit,))
         attempt = self._attempts.get(instruction.unit)
-        if attempt is None:
-            return  # its outcome is among the events
+        if attempt is None:  # pragma: no cover - its outcome is among the events
+            return
         ok = attempt.give_up()
         if ok:
             del self._attempts[attempt.unit]
@@ -584,7 +591,7 @@ class Run:
             if record.name in numbers:
                 text, line = described(error, self._services.redact)
                 refusals[numbers[record.name]] = Refusal(text, line, of_result)
-            elif of_result:
+            elif of_result:  # pragma: no branch - otherwise it is broken already
                 broken = broken or error
         self._events.append(Saved(save.units, refusals))
         if broken is not None:
@@ -605,7 +612,8 @@ class Run:
         self._services.journal.submit(changes, reply)
 
     def _post_end_answered(self, run: RunRecord, errors: Errors) -> None:
-        if not self._inbox.put(partial(self._end_answered, errors)) and errors is not None:
+        is_lost = not self._inbox.put(partial(self._end_answered, errors))
+        if is_lost and errors is not None:  # pragma: no cover - its loop is closed
             self._services.journal.keep_unsaved(run)
 
     def _end_answered(self, errors: Errors) -> None:
@@ -635,7 +643,9 @@ class Run:
         self._is_over = True
         self._release_awaiter()
 
-    def _release_awaiter(self) -> None:
+    def _release_awaiter(
+        self,
+    ) -> None:
         # It may be called twice, on a closed loop, or be cancelled at this moment: asyncio's
         # handler of SIGINT does that between any two lines.
         try:
@@ -654,7 +664,7 @@ class Run:
         """Take one step; an error in it ends the run."""
         try:
             step()
-        except KeyboardInterrupt as error:
+        except KeyboardInterrupt as error:  # pragma: no cover - see _crashed()
             self._crashed(error)
         except BaseException as error:  # noqa: BLE001 - see above
             self._broke(error)

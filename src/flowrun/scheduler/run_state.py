@@ -59,7 +59,7 @@ from flowrun.scheduler.messages import (
     StopRequested,
     Succeeded,
 )
-from flowrun.scheduler.units import ACTIVE, DROPPED, IDLE, Phase, UnitTable
+from flowrun.scheduler.units import ACTIVE, DROPPED, IDLE, Phase, UnitTable, require
 from flowrun.state import NoResult, Reason, RunStatus, TaskStatus, TransitionError
 
 if TYPE_CHECKING:
@@ -199,7 +199,8 @@ class RunState:
             booked(self, event)
         if self._deadlines.earliest <= now:
             for deadline in self._deadlines.pop_due(now):
-                if self._is_current(deadline):  # the one before may have stopped the run
+                # The one before may have stopped the run.
+                if self._is_current(deadline):  # pragma: no branch
                     self.DUE[deadline[1]](self, deadline[2])
         if self._save_starts_at is not None and self._save_starts_at <= now:
             self._save_starts()
@@ -616,12 +617,9 @@ class RunState:
         table = self._table
         table.check()
         ready = sorted(unit.number for unit in self.units if unit.phase is Phase.READY)
-        if ready != sorted(table.ready):
-            msg = f"READY are {ready}, and queued are {sorted(table.ready)}"
-            raise AssertionError(msg)
-        if self.is_finished == bool(table.open) or (self.is_finished and self.active):
-            msg = "the run ends when all its units have, and not before"
-            raise AssertionError(msg)
+        require(ready == sorted(table.ready), f"READY are {ready}, queued {sorted(table.ready)}")
+        require(self.is_finished != bool(table.open), "the run ends when all its units have")
+        require(not (self.is_finished and self.active), "nothing runs after the end")
 
     # Which event is possible in which phase, and what it leads to. What may come after the
     # outcome of its attempt is dropped before; everything else is a bug in the driver.

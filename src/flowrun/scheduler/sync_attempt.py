@@ -7,6 +7,7 @@ by locks that each side takes without waiting: who takes one first decides.
 from __future__ import annotations
 
 import threading
+from abc import abstractmethod
 from concurrent.futures import BrokenExecutor, CancelledError, Future
 from typing import TYPE_CHECKING, Any, cast
 
@@ -78,6 +79,7 @@ class SyncAttempt(RunningAttempt):
             self.abandon_thread()
         return True
 
+    @abstractmethod
     def start(self, pool: Executor, kind: str) -> None:
         """Have the pool run the code.
 
@@ -89,14 +91,15 @@ class SyncAttempt(RunningAttempt):
         Raises:
             RuntimeError: The pool is broken or shut down.
         """
-        raise NotImplementedError
+        ...
 
     def abandon_thread(self) -> None:
         """Have another thread take the place of the one that runs the code."""
 
+    @abstractmethod
     def withdraw(self) -> bool:
         """Keep the code from beginning; return whether it never will."""
-        raise NotImplementedError
+        ...
 
     def stop(self, cause: str) -> StopAnswer:
         """Withdraw the call, or tell its thread; see :meth:`RunningAttempt.stop`."""

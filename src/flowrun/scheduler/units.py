@@ -192,9 +192,8 @@ class UnitTable:
 
     def settle(self, unit: Unit) -> None:
         """An outcome is committed: the unit is DONE, and needs its parents' values no more."""
-        if unit.pending is not None:
-            unit.record = unit.pending
-            unit.pending = None
+        unit.record = unit.pending or unit.record
+        unit.pending = None
         unit.phase = _DONE
         self.open -= 1
         units = self.units
@@ -243,26 +242,27 @@ class UnitTable:
             AssertionError: It does not; the message names the unit.
         """
         phases = [unit.phase for unit in self.units]
-        _require(sum(phase is not _DONE for phase in phases) == self.open, "open units")
-        _require(sum(phase in COMMITTING for phase in phases) == self.committing, "commits")
+        require(sum(phase is not _DONE for phase in phases) == self.open, "open units")
+        require(sum(phase in COMMITTING for phase in phases) == self.committing, "commits")
         for unit in self.units:
             story = f"task {unit.record.name!r} in phase {unit.phase.name}"
-            _require((unit.phase in ACTIVE) == (unit.number in self.active), story)
-            _require((unit.phase in COMMITTING) == (unit.pending is not None), story)
-            _require(unit.record.status in _STATUSES[unit.phase], story)
+            require((unit.phase in ACTIVE) == (unit.number in self.active), story)
+            require((unit.phase in COMMITTING) == (unit.pending is not None), story)
+            require(unit.record.status in _STATUSES[unit.phase], story)
             parents = [self.units[each] for each in self._graph.parents[unit.number]]
             if unit.phase in ACTIVE or unit.phase is _READY:
                 succeeded = all(each.record.status is TaskStatus.SUCCESS for each in parents)
-                _require(succeeded and not unit.unmet, story)
+                require(succeeded and not unit.unmet, story)
             children = [self.units[each] for each in self._graph.children[unit.number]]
             left = sum(child.phase is not _DONE for child in children)
-            _require(unit.consumers == left, story)
-            _require(
+            require(unit.consumers == left, story)
+            require(
                 unit.value is DROPPED or unit.consumers > 0 or unit.phase is Phase.SAVING, story
             )
 
 
-def _require(holds: bool, story: str) -> None:  # noqa: FBT001 - it reads as a sentence
+def require(holds: bool, story: str) -> None:  # noqa: FBT001 - it reads as a sentence
+    """Raise ``AssertionError`` with a story if something does not hold."""
     if not holds:
         raise AssertionError(story)
 

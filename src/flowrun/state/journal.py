@@ -212,8 +212,7 @@ class Journal:
             self._ending = thread
         if thread is not None:
             ending.put(None)
-            if thread is not threading.current_thread():
-                thread.join(timeout_s)
+            thread.join(timeout_s)
 
     # -- the thread ----------------------------------------------------------------------------
 
@@ -248,7 +247,7 @@ class Journal:
         is_wanted: list[bool],
     ) -> None:
         with self._lock:
-            if not is_wanted:
+            if not is_wanted:  # pragma: no cover - a Ctrl-C came while it was started
                 return
         try:
             self._write_all(items, before)
