@@ -442,7 +442,8 @@ async def test_asyncio_sees_a_killed_call_as_cancelled(
     future.cancel()
     with pytest.raises(asyncio.CancelledError):
         await wrapped
-    assert wrapped.cancelled()
+    # From Python 3.15 on asyncio no longer asks a future of another class whether it was cancelled.
+    assert wrapped.cancelled() or sys.version_info >= (3, 15)
 
 
 @pytest.mark.no_cover
@@ -686,7 +687,9 @@ def test_script_without_a_guard_is_told_so(tmp_path: Path, board: Switchboard, m
     )
     out, _, code = finish(script)
     assert code == 3
-    assert re.search(r"exited with code \d before the call began", out.splitlines()[-1])
+    # From Python 3.14 on the fork server itself imports the main module, and ends with it.
+    ends = r"exited with code \d before the call began|the fork server does not run"
+    assert re.search(ends, out.splitlines()[-1])
     assert "if __name__ ==" in out.splitlines()[-1]
 
 

@@ -122,7 +122,8 @@ def started(context: Context) -> tuple[Pipe, BaseProcess]:
             if not pauses_s:
                 msg = (
                     f"the fork server does not run ({error_line(error)}); see its standard error:"
-                    " it imports the main module and those named as preload"
+                    " it imports the main module and those named as preload. A script keeps what it"
+                    ' runs under `if __name__ == "__main__":`'
                 )
                 raise ExecutorError(msg) from error
             time.sleep(pauses_s.pop(0))  # nobody tells when it has started anew

@@ -102,7 +102,8 @@ class AsyncAttempt(RunningAttempt):
             self._report_of(self.failed, error)
             return
         self.has_ended = True
-        if self.services.encode is None or self.services.is_small(value):
+        is_small = self.services.is_small
+        if is_small is None or is_small(value):
             self._report_of(self.outcome, value)
         else:
             await self._encode_elsewhere(value, clock.monotonic())

@@ -50,7 +50,8 @@ class AttemptServices:
         post_quietly: The same for a message that need not wake the loop.
         report: Takes the event of an outcome, on the loop.
         encode: Makes of a value what the store keeps; ``None`` if that is the value itself.
-        is_small: Returns whether encoding a value takes no noticeable time.
+        is_small: Returns whether encoding a value takes no noticeable time; ``None`` if nothing is
+            encoded.
         encoders: Where large results of async tasks are encoded.
         redact: The user's function that hides secrets in texts.
         abandoned: Attempts of the engine that were given up and whose code still runs.
@@ -65,7 +66,7 @@ class AttemptServices:
     post_quietly: Callable[[object], object]
     report: Callable[[Succeeded | Failed], object]
     encode: Callable[[object, str], object] | None
-    is_small: Callable[[object], bool]
+    is_small: Callable[[object], bool] | None
     encoders: Executor
     redact: Callable[[str], str] | None
     abandoned: set[RunningAttempt]

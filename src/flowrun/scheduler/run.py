@@ -175,7 +175,7 @@ class Run:
     def _make_attempt_services(self) -> AttemptServices:
         services, store = self._services, self._services.journal.store
         encode: Any = getattr(store, "encode_result", None)
-        is_small: Callable[[object], bool] = _always
+        is_small: Callable[[object], bool] | None = None
         if encode is not None:
             from flowrun.state import serializers  # noqa: PLC0415 - for stores of bytes
 
@@ -582,16 +582,12 @@ class Run:
         numbers = {self.graph.names[unit]: unit for unit in save.units}
         refusals: dict[int, Refusal] = {}
         broken: Exception | None = None
-        for record, error in zip(save.records, errors, strict=True):
-            if error is None:
-                continue
-            of_result = isinstance(error, ResultNotStorableError)
+        pairs = zip(save.records, errors, strict=True)
+        for record, error in [(record, error) for record, error in pairs if error is not None]:
+            unit = numbers.get(record.name, -1)  # a record that is no outcome belongs to no unit
+            of_result = unit >= 0 and isinstance(error, ResultNotStorableError)
+            refusals[unit] = Refusal(*described(error, self._services.redact), of_result)
             if not of_result:
-                broken = broken or error
-            if record.name in numbers:
-                text, line = described(error, self._services.redact)
-                refusals[numbers[record.name]] = Refusal(text, line, of_result)
-            elif of_result:  # pragma: no branch - otherwise it is broken already
                 broken = broken or error
         self._events.append(Saved(save.units, refusals))
         if broken is not None:
@@ -847,10 +843,6 @@ def _is_given_up(attempt: RunningAttempt, cause: str) -> bool:
 
 def _nothing() -> None:
     """Wake the loop and do no more."""
-
-
-def _always(_: object) -> bool:
-    return True
 
 
 def _encoded(encode: Callable[..., object], run_id: str, value: object, task_name: str) -> object:
