@@ -101,4 +101,4 @@ def test_error_whose_truth_value_raises_keeps_its_text_and_frames() -> None:  # 
 
 
 def test_error_that_was_never_raised_and_cannot_be_formatted_has_its_message() -> None:  # A5
-    assert error_text(Ambiguous("never raised")) == "Ambiguous: never raised"
+    assert error_text(Ambiguous("never raised")).endswith("Ambiguous: never raised")
