@@ -399,7 +399,7 @@ class Engine:
     def cancel(self, run_id: str) -> bool:
         """Cancel a run of this engine, from any thread; return whether it was alive.
 
-        Whoever awaits the run gets a ``RunCancelledError`` once it has ended.
+        The code that awaits the run gets a ``RunCancelledError`` once the run has ended.
 
         Raises:
             UnknownRunError: The engine and its store have no such run.

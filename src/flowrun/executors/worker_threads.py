@@ -55,7 +55,7 @@ class Job:
         self.ended = False
 
     def take(self) -> tuple[Callable[[], object], Callable[[], object]] | None:
-        """Return ``call`` and ``withdrawn`` to whoever asks first, ``None`` to all others."""
+        """Return ``call`` and ``withdrawn`` to the first caller, ``None`` to all others."""
         try:
             return self._calls.pop()
         except IndexError:
@@ -389,7 +389,7 @@ class WorkerThreads(Executor):
             if idle:
                 self._idle.remove(worker)
                 self._leave(worker)
-        # Otherwise whoever called it opens its gate, if that has not happened yet.
+        # Otherwise the thread that called the worker opens its gate, or has done so.
         return idle or not worker.gate.acquire()
 
     def _leave(self, worker: _Worker) -> None:
