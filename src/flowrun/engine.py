@@ -46,7 +46,6 @@ from flowrun.scheduler.checks import (
     checked_store,
     with_kind,
 )
-from flowrun.scheduler.inbox import wait_for_answer
 from flowrun.scheduler.lifecycle import Lifecycle
 from flowrun.scheduler.limits import SharedLimits
 from flowrun.scheduler.nesting import Nesting, end_with
@@ -57,9 +56,11 @@ from flowrun.scheduler.resume_plan import (
     plan_resume,
     take_over,
 )
-from flowrun.scheduler.run import Run, Services
+from flowrun.scheduler.run import Run
+from flowrun.scheduler.services import Services
 from flowrun.state import (
     InMemoryStateStore,
+    Reason,
     RunQuery,
     RunRecord,
     RunStatus,
@@ -574,7 +575,7 @@ class Engine:
             raise ValueError(msg)
         created_before = None if older_than_s is None else self._config.clock.time() - older_than_s
         prune = partial(self._store.prune_runs, keep_last=keep_last, created_before=created_before)
-        return self._services.journal.call(prune).result()
+        return self._services.journal.call(prune)
 
     # -- closing --------------------------------------------------------------------------
 
@@ -694,9 +695,7 @@ class Engine:
     async def _off_loop(self, function: Callable[[], Any]) -> Any:  # noqa: ANN401 - its result
         if not self._store.blocking:
             return function()
-        answer = self._services.journal.call(function)
-        await wait_for_answer(answer)
-        return answer.result()
+        return await self._services.journal.call_from_loop(function)
 
     async def _execute(
         self,
@@ -729,7 +728,8 @@ class Engine:
         recovered: list[RunRecord] = getattr(self._store, "recovered", [])
         for run in recovered:
             channel = self._services.hooks.channel(contextvars.copy_context(), lambda: None)
-            Notifier(run, channel, self._services.log).run_recovered()
+            ended = [task for task in run.tasks.values() if task.reason is Reason.OWNER_DIED]
+            Notifier(run, channel, self._services.log).run_aborted(ended, run)
         recovered.clear()
 
     def _create(self, record: RunRecord) -> None:

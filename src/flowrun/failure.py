@@ -16,6 +16,7 @@ _TRACEBACK = "Traceback (most recent call last):\n"
 _OWN_MODULES = frozenset(
     (
         "flowrun.scheduler.attempt",
+        "flowrun.scheduler.attempts",
         "flowrun.scheduler.async_attempt",
         "flowrun.scheduler.run",
         "flowrun.scheduler.sync_attempt",

@@ -148,16 +148,21 @@ class TaskRecord(NamedTuple):
         started = (name, deps, _RUNNING, attempt + 1, ready_at, now, *_NO_OUTCOME, earlier)
         return _new_record(TaskRecord, started)
 
+    def begun(self, at: float) -> TaskRecord:
+        """RUNNING: the code of the attempt has begun later than it was handed over."""
+        self._require(_RUNNING, "begin")
+        return self._replace(started_at=at)
+
     def withdraw(self) -> TaskRecord:
         """RUNNING -> PENDING: the code of the attempt has not begun and never will."""
         self._require(_RUNNING, "withdraw")
         return self._replace(attempt=self.attempt - 1, started_at=None, status=_PENDING)
 
-    def succeed(self, now: float, result: object) -> TaskRecord:
-        """RUNNING -> SUCCESS."""
+    def succeed(self, now: float, result: object, started_at: float | None = None) -> TaskRecord:
+        """RUNNING -> SUCCESS; ``started_at``: when the code began, if that is known better."""
         self._require(_RUNNING, "succeed")
-        name, deps, _, attempt, ready_at, started_at, *_, earlier = self
-        ended = (name, deps, _SUCCESS, attempt, ready_at, started_at, now)
+        name, deps, _, attempt, ready_at, at, *_, earlier = self
+        ended = (name, deps, _SUCCESS, attempt, ready_at, started_at or at, now)
         return _new_record(TaskRecord, (*ended, None, None, False, result, earlier))
 
     def fail(
