@@ -463,7 +463,8 @@ class Run:
             saves: Whether the store may be waited for.
         """
         if self._is_over:
-            return
+            # Of a late end, or a Ctrl-C on which asyncio has lost the wake-up of the awaiter.
+            raise error
         cause = self._note_error(error)
         self._left = self._attempts.leave(cause)
         self._limits.leave(self)
