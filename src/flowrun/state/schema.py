@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
-from flowrun.state.legacy_rows import renewed
+from flowrun.state.rows import renewed
 
 if TYPE_CHECKING:
     import sqlite3
@@ -65,7 +65,7 @@ CREATE TABLE attempts (
         )
         connection.executemany(
             "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [(run, place, *attempt, told) for attempt, told in attempts],
+            [(run, place, *attempt) for attempt in attempts],
         )
     connection.execute("ALTER TABLE tasks DROP COLUMN earlier")
 

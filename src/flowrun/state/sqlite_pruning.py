@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from flowrun.errors import DamagedRecordError
 from flowrun.state import statements as sql
-from flowrun.state.checked_rows import check_run_row
+from flowrun.state.rows import check_run_row
 
 if TYPE_CHECKING:
     from flowrun.state.sqlite_connections import SqliteConnections

@@ -10,21 +10,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from flowrun.errors import DamagedRecordError, ResultNotReadableError, UnknownRunError
 from flowrun.state import statements as sql
-from flowrun.state.checked_rows import (
-    attempts_of_rows,
+from flowrun.state.encoding import decode
+from flowrun.state.records import NoResult
+from flowrun.state.rows import (
     check_run_row,
-    check_task_row,
     counts_of_row,
-    counts_of_tasks,
+    renewed,
     run_of_row,
     summary_of_row,
-    task_of_row,
+    task_of_rows,
     tasks_of_plan,
     text_of,
 )
-from flowrun.state.encoding import decode
-from flowrun.state.legacy_rows import renewed
-from flowrun.state.records import NoResult
 
 if TYPE_CHECKING:
     import sqlite3
@@ -46,12 +43,15 @@ _status_of = operator.attrgetter("status")
 
 
 class _TaskRow(NamedTuple):
-    """A task's row as schema 4 keeps it, and those of its earlier attempts; all unchecked."""
+    """A task's row as schema 4 keeps it, its checksum, and its attempts' rows; all unchecked."""
 
     place: int
     row: Row
     stored: object
-    attempts: list[tuple[Row, object]]
+    attempts: list[Row]
+
+    def task(self, seq: int, run_id: str) -> TaskRecord:
+        return task_of_rows(self.row, self.stored, self.attempts, seq, self.place, run_id)
 
 
 def find_run(
@@ -101,9 +101,9 @@ def _task_rows(
     db: sqlite3.Connection, seq: int, run_id: str, *, has_attempt_rows: bool
 ) -> Iterator[_TaskRow]:
     """Read the rows of a run's tasks, unchecked, in their order."""
-    attempts: dict[object, list[tuple[Row, object]]] = {}
-    for place, *row, stored in db.execute(sql.SELECT_ATTEMPTS, (seq,)):
-        attempts.setdefault(place, []).append((tuple(row), stored))
+    attempts: dict[object, list[Row]] = {}
+    for place, *row in db.execute(sql.SELECT_ATTEMPTS, (seq,)):
+        attempts.setdefault(place, []).append(tuple(row))
     for place, *row, stored in db.execute(sql.SELECT_TASKS, (seq,)):
         if has_attempt_rows:
             yield _TaskRow(place, tuple(row), stored, attempts.pop(place, []))
@@ -114,19 +114,13 @@ def _task_rows(
         raise DamagedRecordError(run_id, None, problem)
 
 
-def _checked_task(found: _TaskRow, seq: int, run_id: str) -> TaskRecord:
-    place, row, stored, attempts = found
-    check_task_row(row, stored, seq, place, run_id)
-    return task_of_row(row, attempts_of_rows(attempts, seq, place, row, run_id), run_id)
-
-
 def _tasks(
     db: sqlite3.Connection, seq: int, run: Row, *, has_attempt_rows: bool
 ) -> dict[str, TaskRecord]:
     """Return all tasks of a run whose row was checked, in their order."""
     run_id = str(run[0])
     rows = _task_rows(db, seq, run_id, has_attempt_rows=has_attempt_rows)
-    found = {each.place: _checked_task(each, seq, run_id) for each in rows}
+    found = {each.place: each.task(seq, run_id) for each in rows}
     number = sum(counts_of_row(run).values())
     if run[_FINISHED_AT] is None and len(found) < number:
         # Nothing has happened yet to those that have no row.
@@ -189,7 +183,7 @@ class SqliteReader:
         tasks: dict[str, tuple[int, TaskRecord]] = {}
         for found in _task_rows(db, seq, run_id, has_attempt_rows=self._has_attempt_rows):
             if found.row[0] in wanted:
-                task = _checked_task(found, seq, run_id)
+                task = found.task(seq, run_id)
                 tasks[task.name] = found.place, task
         if tasks.keys() != wanted:
             # Is there no row because nothing has happened yet, or is it damaged?
@@ -265,8 +259,7 @@ class SqliteReader:
         check_run_row(row, stored)
         # A run's own row is written when it ends; until then the rows of its tasks count.
         alive = row[_FINISHED_AT] is None and self._is_alive(row[_OWNER], dead)
-        found = counts_of_tasks(counts_of_row(row), counts, str(row[0]))
-        return summary_of_row(row, found, alive=alive)
+        return summary_of_row(row, counts, alive=alive)
 
     def _loaded(self, run_id: str, name: str, stored: StoredResult | None) -> object:
         """Return the value of a stored result."""

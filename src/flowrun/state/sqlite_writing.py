@@ -11,7 +11,6 @@ from flowrun.errors import DamagedRecordError, RunLostError, duplicate_run
 from flowrun.state import statements as sql
 from flowrun.state.records import EncodedResult, NoResult, Reason, TaskStatus
 from flowrun.state.rows import (
-    attempt_checksum,
     attempt_row,
     checksum,
     plan_of,
@@ -60,8 +59,7 @@ class Owned(NamedTuple):
         """Return rows of the earlier attempts that have none yet."""
         place = self.places[task.name]
         for attempt in task.earlier[self.attempts.get(place, 0) :]:
-            row = attempt_row(attempt)
-            yield self.seq, place, *row, attempt_checksum(self.seq, place, row)
+            yield attempt_row(self.seq, place, attempt)
 
 
 class Batch:
