@@ -250,12 +250,13 @@ def _senseless(run_id: object, task_name: str | None, error: Exception) -> Damag
     return DamagedRecordError(text_of(run_id), task_name, problem)
 
 
-def tasks_of_plan(plan: object, stored: object, run_id: str) -> list[TaskRecord]:
+def tasks_of_plan(row: Row, run_id: str) -> list[TaskRecord]:
     """Return the tasks of a run as they were before anything happened to them.
 
     Raises:
         DamagedRecordError: The plan does not match its checksum, or makes no sense.
     """
+    plan, stored = row
     if checksum((plan,)) != stored:
         raise _damaged(run_id, None)
     try:

@@ -27,7 +27,7 @@ from flowrun.state.serializers import checked_serializer
 from flowrun.state.sqlite_connections import SqliteConnections
 from flowrun.state.sqlite_file import SqliteFile
 from flowrun.state.sqlite_pruning import give_back, prune
-from flowrun.state.sqlite_reading import SqliteReader, peek, peek_all
+from flowrun.state.sqlite_reading import SqliteReader
 from flowrun.state.sqlite_settings import check_settings
 from flowrun.state.sqlite_writing import Batch, Owned, end_dead, insert_run, write_end
 
@@ -133,13 +133,9 @@ class SqliteStateStore:
             self._ownership = _claim(self._file, readonly=_readonly)
             if self._ownership is not None:
                 undo.callback(self._ownership.close)
-            self._connections = SqliteConnections(self._file, readonly=_readonly)
+            self._connections = SqliteConnections(self._file)
             undo.callback(self._connections.close)
-            self._reader = SqliteReader(
-                self.serializer,
-                self._ownership,
-                has_attempt_rows=self._file.has_attempt_rows,
-            )
+            self._reader = SqliteReader(self._connections, self.serializer, self._ownership)
             if recover and not _readonly:
                 self._recover()
             undo.pop_all()
@@ -191,7 +187,7 @@ class SqliteStateStore:
         deleted = prune(self._connections, keep_last=keep_last, created_before=created_before)
         with self._lock:
             self._cache.clear()
-        give_back(self._connections, self._file.busy_timeout)
+        give_back(self._connections)
         return deleted
 
     def close(self) -> None:
@@ -209,20 +205,14 @@ class SqliteStateStore:
         if cached is not None:
             # Results are made anew for each reader, who may change what it is given (D1).
             return self._reader.with_results(cached.run, cached.stored)
-
-        def read(dead: set[object]) -> tuple[RunRecord, dict[str, StoredResult]]:
-            with self._connections.reading() as db:
-                return self._reader.run(db, run_id, dead, results=results)
-
-        run, stored = self._reader.until_certain(read)
+        run, stored = self._reader.run(run_id, results=results)
         if results and run.finished_at is not None and self._cache_ttl_s is not None:
             self._keep_in_cache(run, stored, time.monotonic() + self._cache_ttl_s)
         return run
 
     def load_results(self, run_id: str, task_names: Collection[str]) -> dict[str, object]:
         """Return the kept results of these tasks; see :meth:`StateStoreProtocol.load_results`."""
-        with self._connections.reading() as db:
-            return self._reader.results(db, run_id, task_names)
+        return self._reader.results(run_id, task_names)
 
     def list_runs(self, query: RunQuery = ALL_RUNS) -> list[RunSummary]:
         """Return the runs that match, newest first, without their tasks.
@@ -231,12 +221,7 @@ class SqliteStateStore:
             DamagedRecordError: A row of one of them is damaged; its ``others`` are the list
                 without those.
         """
-
-        def read(dead: set[object]) -> list[RunSummary]:
-            with self._connections.reading() as db:
-                return self._reader.runs(db, query, dead)
-
-        return self._reader.until_certain(read)
+        return self._reader.runs(query, from_view=self._file.is_older)
 
     def stored_result(self, run_id: str, task_name: str, most: int = 200) -> tuple[str, int, bytes]:
         """Return a kept result undecoded: its serializer's name, its size, its first bytes.
@@ -244,17 +229,15 @@ class SqliteStateStore:
         Raises:
             UnknownRunError: There is no such run, or no kept result of that task.
         """
-        with self._connections.reading() as db:
-            found = peek(db, run_id, task_name, most)
-        if found is None:
+        found = self._reader.peek(run_id, task_name, most)
+        if task_name not in found:
             problem = f"{run_id}/{task_name}"
             raise UnknownRunError(problem)
-        return found
+        return found[task_name]
 
     def stored_results(self, run_id: str, most: int = 200) -> dict[str, tuple[str, int, bytes]]:
         """Return every kept result of a run undecoded, by task; see :meth:`stored_result`."""
-        with self._connections.reading() as db:
-            return peek_all(db, run_id, most)
+        return self._reader.peek(run_id, None, most)
 
     @property
     def _owner(self) -> int:

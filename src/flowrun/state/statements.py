@@ -71,11 +71,13 @@ _DATA_CHECKSUM = "CASE WHEN tasks.data IS NULL THEN results.checksum ELSE tasks.
 _FOUND = " AND (tasks.data IS NOT NULL OR results.data IS NOT NULL)"
 _OF_RUN = " AND tasks.run = (SELECT seq FROM runs WHERE run_id = ?)"
 # Not of what coalesce() returns: that would read all of a long result.
-_PEEK = (
-    f"{_SERIALIZER},"
+PEEK_RESULTS = (
+    f"SELECT tasks.name, {_SERIALIZER},"  # noqa: S608 - constants
     " CASE WHEN tasks.data IS NULL THEN length(results.data) ELSE length(tasks.data) END,"
-    " CASE WHEN tasks.data IS NULL THEN substr(results.data, 1, ?)"
-    " ELSE substr(tasks.data, 1, ?) END"
+    " CASE WHEN tasks.data IS NULL THEN substr(results.data, 1, :most)"
+    " ELSE substr(tasks.data, 1, :most) END"
+    f"{_KEPT} AND tasks.run = (SELECT seq FROM runs WHERE run_id = :run_id)"
+    f" AND (:name IS NULL OR tasks.name = :name){_FOUND}"
 )
 CARRY_TASK = (
     f"INSERT INTO tasks ({_WHOLE_TASK}) SELECT {', '.join('?' * 15)}, tasks.serializer,"
@@ -93,8 +95,6 @@ SELECT_RESULT = (
     f"SELECT {_SERIALIZER}, {_DATA_CHECKSUM}, {_DATA}{_KEPT}"
     f" AND tasks.run = ? AND tasks.place = ?{_FOUND}"
 )
-PEEK_RESULT = f"SELECT {_PEEK}{_KEPT}{_OF_RUN} AND tasks.name = ?{_FOUND}"
-PEEK_RESULTS = f"SELECT tasks.name, {_PEEK}{_KEPT}{_OF_RUN}{_FOUND}"
 
 _COUNTS = (
     "CASE WHEN finished_at IS NULL THEN (SELECT group_concat(status || '=' || number) FROM"
