@@ -12,8 +12,7 @@ from flowrun.errors import ResultNotReadableError, ResultNotStorableError
 from flowrun.failure import error_line
 from flowrun.state.json_serializer import JsonSerializer
 from flowrun.state.records import EncodedResult
-from flowrun.state.serializers import serializer_name
-from flowrun.state.value_paths import smallest_failing, type_name
+from flowrun.state.serializers import serializer_name, smallest_failing, type_name
 
 if TYPE_CHECKING:
     from flowrun.state.serializers import ResultSerializer
@@ -28,16 +27,9 @@ def encode(
 
     The bytes of a serializer that does not say ``faithful = True`` are read back once.
 
-    Args:
-        serializer: What makes the bytes.
-        value: What the task returned.
-        longest: How many bytes the store can keep.
-        run_id: The run, for the error.
-        task_name: The task, for the error.
-
     Raises:
         ResultNotStorableError: The serializer refuses the value, or the value does not come
-            back as an object of the same type, or there are too many bytes.
+            back as an object of the same type, or there are more than ``longest`` bytes.
     """
     cause: BaseException | None = None
     try:
@@ -64,11 +56,6 @@ def decode(serializer: ResultSerializer, stored_name: str, data: bytes) -> objec
 
     Results that ``JsonSerializer`` wrote are readable whatever the store's serializer is: reading
     them runs no code of theirs.
-
-    Args:
-        serializer: The store's.
-        stored_name: The name of the serializer that made the bytes.
-        data: The bytes.
 
     Raises:
         ResultNotReadableError: Another serializer made the bytes, or they are damaged.
@@ -112,12 +99,11 @@ def _problem_of(serializer: ResultSerializer, value: object, data: bytes, longes
     """Return what is wrong with the bytes, or an empty text."""
     if len(data) > longest:
         return f"it comes to {len(data):,} bytes, and SQLite keeps at most {longest:,} in a row"
-    if getattr(serializer, "faithful", False) is True:
-        return ""
-    kind = type(_read_back(serializer, data))
-    if kind is type(value):
-        return ""
-    return f"result: {type_name(type(value))} would come back as {type_name(kind)}"
+    if getattr(serializer, "faithful", False) is not True:
+        kind = type(_read_back(serializer, data))
+        if kind is not type(value):
+            return f"result: {type_name(type(value))} would come back as {type_name(kind)}"
+    return ""
 
 
 def _located(serializer: ResultSerializer, value: object, error: BaseException) -> str:

@@ -26,7 +26,7 @@ from uuid import UUID, SafeUUID
 from zoneinfo import ZoneInfo
 
 from flowrun.errors import ResultNotReadableError, ResultNotStorableError
-from flowrun.state.value_paths import kind_of, short, type_name
+from flowrun.state.serializers import kind_of, short, type_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -216,15 +216,15 @@ class _Walk:
         return is_plain and (self._atoms is _ATOMS or all(map(_is_expressible, value)))
 
     def _check(self, value: object, depth: int) -> None:
+        problem = ""
         if id(value) in self._open:
-            kind = type_name(type(value))
-            problem = f"the {kind} contains itself, which JSON cannot express"
-            raise _UnstorableError(problem)
-        if depth > self._max_depth:
+            problem = f"the {type_name(type(value))} contains itself, which JSON cannot express"
+        elif depth > self._max_depth:
             problem = (
                 f"nested more deeply than the {self._max_depth} levels that"
                 " JsonSerializer(max_depth=) allows; return a flatter value"
             )
+        if problem:
             raise _UnstorableError(problem)
 
 
@@ -370,8 +370,6 @@ def _require(fits: bool, otherwise: str) -> None:  # noqa: FBT001 - reads as an 
 
 
 _USUAL_NAN = struct.pack(">d", math.nan)
-_SECOND = timedelta(seconds=1)
-_MICROSECOND = timedelta(microseconds=1)
 
 
 def _base64(value: bytes | bytearray) -> list[object]:
@@ -403,11 +401,10 @@ def _moment_parts(value: datetime | time) -> list[object]:
         return [value.isoformat(), value.fold, "zone", zone.key]
     if type(zone) is timezone:
         offset, name = zone.utcoffset(None), zone.tzname(None)
-        if offset and abs(offset) < _SECOND:
-            # fromisoformat() of some Python versions takes such an offset for UTC.
-            return [value.isoformat(), value.fold, "offset", [offset // _MICROSECOND, name]]
-        if name != timezone(offset).tzname(None):
-            return [value.isoformat(), value.fold, "name", name]
+        # fromisoformat() of some Python versions takes an offset of less than a second for UTC.
+        if name != timezone(offset).tzname(None) or 0 < abs(offset.total_seconds()) < 1:
+            microseconds = offset // timedelta(microseconds=1)
+            return [value.isoformat(), value.fold, "offset", [microseconds, name]]
     elif zone is not None:
         problem = f"its tzinfo is a {type_name(type(zone))}; a timezone or a ZoneInfo can be kept"
         raise _UnstorableError(problem)
@@ -419,20 +416,17 @@ def _moment_of(
     text: str,
     fold: int = 0,
     what: str = "",
-    name: Any = None,  # noqa: ANN401
+    name: Any = None,  # noqa: ANN401 - a text, or an offset with one
 ) -> object:
     value = kind.fromisoformat(text)
     zone = value.tzinfo
     if what == "zone":
         zone = ZoneInfo(name)
-    elif what == "offset":
-        offset, label = timedelta(microseconds=name[0]), name[1]
-        zone = timezone(offset)
-        if label != zone.tzname(None):
-            zone = timezone(offset, label)
-    elif what == "name":
-        # A time's offset does not depend on the day, as these zones are fixed.
-        zone = timezone(value.utcoffset() or timedelta(), name)
+    elif what:  # "name", without an offset, was written by earlier releases
+        microseconds, label = name if what == "offset" else (None, name)
+        offset = value.utcoffset() if microseconds is None else timedelta(microseconds=microseconds)
+        zone = timezone(offset or timedelta())
+        zone = zone if label == zone.tzname(None) else timezone(zone.utcoffset(None), label)
     return value.replace(tzinfo=zone, fold=fold)
 
 

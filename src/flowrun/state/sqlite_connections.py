@@ -60,11 +60,7 @@ class SqliteConnections:
 
     @contextmanager
     def maintenance(self) -> Generator[sqlite3.Connection, None, None]:
-        """Lend the writer's connection outside of a transaction.
-
-        Raises:
-            StoreFileError: The store is closed or only reads.
-        """
+        """Lend the writer's connection outside of a transaction."""
         if self._file.readonly:
             msg = f"{str(self._file.path)!r} was opened to read only; open a SqliteStateStore"
             raise StoreFileError(msg)
@@ -75,11 +71,7 @@ class SqliteConnections:
 
     @contextmanager
     def reading(self) -> Generator[sqlite3.Connection, None, None]:
-        """Lend a connection with one view of the database for all that is read.
-
-        Raises:
-            StoreFileError: The store is closed, or the file is gone.
-        """
+        """Lend a connection with one view of the database for all that is read."""
         if self._file.in_memory:
             with self.maintenance() as writer:
                 yield writer

@@ -64,18 +64,13 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
 class SqliteFile:
     """One database file, checked before anything is written to it.
 
-    Args:
-        db_path: Where it is. If there is none, it is created, readable by its owner only.
-            ``:memory:``: no file; each connection has a database of its own.
-        synchronous: ``"FULL"`` survives power loss, ``"NORMAL"`` the death of the process.
-        journal_mode: ``"WAL"``, or ``"DELETE"`` for file systems that cannot share memory.
-        busy_timeout_s: How long to wait for somebody else's lock.
+    Args: as of ``SqliteStateStore``, and
         readonly: Never create or change anything; an older file is read as it is.
         steps: What makes the schema; the file's version is the number of those it has had.
 
     Attributes:
         path: The path as it was given, for messages.
-        in_memory: Whether there is no file.
+        in_memory: Whether there is no file; each connection has a database of its own.
         is_older: Whether the file, which is only read, is of an older schema.
         readonly: Whether nothing may be changed.
         real_path: Where the file really is, whatever the current folder becomes; SQLite's own
@@ -132,11 +127,7 @@ class SqliteFile:
         return os.getpid() != self._process
 
     def check_process(self) -> None:
-        """Refuse to work in a forked child.
-
-        Raises:
-            ForkedStoreError: This is not the process that opened the file.
-        """
+        """Refuse to work in a forked child."""
         if self.is_inherited:
             self._refuse_fork()
 

@@ -136,16 +136,14 @@ class SqliteReader:
         self._dead: set[object] = set()
 
     def run(self, run_id: str, *, results: bool) -> tuple[RunRecord, dict[str, StoredResult]]:
-        """Return a run, and its results as they are stored if they were asked for."""
+        """Return a run without its results, and those as they are stored if they are wanted."""
 
         def read(db: sqlite3.Connection) -> tuple[RunRecord, dict[str, StoredResult]]:
             seq, owner, run = find_run(db, run_id)
             if run.finished_at is None:
                 run = run._replace(alive=self._is_alive(owner))
-            if not results:
-                return run, {}
-            found = {name: tuple(kept) for name, *kept in db.execute(sql.SELECT_RESULTS, (seq,))}
-            return self.with_results(run, found), found
+            rows = db.execute(sql.SELECT_RESULTS, (seq,)) if results else ()
+            return run, {name: tuple(kept) for name, *kept in rows}
 
         return self._certain(read)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import zlib
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flowrun.errors import DamagedRecordError, RunLostError, duplicate_run
 from flowrun.state import statements as sql
@@ -72,7 +72,7 @@ class Batch:
     Args:
         changes: The changes.
         runs: The runs that this store has created.
-        encode: What makes bytes of a result.
+        encode: The store's ``encode_result``.
 
     Attributes:
         runs: The ids of the runs that it changes.
@@ -87,7 +87,7 @@ class Batch:
         self,
         changes: Sequence[Change],
         runs: Mapping[str, Owned],
-        encode: Callable[[str, TaskRecord], EncodedResult],
+        encode: Callable[..., EncodedResult],
     ) -> None:
         self._encode = encode
         self._whole: list[Row] = []
@@ -132,15 +132,16 @@ class Batch:
         if task.earlier:
             self._others.setdefault(sql.PUT_ATTEMPT, []).extend(owned.new_attempts(task))
             self._retried.append((owned, task))
-        result = task.result
+        result: Any = task.result
         if result is NoResult.STORED:
             self._updated.append(row)
             return
         kept = _NOTHING
         if type(result) is not NoResult:
-            encoded = result if type(result) is EncodedResult else self._encode(run_id, task)
-            kept = (*encoded, zlib.crc32(encoded.data))
-            if len(encoded.data) > SHORT:
+            if type(result) is not EncodedResult:
+                result = self._encode(result, run_id=run_id, task_name=task.name)
+            kept = (*result, zlib.crc32(result.data))
+            if len(result.data) > SHORT:
                 self._others.setdefault(sql.PUT_RESULT, []).append(row[:2] + kept)
                 kept = _NOTHING
         elif task.status is TaskStatus.SUCCESS:
@@ -195,8 +196,9 @@ def end_dead(db: sqlite3.Connection, run_id: str) -> RunRecord:
         UnknownRunError: As for ``DamagedRecordError``: its id is damaged.
     """
     seq, _, run = find_run(db, run_id)
-    now = _now_for(run)
     tasks = dict(run.tasks)
+    times = [moment or 0.0 for task in tasks.values() for moment in task[4:7]]
+    now = max(time.time(), run.created_at, *times)  # its clock may have been ahead of this one
     ended: list[Row] = []
     owned = Owned(seq, {name: place for place, name in enumerate(tasks)}, plan_of(tasks)[1], {})
     for name, task in run.tasks.items():
@@ -211,16 +213,6 @@ def end_dead(db: sqlite3.Connection, run_id: str) -> RunRecord:
     run = run.finish(now, _DEAD, tasks)
     write_end(db, seq, run)
     return run
-
-
-def _now_for(run: RunRecord) -> float:
-    """Return the time for a dead run's end: its clock may have been ahead of this one."""
-    moments = [
-        moment or 0.0
-        for task in run.tasks.values()
-        for moment in (task.ready_at, task.started_at, task.finished_at)
-    ]
-    return max(time.time(), run.created_at, *moments)
 
 
 def write_end(db: sqlite3.Connection, seq: int, run: RunRecord) -> None:
