@@ -29,7 +29,7 @@ from flowrun.errors import ResultNotReadableError, ResultNotStorableError
 from flowrun.state.serializers import kind_of, short, type_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
 _TAG = "$flowrun"
 _TAG_KEY = b'"$flowrun"'
@@ -38,10 +38,6 @@ _DEEPEST = 500  # Python 3.11 shares its limit of 1,000 calls between the decode
 _LONGEST = 1 << 29  # SQLite keeps at most 1,000,000,000 bytes in a row.
 _PIECE = 512  # items of the outermost container for one call of the encoder
 _LONG_TEXT = 1 << 18
-_BROKEN = (
-    *(ArithmeticError, AttributeError, LookupError, NotImplementedError, OSError),
-    *(RecursionError, TypeError, ValueError, struct.error),
-)  # what constructors of the tagged types raise for parts that they cannot take
 
 
 class JsonSerializer:
@@ -103,9 +99,7 @@ class JsonSerializer:
         try:
             try:
                 text = _written(_Walk(_ATOMS, self._max_depth).plain(obj))
-            except ValueError as error:  # JSON or UTF-8 cannot express a number or a text
-                if isinstance(error, _UnstorableError):
-                    raise
+            except ValueError:  # JSON or UTF-8 cannot express a number or a text
                 text = _written(_Walk(_CERTAIN, self._max_depth).plain(obj))
         except _UnstorableError as error:
             problem = f"{error.place()}: {error}."
@@ -146,7 +140,7 @@ class JsonSerializer:
             raise ResultNotReadableError(message) from None
 
 
-class _UnstorableError(ValueError):
+class _UnstorableError(Exception):
     """A part of a value that cannot be kept, and the way to it, innermost step first."""
 
     def __init__(self, problem: str) -> None:
@@ -158,6 +152,12 @@ class _UnstorableError(ValueError):
         for before, after in reversed(self.steps):
             place = f"{before}{place}{after}"
         return place
+
+
+_BROKEN = (
+    *(ArithmeticError, AttributeError, LookupError, NotImplementedError, OSError),
+    *(RecursionError, TypeError, ValueError, struct.error, _UnstorableError),
+)  # what constructors of the tagged types raise for parts that they cannot take
 
 
 class _Walk:
@@ -186,46 +186,43 @@ class _Walk:
         atoms = self._atoms
         if id(kind) in atoms or (id(kind) in _ATOMS and _is_expressible(value)):
             return value
-        name, keys, parts = "", None, value
+        name, parts = "", value
         if kind is dict and self._has_plain_keys(value):
-            keys, parts = [*value], [*value.values()]
+            parts = value.values()
         elif kind is not list:
             name, parts = _taken_apart(kind, value)
         depth += 2 if name else 1
-        self._check(value, depth)
+        if id(value) in self._open or depth > self._max_depth:
+            raise _UnstorableError(self._problem_of(value))
         if len(parts) <= _PIECE and atoms.issuperset(map(id, map(type, parts))):
             return {_TAG: [name, *parts]} if name else value
         self._open.add(id(value))
-        found: list[Any] = [name] if name else []
+        keys, parts = [*value] if kind is dict else (), [*parts]
+        found: list[Any] = []
         try:
             for part in parts:
                 plain = part if id(kind_of(part)) in atoms else self.plain(part, depth)
                 found.append(plain)  # one by one: its length is the number of a refused part
         except _UnstorableError as error:
-            number = len(found) - bool(name)
-            error.steps.append(_step(value, name, keys[number] if keys else number))
+            error.steps.append(_step(name, len(found), keys))
             raise
         self._open.discard(id(value))
-        if keys is not None:
-            return dict(zip(keys, found, strict=True))
-        return {_TAG: found} if name else found
+        if name:
+            return {_TAG: [name, *found]}
+        return dict(zip(keys, found, strict=True)) if kind is dict else found
 
     def _has_plain_keys(self, value: dict[Any, Any]) -> bool:
         # The types first: the hash and the comparison of any other key are the user's code.
         is_plain = _TEXT.issuperset(map(id, map(type, value))) and _TAG not in value
         return is_plain and (self._atoms is _ATOMS or all(map(_is_expressible, value)))
 
-    def _check(self, value: object, depth: int) -> None:
-        problem = ""
+    def _problem_of(self, value: object) -> str:
         if id(value) in self._open:
-            problem = f"the {type_name(type(value))} contains itself, which JSON cannot express"
-        elif depth > self._max_depth:
-            problem = (
-                f"nested more deeply than the {self._max_depth} levels that"
-                " JsonSerializer(max_depth=) allows; return a flatter value"
-            )
-        if problem:
-            raise _UnstorableError(problem)
+            return f"the {type_name(type(value))} contains itself, which JSON cannot express"
+        return (
+            f"nested more deeply than the {self._max_depth} levels that"
+            " JsonSerializer(max_depth=) allows; return a flatter value"
+        )
 
 
 def _is_expressible(value: Any) -> bool:  # noqa: ANN401 - a text or a number
@@ -262,18 +259,17 @@ def _taken_apart(kind: type, value: object) -> tuple[str, Collection[Any]]:
     raise _UnstorableError(message)
 
 
-def _step(value: Any, name: str, label: Any) -> tuple[str, str]:  # noqa: ANN401 - anything
+def _step(name: str, number: int, keys: Sequence[object]) -> tuple[str, str]:
     """Return what the place of a part has before and after the place of its container."""
     if name == "dict":  # keys and values take turns
-        number, is_value = divmod(label, 2)
-        if not is_value:
+        if number % 2 == 0:
             return "<a key of ", ">"
-        label = [*value][number]
+        number //= 2
     elif name in {"set", "frozenset"}:
         return "<an element of ", ">"
     elif name not in {"", "tuple"}:
         return "", ""
-    return "", f"[{short(label)}]"
+    return "", f"[{short(keys[number]) if keys else number}]"
 
 
 _encode = json.JSONEncoder(
@@ -282,19 +278,26 @@ _encode = json.JSONEncoder(
 
 
 def _written(plain: Any) -> bytes:  # noqa: ANN401 - plain JSON
-    """Return the text of plain JSON, the items of a long container in pieces."""
+    """Return the text of plain JSON: a long container in pieces, one of long ones item by item."""
     is_tagged = type(plain) is dict and _TAG in plain
     content = plain[_TAG] if is_tagged else plain
-    if type(content) not in {list, dict} or len(content) <= _PIECE:
+    is_object = type(content) is dict
+    if _is_long(content):
+        make, rest = (dict, iter(content.items())) if is_object else (list, iter(content))
+        pieces = iter(lambda: make(islice(rest, _PIECE)), make())
+        texts = [_encode(piece)[1:-1].encode() for piece in pieces]
+    elif is_object and any(map(_is_long, content.values())):
+        texts = [b"%b:%b" % (_encode(key).encode(), _written(content[key])) for key in content]
+    elif type(content) is list and any(map(_is_long, content)):
+        texts = [*map(_written, content)]
+    else:
         return _encode(plain).encode()
-    make, items = (dict, content.items()) if type(content) is dict else (list, content)
-    rest = iter(items)
-    pieces: list[bytes] = []
-    while piece := make(islice(rest, _PIECE)):
-        pieces.append(_encode(piece)[1:-1].encode())
-    if is_tagged:
-        return b"%b%b\n]\n}" % (_TAGGED_HEAD, b",\n".join(pieces))
-    return (b"{\n%b\n}" if make is dict else b"[\n%b\n]") % b",\n".join(pieces)
+    form = b"{\n%b\n}" if is_object else _TAGGED_HEAD + b"%b\n]\n}" if is_tagged else b"[\n%b\n]"
+    return form % b",\n".join(texts)
+
+
+def _is_long(plain: Any) -> bool:  # noqa: ANN401 - plain JSON
+    return type(plain) in {list, dict} and len(plain) > _PIECE
 
 
 def _read(data: bytes, max_depth: int) -> Any:  # noqa: ANN401 - what a task returned
@@ -482,9 +485,9 @@ _TYPES: dict[type, _Row] = {  # a type's tag, how it is taken apart, how it is r
     ),
     int: ("int", lambda value: [hex(value)], lambda text: int(text, 16)),
     float: ("float", _float_parts, _float_of),
-    tuple: ("tuple", lambda value: value, lambda *parts: parts),
-    set: ("set", lambda value: value, partial(_set_of, set)),
-    frozenset: ("frozenset", lambda value: value, partial(_set_of, frozenset)),
+    tuple: ("tuple", tuple, lambda *parts: parts),
+    set: ("set", list, partial(_set_of, set)),
+    frozenset: ("frozenset", list, partial(_set_of, frozenset)),
     bytes: ("bytes", _base64, _bytes_of),
     bytearray: ("bytearray", _base64, lambda *parts: bytearray(_bytes_of(*parts))),
     datetime: ("datetime", _moment_parts, partial(_moment_of, datetime)),
