@@ -321,13 +321,11 @@ def _decoded(data: bytes, max_depth: int) -> Any:  # noqa: ANN401 - what a task 
 
 
 def _check_nesting(data: bytes, max_depth: int) -> None:
-    """Refuse text that is nested too deeply.
-
-    The C decoder recurses, and how deeply it may is different in each Python.
-    """
+    """Refuse text that is nested too deeply: each Python's C decoder recurses to another depth."""
     if data.count(b"[") + data.count(b"{") <= max_depth:
         return
-    text = data.replace(b"\\\\", b"").replace(b'\\"', b"").translate(_BRACKETS, _NO_BRACKETS)
+    text = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+    text = text.translate(bytes.maketrans(b"{}", b"[]"), _NO_BRACKETS)
     # Taking away two neighbouring quotes changes for no bracket whether a string holds it.
     rest = b"".join(text.replace(b'""', b"").split(b'"')[::2])
     for _ in range(max_depth):
@@ -340,7 +338,6 @@ def _check_nesting(data: bytes, max_depth: int) -> None:
         raise ValueError(message)
 
 
-_BRACKETS = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b'[]{}"')
 
 
@@ -349,15 +346,11 @@ def _revived(found: dict[str, Any]) -> object:
     if _TAG not in found:
         return found
     content = found[_TAG]
-    _require(
-        len(found) == 1 and type(content) is list and bool(content),
-        f"an object with the key {_TAG!r} that flowrun did not write",
-    )
+    is_tagged = len(found) == 1 and type(content) is list and bool(content)
+    _require(is_tagged, f"an object with the key {_TAG!r} that flowrun did not write")
     name, *parts = content
     if type(name) is not str or name not in _BY_TAG:
-        message = (
-            f"an unknown kind of value, {ascii(name)[:80]}; a newer flowrun may have written it"
-        )
+        message = f"a kind of value, {ascii(name)[:80]}, that only a newer flowrun may have written"
         raise ValueError(message)
     return _BY_TAG[name](*parts)
 

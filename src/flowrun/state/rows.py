@@ -139,14 +139,7 @@ def run_row(run: RunRecord, owner: int | None) -> Row:
 
 
 def task_row(run: int, place: int, task: TaskRecord, deps: str) -> Row:
-    """Return where a task's row stands, its values in the order of ``TASK_COLUMNS``, a checksum.
-
-    Args:
-        run: Where its row stands: the run's number.
-        place: The task's place in the run.
-        task: The task.
-        deps: Its dependencies as JSON.
-    """
+    """Return where a task's row stands, its values in the order of ``TASK_COLUMNS``, a checksum."""
     name, _, status, attempt, ready_at, started_at, finished_at = task[:7]
     error, reason, abandoned, result, earlier = task[7:]
     row = (
@@ -199,21 +192,13 @@ def text_of(value: object) -> str:
 
 
 def check_run_row(row: Row, stored: object) -> None:
-    """Compare a run's row with the checksum that was stored with it.
-
-    Raises:
-        DamagedRecordError: They differ.
-    """
+    """Raise an error if a run's row does not match the checksum that was stored with it."""
     if run_checksum(row) != stored:
         raise _damaged(text_of(row[0]), None)
 
 
 def check_task_row(row: Row, stored: object, run: int, place: int, run_id: str) -> None:
-    """Compare a task's row with the checksum that was stored with it.
-
-    Raises:
-        DamagedRecordError: They differ.
-    """
+    """Raise an error if a task's row does not match the checksum that was stored with it."""
     # Before schema 3 a checksum was made of the values' text, whatever their place.
     if not _matches(task_checksum, run, place, row, stored) and (
         type(row[_EARLIER]) is not int
@@ -251,11 +236,7 @@ def _senseless(run_id: object, task_name: str | None, error: Exception) -> Damag
 
 
 def tasks_of_plan(row: Row, run_id: str) -> list[TaskRecord]:
-    """Return the tasks of a run as they were before anything happened to them.
-
-    Raises:
-        DamagedRecordError: The plan does not match its checksum, or makes no sense.
-    """
+    """Return the tasks of a run as they were before anything happened to them."""
     plan, stored = row
     if checksum((plan,)) != stored:
         raise _damaged(run_id, None)
@@ -272,9 +253,6 @@ def counts_of_row(row: Row, changed: str | None = None) -> dict[str, int]:
         row: The run's row; it is written when the run is created, and when it ends.
         changed: For a run that has not ended, what the rows of its tasks say:
             ``"SUCCESS=2,FAILED=1"``. A task to which nothing has happened has no row.
-
-    Raises:
-        DamagedRecordError: There is no such status.
     """
     try:
         counts = {TaskStatus(name).value: int(n) for name, n in json.loads(row[_COUNTS]).items()}
@@ -341,12 +319,9 @@ def task_of_rows(  # noqa: PLR0913 - what the checksums are made of
         row: The task's values.
         stored: The checksum that was stored with them.
         attempts: The rows of its earlier attempts, each with its checksum.
-        run: Where the task's row stands.
-        place: The same.
+        run: Where the task's row stands, as ``place``.
+        place: Where in the run.
         run_id: The run, for the message.
-
-    Raises:
-        DamagedRecordError: A row does not match its checksum, makes no sense, or is missing.
     """
     check_task_row(row, stored, run, place, run_id)
     task_name = text_of(row[0])

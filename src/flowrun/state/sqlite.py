@@ -205,8 +205,7 @@ class SqliteStateStore:
         """Return the runs that match, newest first, without their tasks.
 
         Raises:
-            DamagedRecordError: A row of one of them is damaged; its ``others`` are the list
-                without those.
+            DamagedRecordError: A row of one of them is damaged; its ``others`` are the rest.
         """
         return self._reader.runs(query, from_view=self._file.is_older)
 

@@ -43,12 +43,7 @@ _seq_of = operator.itemgetter(0)
 
 
 def find_run(db: sqlite3.Connection, run_id: str) -> tuple[int, object, RunRecord]:
-    """Return a run's number, its owner and its record, without results and as if it were dead.
-
-    Raises:
-        DamagedRecordError: A row of it is damaged or missing.
-        UnknownRunError: There is no such run.
-    """
+    """Return a run's number, its owner and its record, without results and as if it were dead."""
     seq, row = _run_row(db, run_id)
     tasks = _tasks(db, seq, row)
     run = run_of_row(row, tasks, alive=False)
@@ -173,12 +168,7 @@ class SqliteReader:
         return kept
 
     def runs(self, query: RunQuery, *, from_view: bool) -> list[RunSummary]:
-        """Return the runs that match, newest first; see :func:`statements.list_runs`.
-
-        Raises:
-            DamagedRecordError: A row of one of them is damaged; its ``others`` are the list
-                without those.
-        """
+        """Return the runs that match, newest first; see :func:`statements.list_runs`."""
         texts = sql.list_runs(query, from_view=from_view)
 
         def read(db: sqlite3.Connection) -> tuple[list[RunSummary], DamagedRecordError | None]:
