@@ -78,8 +78,6 @@ class _UnreadableError(Exception):
 
 def _serialized(serializer: ResultSerializer, value: object) -> bytes:
     data: object = serializer.serialize(value)
-    if type(data) is bytes:
-        return data
     if isinstance(data, (bytes, bytearray, memoryview)):
         return bytes(data)
     problem = f"its serialize() returned {type_name(type(data))}, not bytes"
@@ -108,17 +106,9 @@ def _problem_of(serializer: ResultSerializer, value: object, data: bytes, longes
 
 def _located(serializer: ResultSerializer, value: object, error: BaseException) -> str:
     """Return the error's own line, after the place of the smallest part that fails by itself."""
-
-    def fails(part: object) -> bool:
-        try:
-            _read_back(serializer, _serialized(serializer, part))
-        except KeyboardInterrupt:
-            raise
-        except BaseException:  # noqa: BLE001 - a value's own code may raise anything
-            return True
-        return False
-
-    place, part = smallest_failing(value, fails)
+    place, part = smallest_failing(
+        value, lambda part: _read_back(serializer, _serialized(serializer, part))
+    )
     what = f"{place} ({type_name(type(part))})"
     if isinstance(error, _UnreadableError) and error.__cause__ is not None:
         return f"{what} cannot be read back: {error_line(error.__cause__)}"

@@ -157,17 +157,7 @@ def _why_unpicklable(value: object, protocol: int, error: BaseException) -> str:
     """Return the message for what a pickler refused, with the place if it can be found."""
     if isinstance(error, RecursionError):
         return "result: nested too deeply to be pickled; return a flatter value"
-
-    def fails(part: object) -> bool:
-        try:
-            pickle.Pickler(_Sink(), protocol).dump(part)
-        except KeyboardInterrupt:
-            raise
-        except BaseException:  # noqa: BLE001 - a class's own pickling code may raise anything
-            return True
-        return False
-
-    place, part = smallest_failing(value, fails)
+    place, part = smallest_failing(value, lambda part: pickle.Pickler(_Sink(), protocol).dump(part))
     return (
         f"{place}: {type_name(type(part))} cannot be pickled: {error_line(error)}."
         " Return what it is made of, or what it can be made from again"

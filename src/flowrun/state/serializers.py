@@ -140,7 +140,7 @@ def short(key: object) -> str:
     return text if len(text) <= _LONGEST_KEY else f"{text[: _LONGEST_KEY - 3]}..."
 
 
-def smallest_failing(value: object, fails: Callable[[object], bool]) -> tuple[str, object]:
+def smallest_failing(value: object, keep: Callable[[object], object]) -> tuple[str, object]:
     """Return the place and the smallest part of a failing value that fails by itself.
 
     The parts of a container are halved until one is left, so the cost is about twice that of
@@ -148,13 +148,13 @@ def smallest_failing(value: object, fails: Callable[[object], bool]) -> tuple[st
 
     Args:
         value: The value, which fails.
-        fails: Says whether a part, or a list of parts, fails by itself.
+        keep: Raises an error for a part, or a list of parts, that fails by itself.
     """
     place = "result"
     seen: set[int] = set()
     for _ in range(_MOST_LEVELS):
         seen.add(id(value))
-        found = _failing_part(_parts(place, value, seen), fails)
+        found = _failing_part(_parts(place, value, seen), keep)
         if found is None:
             break
         place, value = found
@@ -162,13 +162,23 @@ def smallest_failing(value: object, fails: Callable[[object], bool]) -> tuple[st
 
 
 def _failing_part(
-    parts: list[tuple[str, object]], fails: Callable[[object], bool]
+    parts: list[tuple[str, object]], keep: Callable[[object], object]
 ) -> tuple[str, object] | None:
     while len(parts) > 1:
         middle = len(parts) // 2
         first = parts[:middle]
-        parts = first if fails([part for _, part in first]) else parts[middle:]
-    return parts[0] if parts and fails(parts[0][1]) else None
+        parts = first if _fails(keep, [part for _, part in first]) else parts[middle:]
+    return parts[0] if parts and _fails(keep, parts[0][1]) else None
+
+
+def _fails(keep: Callable[[object], object], part: object) -> bool:
+    try:
+        keep(part)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - a value's own code may raise anything
+        return True
+    return False
 
 
 def _parts(place: str, value: object, seen: set[int]) -> list[tuple[str, object]]:
