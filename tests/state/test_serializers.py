@@ -626,6 +626,25 @@ def test_a_class_that_claims_to_be_another_is_not_trusted() -> None:
         assert not is_small(value)
 
 
+@pytest.mark.parametrize(
+    ("value", "small"),
+    [
+        (None, True),
+        ("x" * 500, True),
+        ("x" * 501, False),
+        (2**63, False),
+        ([1, "a", None], True),
+        ({"a": 1.5}, True),
+        ({"a": (1,)}, False),
+        (tuple(range(32)), True),
+        (tuple(range(33)), False),
+        (dict.fromkeys(range(33)), False),
+    ],
+)
+def test_small_is_what_takes_no_noticeable_time(value: object, small: bool) -> None:
+    assert is_small(value) is small
+
+
 def test_a_value_longer_than_the_limit_is_refused() -> None:
     assert JsonSerializer(max_bytes=5).serialize([1, 2]) == b"[1,2]"
     for value in ([1, 23], ROWS, "x" * 9, b"x" * 10**6):
