@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 from flowrun.config import SchedulerConfig
 from flowrun.context import CURRENT, RunContext
@@ -26,14 +26,7 @@ from flowrun.errors import (
 from flowrun.executors import WorkerThreads
 from flowrun.graph import Graph
 from flowrun.hooks import HookDispatcher, RunHook, checked_hooks
-from flowrun.registry import (
-    TaskFunction,
-    TaskOptions,
-    TaskRegistry,
-    TaskTemplate,
-    TemplateOptions,
-    decorate,
-)
+from flowrun.registry import Declaring, TaskRegistry
 from flowrun.report import RunReport, build_report
 from flowrun.scheduler.checks import (
     check_context,
@@ -74,10 +67,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from flowrun.context import Attempt
+    from flowrun.registry import TemplateOptions
     from flowrun.scheduler import ResumePlan
     from flowrun.state import RunSummary, StateStoreProtocol
 
-F = TypeVar("F", bound=TaskFunction)
 GraphStyle = Literal["tree", "mermaid", "dot"]
 
 _HOOK_THREADS = 32
@@ -146,7 +139,7 @@ def build_default_engine(  # noqa: PLR0913 - the contract's parameters and their
     )
 
 
-class Engine:
+class Engine(Declaring):
     """Declare tasks, run DAGs, read what happened. Made by :func:`build_default_engine`.
 
     An engine may be used from several event loops in several threads at once.
@@ -202,49 +195,9 @@ class Engine:
 
     # -- declaring ------------------------------------------------------------------------
 
-    @overload
-    def task(self, function: F, /) -> F: ...
-    @overload
-    def task(
-        self, task_name: str | None = None, /, **options: Unpack[TaskOptions]
-    ) -> Callable[[F], F]: ...
-    def task(
-        self, function_or_name: F | str | None = None, /, **options: Unpack[TaskOptions]
-    ) -> F | Callable[[F], F]:
-        """Register a task: ``@engine.task``, ``@engine.task(...)`` or with a name first.
-
-        The decorated function is returned as it was.
-
-        Args:
-            function_or_name: The function (bare form), or the task's name.
-            **options: See :class:`flowrun.registry.task_registry.TaskOptions`.
-
-        Raises:
-            TaskDefinitionError: An option or the callable is wrong.
-        """
-        self.require_open("register a task")
-        return decorate(self.registry, function_or_name, options)
-
-    @overload
-    def task_template(
-        self, function: TaskFunction, /, **options: Unpack[TemplateOptions]
-    ) -> TaskTemplate: ...
-    @overload
-    def task_template(
-        self, /, **options: Unpack[TemplateOptions]
-    ) -> Callable[[TaskFunction], TaskTemplate]: ...
-    def task_template(
-        self, function: TaskFunction | None = None, /, **options: Unpack[TemplateOptions]
-    ) -> TaskTemplate | Callable[[TaskFunction], TaskTemplate]:
-        """Make a template; each ``bind(name, **parameters)`` of it registers a task.
-
-        Raises:
-            TaskDefinitionError: An option or the callable is wrong.
-        """
-        self.require_open("register a template")
-        if function is None:
-            return self.registry.task_template(**options)
-        return self.registry.task_template(function, **options)
+    def _registry_for(self, what: str, options: TemplateOptions) -> TaskRegistry:  # noqa: ARG002
+        self.require_open(f"register a {what}")
+        return self.registry
 
     def dag(self, dag_name: str) -> DagScope:
         """Return the scope of one DAG, so that its name need not be repeated.
