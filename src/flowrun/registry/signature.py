@@ -74,15 +74,10 @@ class Signature:
     bound: frozenset[str] = frozenset()
 
     @property
-    def takes_nothing(self) -> bool:
-        """Whether nothing is ever passed to it."""
-        return not (
-            self.required
-            or self.optional
-            or self.context_parameter
-            or self.wants_upstream
-            or self.accepts_any_keyword
-        )
+    def takes_named_results(self) -> bool:
+        """Whether a result goes to the parameter that has the name of its task."""
+        named = bool(self.required or self.optional or self.accepts_any_keyword)
+        return named and not self.wants_upstream
 
     @property
     def needs_context(self) -> bool:

@@ -90,10 +90,10 @@ class TaskRegistry(Declaring):
                 found = function
             return list(self._homes.get(identity(found), ()))
 
-    def dags_with(self, name: str) -> list[str]:
-        """Return the DAGs that have a task of this name."""
+    def dags_with(self, name: str) -> list[str | None]:
+        """Return the DAGs that have a task of this name; ``None`` stands for no DAG."""
         with self._lock:
-            return [dag for dag, tasks in self._dags.items() if dag is not None and name in tasks]
+            return [dag for dag, tasks in self._dags.items() if name in tasks]
 
     def register(
         self,
