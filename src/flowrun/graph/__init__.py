@@ -2,5 +2,6 @@
 
 from flowrun.graph.call_plan import Arguments, CallPlan
 from flowrun.graph.graph import Graph
+from flowrun.graph.graphs import Graphs
 
-__all__ = ["Arguments", "CallPlan", "Graph"]
+__all__ = ["Arguments", "CallPlan", "Graph", "Graphs"]

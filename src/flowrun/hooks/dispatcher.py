@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flowrun.failure import error_text, redacted
 from flowrun.hooks.events import EVENT_METHODS
-from flowrun.hooks.hook import RunHook
+from flowrun.hooks.hook import RunHook, checked_hooks
 
 if TYPE_CHECKING:
     import contextvars
@@ -48,21 +48,25 @@ class HookDispatcher:
         redact: Callable[[str], str] | None = None,
     ) -> None:
         self._redact = redact
-        self.hooks = tuple(hooks)
+        self.hooks: tuple[RunHook, ...] = ()
         self.executor = executor
         self.timeout_s = timeout_s
         self.log = log
         self._lock = threading.Lock()
         self._channels: weakref.WeakSet[HookChannel] = weakref.WeakSet()
-        self.listeners: dict[type[Any], tuple[Listener, ...]] = {
-            event: _overridden(hooks, method) for event, method in EVENT_METHODS.items()
-        }
+        self.listeners: dict[type[Any], tuple[Listener, ...]] = dict.fromkeys(EVENT_METHODS, ())
+        self.add(hooks)
 
-    def add(self, hook: RunHook) -> None:
-        """Add a hook for the runs that start from now on."""
-        self.hooks += (hook,)
+    def add(self, hooks: Sequence[RunHook]) -> None:
+        """Add hooks for the runs that start from now on.
+
+        Raises:
+            TypeError: One is not a hook.
+        """
+        hooks = checked_hooks(hooks)
+        self.hooks += hooks
         for event, method in EVENT_METHODS.items():
-            self.listeners[event] += _overridden([hook], method)
+            self.listeners[event] += _overridden(hooks, method)
 
     def tell_failure(self, handler: object, event: Event, error: BaseException) -> None:
         """Log an exception of a hook."""

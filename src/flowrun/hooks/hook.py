@@ -93,7 +93,7 @@ class _FunctionHook(RunHook):
         vars(self).update(handlers)
 
 
-def checked_hooks(hooks: Sequence[RunHook]) -> Sequence[RunHook]:
+def checked_hooks(hooks: Sequence[RunHook]) -> tuple[RunHook, ...]:
     """Check hooks and return them.
 
     Raises:
