@@ -17,10 +17,8 @@ from flowrun.errors import TaskDefinitionError, TaskTypeError, close_match, list
 from flowrun.registry.annotations import ContextUse, context_use
 from flowrun.registry.callables import (
     annotations_of,
+    called_code,
     definition,
-    is_async_generator_function,
-    is_coroutine_function,
-    is_generator_function,
     read_parameters,
     taken_names,
 )
@@ -34,11 +32,9 @@ _Where: TypeAlias = tuple[object, str | None]  # the task and its DAG, for error
 UPSTREAM = "upstream"
 """The parameter that receives the results of all dependencies in one dict."""
 
-_IS_COROUTINE = inspect.CO_COROUTINE
 _NOT_PLAIN = (
     inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 )
-_NOTHING_BOUND: Mapping[str, object] = types.MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,16 +83,12 @@ class Signature:
         )
 
 
-_SYNC = Signature(is_async=False)
-_ASYNC = Signature(is_async=True)
-
-
 def inspect_callable(
     function: object,
     *,
     task_name: object,
     dag_name: str | None,
-    bound: Mapping[str, object] = _NOTHING_BOUND,
+    bound: Mapping[str, object] | None = None,
 ) -> Signature:
     """Read a callable's parameters.
 
@@ -128,13 +120,19 @@ def inspect_callable(
     if not callable(function):
         _refuse_object(function, where)
     _refuse_generator_function(function, where)
-    return _from_parameters(function, bound, where)
+    return _from_parameters(function, bound or {}, where)
 
 
 def _refuse_generator_function(function: object, where: _Where) -> None:
-    if is_async_generator_function(function):
+    codes = called_code(function)
+    if any(map(inspect.isasyncgenfunction, codes)):
         kind, remedy = "an async generator", "[item async for item in ...]"
-    elif is_generator_function(function):
+    elif any(
+        inspect.isgeneratorfunction(each)
+        # types.coroutine marks the code of a coroutine that is written as a generator.
+        and not each.__code__.co_flags & inspect.CO_ITERABLE_COROUTINE
+        for each in codes
+    ):
         kind, remedy = "a generator", "list(...) or [item for item in ...]"
     else:
         return
@@ -155,22 +153,16 @@ def _from_code(function: types.FunctionType, where: _Where) -> Signature | None:
     code = function.__code__
     if code.co_flags & _NOT_PLAIN or code.co_posonlyargcount or function.__dict__:
         return None
-    is_async = code.co_flags & _IS_COROUTINE != 0
-    count = code.co_argcount + code.co_kwonlyargcount
-    if not count:
-        return _ASYNC if is_async else _SYNC
-    names = code.co_varnames[:count]
-    context, use = _NO_CONTEXT
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     annotations = annotations_of(function)
-    if annotations:
-        pairs = [(name, annotations[name]) for name in names if name in annotations]
-        context, use = _context(pairs, function, where)
+    pairs = [(name, annotations[name]) for name in names if name in annotations]
+    context, use = _context(pairs, function, where)
     with_default: tuple[str, ...] = ()
     if function.__defaults__:
         with_default = names[code.co_argcount - len(function.__defaults__) : code.co_argcount]
     if function.__kwdefaults__:
         with_default += tuple(function.__kwdefaults__)
-    return _shared(is_async, names, with_default, context, use)
+    return _shared(code.co_flags & inspect.CO_COROUTINE != 0, names, with_default, context, use)
 
 
 def _from_parameters(
@@ -178,9 +170,15 @@ def _from_parameters(
     bound: Mapping[str, object],
     where: _Where,
 ) -> Signature:
-    is_async = is_coroutine_function(function)
-    parameters = _parameters(function, where)
+    is_async = any(map(inspect.iscoroutinefunction, called_code(function)))
+    parameters = read_parameters(function)
     if parameters is None:
+        if isinstance(function, functools.partial) and read_parameters(function.func) is not None:
+            problem = (
+                "its functools.partial has arguments that the function does not take; every call"
+                " would fail, so correct them"
+            )
+            raise TaskDefinitionError(*where, problem)
         return Signature(is_async, bound=frozenset(bound))
     any_keyword = any(each.kind is each.VAR_KEYWORD for each in parameters)
     named = [
@@ -190,7 +188,7 @@ def _from_parameters(
     taken = taken_names(function, named) | bound.keys()
     free = [each for each in named if each.name not in taken]
     pairs = [(each.name, each.annotation) for each in free if each.annotation is not each.empty]
-    context, use = _context(pairs, definition(function), where) if pairs else _NO_CONTEXT
+    context, use = _context(pairs, definition(function), where)
     positional = by_position(function, named, taken, context)
     return _assembled(
         is_async,
@@ -272,26 +270,21 @@ def _assembled(
 
 # Loops, templates and generated DAGs declare many callables of the same shape.
 _shared = functools.lru_cache(maxsize=1024)(_assembled)
-_NO_CONTEXT: tuple[str | None, ContextUse] = (None, ContextUse.NONE)
 
 
 def _context(
     annotated: Iterable[tuple[str, object]], owner: object, where: _Where
 ) -> tuple[str | None, ContextUse]:
     """Return the parameter for the run's context, and how it is used."""
-    context, use = _NO_CONTEXT
-    for name, annotation in annotated:
-        found = context_use(annotation, owner)
-        if found is ContextUse.NONE:
-            continue
-        if context is not None:
-            problem = (
-                f"its parameters {context!r} and {name!r} both ask for the RunContext;"
-                " a run has one context, so keep one of them"
-            )
-            raise TaskDefinitionError(*where, problem)
-        context, use = name, found
-    return context, use
+    uses = {name: context_use(annotation, owner) for name, annotation in annotated}
+    found = [name for name, use in uses.items() if use is not ContextUse.NONE]
+    if len(found) > 1:
+        problem = (
+            f"its parameters {found[0]!r} and {found[1]!r} both take the RunContext;"
+            " a run has one context, so keep one of them"
+        )
+        raise TaskDefinitionError(*where, problem)
+    return (found[0], uses[found[0]]) if found else (None, ContextUse.NONE)
 
 
 def _check_bound(
@@ -300,35 +293,21 @@ def _check_bound(
     any_keyword: bool,  # noqa: FBT001 - private
     where: _Where,
 ) -> None:
-    accepted = [each.name for each in named if each.kind is not each.POSITIONAL_ONLY]
+    kinds = {each.name: each.kind for each in named}
     for name in bound:
-        if any(each.name == name and each.kind is each.POSITIONAL_ONLY for each in named):
+        if kinds.get(name) is inspect.Parameter.POSITIONAL_ONLY:
             problem = (
                 f"parameter {name!r} is positional-only and cannot be bound by name;"
                 " remove the '/' from the function's parameters"
             )
             raise TaskDefinitionError(*where, problem)
-        if name not in accepted and not any_keyword:
+        if name not in kinds and not any_keyword:
+            accepted = [each.name for each in named if each.kind is not each.POSITIONAL_ONLY]
             problem = (
                 f"unknown parameter {name!r} was bound; the function accepts {listed(accepted)}."
                 f"{close_match(name, accepted)}"
             )
             raise TaskDefinitionError(*where, problem)
-
-
-def _parameters(
-    function: Callable[..., object], where: _Where
-) -> tuple[inspect.Parameter, ...] | None:
-    found = read_parameters(function)
-    if found is None and isinstance(function, functools.partial):
-        if read_parameters(function.func) is None:
-            return None
-        problem = (
-            "its functools.partial gives arguments that the function does not take;"
-            " correct them, the call would fail"
-        )
-        raise TaskDefinitionError(*where, problem)
-    return found
 
 
 def _refuse_object(value: object, where: _Where) -> NoReturn:
