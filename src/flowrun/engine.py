@@ -15,13 +15,7 @@ from flowrun.graph import Graphs
 from flowrun.hooks import HookDispatcher, RunHook
 from flowrun.registry import Declaring, TaskRegistry
 from flowrun.report import RunReport, build_report
-from flowrun.scheduler.checks import (
-    check_kinds,
-    check_logger,
-    checked_redact,
-    checked_store,
-    with_kind,
-)
+from flowrun.scheduler.checks import check_parts, checked_store, with_kind
 from flowrun.scheduler.history import History
 from flowrun.scheduler.lifecycle import Lifecycle
 from flowrun.scheduler.limits import SharedLimits
@@ -91,8 +85,7 @@ def build_default_engine(  # noqa: PLR0913 - the contract's parameters and their
         'hello'
         >>> engine.close()
     """
-    check_kinds(registry=(registry, TaskRegistry), config=(config, SchedulerConfig))
-    check_logger(logger)
+    check_parts(registry, config, logger, redact)
     config = dataclasses.replace(config or SchedulerConfig(), max_parallel=max_parallel)
     store = checked_store(InMemoryStateStore() if state_store is None else state_store)
     workers = WorkerThreads(max_workers) if executor is None else None
@@ -104,7 +97,7 @@ def build_default_engine(  # noqa: PLR0913 - the contract's parameters and their
         pools=pools | {name: with_kind(name, pool) for name, pool in (executors or {}).items()},
         hooks=hooks or (),
         logger=logger,
-        redact=checked_redact(redact),
+        redact=redact,
         config=config,
     )
 
