@@ -95,7 +95,7 @@ class RetryPolicy:
             raise
         except BaseException as failure:  # noqa: BLE001 - a user's predicate must not end the run
             if tell is not None:
-                # Without its text, which no redact function has seen.
+                # Not with its text, which no redact function has seen.
                 kind = type(failure).__qualname__
                 tell(f"a predicate of its RetryPolicy failed with {kind}, so it is not retried")
             return False
@@ -130,12 +130,7 @@ def _check_number(name: str, value: object, *, low: float, high: float = _LARGES
 
 
 def checked_timeout(timeout_s: object) -> float | None:
-    """Return the time limit of an attempt or a run in seconds; ``None`` for no limit.
-
-    Raises:
-        TypeError: It is not a number.
-        ValueError: It is not finite, or not above 0.
-    """
+    """Return the time limit of an attempt or a run in seconds; ``None`` for no limit."""
     if timeout_s is None:
         return None
     if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float):
@@ -148,12 +143,7 @@ def checked_timeout(timeout_s: object) -> float | None:
 
 
 def checked_retries(retries: object) -> RetryPolicy:
-    """Return the policy that a task's ``retries`` stand for.
-
-    Raises:
-        TypeError: It is neither an ``int`` nor a policy.
-        ValueError: It is below 0.
-    """
+    """Return the policy that a task's ``retries`` stand for."""
     if isinstance(retries, RetryPolicy):
         return retries
     if isinstance(retries, bool) or not isinstance(retries, int):

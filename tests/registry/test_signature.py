@@ -447,7 +447,7 @@ class TestContext:
     def test_two_context_parameters_are_refused(self) -> None:
         def load(first: RunContext[Deps], second: Special) -> None: ...
 
-        with pytest.raises(TaskDefinitionError, match="'first' and 'second' both ask") as caught:
+        with pytest.raises(TaskDefinitionError, match="'first' and 'second' both take") as caught:
             read(load)
         assert (caught.value.task_name, caught.value.dag_name) == ("load", "daily")
 

@@ -1,4 +1,4 @@
-"""Task specs of one DAG -> a validated, immutable ``Graph``."""
+"""Build validated, immutable graphs from the task specs of DAGs."""
 
 from flowrun.graph.call_plan import Arguments, CallPlan
 from flowrun.graph.graph import Graph

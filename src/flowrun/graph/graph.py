@@ -1,6 +1,6 @@
-"""Task specs of one DAG -> a validated, immutable graph: order, parents, children.
+"""A validated, immutable graph of one DAG's tasks: order, parents, children.
 
-Cost grows with tasks plus edges; nothing here recurses (G2).
+The cost grows with tasks plus edges; nothing recurses (G2).
 """
 
 from __future__ import annotations
@@ -119,11 +119,7 @@ class Graph:
         return cls(dag_name, specs, names)
 
     def subgraph(self, targets: Iterable[str]) -> Graph:
-        """Return the part that leads to these tasks, themselves included.
-
-        Raises:
-            UnknownTaskError: A target is not a task of this graph.
-        """
+        """Return the part that leads to these tasks, themselves included."""
         wanted = tuple(targets)
         chosen: set[int] = set()
         stack = [self.number(name) for name in wanted]
@@ -157,11 +153,7 @@ class Graph:
         return found
 
     def number(self, name: object) -> int:
-        """Return a task's number.
-
-        Raises:
-            UnknownTaskError: There is no such task.
-        """
+        """Return a task's number, or raise an ``UnknownTaskError``."""
         number = self.index.get(name) if isinstance(name, str) else None
         if number is None:
             raise UnknownTaskError(self.dag_name, name, self.names)

@@ -34,12 +34,7 @@ class Graphs:
         self._warned_at = -1
 
     def get(self, dag_name: str) -> Graph:
-        """Return the validated graph of a DAG.
-
-        Raises:
-            UnknownDagError: There is no such DAG.
-            GraphError: Every mistake in it.
-        """
+        """Return the validated graph of a DAG."""
         version = self._registry.version
         built = self._built.get(dag_name) if isinstance(dag_name, str) else None
         if built is None or built[0] != version:
@@ -65,17 +60,7 @@ class Graphs:
         raise UnknownDagError(dag_name, dags, unscoped)
 
     def task_names(self, graph: Graph, tasks: object, what: str) -> list[str]:
-        """Return the names of tasks that a caller has given by name or as callables.
-
-        Args:
-            graph: Where they are.
-            tasks: What was given.
-            what: The parameter that it was given for.
-
-        Raises:
-            TaskTypeError: It is not a list.
-            UnknownTaskError: One is not a task of the graph.
-        """
+        """Return the names of tasks that a caller has given by name or as callables."""
         if isinstance(tasks, str | bytes | Mapping) or not isinstance(tasks, Iterable):
             problem = f"{what} must be a list of tasks, not {tasks!r:.80}; write {what}=[...]"
             raise TaskTypeError(what, graph.dag_name, problem)

@@ -12,7 +12,7 @@ from flowrun.hooks.events import (
     TaskStartEvent,
     TaskSuccessEvent,
 )
-from flowrun.hooks.hook import RunHook, fn_hook
+from flowrun.hooks.hook import RunHook, checked_hooks, fn_hook
 
 __all__ = [
     "EVENT_METHODS",
@@ -27,5 +27,6 @@ __all__ = [
     "TaskSkipEvent",
     "TaskStartEvent",
     "TaskSuccessEvent",
+    "checked_hooks",
     "fn_hook",
 ]

@@ -58,11 +58,7 @@ class HookDispatcher:
         self.add(hooks)
 
     def add(self, hooks: Sequence[RunHook]) -> None:
-        """Add hooks for the runs that start from now on.
-
-        Raises:
-            TypeError: One is not a hook.
-        """
+        """Add hooks for the runs that start from now on."""
         hooks = checked_hooks(hooks)
         self.hooks += hooks
         for event, method in EVENT_METHODS.items():

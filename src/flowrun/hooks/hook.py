@@ -94,11 +94,7 @@ class _FunctionHook(RunHook):
 
 
 def checked_hooks(hooks: Sequence[RunHook]) -> tuple[RunHook, ...]:
-    """Check hooks and return them.
-
-    Raises:
-        TypeError: A hook has no handler, has an async one, or is a class.
-    """
+    """Check hooks and return them."""
     if not isinstance(hooks, Iterable):
         msg = f"hooks= takes a list of RunHook objects, not {hooks!r}; write hooks=[...]"
         raise TypeError(msg)

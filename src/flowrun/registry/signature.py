@@ -101,11 +101,6 @@ def inspect_callable(
         dag_name: Its DAG, for errors.
         bound: Parameters that a template has filled, by keyword.
 
-    Raises:
-        TaskTypeError: It cannot be a task: not callable, a coroutine object, a generator
-            function.
-        TaskDefinitionError: It has two context parameters, or an unknown one was bound.
-
     Example:
         >>> def load(transform, *, chunk_size=100): ...
         >>> found = inspect_callable(load, task_name="load", dag_name="daily")
@@ -210,17 +205,7 @@ def bind_positions(
     parameters: Mapping[str, object],
     where: _Where,
 ) -> tuple[Callable[..., object], Mapping[str, object]]:
-    """Fill a template's parameters by position; return the callable and what is bound by name.
-
-    Args:
-        function: The template's function.
-        arguments: Arguments in the order of its parameters, without context and ``upstream``.
-        parameters: Arguments by name.
-        where: The task and its DAG, for errors.
-
-    Raises:
-        TaskDefinitionError: There are too many, or one is given by name, too.
-    """
+    """Fill a template's parameters by position; return the callable and what is bound by name."""
     if not arguments:
         return function, parameters
     context = inspect_callable(function, task_name=where[0], dag_name=where[1]).context_parameter

@@ -102,11 +102,7 @@ _OPTION_NAMES = frozenset(TaskOptions.__annotations__)
 
 
 def check_options(name: object, options: Mapping[str, object]) -> None:
-    """Check the names of options.
-
-    Raises:
-        TaskTypeError: A task has no such option.
-    """
+    """Check the names of options."""
     for option in options:
         if option not in _OPTION_NAMES:
             dag = options.get("dag")
@@ -120,16 +116,7 @@ def check_options(name: object, options: Mapping[str, object]) -> None:
 def make_spec(
     function: TaskFunction, bound: Mapping[str, object] | None, options: TaskOptions
 ) -> TaskSpec:
-    """Check a declaration and return its ``TaskSpec``.
-
-    Args:
-        function: The callable.
-        bound: The parameters that a template has bound.
-        options: The task's options.
-
-    Raises:
-        TaskDefinitionError: An option or the callable is wrong.
-    """
+    """Check a declaration and return its ``TaskSpec``."""
     name, dag = options.get("name"), options.get("dag")
     check_options(name, options)
     if name is None:

@@ -17,13 +17,7 @@ if TYPE_CHECKING:
 
 
 class History:
-    """The runs of one engine's store.
-
-    Args:
-        store: The store.
-        services: What the engine's runs share.
-        lifecycle: The runs that are alive.
-    """
+    """The runs of one engine's store."""
 
     def __init__(self, store: StateStoreProtocol, services: Services, lifecycle: Lifecycle) -> None:
         self._store = store
@@ -31,11 +25,7 @@ class History:
         self._lifecycle = lifecycle
 
     def load(self, run_id: str, *, results: bool) -> RunRecord:
-        """Return a run as it now stands.
-
-        Raises:
-            UnknownRunError: There is no such run.
-        """
+        """Return a run as it now stands."""
         if not isinstance(run_id, str):
             raise UnknownRunError(run_id)
         self._lifecycle.end_lost()

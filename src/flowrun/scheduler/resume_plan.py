@@ -49,18 +49,7 @@ class ResumePlan(NamedTuple):
 
 
 def find_resumable(store: StateStoreProtocol, run_id: object, *, last: bool) -> RunRecord:
-    """Load a run that can be resumed, without results.
-
-    Args:
-        store: Where it is.
-        run_id: The run.
-        last: Whether to take the last of its plain successors instead, if it has any.
-
-    Raises:
-        UnknownRunError: There is no such run.
-        RunAliveError: It, or a run that resumes it, is still alive.
-        AlreadyResumedError: A successor has finished it.
-    """
+    """Load a run that can be resumed, without results."""
     if not isinstance(run_id, str):
         raise UnknownRunError(run_id)
     run = store.load_run(run_id, results=False)
@@ -106,9 +95,6 @@ def plan_resume(graph: Graph, old: RunRecord, from_tasks: Sequence[str] | None) 
         graph: The DAG as it is now, cut to the old run's targets.
         old: The old run; results need not be loaded.
         from_tasks: Tasks that run again together with everything that depends on them.
-
-    Raises:
-        UnknownTaskError: One of ``from_tasks`` is not a task of the graph.
     """
     checkpoints = {graph.number(name) for name in from_tasks or ()}
     again = graph.descendants(checkpoints)

@@ -27,13 +27,7 @@ if TYPE_CHECKING:
 
 
 class Resumer:
-    """Resume the runs of one engine's store.
-
-    Args:
-        starter: Carries out the new run.
-        graphs: The DAGs as they are now.
-        log: Receives a warning if an abandoned task of the old run still runs.
-    """
+    """Resume the runs of one engine's store."""
 
     def __init__(self, starter: Starter, graphs: Graphs, log: logging.Logger) -> None:
         self._starter = starter

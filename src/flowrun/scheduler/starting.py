@@ -29,14 +29,7 @@ if TYPE_CHECKING:
 
 
 class Starter:
-    """Create the runs of one engine and carry them out.
-
-    Args:
-        store: Where runs are created.
-        services: What the runs share.
-        lifecycle: The runs that are alive.
-        nesting: Runs that are started inside tasks and hooks.
-    """
+    """Create the runs of one engine and carry them out."""
 
     def __init__(
         self, store: StateStoreProtocol, services: Services, lifecycle: Lifecycle, nesting: Nesting
@@ -66,15 +59,7 @@ class Starter:
         timeout_s: float | None,
         values: Mapping[str, object] | None = None,
     ) -> str:
-        """Create a run, carry it out, and return its id.
-
-        Args:
-            graph: The graph.
-            record: The run's record.
-            context: For the tasks that ask for a ``RunContext``.
-            timeout_s: Seconds for the whole run.
-            values: Results of tasks that a resume keeps, by name, as far as others need them.
-        """
+        """Create a run, carry it out, and return its id."""
         check_context(graph, context)
         check_run_timeout(graph, timeout_s)
         self.lifecycle.end_lost()
