@@ -188,13 +188,13 @@ class UnknownRunError(FlowrunError, KeyError, ValueError):
         self.run_id = run_id
         if hasattr(type(run_id), "__await__"):
             text = (
-                f"{_short(run_id)} is not a run's id but a call that nobody has awaited; write"
+                f"{_short(run_id)} was not awaited, so it is not a run's id; write"
                 " run_id = await engine.run_once(...)"
             )
         else:
             text = (
                 f"no run {_short(run_id)} in the state store; it was never started here,"
-                " or it was pruned. engine.list_runs() lists what there is."
+                " or it was pruned. engine.list_runs() lists the runs."
             )
         super().__init__(text)
 
@@ -229,7 +229,7 @@ class NoCurrentAttemptError(FlowrunError, RuntimeError):
 
 
 class ResumeError(FlowrunError, RuntimeError):
-    """A run cannot be resumed as it stands."""
+    """A run cannot be resumed."""
 
     def __init__(self, run_id: str, problem: str) -> None:
         self.run_id = run_id

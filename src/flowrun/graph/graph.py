@@ -95,7 +95,7 @@ class Graph:
             dag_name: The DAG.
             specs: Its tasks, as declared.
             registry: Where callables and other DAGs' tasks are looked up.
-            executors: Names of the executors that tasks may ask for.
+            executors: Names of the executors that tasks may use.
 
         Raises:
             GraphError: Every mistake in the DAG, in one error (G1).

@@ -20,7 +20,7 @@ class Graphs:
 
     Args:
         registry: The tasks.
-        executors: Names of the executors that tasks may ask for.
+        executors: Names of the executors that tasks may use.
         log: Receives a warning about tasks that belong to no DAG.
     """
 

@@ -30,7 +30,7 @@ class Resolver:
     Args:
         specs: The tasks, as declared.
         registry: Where callables and other DAGs' tasks are looked up.
-        executors: Names of the executors that tasks may ask for.
+        executors: Names of the executors that tasks may use.
         problems: Receives the mistakes.
     """
 
@@ -70,7 +70,7 @@ class Resolver:
         if spec.executor is not None and spec.executor not in self._executors:
             self._problems.add(
                 UnknownExecutorError,
-                f"task {spec.name!r} asks for executor {spec.executor!r}; the engine has"
+                f"task {spec.name!r} uses executor {spec.executor!r}; the engine has"
                 f" {listed(sorted(self._executors))}: pass executors={{{spec.executor!r}: ...}} to"
                 f" build_default_engine.{close_match(spec.executor, self._executors)}",
             )

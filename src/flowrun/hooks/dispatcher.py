@@ -64,7 +64,7 @@ class HookDispatcher:
         for event, method in EVENT_METHODS.items():
             self.listeners[event] += _overridden(hooks, method)
 
-    def tell_failure(self, handler: object, event: Event, error: BaseException) -> None:
+    def log_failure(self, handler: object, event: Event, error: BaseException) -> None:
         """Log an exception of a hook."""
         from flowrun.escape import for_terminal  # noqa: PLC0415 - for errors only
 
@@ -73,7 +73,7 @@ class HookDispatcher:
         self.log.error("hook %r failed on %s\n%s", handler, name, text, extra=about)
 
     def give_up_stuck(self) -> None:
-        """Abandon calls that take too long, in all runs: other runs may need their threads."""
+        """Abandon calls that take too long, in all runs; other runs may need their threads."""
         with self._lock:
             channels = [*self._channels]
         for channel in channels:
@@ -205,4 +205,4 @@ class HookChannel:
         try:
             handler(event)
         except BaseException as error:  # noqa: BLE001 - an exception of a hook never ends the run (R4)
-            self._dispatcher.tell_failure(handler, event, error)
+            self._dispatcher.log_failure(handler, event, error)

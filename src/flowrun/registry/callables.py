@@ -32,7 +32,7 @@ def definition(function: object) -> object:
 
 
 def _behind(function: object) -> object:
-    """Return what is behind partials, bound methods and static methods."""
+    """Return the callable inside partials, bound methods and static methods."""
     while True:
         if isinstance(function, functools.partial):
             function = cast("object", function.func)

@@ -1,8 +1,7 @@
-"""Inspect a callable once: how dependency results and the run's context get into it.
+"""Inspect a callable once: which parameters take dependency results and the run's context.
 
 ``callables`` finds the code behind a callable, ``positions`` what must be passed by position,
-``annotations`` the parameter for the context. ``graph`` decides which task fills which
-parameter, and ``call_plan`` builds the arguments of a call.
+``annotations`` the parameter for the context. ``graph`` decides which task fills which parameter.
 """
 
 from __future__ import annotations
@@ -139,11 +138,11 @@ def _refuse_generator_function(function: object, where: _Where) -> None:
 
 
 def _from_code(function: types.FunctionType, where: _Where) -> Signature | None:
-    """Read a plain function's own code; ``None`` if more than the code counts.
+    """Read a plain function's own code; ``None`` if the code alone does not say how to call it.
 
-    ``inspect.signature`` gives the same at twenty times the cost, which counts when 100,000
-    tasks are declared. With an attribute on the function (``__wrapped__``, ``__signature__``, a
-    coroutine mark) the code alone may not tell how to call it.
+    That may be so with an attribute on the function: ``__wrapped__``, ``__signature__``, a
+    coroutine mark. ``inspect.signature`` gives the same, but makes a declaration five times as
+    long: seconds for 100,000 tasks.
     """
     code = function.__code__
     if code.co_flags & _NOT_PLAIN or code.co_posonlyargcount or function.__dict__:
@@ -205,7 +204,7 @@ def bind_positions(
     parameters: Mapping[str, object],
     where: _Where,
 ) -> tuple[Callable[..., object], Mapping[str, object]]:
-    """Fill a template's parameters by position; return the callable and what is bound by name."""
+    """Bind arguments without context and ``upstream``; return the callable and the names bound."""
     if not arguments:
         return function, parameters
     context = inspect_callable(function, task_name=where[0], dag_name=where[1]).context_parameter

@@ -67,7 +67,7 @@ def checked_run_id(run_id: object) -> str:
 
 
 def with_kind(name: str, pool: Executor | None) -> tuple[Executor, str]:
-    """Return an executor and its kind, which decides how calls are handed to it."""
+    """Return an executor and its kind, which decides how calls are submitted to it."""
     if pool is None or isinstance(pool, type) or not callable(getattr(pool, "submit", None)):
         msg = f"executor {name!r} must be a concurrent.futures.Executor, not {pool!r}"
         raise TypeError(msg)

@@ -25,7 +25,7 @@ class History:
         self._lifecycle = lifecycle
 
     def load(self, run_id: str, *, results: bool) -> RunRecord:
-        """Return a run as it now stands."""
+        """Return the current record of a run."""
         if not isinstance(run_id, str):
             raise UnknownRunError(run_id)
         self._lifecycle.end_lost()

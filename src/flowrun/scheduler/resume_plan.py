@@ -76,7 +76,7 @@ def _refuse_alive(run: RunRecord | RunSummary) -> None:
 
 
 def _refuse_alive_heirs(store: StateStoreProtocol, run: RunRecord) -> None:
-    """Two runs must not work on the same tasks at once (S5), whoever resumed whom."""
+    """Refuse if a run that resumes this one is alive: both would run the same tasks (S5)."""
     ancestors = [run.run_id]
     while ancestors:
         try:
@@ -116,7 +116,7 @@ def plan_resume(graph: Graph, old: RunRecord, from_tasks: Sequence[str] | None) 
 
 
 def take_over(record: RunRecord, graph: Graph, old: RunRecord, plan: ResumePlan) -> RunRecord:
-    """Return a new run with what it keeps of the old one."""
+    """Return a new run with the tasks that it keeps of the old one."""
     tasks = dict(record.tasks)
     for number, name in enumerate(graph.names):
         if plan.tasks[name].action == "keep":

@@ -88,9 +88,9 @@ class Starter:
             raise clear from error
 
     def _caller(self, loop: asyncio.AbstractEventLoop) -> tuple[Attempt | None, bool]:
-        """Return the attempt of this engine that is calling, if one is.
+        """Return the attempt of this engine that is calling, if there is one.
 
-        And whether asyncio cancels what it awaits here when it is cancelled.
+        The flag says whether asyncio cancels this call together with the attempt.
         """
         attempt = CURRENT.get(None)
         if attempt is None or attempt.ended:
