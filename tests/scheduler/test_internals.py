@@ -461,7 +461,7 @@ def test_calls_to_other_processes_say_what_went_wrong() -> None:
         packed(remote_tasks.add, remote_tasks.Interrupting())
     mixed_up = unpacked(pickle.dumps("hello"))
     assert isinstance(mixed_up.error, NotPicklableError)
-    assert "the worker process sent str in place of a reply" in mixed_up.text
+    assert "the worker process sent str, not a reply" in mixed_up.text
 
 
 def test_door_lists_what_is_behind_it() -> None:
