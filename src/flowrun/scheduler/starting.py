@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from flowrun.context import Attempt, RunContext
     from flowrun.graph import Graph
     from flowrun.scheduler.lifecycle import Lifecycle
+    from flowrun.scheduler.services import Services
     from flowrun.state import StateStoreProtocol
 
 
