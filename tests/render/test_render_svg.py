@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from flowrun.render import dag_svg
-from flowrun.render.palette import LIGHT
+from flowrun.render.languages import LIGHT
 from flowrun.render.svg import MOST_LABELLED, draw, graph_css
 
 from ..browser import reports
@@ -134,5 +134,5 @@ def test_colours_can_be_read_on_their_grounds_in_light_and_dark() -> None:
         }.items():
             for ground in grounds:
                 assert contrast(colours[ink], colours[ground]) >= 4.5, (ink, ground)
-    for shade in LIGHT.values():
-        assert contrast(shade.ink, shade.ground) >= 4.5
+    for ink, ground in LIGHT.values():
+        assert contrast(ink, ground) >= 4.5

@@ -8,13 +8,11 @@ from flowrun.door import lazy_exports
 
 if TYPE_CHECKING:
     from flowrun.escape import for_terminal
-    from flowrun.render.dot_text import dot
     from flowrun.render.html import report_html
-    from flowrun.render.mermaid_text import mermaid
+    from flowrun.render.languages import GraphStyle, dot, graph_text, mermaid
     from flowrun.render.notebook import ShownReport, chosen, shown_dag
     from flowrun.render.page import preview, stored_previews
     from flowrun.render.progress import ProgressHook
-    from flowrun.render.style import GraphStyle, graph_text
     from flowrun.render.svg import dag_svg
     from flowrun.render.table import report_table
     from flowrun.render.tree_text import tree
@@ -42,13 +40,11 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "flowrun.escape": ("for_terminal",),
-        "flowrun.render.dot_text": ("dot",),
         "flowrun.render.html": ("report_html",),
-        "flowrun.render.mermaid_text": ("mermaid",),
+        "flowrun.render.languages": ("GraphStyle", "dot", "graph_text", "mermaid"),
         "flowrun.render.notebook": ("ShownReport", "chosen", "shown_dag"),
         "flowrun.render.page": ("preview", "stored_previews"),
         "flowrun.render.progress": ("ProgressHook",),
-        "flowrun.render.style": ("GraphStyle", "graph_text"),
         "flowrun.render.svg": ("dag_svg",),
         "flowrun.render.table": ("report_table",),
         "flowrun.render.tree_text": ("tree",),

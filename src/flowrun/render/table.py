@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from flowrun.escape import columns, for_terminal, padded, shortened
 from flowrun.render.wording import (
@@ -31,15 +31,6 @@ _ERROR_LINES = 6
 _HEADINGS = ("Task", "Tries", "Waited", "Ran")
 _GAP = "  "
 _FACT = 14
-
-
-class _Row(NamedTuple):
-    sign: str
-    task: str
-    tries: str
-    waited: str
-    ran: str
-    note: str
 
 
 def report_table(report: RunReport, width: int = 80, *, ascii_only: bool = False) -> str:
@@ -106,44 +97,41 @@ class _Page:
         rows = [self._row(name, task) for name, task in self._report["tasks"].items()]
         if not rows:
             return []
-        signs = max(columns(row.sign) for row in rows)
-        tries, waited, ran = (
-            max(len(heading), *(len(row[place]) for row in rows))
-            for place, heading in zip((2, 3, 4), _HEADINGS[1:], strict=True)
-        )
-        note = len(_GAP) + _LEAST_NOTE if any(row.note for row in rows) else 0
-        room = self._width - signs - 1 - len(_GAP) * 3 - tries - waited - ran - note
-        longest = max(len(_HEADINGS[0]), *(columns(row.task) for row in rows))
-        widths = (signs, max(min(longest, room), _LEAST_TASK), tries, waited, ran)
-        heading = self._line(_Row("", *_HEADINGS, "Why" if note else ""), widths)
-        lines = [self._line(row, widths) for row in rows]
-        rule = ("-" if self._ascii_only else "─") * max(columns(line) for line in lines)
-        return ["", heading, rule, *lines]
+        signs = max(columns(row[0]) for row in rows)
+        has_notes = any(row[-1] for row in rows)
+        heading = ("", *_HEADINGS, "Why" if has_notes else "")
+        longest = [max(columns(row[place]) for row in (heading, *rows)) for place in range(1, 5)]
+        fixed = signs + 1 + sum(longest[1:]) + 3 * len(_GAP)
+        room = self._width - fixed - (len(_GAP) + _LEAST_NOTE if has_notes else 0)
+        longest[0] = max(min(longest[0], room), _LEAST_TASK)
 
-    def _row(self, name: str, task: TaskReport) -> _Row:
-        waiting, running = waited_s(task), ran_s(task)
+        def line(row: Sequence[str]) -> str:
+            sign, name, *numbers, note = row
+            task = padded(shortened(name, longest[0], self._mark), longest[0])
+            cells = [f"{padded(sign, signs)} {task}"]
+            cells += [
+                padded(number, width, right=True)
+                for number, width in zip(numbers, longest[1:], strict=True)
+            ]
+            return self._cut(_GAP.join([*cells, note]).rstrip())
+
+        lines = [line(row) for row in (heading, *rows)]
+        rule = ("-" if self._ascii_only else "─") * max(columns(line) for line in lines)
+        return ["", lines[0], rule, *lines[1:]]
+
+    def _row(self, name: str, task: TaskReport) -> Sequence[str]:
+        """Return the sign, the name, three numbers and the note."""
         note = "" if task["status"] == "SUCCESS" else own_line(task["error"] or "")
         if is_kept(self._report, task):
             note = "kept from the earlier run"
-        return _Row(
+        spans = (waited_s(task), ran_s(task))
+        return (
             sign_of(task["status"], ascii_only=self._ascii_only),
             self._text(name),
-            str(task["attempt"]) if task["attempt"] else "",
-            "" if waiting is None else duration_text(waiting),
-            "" if running is None else duration_text(running),
+            str(task["attempt"] or ""),
+            *("" if span is None else duration_text(span) for span in spans),
             self._text(note),
         )
-
-    def _line(self, row: _Row, widths: Sequence[int]) -> str:
-        signs, task, tries, waited, ran = widths
-        cells = (
-            f"{padded(row.sign, signs)} {padded(shortened(row.task, task, self._mark), task)}",
-            padded(row.tries, tries, right=True),
-            padded(row.waited, waited, right=True),
-            padded(row.ran, ran, right=True),
-            row.note,
-        )
-        return self._cut(_GAP.join(cells).rstrip())
 
     def _wrapped(self, text: str) -> list[str]:
         indent = _GAP * 3
