@@ -16,6 +16,7 @@ from flowrun.config import SchedulerConfig
 from flowrun.context import CURRENT, RunContext
 from flowrun.dag_scope import DagScope
 from flowrun.errors import (
+    DamagedRecordError,
     DefinitionError,
     ResumeError,
     TaskTypeError,
@@ -506,7 +507,8 @@ class Engine:
         """
         from flowrun import render  # noqa: PLC0415 - drawing is not needed to run
 
-        return render.report_table(self.get_run_report(run_id, results=False), width=width)
+        report = self.get_run_report(run_id, results=False)
+        return render.report_table(report, width=width, usual=self._usual_s(report))
 
     def report_html(self, run_id: str) -> str:
         """Return the report of a run as one self-contained HTML page.
@@ -521,7 +523,17 @@ class Engine:
         peek = getattr(self._store, "stored_results", None)
         report = self.get_run_report(run_id, results=peek is None)
         stored = None if peek is None else render.stored_previews(report, peek)
-        return render.report_html(report, stored=stored)
+        return render.report_html(report, stored=stored, usual=self._usual_s(report))
+
+    def _usual_s(self, report: RunReport) -> float | None:
+        """Return how long the last successful runs of a run's DAG took."""
+        from flowrun import render  # noqa: PLC0415 - drawing is not needed to run
+
+        try:
+            runs = self.list_runs(report["dag_name"], RunStatus.SUCCESS, limit=11)
+        except DamagedRecordError as error:
+            runs = list(error.others)
+        return render.usual_s(report, runs)
 
     def list_runs(
         self,

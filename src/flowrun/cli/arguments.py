@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import math
+import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,9 +16,12 @@ from flowrun.cli.latest import LATEST
 from flowrun.state import RunStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from flowrun.cli.output import Output
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)")
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 class Argument(NamedTuple):
@@ -29,12 +32,14 @@ class Argument(NamedTuple):
         help: What it is.
         settings: Those of ``ArgumentParser.add_argument``.
         exclusive: Whether it cannot be given together with another exclusive one.
+        words: What a shell offers for its value; its choices by default.
     """
 
     name: str
     help: str
     settings: dict[str, Any]
     exclusive: bool = False
+    words: Sequence[str] = ()
 
     @property
     def takes_value(self) -> bool:
@@ -51,8 +56,8 @@ class Command(NamedTuple):
     arguments: tuple[Argument, ...]
 
 
-def _argument(name: str, text: str, **settings: object) -> Argument:
-    return Argument(name, text, settings)
+def _argument(name: str, text: str, words: Sequence[str] = (), **settings: Any) -> Argument:  # noqa: ANN401 - as argparse's own
+    return Argument(name, text, settings, words=words or settings.get("choices", ()))
 
 
 def _number(least: int, text: str) -> int:
@@ -62,11 +67,21 @@ def _number(least: int, text: str) -> int:
     return int(text)
 
 
-def _seconds(text: str) -> float:
-    if not 0 <= float(text) < math.inf:
-        msg = f"{text} is not a number of seconds, 0 or more"
+def _duration(text: str) -> float:
+    found = _DURATION.fullmatch(text.strip())
+    if found is None:
+        msg = f"{text!r} is not a duration like 90 (seconds), 30m, 12h or 7d"
         raise argparse.ArgumentTypeError(msg)
-    return float(text)
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def _status(text: str) -> RunStatus:
+    """Read a status by its word, or as a report names it."""
+    word = text.upper()
+    if word not in {"SUCCEEDED", *RunStatus}:
+        msg = f"{text!r} is none of succeeded, failed, running"
+        raise argparse.ArgumentTypeError(msg)
+    return RunStatus.SUCCESS if word == "SUCCEEDED" else RunStatus(word)
 
 
 def print_completion(options: argparse.Namespace, output: Output) -> int:
@@ -86,11 +101,16 @@ _JSON = _argument("--json", "print JSON for a script", action="store_true")
 _PROGRESS = (
     _argument(
         "--progress",
-        "show what runs on standard error, as by default",
+        "show on standard error what runs, as by default",
         action="store_true",
         default=True,
     ),
-    _argument("--no-progress", "do not show it", action="store_false", dest="progress"),
+    _argument(
+        "--no-progress",
+        "do not show on standard error what runs",
+        action="store_false",
+        dest="progress",
+    ),
 )
 _ENGINE = _argument(
     "engine",
@@ -98,8 +118,14 @@ _ENGINE = _argument(
     metavar="MODULE:ENGINE",
 )
 _DAG = _argument("dag", "the name of a DAG; 'flowrun list MODULE:ENGINE' lists them", metavar="DAG")
+_LIMIT = _argument(
+    "--limit", "at most so many (20)", type=partial(_number, 1), default=20, metavar="N"
+)
 _DB = _argument("db", "the file of a SqliteStateStore, like runs.db", metavar="DB", type=Path)
 _OF_DAG = _argument("--dag", f"with {LATEST!r}: only runs of this DAG", metavar="DAG")
+_RUN_HELP = f"a run's id, or its first characters, or {LATEST!r}: the newest run"
+_RUN = _argument("run", f"{_RUN_HELP} that no other run started", metavar="RUN")
+_TASK = _argument("task", "the name of a task of that run", metavar="TASK")
 
 COMMANDS = {
     "run": Command(
@@ -108,8 +134,20 @@ COMMANDS = {
         (
             _ENGINE,
             _DAG,
-            _argument("--timeout-s", "end the run after it", type=float, metavar="SECONDS"),
-            _argument("--target", "only what leads to it", action="append", metavar="TASK"),
+            _argument(
+                "--timeout",
+                "end the run when it has taken so long: 90 (seconds), 30m, 12h, 7d",
+                type=_duration,
+                dest="timeout_s",
+                metavar="DURATION",
+            ),
+            _argument("--timeout-s", argparse.SUPPRESS, type=_duration, default=argparse.SUPPRESS),
+            _argument(
+                "--target",
+                "run only this task and what it depends on; may be given more than once",
+                action="append",
+                metavar="TASK",
+            ),
             *_PROGRESS,
             _JSON,
         ),
@@ -119,14 +157,20 @@ COMMANDS = {
         "finish what a run left undone",
         (
             _ENGINE,
+            _argument("run", f"{_RUN_HELP} that can be resumed", metavar="RUN"),
             _argument(
-                "run",
-                f"a run's id, or {LATEST!r}: the newest run that can be resumed",
-                metavar="RUN",
+                "--from",
+                "run this task again, and all that depends on it; may be given more than once",
+                action="append",
+                dest="from_tasks",
+                metavar="TASK",
             ),
-            _argument("--from", "run it again", action="append", dest="from_tasks", metavar="TASK"),
             _OF_DAG,
-            _argument("--dry-run", "only print what would run, and why", action="store_true"),
+            _argument(
+                "--dry-run",
+                "print which tasks would run and which would be kept, and why; run nothing",
+                action="store_true",
+            ),
             *_PROGRESS,
             _JSON,
         ),
@@ -138,7 +182,12 @@ COMMANDS = {
         (
             _ENGINE,
             _DAG,
-            _argument("--style", "how", choices=["tree", "mermaid", "dot"], default="tree"),
+            _argument(
+                "--style",
+                "a tree to read, or the language of Mermaid or of Graphviz",
+                choices=["tree", "mermaid", "dot"],
+                default="tree",
+            ),
         ),
     ),
     "validate": Command(
@@ -146,7 +195,9 @@ COMMANDS = {
         "check DAGs without running them",
         (
             _ENGINE,
-            _argument("dag", "names of DAGs; all by default", metavar="DAG", nargs="*"),
+            _argument(
+                "dag", "the names of the DAGs to check; all by default", metavar="DAG", nargs="*"
+            ),
             _JSON,
         ),
     ),
@@ -156,10 +207,14 @@ COMMANDS = {
         (
             _DB,
             _argument("--dag", "only runs of this DAG", metavar="DAG"),
-            _argument("--status", "only these", choices=[status.value for status in RunStatus]),
             _argument(
-                "--limit", "at most N (20)", type=partial(_number, 1), default=20, metavar="N"
+                "--status",
+                "only runs that ended so, or have not ended",
+                type=_status,
+                words=("succeeded", "failed", "running"),
+                metavar="STATUS",
             ),
+            _LIMIT,
             _JSON,
         ),
     ),
@@ -168,20 +223,37 @@ COMMANDS = {
         "print the report of a run in a SQLite file",
         (
             _DB,
-            _argument(
-                "run",
-                f"a run's id, or {LATEST!r}: the newest run that was not started inside another"
-                " one",
-                metavar="RUN",
+            _RUN._replace(
+                help=f"{_RUN.help}, as by default",
+                settings={**_RUN.settings, "nargs": "?"},
             ),
             _OF_DAG,
             Argument(
                 "--html",
-                "write a page to this file",
-                {"type": Path, "metavar": "FILE"},
+                "write a page to this file; without RUN, write an index of the newest runs and"
+                " their pages to this folder",
+                {"type": Path, "metavar": "PATH"},
                 exclusive=True,
             ),
+            _LIMIT._replace(help="with --html and without RUN: so many runs (20)"),
+            _argument("--failed", "only what has failed", action="store_true"),
             _JSON._replace(exclusive=True),
+        ),
+    ),
+    "error": Command(
+        file_commands.show_error,
+        "print the whole error of a task",
+        (_DB, _RUN, _TASK, _OF_DAG),
+    ),
+    "result": Command(
+        file_commands.show_result,
+        "print the result of a task, if it is kept as JSON",
+        (
+            _DB,
+            _RUN,
+            _TASK,
+            _OF_DAG,
+            _JSON._replace(help="print the JSON that is kept"),
         ),
     ),
     "prune": Command(
@@ -190,9 +262,21 @@ COMMANDS = {
         (
             _DB,
             _argument(
-                "--keep-last", "keep N runs of each DAG", type=partial(_number, 0), metavar="N"
+                "--keep-last",
+                "keep the N newest runs of each DAG",
+                type=partial(_number, 0),
+                metavar="N",
             ),
-            _argument("--older-than-s", "only older ones", type=_seconds, metavar="SECONDS"),
+            _argument(
+                "--older-than",
+                "delete only runs that started so long ago: 90 (seconds), 30m, 12h, 7d",
+                type=_duration,
+                dest="older_than_s",
+                metavar="DURATION",
+            ),
+            _argument(
+                "--older-than-s", argparse.SUPPRESS, type=_duration, default=argparse.SUPPRESS
+            ),
             _JSON,
         ),
     ),

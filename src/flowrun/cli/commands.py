@@ -38,7 +38,7 @@ _WRONG_PATH = (
 )
 _SQLITE_CORRUPT = 11
 # Of these the exit code is the run's, also if its report could not be printed.
-_CODE_OF_A_RUN = ("run", "resume", "report")
+_CODE_OF_A_RUN = ("run", "resume")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,9 +75,10 @@ def _run(options: argparse.Namespace, output: Output) -> int:
         notify("interrupted")
         return INTERRUPTED
     except (FlowrunError, RunCancelledError, OSError, ValueError) as error:
-        if options.traceback:
+        if options.traceback:  # which ends with the error's own text
             traceback.print_exc()
-        complain(_text(error))
+        else:
+            complain(_text(error))
         return _code(error)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from argparse import SUPPRESS
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from flowrun.cli.arguments import Command
+    from flowrun.cli.arguments import Argument, Command
 
 SHELLS = ("bash", "fish", "zsh")
 
@@ -25,16 +26,20 @@ def script(commands: Mapping[str, Command], shell: str) -> str:
     return loaded + bash if shell == "zsh" else bash
 
 
+def _offered(command: Command) -> Iterable[Argument]:
+    return (one for one in command.arguments if one.help != SUPPRESS)
+
+
 def _bash(commands: Mapping[str, Command]) -> str:
     options = [_case("", "options='-h --help --traceback --version'")]
     values = [_case("::0", f"values={shlex.quote(' '.join(commands))}")]
     taking: set[str] = set()
     for name, command in commands.items():
-        offered = [one.name for one in command.arguments if one.name.startswith("-")]
+        offered = [one.name for one in _offered(command) if one.name.startswith("-")]
         options.append(_case(name, f"options='-h --help {' '.join(offered)} --traceback'"))
         for one in command.arguments:
             taking.update([one.name] if one.takes_value else [])
-            if choices := " ".join(one.settings.get("choices", ())):
+            if choices := " ".join(one.words):
                 place = f"{one.name}:value" if one.takes_value else ":1"
                 values.append(_case(f"{name}:{place}", f"values={shlex.quote(choices)}"))
     return (
@@ -74,7 +79,7 @@ _flowrun() {
     esac
     case "$command:$before:$place" in
 @VALUES@
-        report::2)
+        report::2|error::2|result::2)
             values="latest $("${COMP_WORDS[0]}" runs "$file" --limit 50 2>/dev/null |
                 sed -n 's/^\([^ ]*\)  [0-9].*/\1/p')"
             ;;
@@ -97,11 +102,11 @@ def _fish(commands: Mapping[str, Command]) -> Iterable[str]:
     for name, command in commands.items():
         told = shlex.quote(command.help)
         yield f"complete -c flowrun -n __fish_use_subcommand -f -a {name} -d {told}"
-        for one in command.arguments:
+        for one in _offered(command):
             line = f"complete -c flowrun -n '__fish_seen_subcommand_from {name}'"
             if one.name.startswith("-"):
                 line += f" -l {one.name[2:]} -d {shlex.quote(one.help)}"
-            if choices := " ".join(one.settings.get("choices", ())):
+            if choices := " ".join(one.words):
                 yield f"{line} -x -a {shlex.quote(choices)}"
             elif one.name == "run":
                 yield f"{line} -a latest"

@@ -9,6 +9,7 @@ from flowrun.door import lazy_exports
 if TYPE_CHECKING:
     from flowrun.escape import for_terminal
     from flowrun.render.html import report_html
+    from flowrun.render.index import index_html
     from flowrun.render.languages import GraphStyle, dot, graph_text, mermaid
     from flowrun.render.notebook import ShownReport, chosen, shown_dag
     from flowrun.render.page import preview, stored_previews
@@ -16,23 +17,42 @@ if TYPE_CHECKING:
     from flowrun.render.svg import dag_svg
     from flowrun.render.table import report_table
     from flowrun.render.tree_text import tree
+    from flowrun.render.wording import (
+        coloured,
+        counted,
+        duration_text,
+        has_colours,
+        summary_word,
+        tally_text,
+        time_text,
+        usual_s,
+    )
 
 __all__ = [
     "GraphStyle",
     "ProgressHook",
     "ShownReport",
     "chosen",
+    "coloured",
+    "counted",
     "dag_svg",
     "dot",
+    "duration_text",
     "for_terminal",
     "graph_text",
+    "has_colours",
+    "index_html",
     "mermaid",
     "preview",
     "report_html",
     "report_table",
     "shown_dag",
     "stored_previews",
+    "summary_word",
+    "tally_text",
+    "time_text",
     "tree",
+    "usual_s",
 ]
 
 # Running a DAG draws nothing.
@@ -41,6 +61,7 @@ __getattr__ = lazy_exports(
     {
         "flowrun.escape": ("for_terminal",),
         "flowrun.render.html": ("report_html",),
+        "flowrun.render.index": ("index_html",),
         "flowrun.render.languages": ("GraphStyle", "dot", "graph_text", "mermaid"),
         "flowrun.render.notebook": ("ShownReport", "chosen", "shown_dag"),
         "flowrun.render.page": ("preview", "stored_previews"),
@@ -48,5 +69,15 @@ __getattr__ = lazy_exports(
         "flowrun.render.svg": ("dag_svg",),
         "flowrun.render.table": ("report_table",),
         "flowrun.render.tree_text": ("tree",),
+        "flowrun.render.wording": (
+            "coloured",
+            "counted",
+            "duration_text",
+            "has_colours",
+            "summary_word",
+            "tally_text",
+            "time_text",
+            "usual_s",
+        ),
     },
 )

@@ -28,6 +28,8 @@ LIGHT: dict[TaskStatusName, tuple[str, str]] = {
 Chosen after Okabe and Ito's palette, so that the usual colour blindnesses keep them apart, and
 dark enough for small text: a contrast of 4.5 to 1.
 """
+_MERMAID_EDGES = 500
+_MERMAID_CHARACTERS = 50_000
 
 
 def graph_text(  # noqa: PLR0913 - what a tree can be told, handed on
@@ -69,6 +71,8 @@ def mermaid(
 ) -> str:
     """Return the DAG as a Mermaid flowchart; names stand in labels only, never as ids.
 
+    A comment before it says when it passes what Mermaid draws by default.
+
     Args:
         dag_name: The title.
         deps: The dependencies of each task, in topological order.
@@ -89,13 +93,22 @@ def mermaid(
         lines.append(f't{number}["{label}"]')
         if report is not None and name in report["tasks"]:
             members.setdefault(report["tasks"][name]["status"], []).append(f"t{number}")
-    lines += [f"t{parent} --> t{child}" for parent, child in _edges(deps)]
+    edges = [f"t{parent} --> t{child}" for parent, child in _edges(deps)]
+    lines += edges
     for status, (ink, ground) in LIGHT.items():
         if status in members:
             word = SIGNS[status].word
             lines.append(f"classDef {word} fill:{ground},stroke:{ink},color:{ink}")
             lines.append(f"class {','.join(members[status])} {word}")
-    return "\n    ".join(lines)
+    text = "\n    ".join(lines)
+    remarks = ""
+    if len(edges) > _MERMAID_EDGES:
+        remarks = f"%% {len(edges):,} edges: Mermaid draws {_MERMAID_EDGES} unless its maxEdges is"
+        remarks += " higher\n"
+    if len(text) > _MERMAID_CHARACTERS:
+        remarks += f"%% {len(text):,} characters: Mermaid reads {_MERMAID_CHARACTERS:,} unless its"
+        remarks += " maxTextSize is higher\n"
+    return remarks + text
 
 
 def dot(dag_name: str, deps: Mapping[str, Sequence[str]], report: RunReport | None = None) -> str:

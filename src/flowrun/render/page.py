@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from flowrun.errors import ResultNotReadableError
 from flowrun.escape import for_terminal
-from flowrun.render.wording import counted, is_kept, own_line
+from flowrun.render.wording import counted, is_kept, why_text
 from flowrun.state import JsonSerializer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import TypeAlias
 
+    from flowrun.render.svg import Picture
     from flowrun.report import AttemptReport, RunReport, TaskReport
 
     Peek: TypeAlias = Callable[[str, int], Mapping[str, tuple[str, int, bytes]]]
@@ -119,7 +120,7 @@ def page_data(
     report: RunReport,
     *,
     critical: list[str],
-    marks: list[tuple[int, int]] | None,
+    picture: Picture,
     result_preview: Callable[[object], str] | None,
     stored: Mapping[str, str] | None = None,
 ) -> dict[str, object]:
@@ -128,7 +129,7 @@ def page_data(
     Args:
         report: The run.
         critical: The tasks on the critical path.
-        marks: Where the graph's marks are, if it has no boxes.
+        picture: The graph.
         result_preview: Makes a result's text; ``None`` shows no result.
         stored: What to show of results that are in the store, by task.
     """
@@ -137,7 +138,8 @@ def page_data(
         "finished": builder.offset(report["finished_at"]),
         "tasks": [builder.task(name, task) for name, task in report["tasks"].items()],
         "texts": builder.texts,
-        "marks": marks,
+        "marks": picture.marks,
+        "boxes": picture.boxes,
     }
 
 
@@ -183,7 +185,7 @@ class _Builder:
         made = {key: value for key, value in made.items() if value}
         if task["error"] is not None and task["status"] != "SUCCESS":
             made["error"] = self._text(task["error"])
-            made["why"] = for_terminal(own_line(task["error"]))[:_SHORT]
+            made["why"] = for_terminal(why_text(task))[:_SHORT]
         if task["status"] == "RUNNING":
             made["ready"] = self.offset(task["ready_at"]) or 0.0
             made["started"] = self.offset(task["started_at"]) or 0.0

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TextIO, cast
 
 from flowrun.escape import columns, for_terminal, shortened
 from flowrun.hooks import RunHook
-from flowrun.render.wording import counted
+from flowrun.render.wording import coloured, counted, has_colours
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,7 +34,7 @@ _MOST_ROWS = 4
 _KEPT_PIECES = 2_000
 _SIGNS = {
     "run": ("*", "36"),
-    "ok": ("+", "32"),
+    "succeeded": ("+", "32"),
     "failed": ("x", "31"),
     "retry": ("~", "33"),
     "skipped": ("-", "90"),
@@ -62,7 +62,7 @@ class ProgressHook(RunHook):
         self._stream = stream if stream is not None else sys.stderr
         dumb = os.environ.get("TERM") == "dumb"
         self._live = (self._stream.isatty() and not dumb) if live is None else live
-        self._colour = self._live and not os.environ.get("NO_COLOR")
+        self._colour = self._live and has_colours(self._stream)
         self._lock = threading.RLock()
         # Held while streams are diverted, which takes the locks of log handlers. Who writes holds
         # such a lock already and takes only the other one.
@@ -100,9 +100,9 @@ class ProgressHook(RunHook):
 
     def on_task_success(self, event: TaskSuccessEvent) -> None:
         """Count a success."""
-        self._ended(event.run_id, event.task_name, "ok")
+        self._ended(event.run_id, event.task_name, "succeeded")
         if not self._live:
-            self._line("ok", f"{event.task_name}  {seconds(event.duration_s)}")
+            self._line("succeeded", f"{event.task_name}  {seconds(event.duration_s)}")
 
     def on_task_failure(self, event: TaskFailureEvent) -> None:
         """Keep a failure on the screen."""
@@ -132,10 +132,9 @@ class ProgressHook(RunHook):
             if not self._runs and self._diverted is not None:
                 self._end_drawing(self._diverted)
             counts = ", ".join(f"{number} {word}" for word, number in ended.items())
-            self._line(
-                "ok" if event.status == "SUCCESS" else "failed",
-                f"{event.dag_name} {event.status} in {seconds(event.duration_s)}: {counts}",
-            )
+            word = "succeeded" if event.status == "SUCCESS" else "failed"
+            took = seconds(event.duration_s)
+            self._line(word, f"{event.dag_name} {word} in {took}: {counts}")
             if not self._runs:
                 with self._lock:
                     self._kept.clear()
@@ -152,7 +151,7 @@ class ProgressHook(RunHook):
             room = self._size().columns * _MOST_ROWS - len(ending) - len(sign) - 1
             shown = shortened(shown, room)
         if self._colour:
-            sign = f"\x1b[{colour}m{sign}\x1b[0m"
+            sign = coloured(sign, colour)
         self._say(f"{sign} {shown}{ending}")
 
     def _say(self, line: str) -> None:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from flowrun.state import RunRecord, TaskRecord
 
 TASK_FAILED = "task %r %s: %s"
-"""The log line of a final failure; a program that shows failures itself can filter it out."""
+TASK_RETRIED = "task %r attempt %d failed and will be retried in %g s: %s"
+"""The log lines of failures; a program that shows failures itself can filter them out."""
 
 
 class Notifier:
@@ -176,7 +177,7 @@ class Notifier:
         record = self._record
         if self._log.isEnabledFor(logging.WARNING):
             self._log.warning(
-                "task %r attempt %d failed and will be retried in %g s: %s",
+                TASK_RETRIED,
                 task.name,
                 task.attempt,
                 delay_s,

@@ -10,6 +10,7 @@ from flowrun.errors import (
     RunAliveError,
     UnknownRunError,
 )
+from flowrun.escape import columns, for_terminal, padded
 from flowrun.state import NoResult, RunQuery, RunStatus, TaskStatus
 
 if TYPE_CHECKING:
@@ -41,6 +42,16 @@ class ResumePlan(NamedTuple):
     dag_name: str
     tasks: dict[str, PlannedTask]
     dropped: list[str]
+
+    def __str__(self) -> str:
+        """Return the plan as a table to read."""
+        rows = [("Plan", "Task", "Why")]
+        rows += [(task.action, for_terminal(name), task.why) for name, task in self.tasks.items()]
+        rows += [("drop", for_terminal(name), "no longer in the DAG") for name in self.dropped]
+        width = max(columns(name) for _, name, _ in rows)
+        return "\n".join(
+            f"{action:4}  {padded(name, width)}  {for_terminal(why)}" for action, name, why in rows
+        )
 
     @property
     def to_run(self) -> list[str]:
@@ -158,11 +169,14 @@ def inputs_to_load(graph: Graph, plan: ResumePlan) -> list[str]:
     return list(wanted)
 
 
+_WORDS = {TaskStatus.FAILED: "had failed", TaskStatus.SKIPPED: "was skipped"}
+
+
 def _why_again(graph: Graph, number: int, before: TaskRecord | None) -> str | None:
     if before is None:
         return "new in the DAG"
     if before.status is not TaskStatus.SUCCESS:
-        return f"was {before.status}"
+        return _WORDS.get(before.status, "had not ended")
     now = {graph.names[parent] for parent in graph.parents[number]}
     if now != set(before.deps):
         return "its dependencies have changed"
