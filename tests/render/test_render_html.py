@@ -114,7 +114,7 @@ def test_failed_part_of_the_bar_can_be_seen_among_thousands() -> None:
 
 def test_resumed_run_says_what_was_kept_and_dims_it() -> None:
     html = report_html(reports.resumed(), usual=2.04)
-    assert '<li class="chip more">1 kept, 1 run</li>' in html
+    assert '<li class="chip extra">1 kept, 1 run</li>' in html
     assert 'class="node SUCCESS kept"' in html
     assert html.count(" kept") >= 1
     assert "in 2.60 s, usually 2.04 s" in html

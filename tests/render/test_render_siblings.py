@@ -12,22 +12,8 @@ from hypothesis import strategies as st
 from flowrun.render import dag_svg, report_html
 from flowrun.render.siblings import boxes
 from flowrun.render.svg import draw
-from flowrun.report import RunReport, TaskReport
 
 from ..browser import reports
-
-
-def fan(size: int, **of_pages: TaskReport) -> RunReport:
-    """Make a run that lists pages, gets and cleans each, and joins them."""
-    done = reports.attempt(1, 1, 1, 2)
-    tasks = {"list": reports.task([], reports.attempt(1, 0, 0, 1))}
-    for page in range(size):
-        tasks[f"page_{page}"] = of_pages.get(f"page_{page}") or reports.task(["list"], done)
-    for page in range(size):
-        tasks[f"clean_{page}"] = reports.task([f"page_{page}"], reports.attempt(1, 2, 2, 3))
-    cleaned = [f"clean_{page}" for page in range(size)]
-    tasks["join"] = reports.task(cleaned, reports.attempt(1, 3, 3, 4))
-    return reports.run("fan", tasks, 4)
 
 
 def nodes(svg: str) -> list[str]:
@@ -35,9 +21,9 @@ def nodes(svg: str) -> list[str]:
 
 
 def test_siblings_are_one_box_from_a_dozen_on() -> None:
-    few = [box.name for box in boxes(reports.deps_of(fan(11)))]
+    few = [box.name for box in boxes(reports.deps_of(reports.fan(11)))]
     assert len(few) == 24
-    found = boxes(reports.deps_of(fan(12)))
+    found = boxes(reports.deps_of(reports.fan(12)))
     assert [(box.name, len(box.members), box.parents) for box in found] == [
         ("list", 1, []),
         ("page_*", 12, [0]),
@@ -49,7 +35,7 @@ def test_siblings_are_one_box_from_a_dozen_on() -> None:
 def test_box_of_siblings_tells_their_ends_and_retries() -> None:
     again = [reports.attempt(number, 1, 1, 2, "E" if number < 3 else None) for number in (1, 2, 3)]
     failed = reports.task(["list"], reports.attempt(1, 1, 1, 2, "E"))
-    report = fan(200, page_7=reports.task(["list"], *again), page_9=failed)
+    report = reports.fan(200, page_7=reports.task(["list"], *again), page_9=failed)
     svg = draw("fan", reports.deps_of(report), report, critical=["list", "page_3", "clean_3"]).svg
     assert nodes(svg) == [
         "list, succeeded, 1.00 s, on the critical path",
@@ -63,9 +49,9 @@ def test_box_of_siblings_tells_their_ends_and_retries() -> None:
 
 
 def test_box_of_siblings_that_wait_for_each_other_runs() -> None:
-    report = fan(12, page_3=reports.pending(["list"]))
+    report = reports.fan(12, page_3=reports.pending(["list"]))
     assert "page_* x 12, running, 1 pending" in report_html(report)
-    report = fan(12, page_3=reports.skipped(["list"]))
+    report = reports.fan(12, page_3=reports.skipped(["list"]))
     assert "page_* x 12, skipped, 1 skipped" in report_html(report)
 
 
@@ -80,11 +66,11 @@ def test_tasks_that_differ_in_more_than_a_number_keep_their_boxes() -> None:
 
 
 def test_page_knows_the_tasks_of_each_box() -> None:
-    html = report_html(fan(200))
+    html = report_html(reports.fan(200))
     data = json.loads(re.search(r'id="data">(.*?)</script>', html)[1])
     assert [len(members) for members in data["boxes"]] == [1, 200, 200, 1]
     assert data["marks"] is None
-    small = json.loads(re.search(r'id="data">(.*?)</script>', report_html(fan(3)))[1])
+    small = json.loads(re.search(r'id="data">(.*?)</script>', report_html(reports.fan(3)))[1])
     assert small["boxes"] is None
 
 

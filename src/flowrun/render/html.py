@@ -139,7 +139,7 @@ def _header(report: RunReport, usual: float | None) -> str:
     )
     again = retries(report)
     for more in (kept_text(report), counted_retries(again) if again else ""):
-        chips += f'<li class="chip more">{more}</li>' if more else ""
+        chips += f'<li class="chip extra">{more}</li>' if more else ""
     error = "" if report["error"] is None else f'<p class="callout">{_short(report["error"])}</p>'
     return (
         f'<header class="top {status}"><div class="headline"><div>'
