@@ -10,7 +10,6 @@ from flowrun.errors import (
     RunAliveError,
     UnknownRunError,
 )
-from flowrun.escape import columns, for_terminal, padded
 from flowrun.state import NoResult, RunQuery, RunStatus, TaskStatus
 
 if TYPE_CHECKING:
@@ -45,6 +44,8 @@ class ResumePlan(NamedTuple):
 
     def __str__(self) -> str:
         """Return the plan as a table to read."""
+        from flowrun.escape import columns, for_terminal, padded  # noqa: PLC0415 - to print it only
+
         rows = [("Plan", "Task", "Why")]
         rows += [(task.action, for_terminal(name), task.why) for name, task in self.tasks.items()]
         rows += [("drop", for_terminal(name), "no longer in the DAG") for name in self.dropped]
