@@ -349,7 +349,9 @@ class Engine(Declaring):
 
     def report_text(self, run_id: str, *, width: int = 80) -> str:
         """Return the report of a run as a plain table of ``width`` columns, without results."""
-        return render.report_table(self.get_run_report(run_id, results=False), width=width)
+        report = self.get_run_report(run_id, results=False)
+        usual = render.usual_s(report, self._history.last_successes(report["dag_name"]))
+        return render.report_table(report, width=width, usual=usual)
 
     def report_html(self, run_id: str) -> str:
         """Return the report of a run as one self-contained HTML page.
@@ -359,7 +361,8 @@ class Engine(Declaring):
         peek = getattr(self._store, "stored_results", None)
         report = self.get_run_report(run_id, results=peek is None)
         stored = None if peek is None else render.stored_previews(report, peek)
-        return render.report_html(report, stored=stored)
+        usual = render.usual_s(report, self._history.last_successes(report["dag_name"]))
+        return render.report_html(report, stored=stored, usual=usual)
 
     def list_runs(
         self,

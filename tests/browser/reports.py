@@ -253,6 +253,27 @@ def big(size: int = 5_000) -> RunReport:
     return run("warehouse_nightly", tasks, max(ends.values()) + 0.2, metadata={"trigger": "cron"})
 
 
+def fan(size: int = 200, **of_pages: TaskReport) -> RunReport:
+    """Make a run that lists pages, gets and cleans each, and joins them."""
+    done = attempt(1, 1, 1, 2)
+    tasks = {"list": task([], attempt(1, 0, 0, 1))}
+    for page in range(size):
+        tasks[f"page_{page}"] = of_pages.get(f"page_{page}") or task(["list"], done)
+    for page in range(size):
+        tasks[f"clean_{page}"] = task([f"page_{page}"], attempt(1, 2, 2, 3))
+    tasks["join"] = task([f"clean_{page}" for page in range(size)], attempt(1, 3, 3, 4))
+    return run("fan", tasks, 4)
+
+
+def failed_fan() -> RunReport:
+    """Make such a run in which one page took three attempts, and another one failed."""
+    again = [
+        attempt(number, 1, 1.1, 1.4, NO_ANSWER if number < 3 else None) for number in (1, 2, 3)
+    ]
+    failed = task(["list"], attempt(1, 1, 1, 2, TRACEBACK))
+    return fan(200, page_7=task(["list"], *again), page_9=failed)
+
+
 HOSTILE_NAMES = (
     "<script>hacked=1</script>",
     "\"quoted\" 'name' & more",

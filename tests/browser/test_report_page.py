@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from flowrun import Engine
-from flowrun.render import dag_svg, report_html
+from flowrun import Engine, RunStatus, RunSummary
+from flowrun.render import dag_svg, index_html, report_html
 from flowrun.report import RunReport
 
 from . import reports
@@ -30,6 +30,7 @@ PAGES: dict[str, Callable[[], RunReport]] = {
     "running": reports.running,
     "resumed": reports.resumed,
     "single": reports.single,
+    "fan": reports.failed_fan,
     "hostile": reports.hostile,
     "big": reports.big,
     "empty": lambda: reports.run("empty", {}, 0.0),
@@ -39,7 +40,7 @@ PAGES: dict[str, Callable[[], RunReport]] = {
 @functools.cache
 def page_of(name: str) -> str:
     """Return one of the pages; the big one is made once."""
-    return report_html(PAGES[name]())
+    return report_html(PAGES[name](), usual=12.0)
 
 
 def rows(opened: Opened) -> list[str]:
@@ -235,6 +236,127 @@ def test_kept_tasks_are_marked_and_stay_out_of_the_timeline(show: Show) -> None:
     assert "kept from the earlier run" in opened.texts("td.why")
     opened.page.get_by_role("row").get_by_role("button", name="extract").click()
     assert "kept from the run that this one resumes" in opened.page.inner_text("#detail")
+
+
+def test_kept_tasks_are_dim_and_can_be_filtered(show: Show) -> None:
+    page = show(report_html(reports.resumed())).page
+    colour = "node => getComputedStyle(node).color"
+    kept, ran = (page.locator("tr.item button", has_text=name) for name in ("extract", "load"))
+    assert kept.evaluate(colour) != ran.evaluate(colour)
+    assert page.locator(".node.kept").count() == 1
+    page.click("[data-filter=kept]")
+    assert page.locator("tr.item").count() == 1
+    assert page.inner_text(".chip.extra") == "1 kept, 1 run"
+
+
+def test_siblings_are_one_box_that_leads_to_each(show: Show) -> None:
+    opened = show(page_of("fan"))
+    page = opened.page
+    assert opened.texts(".node .name") == ["list", "page_* x 200", "clean_* x 200", "join"]
+    page.locator(".node").nth(1).click()
+    assert page.inner_text("#detail h2") == "page_* x 200"
+    assert "retries\n2" in page.inner_text("#detail")
+    assert opened.texts("#detail .to")[:3] == ["page_9", "page_7", "page_0"]
+    assert "and 140 more" in page.inner_text("#detail")
+    assert page.locator(".edges path.lit").count() == 2
+    page.locator("#detail .to").nth(1).click()
+    assert page.inner_text("#detail h2") == "page_7"
+    assert page.locator(".node.lit .name").text_content() == "page_* x 200"
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.dataset.box") == "1"
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    assert page.inner_text("#detail h2") == "clean_* x 200"
+    page.keyboard.press("Escape")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    assert page.inner_text("#detail h2") == "join"
+    assert opened.noise == []
+
+
+def test_long_timeline_opens_at_failures_and_the_critical_path(show: Show) -> None:
+    opened = show(page_of("fan"))
+    page = opened.page
+    assert opened.texts(".lane .label") == ["list", "page_0", "page_9", "clean_0", "join"]
+    page.click("[data-rows=critical]")
+    assert opened.texts(".lane .label") == ["list", "page_0", "clean_0", "join"]
+    assert page.get_attribute("[data-rows=critical]", "aria-pressed") == "true"
+    assert page.get_attribute("[data-rows=worst]", "aria-pressed") == "false"
+    page.click("[data-rows=all]")
+    page.wait_for_selector(".lane >> text=page_1")
+    good = show(report_html(reports.fan()))
+    assert good.texts(".lane .label") == ["list", "page_0", "clean_0", "join"]
+    short = show(report_html(reports.fan(20)))
+    assert len(short.texts(".lane .label")) == 42
+
+
+def test_retried_tasks_can_be_filtered(show: Show) -> None:
+    opened = show(page_of("fan"))
+    opened.page.click("[data-filter=retried]")
+    assert rows(opened) == ["page_7"]
+    opened.page.click("[data-filter=FAILED]")
+    assert rows(opened) == ["page_9", "page_7"]
+    assert opened.texts(".chip.extra") == ["2 retries"]
+
+
+def test_failed_part_of_the_bar_is_wide_enough_to_be_seen(show: Show) -> None:
+    box = show(page_of("fan")).page.locator(".bar rect.FAILED").bounding_box()
+    assert box["width"] > 8
+
+
+def test_times_are_told_on_the_readers_clock_too(show: Show) -> None:
+    page = show(page_of("failure"), timezone_id="Asia/Kolkata", locale="en-GB").page
+    assert "2025-10-09 08:53:20 UTC (9 Oct 2025, 14:23:20 here)" in page.inner_text("dl.facts")
+    page = show(page_of("failure"), timezone_id="UTC").page
+    assert "here" not in page.inner_text("dl.facts")
+
+
+def test_failure_shows_its_file_and_line_before_its_traceback(show: Show) -> None:
+    page = show(page_of("failure")).page
+    assert page.locator("#failures pre").is_hidden()
+    shown = page.inner_text("#failures")
+    assert "/srv/etl/jobs/orders.py:41\n" in shown
+    assert 'return [row | {"eur": row["amount"]' in shown
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_index_of_runs_leads_to_their_pages(show: Show, scheme: str) -> None:
+    if not AXE.exists():
+        cannot("axe-core")
+    ends = (
+        (RunStatus.SUCCESS, 5.0, True),
+        (RunStatus.FAILED, 9.0, True),
+        (RunStatus.RUNNING, None, False),
+    )
+    runs = [
+        RunSummary(
+            f"run{place}",
+            "<b>d</b>",
+            status,
+            reports.START,
+            end and reports.START + end,
+            None,
+            {},
+            None,
+            None,
+            alive,
+            {"SUCCESS": 2, "FAILED": 1},
+        )
+        for place, (status, end, alive) in enumerate(ends)
+    ]
+    html = index_html(runs, {run.run_id: f"{run.run_id}.html" for run in runs}, "runs.db")
+    opened = show_index(show, html, color_scheme=scheme, bypass_csp=True)
+    assert opened.texts("tbody td:nth-child(2)") == ["succeeded", "failed", "left behind"]
+    assert opened.texts("tbody td:nth-child(4)") == ["5.00 s", "9.00 s", ""]
+    assert opened.page.locator("a").first.get_attribute("href") == "run0.html"
+    assert opened.texts("a") == ["<b>d</b>"] * 3
+    opened.page.evaluate(AXE.read_text("utf-8"))
+    assert _violations(opened, {}) == []
+
+
+def show_index(show: Show, html: str, **options: Any) -> Opened:
+    """Show a page that has no script, and so is ready at once."""
+    return show(html.replace("<html ", "<html data-ready "), **options)
 
 
 def test_five_thousand_tasks_stay_usable(show: Show) -> None:

@@ -15,7 +15,19 @@ import pytest
 from flowrun import SqliteStateStore, build_default_engine
 from flowrun.cli.commands import main
 
-COMMANDS = ["run", "resume", "list", "show", "validate", "runs", "report", "prune", "completion"]
+COMMANDS = [
+    "run",
+    "resume",
+    "list",
+    "show",
+    "validate",
+    "runs",
+    "report",
+    "error",
+    "result",
+    "prune",
+    "completion",
+]
 
 BASH = """
 source "$1"; shift
@@ -71,17 +83,18 @@ def said(folder: Path, command: list[str]) -> list[str]:
     [
         ([""], COMMANDS),
         (["--traceback", ""], COMMANDS),
-        (["re"], ["resume", "report"]),
+        (["re"], ["resume", "report", "result"]),
         (["show", "--st"], ["--style"]),
         (["show", "jobs", ":", "engine", "shop", "--style", ""], ["tree", "mermaid", "dot"]),
-        (["runs", "runs.db", "--status", "F"], ["FAILED"]),
-        (["runs", "--status", "FAILED", ""], [""]),
+        (["runs", "runs.db", "--status", "f"], ["failed"]),
+        (["runs", "--status", "failed", ""], [""]),
         (["completion", ""], ["bash", "fish", "zsh"]),
         (["resume", "jobs", ":", "engine", "l"], ["latest"]),
         (["run", "--no-progress", "--j"], ["--json"]),
         (["report", "runs.db", "--h"], ["--help", "--html"]),
         (["report", "--html", "page.html", ""], [""]),
         (["report", "no_such.db", ""], ["latest"]),
+        (["error", "no_such.db", "l"], ["latest"]),
         (["prune", ""], [""]),
     ],
 )
@@ -109,8 +122,8 @@ async def test_bash_completes_the_ids_of_runs(tmp_path: Path, script: Callable[[
 TYPED = {
     "flowrun comp\tba\t": "<completion bash>",
     "flowrun show place --sty\tme\t": "<show place --style mermaid>",
-    "flowrun runs --status F\t": "<runs --status FAILED>",
-    "flowrun prune --ol\t": "<prune --older-than-s>",
+    "flowrun runs --status f\t": "<runs --status failed>",
+    "flowrun prune --ol\t": "<prune --older-than>",
 }
 
 
@@ -138,10 +151,10 @@ def test_completes_what_is_typed(tmp_path: Path, script: Callable[[str], str], n
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("flowrun re", {"resume", "report"}),
+        ("flowrun re", {"resume", "report", "result"}),
         ("flowrun completion ", {"bash", "zsh", "fish"}),
-        ("flowrun runs --status ", {"SUCCESS", "FAILED", "RUNNING"}),
-        ("flowrun prune --ol", {"--older-than-s"}),
+        ("flowrun runs --status ", {"succeeded", "failed", "running"}),
+        ("flowrun prune --ol", {"--older-than"}),
     ],
 )
 def test_fish_completes(

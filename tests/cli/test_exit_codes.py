@@ -79,7 +79,7 @@ def test_output_that_is_lost_is_reported(jobs: Path) -> None:
     done = in_shell(jobs, "$FLOWRUN run jobs:engine works --no-progress > /dev/full")
     assert done.stderr.startswith("flowrun: cannot write to standard output: ")
     for command, code in (
-        ("report runs.db latest", "0"),  # the run's
+        ("report runs.db latest", "1"),
         ("runs runs.db", "1"),
         ("list jobs:engine", "1"),
         ("completion bash", "1"),
@@ -122,7 +122,7 @@ def test_list_with_a_damaged_run_shows_the_others_and_fails(jobs: Path) -> None:
             "UPDATE runs SET dag_name = 'other' WHERE rowid = (SELECT min(rowid) FROM runs)"
         )
     done = flowrun(jobs, "runs", "runs.db", code=1)
-    assert len(done.stdout.splitlines()) == 1
+    assert len(done.stdout.splitlines()) == 2
     assert "damaged record of run" in done.stderr
     flowrun(jobs, "report", "runs.db", "latest")
 

@@ -6,13 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
-from flowrun.cli.latest import LATEST, latest_in_file
+from flowrun.cli.latest import LATEST, latest_in_file, load_from_file
 from flowrun.cli.loading import UsageError
-from flowrun.errors import DamagedRecordError
+from flowrun.errors import DamagedRecordError, UnknownRunError
 
 from .programs import flowrun, write_jobs
 
@@ -72,7 +72,7 @@ def test_resume_and_report_narrow_to_a_dag(jobs: Path) -> None:
     assert told["run_id"] == left
     told = json.loads(resume(jobs, LATEST, "--dag", "fails", "--dry-run", "--json").stdout)
     assert told["run_id"] == failed
-    report = flowrun(jobs, "report", "runs.db", LATEST, "--dag", "fails", "--json", code=1)
+    report = flowrun(jobs, "report", "runs.db", LATEST, "--dag", "fails", "--json")
     assert json.loads(report.stdout)["run_id"] == failed
     told = resume(jobs, LATEST, "--dag", "works", code=2).stderr
     assert "the engine's store has no runs of DAG 'works' yet" in told
@@ -97,7 +97,7 @@ def test_resume_with_nothing_to_run_is_refused(jobs: Path) -> None:
     shown = resume(jobs, succeeded, code=2).stderr
     assert f"run '{succeeded}' of DAG 'works' has nothing left to run" in shown
     assert f"flowrun resume jobs:engine {succeeded} --from TASK" in shown
-    assert resume(jobs, succeeded, "--dry-run").stdout.startswith("keep  t ")
+    assert resume(jobs, succeeded, "--dry-run").stdout.splitlines()[1].startswith("keep  t ")
     resume(jobs, succeeded, "--from", "t")
     failed = run(jobs, "fails", code=1)
     (jobs / "fixed").touch()
@@ -188,3 +188,45 @@ engine.task("first", dag="fails")(lambda: 1)
     shown = resume(jobs, LATEST, "--dag", "fails", code=2).stderr
     assert "no run of DAG 'fails' can be resumed: nothing is left to run" in shown
     assert f"run '{left}' of DAG 'fails' has nothing left" in resume(jobs, left, code=2).stderr
+
+
+def test_runs_are_named_by_the_start_of_their_ids(jobs: Path) -> None:
+    failed = run(jobs, "fails", code=1)
+    worked = run(jobs, "works")
+    report = flowrun(jobs, "report", "runs.db", worked[:12], "--json")
+    assert json.loads(report.stdout)["run_id"] == worked
+    told = json.loads(resume(jobs, failed[:12], "--dry-run", "--json").stdout)
+    assert told["run_id"] == failed
+    shown = flowrun(jobs, "report", "runs.db", "z", code=2).stderr
+    assert "no run 'z' in the state store" in shown
+    assert "'flowrun runs DB' lists" in shown
+    (jobs / "fixed").touch()
+    resumed = json.loads(resume(jobs, failed[:12], "--json").stdout)
+    assert resumed["resumed_from"] == failed
+
+
+class _Named(NamedTuple):
+    run_id: str
+    created_at: float = 0.0
+    dag_name: str = "d\x1b"
+
+
+class _Loading(_Store):
+    def load_run(self, run_id: str, *, results: bool) -> str:
+        if run_id == "ab":
+            raise UnknownRunError(run_id)
+        return run_id
+
+
+def test_start_of_several_ids_is_an_error_that_lists_them() -> None:
+    store: Any = _Loading([_Named("abc"), _Named("b")], [_Named("abd")], [])
+    with pytest.raises(UsageError) as caught:
+        load_from_file(store, "ab", None)
+    lines = str(caught.value).split("\n")
+    assert lines[0] == "2 runs have ids that begin with 'ab'; type more:"
+    assert [line.split()[0] for line in lines[1:]] == ["abc", "abd"]
+    many: Any = _Loading([_Named(f"ab{number}") for number in range(10)], [])
+    with pytest.raises(UsageError, match="  and 2 more"):
+        load_from_file(many, "ab", None)
+    one: Any = _Loading([_Named("abc"), _Named("b")], [])
+    assert load_from_file(one, "ab", None) == "abc"

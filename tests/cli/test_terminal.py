@@ -207,11 +207,13 @@ def test_running_tasks_counts_retries_and_failures(run_script: Callable[..., Per
     }
     assert signs == {"~": "brown", "x": "red"}
     person.opens("tried")
-    person.sees("^3/4 done, 1 running, 1 failed, 1 skipped, 1 ok$")
+    person.sees("^3/4 done, 1 running, 1 failed, 1 skipped, 1 succeeded$")
     person.opens("extracted")
     assert person.waits_for_the_end() == 1
     assert person.lines[:3] == lines[:3]  # failures and retries stay
-    assert re.fullmatch(r"x etl FAILED in \d+\.\d s: 1 failed, 1 skipped, 2 ok", person.lines[3])
+    assert re.fullmatch(
+        r"x etl failed in \d+\.\d s: 1 failed, 1 skipped, 2 succeeded", person.lines[3]
+    )
     assert person.lines[4:] == ["after"]
 
 
@@ -256,7 +258,7 @@ def test_prints_and_logs_stay_whole_and_above(run_script: Callable[..., Person])
     )
     person.sees("^0/10 done, 9 running$")
     person.opens("talk")
-    person.sees("^8/10 done, 1 running, 8 ok$")
+    person.sees("^8/10 done, 1 running, 8 succeeded$")
     said = [line for line in person.lines if "said" in line or "wrote" in line]
     assert sorted(said) == sorted(
         [f"said {number} {turn} end" for number in range(8) for turn in range(20)]
@@ -266,7 +268,7 @@ def test_prints_and_logs_stay_whole_and_above(run_script: Callable[..., Person])
     lines = person.sees("^half$")  # nothing is drawn beside or below a line that goes on
     assert lines[-1] == "half"
     person.opens("half")
-    lines = person.sees("^9/10 done, 1 running, 9 ok$")
+    lines = person.sees("^9/10 done, 1 running, 9 succeeded$")
     assert lines[169] == "half a line"
     assert lines[170:172] == ["a log line", "from a logger of its own"]
     assert lines[172].startswith("* warn  ")
@@ -274,7 +276,7 @@ def test_prints_and_logs_stay_whole_and_above(run_script: Callable[..., Person])
     person.opens("end")
     assert person.waits_for_the_end() == 0
     assert person.lines[172] == "left open"
-    assert person.lines[173].startswith("+ etl SUCCESS in ")
+    assert person.lines[173].startswith("+ etl succeeded in ")
     assert person.lines[174:] == ["after"]
 
 
@@ -327,7 +329,7 @@ def test_resizing_leaves_no_garbage(run_script: Callable[..., Person], again: in
     assert person.waits_for_the_end() == 1
     assert not any(line.startswith("*") or "running" in line for line in person.lines)
     assert person.lines[-1] == "after"
-    assert person.lines[-2].startswith("x etl FAILED")
+    assert person.lines[-2].startswith("x etl failed")
 
 
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not here")
@@ -449,7 +451,7 @@ def test_ctrl_c_in_a_script_leaves_a_sane_terminal(run_script: Callable[..., Per
     person.child.sendintr()
     assert person.waits_for_the_end() == 130, person.lines
     assert not any("running" in line for line in person.lines)
-    assert any(line.startswith("x etl FAILED") for line in person.lines)
+    assert any(line.startswith("x etl failed") for line in person.lines)
 
 
 # The command line.
@@ -499,7 +501,7 @@ def test_command_line_shows_progress_and_then_the_report(
     # Hooks are told in a thread of their own, so the task may have been faster.
     assert sum(line.startswith("run ") for line in person.lines[:2]) == 1
     assert "hello" in person.lines[:2]
-    assert any(line.startswith("+ quick SUCCESS in ") for line in person.lines)
+    assert any(line.startswith("+ quick succeeded in ") for line in person.lines)
     assert any(line.startswith("quick: Succeeded in ") for line in person.lines)
     assert person.lines[-1].startswith("✔ hello ")
     assert "running" not in "\n".join(person.lines)
@@ -518,7 +520,7 @@ def test_first_interrupt_cancels_and_records(  # R2
     assert not any("running" in line for line in person.lines)
     listed = sit("-m", "flowrun", "runs", "runs.db", columns=120)
     assert listed.waits_for_the_end() == 0
-    assert re.search(r"FAILED .* slow  1 failed", listed.lines[0])
+    assert re.search(r"failed .* slow  1 failed", listed.lines[1])
 
 
 @pytest.mark.parametrize("by", ["Ctrl-C", "SIGTERM"])
@@ -552,6 +554,54 @@ def test_off_a_terminal_there_is_one_plain_line_per_change(jobs: Path) -> None:
     )
     shown = [re.sub(r"\d+\.\d s", "N s", line) for line in done.stderr.splitlines()]
     assert shown[0].endswith(" of quick: 1 task")
-    assert shown[1:] == ["* hello", "+ hello  N s", "+ quick SUCCESS in N s: 1 ok"]
+    assert shown[1:] == ["* hello", "+ hello  N s", "+ quick succeeded in N s: 1 succeeded"]
     assert done.stdout.startswith("hello\nquick: Succeeded in ")
     assert "\x1b" not in done.stdout + done.stderr
+
+
+LOOK = """
+    from flowrun import SqliteStateStore, build_default_engine
+
+    engine = build_default_engine(state_store=SqliteStateStore("runs.db"))
+    engine.task("a", dag="d")(lambda: 1)
+    engine.task("b", dag="d", deps=["a"])(lambda: 1 / 0)
+"""
+
+
+def colours(person: Person) -> set[tuple[str, str]]:
+    """Return what is shown in colour, word by word."""
+    found: set[tuple[str, str]] = set()
+    for number, line in enumerate(person.screen.display):
+        cells = [person.screen.buffer[number][column] for column in range(person.screen.columns)]
+        for word in re.finditer(r"\S+", line):
+            colour = cells[word.start()].fg
+            if colour != "default":
+                found.add((word[0], colour))
+    return found
+
+
+def test_colours_where_the_terminal_has_them(tmp_path: Path, sit: Callable[..., Person]) -> None:
+    (tmp_path / "jobs.py").write_text(textwrap.dedent(LOOK), encoding="utf-8")
+    person = sit("-m", "flowrun", "run", "jobs:engine", "d", lines=40)
+    assert person.waits_for_the_end() == 1
+    assert {("✔", "green"), ("✘", "red"), ("Failed", "red")} <= colours(person)
+    person = sit("-m", "flowrun", "resume", "jobs:engine", "latest", lines=40)
+    assert person.waits_for_the_end() == 1
+    assert "  resumed from    " in person.written
+    assert ("✘", "red") in colours(person)
+    assert "\x1b[2m✔ a" in person.written  # what was kept is dim
+    for words, shown in (
+        (("report", "runs.db"), {("✘", "red"), ("Failed", "red")}),
+        (("runs", "runs.db"), {("failed", "red")}),
+        (("report", "runs.db", "nonsense"), {("flowrun:", "red")}),
+        (("list", "jobs:engine"), set()),
+    ):
+        person = sit("-m", "flowrun", *words, lines=40, columns=120)
+        person.waits_for_the_end()
+        assert shown <= colours(person), words
+        assert bool(shown) is bool(colours(person)), words
+        for mode in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
+            plain = sit("-m", "flowrun", *words, lines=40, columns=120, **mode)
+            plain.waits_for_the_end()
+            assert "\x1b" not in plain.written
+            assert plain.lines == person.lines

@@ -92,7 +92,7 @@ async def test_plain_lines_where_there_is_no_terminal(make_engine: MakeEngine) -
         "* broken",
         "x broken: KeyError: 'never'",
         "- after skipped",
-        "x etl FAILED in N s: 2 ok, 1 failed, 1 skipped",
+        "x etl failed in N s: 2 succeeded, 1 failed, 1 skipped",
     ]
 
 
@@ -134,7 +134,7 @@ async def test_terminal_is_redrawn_and_prints_and_logs_stay_above(
     assert "half a line\n" in left
     assert "a log line\n" in left
     assert "running" not in left
-    assert re.search(r"\x1b\[32m\+\x1b\[0m d SUCCESS in .* 16 ok", left)
+    assert re.search(r"\x1b\[32m\+\x1b\[0m d succeeded in .* 16 succeeded", left)
 
 
 async def test_no_color_and_dumb_terminals(
@@ -175,10 +175,10 @@ async def test_two_runs_at_once_end_one_after_the_other(
     go_on.set()
     await long
     left = screen(terminal.getvalue())
-    ends = [line for line in left.splitlines() if "SUCCESS" in line]
+    ends = [line for line in left.splitlines() if "succeeded in" in line]
     assert [re.sub(r".*\x1b\[0m (.*) in .*: ", r"\1, ", line) for line in ends] == [
-        "short SUCCESS, 1 ok",
-        "long SUCCESS, 1 ok",
+        "short succeeded, 1 succeeded",
+        "long succeeded, 1 succeeded",
     ]
 
 
@@ -235,7 +235,7 @@ def test_terminal_that_goes_away_is_drawn_on_no_more() -> None:
     assert [thread.name for thread in drawing] == ["flowrun-progress"]
     gone.clear()
     hook.on_dag_end(DagEndEvent("one", "d", 0.0, "SUCCESS", 1.0, None))
-    assert "d SUCCESS in 1.0 s" in terminal.getvalue()
+    assert "d succeeded in 1.0 s" in terminal.getvalue()
 
 
 def test_run_that_ends_while_somebody_logs_waits_for_nobody(
@@ -264,7 +264,7 @@ def test_run_that_ends_while_somebody_logs_waits_for_nobody(
         logging.getLogger().removeHandler(handler)
     assert handler.stream is terminal
     left = screen(terminal.getvalue())
-    assert left.index("a log line\n") < left.index("d SUCCESS")
+    assert left.index("a log line\n") < left.index("d succeeded")
 
 
 def test_nothing_is_drawn_in_the_middle_of_a_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from flowrun import Engine
 from flowrun.render import report_html
+from flowrun.report import RunReport
 
 from ..browser import reports
 
@@ -70,8 +71,18 @@ def test_policy_allows_the_pages_own_style_and_script_by_hash_alone() -> None:  
 
 def test_header_tells_outcome_duration_metadata_and_lineage() -> None:
     text = " ".join(Seen(report_html(reports.failure())).texts)
-    for word in ("daily_etl", "Failed", "13.3 s", "cron", "4be21c0", "01K6-77aa0c52"):
+    for word in (
+        "daily_etl",
+        "Failed",
+        "in 13.3 s",
+        "cron",
+        "4be21c0",
+        "01K6-77aa0c52",
+        "4 retries",
+    ):
         assert word in text
+    assert "2025-10-09 08:53:20 UTC" in text
+    assert "2025-10-09 08:53:33 UTC" in text
     text = " ".join(Seen(report_html(reports.cancelled())).texts)
     for word in ("Cancelled", "publish_dashboard", "RUN_CANCELLED: SIGINT"):
         assert word in text
@@ -85,6 +96,46 @@ def test_failures_stand_before_the_graph_with_their_line_and_folded_traceback() 
     assert "3 attempts · 4 tasks skipped after it" in failures
     assert "<details><summary>Traceback" in failures
     assert "in convert_currency" in failures
+    assert "<code>/srv/etl/jobs/orders.py:41</code>" in failures
+    assert failures.index("orders.py:41") < failures.index("<details>")
+
+
+def test_failed_part_of_the_bar_can_be_seen_among_thousands() -> None:
+    def widths(report: RunReport) -> dict[str, float]:
+        bar = report_html(report).partition('<svg class="bar"')[2].partition("</svg>")[0]
+        parts = re.findall(r'class="(\w+)" x="[\d.]+%" width="([\d.]+)%"', bar)
+        return {status: float(width) for status, width in parts}
+
+    many = widths(reports.big(4_000))
+    assert many["FAILED"] > 0.9
+    assert sum(many.values()) == pytest.approx(100, abs=0.1)
+    assert widths(reports.failure())["FAILED"] == pytest.approx(100 / 14, abs=0.1)
+
+
+def test_resumed_run_says_what_was_kept_and_dims_it() -> None:
+    html = report_html(reports.resumed(), usual=2.04)
+    assert '<li class="chip extra">1 kept, 1 run</li>' in html
+    assert 'class="node SUCCESS kept"' in html
+    assert html.count(" kept") >= 1
+    assert "in 2.60 s, usually 2.04 s" in html
+    assert 'data-filter="kept"' in html
+    assert 'data-filter="kept"' not in report_html(reports.failure())
+    assert "retried <b>2</b>" in report_html(reports.failure())
+
+
+def test_run_that_is_alive_says_as_of_when() -> None:
+    assert re.search(r"for \d+ d \d+ h, as of \d{4}-\d\d-\d\d ", report_html(reports.running()))
+    left = report_html(reports.running() | {"alive": False})
+    assert '<p class="took"></p>' in left
+
+
+def test_long_timeline_offers_its_critical_path_and_failures() -> None:
+    def rows(report: RunReport) -> list[str]:
+        return re.findall(r'data-rows="(\w+)"', report_html(report))
+
+    assert rows(reports.big(300)) == ["all", "critical"]
+    assert rows(reports.big(2_300)) == ["worst", "all", "critical"]
+    assert rows(reports.failure()) == []
 
 
 def test_plain_or_missing_error_needs_no_fold() -> None:
@@ -138,7 +189,7 @@ def test_hostile_texts_make_no_element() -> None:  # V1
 
 
 def test_big_graph_has_another_hint() -> None:
-    assert "Point at a mark" in report_html(reports.big(301))
+    assert "Point at a mark" in report_html(reports.big(600))
     assert "With the keyboard" in report_html(reports.big(300))
 
 

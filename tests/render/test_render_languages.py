@@ -107,3 +107,16 @@ def test_style_picks_the_drawing() -> None:
 def test_unknown_style_is_refused_with_the_likely_one() -> None:
     with pytest.raises(ValueError, match=r"'mermeid'.*'tree', 'mermaid', 'dot'.*mean 'mermaid'"):
         graph_text("d", {}, style="mermeid")  # type: ignore[arg-type]
+
+
+def test_mermaid_says_when_it_passes_what_mermaid_draws() -> None:
+    small = mermaid("d", {"a": [], **{f"t{place}": ["a"] for place in range(500)}})
+    assert small.startswith("flowchart LR\n")
+    wide = mermaid("d", {"a": [], **{f"t{place}": ["a"] for place in range(501)}})
+    assert wide.startswith(
+        "%% 501 edges: Mermaid draws 500 unless its maxEdges is higher\nflowchart LR\n"
+    )
+    long = mermaid("d", {f"{'x' * 150}{place}": [] for place in range(400)})
+    first, second = long.split("\n")[:2]
+    assert re.fullmatch(r"%% 6\d,\d{3} characters: Mermaid reads 50,000 unless .*", first)
+    assert second == "flowchart LR"

@@ -10,14 +10,17 @@ import pytest
 
 from flowrun.render import preview, stored_previews
 from flowrun.render.page import as_json, critical_path, page_data
+from flowrun.render.svg import Picture
 from flowrun.render.wording import is_kept
 
 from ..browser import reports
 
+PICTURE = Picture("", None, None)
+
 
 def data_of(report, result_preview=preview) -> dict[str, Any]:
     made = page_data(
-        report, critical=critical_path(report), marks=None, result_preview=result_preview
+        report, critical=critical_path(report), picture=PICTURE, result_preview=result_preview
     )
     return {
         "all": made,
@@ -103,7 +106,9 @@ def test_error_is_kept_once_and_all_errors_share_a_budget() -> None:
 
 
 def test_json_cannot_end_its_script_element() -> None:  # V1
-    text = as_json(page_data(reports.hostile(), critical=[], marks=None, result_preview=preview))
+    text = as_json(
+        page_data(reports.hostile(), critical=[], picture=PICTURE, result_preview=preview)
+    )
     assert not set(text) & set("<>&\x1b\u202e\ud800")
     names = [task["name"] for task in json.loads(text)["tasks"]]
     assert "</script><img src=x onerror=hacked=2>" in names
@@ -212,8 +217,8 @@ def test_results_in_the_store_are_shown_without_a_pickle_being_read() -> None:
     ]
     for name in names[:5]:
         report["tasks"][name].update(status="SUCCESS", result=None, result_state="stored")
-    data = page_data(report, critical=[], marks=None, result_preview=preview, stored=told)
+    data = page_data(report, critical=[], picture=PICTURE, result_preview=preview, stored=told)
     shown = {task["name"]: task.get("result") for task in data["tasks"]}
     assert shown[names[3]] == "pickle, 13 bytes, not decoded"
-    hidden = page_data(report, critical=[], marks=None, result_preview=None, stored=told)
+    hidden = page_data(report, critical=[], picture=PICTURE, result_preview=None, stored=told)
     assert {task["state"] for task in hidden["tasks"] if task["name"] in told} == {"hidden"}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,21 +24,24 @@ def test_failures_come_first_with_their_own_line() -> None:
     assert lines[0] == "daily_etl: Failed in 13.3 s"
     start = lines.index("1 failure:")
     assert lines[start + 1 : start + 3] == [
-        "  ✘ convert_currency (ERROR, 3 attempts)",
+        "  ✘ convert_currency (3 attempts)",
         "      KeyError: 'CHF'",
     ]
-    assert start < next(place for place, line in enumerate(lines) if "Tries" in line)
+    assert lines[start + 3].strip() == "/srv/etl/jobs/orders.py:41"
+    assert lines[start + 4].strip().startswith('return [row | {"eur":')
+    assert start < next(place for place, line in enumerate(lines) if "Attempts" in line)
 
 
 def test_table_has_a_row_for_each_task() -> None:
     lines = report_table(reports.failure()).split("\n")
-    table = lines[next(place for place, line in enumerate(lines) if "Tries" in line) :]
-    assert table[0].split() == ["Task", "Tries", "Waited", "Ran", "Why"]
+    table = lines[next(place for place, line in enumerate(lines) if "Attempts" in line) :]
+    assert table[0].split() == ["Task", "Attempts", "Waited", "Ran", "Why"]
     assert set(table[1]) == {"─"}
     assert len(table) == 2 + 14
     assert table[4].split() == ["✔", "fetch_rates", "3", "580", "ms", "3.12", "s"]
     assert table[11].startswith("⊘ revenue_by_day ")
-    assert table[11].endswith("upstream task 'convert_currency' f…")
+    assert table[11].endswith("upstream task 'convert_currency…")
+    assert table[8].split()[-2:] == ["4.85", "s"]  # its error is said once, above
 
 
 def test_header_names_lineage_targets_metadata_and_what_ended_the_run() -> None:
@@ -44,6 +50,7 @@ def test_header_names_lineage_targets_metadata_and_what_ended_the_run() -> None:
     for name, value in (
         ("run", "01K7-4f2c9a1e"),
         ("started", "2025-10-09 08:53:20 UTC"),
+        ("finished", "2025-10-09 08:53:26 UTC"),
         ("resumed from", "old"),
         ("targets", "publish_dashboard"),
         ("trigger", "cron"),
@@ -63,11 +70,53 @@ def test_task_kept_from_the_run_that_was_resumed_says_so() -> None:
     shown = report_table(reports.resumed()).split("\n")
     assert shown[-2].endswith("  kept from the earlier run")
     assert shown[-1].split()[:2] == ["✔", "load"]
+    assert "  resumed from    01K6-77aa0c52: 1 kept, 1 run" in shown
 
 
-def test_run_that_goes_on_has_no_duration() -> None:
+def test_retries_and_what_is_usual_stand_above() -> None:
+    shown = report_table(reports.failure(), usual=12).split("\n")
+    assert shown[0] == "daily_etl: Failed in 13.3 s, usually 12.0 s"
+    assert "  retries         4" in shown
+
+
+def test_times_are_told_on_this_machines_clock_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not hasattr(time, "tzset"):
+        pytest.skip("the time zone of a process cannot be changed here")
+    try:
+        monkeypatch.setenv("TZ", "CET-1")
+        time.tzset()
+        shown = report_table(reports.failure())
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert "started         2025-10-09 08:53:20 UTC (2025-10-09 09:53:20 CET)\n" in shown
+
+
+def test_failures_alone() -> None:
+    shown = report_table(reports.failure(), failures_only=True)
+    assert "convert_currency (3 attempts)" in shown
+    assert "fetch_rates" not in shown
+
+
+COLOURS = re.compile(r"\x1b\[\d+m")
+
+
+@pytest.mark.parametrize("report", [reports.failure(), reports.resumed(), reports.running()])
+def test_colours_change_nothing_but_colours(report) -> None:
+    shown = report_table(report, colours=True)
+    plain = report_table(report)
+    assert re.sub(r"\d+ d \d+ h, as of [\d :-]+", "", COLOURS.sub("", shown)) == re.sub(
+        r"\d+ d \d+ h, as of [\d :-]+", "", plain
+    )
+    assert ("\x1b[2m✔ extract" in shown) is (report["tasks"].keys() == {"extract", "load"})
+    assert "\x1b[32m✔\x1b[0m " in shown
+
+
+def test_run_that_goes_on_says_for_how_long_and_as_of_when() -> None:
     shown = report_table(reports.running())
-    assert shown.startswith("daily_etl: Running\n")
+    assert re.match(r"daily_etl: Running for \d+ d \d+ h, as of \S+ \S+ UTC\n", shown)
+    left = report_table(reports.running() | {"alive": False})
+    assert left.startswith("daily_etl: Left behind\n")
     assert "▶ convert_currency" in shown
 
 

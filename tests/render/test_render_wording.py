@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import io
+import json
 import multiprocessing
 import sys
 import traceback
 
 import pytest
 
+import flowrun
+from flowrun import RunStatus, RunSummary
 from flowrun.render.wording import (
     SIGNS,
     counted,
     duration_text,
+    has_colours,
     outcome,
     own_line,
+    place_of,
     ran_s,
     sign_of,
     tally,
     time_text,
+    usual_s,
     waited_s,
 )
 from flowrun.state.records import TaskStatus
@@ -159,4 +166,71 @@ def test_own_line_of_a_timeout_says_that_it_timed_out() -> None:  # A6
         "TaskTimeoutError: task 'a' timed out"
     )
     assert own_line(text) == "TaskTimeoutError: task 'a' timed out"
-    assert own_line(f"{text}\nNot retried: it still ran") == "Not retried: it still ran"
+    assert own_line(f"{text}\nNot retried: it still ran") == "TaskTimeoutError: task 'a' timed out"
+    assert own_line("OSError: gone\n\nNot retried: it still ran") == "Not retried: it still ran"
+
+
+def test_place_of_an_error_is_the_last_line_of_the_tasks_own_code() -> None:
+    def task() -> None:
+        json.loads("{")
+
+    error = raised(task)
+    assert "decoder.py" in error
+    line = task.__code__.co_firstlineno + 1
+    assert place_of(error) == (f"{task.__code__.co_filename}:{line}", 'json.loads("{")')
+
+
+def test_place_of_a_chained_error_is_that_of_the_last() -> None:
+    place = place_of(raised(chained))
+    assert place[1].startswith('raise ValueError("outer')
+
+
+def test_place_of_a_group_is_where_the_group_was_raised() -> None:
+    assert place_of(raised(grouped))[1].startswith('raise ExceptionGroup("several"')
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("ValueError: no", None),
+        ('  File "a.py", line 3\n  File "b.py", line 4, in f\n    1 / 0\nE', ("b.py:4", "1 / 0")),
+        ('  File "a.py", line 3, in f\n', ("a.py:3", "")),
+        (
+            '  File "/usr/lib/python3.12/x.py", line 1, in f\n  File "/usr/lib/python3.12/json/y.py", line 2, in f\n    b\nE',
+            ("/usr/lib/python3.12/json/y.py:2", "b"),
+        ),
+        (f'  File "{flowrun.__file__}", line 1, in f\n    a\nE', None),
+    ],
+)
+def test_place_of_other_texts(text: str, place: tuple[str, str] | None) -> None:
+    assert place_of(text) == place
+
+
+def run_of(took: float | None, run_id: str = "other") -> RunSummary:
+    end = None if took is None else reports.START + took
+    return RunSummary(
+        run_id, "d", RunStatus.SUCCESS, reports.START, end, None, {}, None, None, False, {}
+    )
+
+
+def test_usual_is_the_median_of_other_runs() -> None:
+    report = reports.single()
+    others = [run_of(1), run_of(9), run_of(2), run_of(None), run_of(99, report["run_id"])]
+    assert usual_s(report, others) == 2
+    assert usual_s(report, []) is None
+
+
+def test_colours_are_for_terminals_where_nobody_minds(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for name in ("NO_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    assert has_colours(Terminal())
+    assert not has_colours(io.StringIO())
+    monkeypatch.setenv("TERM", "dumb")
+    assert not has_colours(Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not has_colours(Terminal())

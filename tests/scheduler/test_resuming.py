@@ -66,7 +66,7 @@ async def test_resume_runs_only_what_is_left(engine: Engine) -> None:  # S1 S4
         "right": "run",
         "load": "run",
     }
-    assert plan.tasks["right"].why == "was FAILED"
+    assert plan.tasks["right"].why == "had failed"
     assert plan.to_run == ["right", "load"]
     job.fail_at, job.ran = set(), []
     new = await engine.resume(old)

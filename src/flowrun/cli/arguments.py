@@ -1,49 +1,295 @@
-"""The parser of the command line."""
+"""The table of commands, and the parser that is made of it."""
 
 from __future__ import annotations
 
 import argparse
-import math
+import re
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flowrun import __version__
-from flowrun.cli.completion import SHELLS
+from flowrun.cli import engine_commands, file_commands
+from flowrun.cli.completion import SHELLS, script
+from flowrun.cli.engine_commands import SUCCESS
 from flowrun.cli.latest import LATEST
 from flowrun.state import RunStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Sequence
 
-_ENGINE_HELP = "where the engine is: a module and a name in it, like jobs.daily:engine"
-_DAG_HELP = "the name of a DAG; 'flowrun list MODULE:ENGINE' lists them"
-_DB_HELP = "the file of a SqliteStateStore, like runs.db"
+    from flowrun.cli.output import Output
 
-
-class _Commands:
-    """Adds commands to a parser, each with the options that all of them have."""
-
-    def __init__(
-        self, parser: argparse.ArgumentParser, handlers: Mapping[str, Callable[..., int]]
-    ) -> None:
-        self._handlers = handlers
-        self._added = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-        add_traceback(parser, default=False)
-
-    def add(self, name: str, text: str) -> argparse.ArgumentParser:
-        added = self._added.add_parser(name, help=text, description=text)
-        added.set_defaults(command=self._handlers[name], name=name)
-        # Without a default, which would hide the option before the command.
-        add_traceback(added, default=argparse.SUPPRESS)
-        return added
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)")
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
-def make_parser(handlers: Mapping[str, Callable[..., int]]) -> argparse.ArgumentParser:
-    """Return the parser of all commands.
+class Argument(NamedTuple):
+    """One argument or option of a command.
 
-    Args:
-        handlers: The function of each command, by the command's name.
+    Attributes:
+        name: As it is typed, or where it stands by its place: the attribute that it is read to.
+        help: What it is.
+        settings: Those of ``ArgumentParser.add_argument``.
+        exclusive: Whether it cannot be given together with another exclusive one.
+        words: What a shell offers for its value; its choices by default.
     """
+
+    name: str
+    help: str
+    settings: dict[str, Any]
+    exclusive: bool = False
+    words: Sequence[str] = ()
+
+    @property
+    def takes_value(self) -> bool:
+        """Whether it is an option that another word follows."""
+        is_option = self.name.startswith("-")
+        return is_option and self.settings.get("action", "append") == "append"
+
+
+class Command(NamedTuple):
+    """One command: the function that runs it, what it does, and what can be typed after it."""
+
+    run: Callable[[argparse.Namespace, Output], int]
+    help: str
+    arguments: tuple[Argument, ...]
+
+
+def _argument(name: str, text: str, words: Sequence[str] = (), **settings: Any) -> Argument:  # noqa: ANN401 - as argparse's own
+    return Argument(name, text, settings, words=words or settings.get("choices", ()))
+
+
+def _number(least: int, text: str) -> int:
+    if int(text) < least:
+        msg = f"{text} is less than {least}"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
+def _duration(text: str) -> float:
+    found = _DURATION.fullmatch(text.strip())
+    if found is None:
+        msg = f"{text!r} is not a duration like 90 (seconds), 30m, 12h or 7d"
+        raise argparse.ArgumentTypeError(msg)
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def _status(text: str) -> RunStatus:
+    """Read a status by its word, or as a report names it."""
+    word = text.upper()
+    if word not in {"SUCCEEDED", *RunStatus}:
+        msg = f"{text!r} is none of succeeded, failed, running"
+        raise argparse.ArgumentTypeError(msg)
+    return RunStatus.SUCCESS if word == "SUCCEEDED" else RunStatus(word)
+
+
+def print_completion(options: argparse.Namespace, output: Output) -> int:
+    """``flowrun completion``."""
+    output.say(script(COMMANDS, options.shell))
+    return SUCCESS
+
+
+# Without a default, which would hide the same option before the command.
+_TRACEBACK = _argument(
+    "--traceback",
+    "show the whole traceback of an error",
+    action="store_true",
+    default=argparse.SUPPRESS,
+)
+_JSON = _argument("--json", "print JSON for a script", action="store_true")
+_PROGRESS = (
+    _argument(
+        "--progress",
+        "show on standard error what runs, as by default",
+        action="store_true",
+        default=True,
+    ),
+    _argument(
+        "--no-progress",
+        "do not show on standard error what runs",
+        action="store_false",
+        dest="progress",
+    ),
+)
+_ENGINE = _argument(
+    "engine",
+    "where the engine is: a module and a name in it, like jobs.daily:engine",
+    metavar="MODULE:ENGINE",
+)
+_DAG = _argument("dag", "the name of a DAG; 'flowrun list MODULE:ENGINE' lists them", metavar="DAG")
+_LIMIT = _argument(
+    "--limit", "at most so many (20)", type=partial(_number, 1), default=20, metavar="N"
+)
+_DB = _argument("db", "the file of a SqliteStateStore, like runs.db", metavar="DB", type=Path)
+_OF_DAG = _argument("--dag", f"with {LATEST!r}: only runs of this DAG", metavar="DAG")
+_RUN_HELP = f"a run's id, or its first characters, or {LATEST!r}: the newest run"
+_RUN = _argument("run", f"{_RUN_HELP} that no other run started", metavar="RUN")
+_TASK = _argument("task", "the name of a task of that run", metavar="TASK")
+
+COMMANDS = {
+    "run": Command(
+        engine_commands.run_dag,
+        "run a DAG and print its report",
+        (
+            _ENGINE,
+            _DAG,
+            _argument(
+                "--timeout",
+                "end the run when it has taken so long: 90 (seconds), 30m, 12h, 7d",
+                type=_duration,
+                dest="timeout_s",
+                metavar="DURATION",
+            ),
+            _argument("--timeout-s", argparse.SUPPRESS, type=_duration, default=argparse.SUPPRESS),
+            _argument(
+                "--target",
+                "run only this task and what it depends on; may be given more than once",
+                action="append",
+                metavar="TASK",
+            ),
+            *_PROGRESS,
+            _JSON,
+        ),
+    ),
+    "resume": Command(
+        engine_commands.resume_run,
+        "finish what a run left undone",
+        (
+            _ENGINE,
+            _argument("run", f"{_RUN_HELP} that can be resumed", metavar="RUN"),
+            _argument(
+                "--from",
+                "run this task again, and all that depends on it; may be given more than once",
+                action="append",
+                dest="from_tasks",
+                metavar="TASK",
+            ),
+            _OF_DAG,
+            _argument(
+                "--dry-run",
+                "print which tasks would run and which would be kept, and why; run nothing",
+                action="store_true",
+            ),
+            *_PROGRESS,
+            _JSON,
+        ),
+    ),
+    "list": Command(engine_commands.list_dags, "list DAGs and their tasks", (_ENGINE, _JSON)),
+    "show": Command(
+        engine_commands.show_dag,
+        "draw a DAG",
+        (
+            _ENGINE,
+            _DAG,
+            _argument(
+                "--style",
+                "a tree to read, or the language of Mermaid or of Graphviz",
+                choices=["tree", "mermaid", "dot"],
+                default="tree",
+            ),
+        ),
+    ),
+    "validate": Command(
+        engine_commands.validate_dags,
+        "check DAGs without running them",
+        (
+            _ENGINE,
+            _argument(
+                "dag", "the names of the DAGs to check; all by default", metavar="DAG", nargs="*"
+            ),
+            _JSON,
+        ),
+    ),
+    "runs": Command(
+        file_commands.list_runs,
+        "list the runs in a SQLite file, newest first",
+        (
+            _DB,
+            _argument("--dag", "only runs of this DAG", metavar="DAG"),
+            _argument(
+                "--status",
+                "only runs that ended so, or have not ended",
+                type=_status,
+                words=("succeeded", "failed", "running"),
+                metavar="STATUS",
+            ),
+            _LIMIT,
+            _JSON,
+        ),
+    ),
+    "report": Command(
+        file_commands.show_report,
+        "print the report of a run in a SQLite file",
+        (
+            _DB,
+            _RUN._replace(
+                help=f"{_RUN.help}, as by default",
+                settings={**_RUN.settings, "nargs": "?"},
+            ),
+            _OF_DAG,
+            Argument(
+                "--html",
+                "write a page to this file; without RUN, write an index of the newest runs and"
+                " their pages to this folder",
+                {"type": Path, "metavar": "PATH"},
+                exclusive=True,
+            ),
+            _LIMIT._replace(help="with --html and without RUN: so many runs (20)"),
+            _argument("--failed", "only what has failed", action="store_true"),
+            _JSON._replace(exclusive=True),
+        ),
+    ),
+    "error": Command(
+        file_commands.show_error,
+        "print the whole error of a task",
+        (_DB, _RUN, _TASK, _OF_DAG),
+    ),
+    "result": Command(
+        file_commands.show_result,
+        "print the result of a task, if it is kept as JSON",
+        (
+            _DB,
+            _RUN,
+            _TASK,
+            _OF_DAG,
+            _JSON._replace(help="print the JSON that is kept"),
+        ),
+    ),
+    "prune": Command(
+        file_commands.prune_runs,
+        "delete old finished runs from a SQLite file",
+        (
+            _DB,
+            _argument(
+                "--keep-last",
+                "keep the N newest runs of each DAG",
+                type=partial(_number, 0),
+                metavar="N",
+            ),
+            _argument(
+                "--older-than",
+                "delete only runs that started so long ago: 90 (seconds), 30m, 12h, 7d",
+                type=_duration,
+                dest="older_than_s",
+                metavar="DURATION",
+            ),
+            _argument(
+                "--older-than-s", argparse.SUPPRESS, type=_duration, default=argparse.SUPPRESS
+            ),
+            _JSON,
+        ),
+    ),
+    "completion": Command(
+        print_completion,
+        "print a completion script for a shell",
+        (_argument("shell", "the shell that is to read it", choices=SHELLS),),
+    ),
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="flowrun",
         description="Run DAGs and look at their runs.",
@@ -51,120 +297,14 @@ def make_parser(handlers: Mapping[str, Callable[..., int]]) -> argparse.Argument
         " failed, 2 wrong use, 130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"flowrun {__version__}")
-    commands = _Commands(parser, handlers)
-    _add_engine_commands(commands)
-    _add_file_commands(commands)
-    complete = commands.add("completion", "print a completion script for a shell")
-    complete.add_argument("shell", choices=SHELLS)
+    parser.add_argument(_TRACEBACK.name, help=_TRACEBACK.help, action="store_true")
+    added = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        one = added.add_parser(name, help=command.help, description=command.help)
+        one.set_defaults(command=command.run, name=name)
+        is_choice = any(argument.exclusive for argument in command.arguments)
+        choice = one.add_mutually_exclusive_group() if is_choice else one
+        for argument in (*command.arguments, _TRACEBACK):
+            place = choice if argument.exclusive else one
+            place.add_argument(argument.name, help=argument.help, **argument.settings)
     return parser
-
-
-def _add_engine_commands(commands: _Commands) -> None:
-    run = commands.add("run", "run a DAG and print its report")
-    _add_engine(run)
-    run.add_argument("dag", metavar="DAG", help=_DAG_HELP)
-    run.add_argument("--timeout-s", type=float, metavar="SECONDS", help="end the run after it")
-    run.add_argument("--target", action="append", metavar="TASK", help="only what leads to it")
-    _add_progress(run)
-    _add_json(run)
-
-    resume = commands.add("resume", "finish what a run left undone")
-    _add_engine(resume)
-    text = f"a run's id, or {LATEST!r}: the newest run that can be resumed"
-    resume.add_argument("run", metavar="RUN", help=text)
-    resume.add_argument(
-        "--from", action="append", dest="from_tasks", metavar="TASK", help="run it again"
-    )
-    resume.add_argument("--dag", metavar="DAG", help=f"with {LATEST!r}: only runs of this DAG")
-    resume.add_argument("--dry-run", action="store_true", help="only print what would run, and why")
-    _add_progress(resume)
-    _add_json(resume)
-
-    listing = commands.add("list", "list DAGs and their tasks")
-    _add_engine(listing)
-    _add_json(listing)
-
-    show = commands.add("show", "draw a DAG")
-    _add_engine(show)
-    show.add_argument("dag", metavar="DAG", help=_DAG_HELP)
-    show.add_argument("--style", choices=["tree", "mermaid", "dot"], default="tree")
-
-    validate = commands.add("validate", "check DAGs without running them")
-    _add_engine(validate)
-    validate.add_argument("dag", metavar="DAG", nargs="*", help="names of DAGs; all by default")
-    _add_json(validate)
-
-
-def _add_file_commands(commands: _Commands) -> None:
-    runs = commands.add("runs", "list the runs in a SQLite file, newest first")
-    _add_db(runs)
-    runs.add_argument("--dag", metavar="DAG", help="only runs of this DAG")
-    runs.add_argument("--status", choices=[status.value for status in RunStatus])
-    runs.add_argument("--limit", type=_number(1), default=20, metavar="N", help="at most N (20)")
-    _add_json(runs)
-
-    report = commands.add("report", "print the report of a run in a SQLite file")
-    _add_db(report)
-    text = f"a run's id, or {LATEST!r}: the newest run that was not started inside another one"
-    report.add_argument("run", metavar="RUN", help=text)
-    report.add_argument("--dag", metavar="DAG", help=f"with {LATEST!r}: only runs of this DAG")
-    kind = report.add_mutually_exclusive_group()
-    kind.add_argument("--html", metavar="FILE", type=Path, help="write a page to this file")
-    _add_json(kind)
-
-    prune = commands.add("prune", "delete old finished runs from a SQLite file")
-    _add_db(prune)
-    prune.add_argument("--keep-last", type=_number(0), metavar="N", help="keep N runs of each DAG")
-    prune.add_argument("--older-than-s", type=_seconds, metavar="SECONDS", help="only older ones")
-    _add_json(prune)
-
-
-def add_traceback(parser: argparse.ArgumentParser, default: object) -> None:
-    """Add the option that shows where an error came from."""
-    parser.add_argument(
-        "--traceback",
-        action="store_true",
-        default=default,
-        help="show the whole traceback of an error",
-    )
-
-
-def _add_engine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("engine", metavar="MODULE:ENGINE", help=_ENGINE_HELP)
-
-
-def _add_db(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("db", metavar="DB", type=Path, help=_DB_HELP)
-
-
-def _add_json(parser: argparse._ActionsContainer) -> None:  # pyright: ignore[reportPrivateUsage]
-    parser.add_argument("--json", action="store_true", help="print JSON for a script")
-
-
-def _add_progress(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--progress",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="show what runs on standard error",
-    )
-
-
-def _number(least: int) -> Callable[[str], int]:
-    """Return a reader of whole numbers that are not smaller."""
-
-    def number(text: str) -> int:
-        if int(text) < least:
-            msg = f"{text} is less than {least}"
-            raise argparse.ArgumentTypeError(msg)
-        return int(text)
-
-    return number
-
-
-def _seconds(text: str) -> float:
-    """Read a time that can have passed."""
-    if not 0 <= float(text) < math.inf:
-        msg = f"{text} is not a number of seconds, 0 or more"
-        raise argparse.ArgumentTypeError(msg)
-    return float(text)

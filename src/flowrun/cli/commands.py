@@ -9,18 +9,8 @@ from __future__ import annotations
 import traceback
 from typing import TYPE_CHECKING
 
-from flowrun.cli import completion
 from flowrun.cli.arguments import make_parser
-from flowrun.cli.engine_commands import (
-    FAILED,
-    SUCCESS,
-    list_dags,
-    resume_run,
-    run_dag,
-    show_dag,
-    validate_dags,
-)
-from flowrun.cli.file_commands import list_runs, prune_runs, show_report
+from flowrun.cli.engine_commands import FAILED, SUCCESS
 from flowrun.cli.output import Output, complain, notify
 from flowrun.cli.signals import INTERRUPTED, RunLoop, leave_process
 from flowrun.errors import (
@@ -35,7 +25,7 @@ from flowrun.errors import (
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Sequence
 
 USAGE = 2
 # Errors of the operating system about a path that the user has typed.
@@ -48,7 +38,7 @@ _WRONG_PATH = (
 )
 _SQLITE_CORRUPT = 11
 # Of these the exit code is the run's, also if its report could not be printed.
-_CODE_OF_A_RUN = ("run", "resume", "report")
+_CODE_OF_A_RUN = ("run", "resume")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output, loop = Output(), RunLoop()
     options: argparse.Namespace | None = None
     try:
-        options = make_parser(_HANDLERS).parse_args(arguments)
+        options = make_parser().parse_args(arguments)
         options.run_loop = loop
         code = _run(options, output)
     finally:
@@ -85,9 +75,10 @@ def _run(options: argparse.Namespace, output: Output) -> int:
         notify("interrupted")
         return INTERRUPTED
     except (FlowrunError, RunCancelledError, OSError, ValueError) as error:
-        if options.traceback:
+        if options.traceback:  # which ends with the error's own text
             traceback.print_exc()
-        complain(_text(error))
+        else:
+            complain(_text(error))
         return _code(error)
 
 
@@ -116,22 +107,3 @@ def _code(error: BaseException) -> int:
     if isinstance(error, OSError) and not isinstance(error, _WRONG_PATH):
         return FAILED
     return USAGE
-
-
-def print_completion(options: argparse.Namespace, output: Output) -> int:
-    """``flowrun completion``."""
-    output.say(completion.script(make_parser(_HANDLERS), options.shell))
-    return SUCCESS
-
-
-_HANDLERS: Mapping[str, Callable[[argparse.Namespace, Output], int]] = {
-    "run": run_dag,
-    "resume": resume_run,
-    "list": list_dags,
-    "show": show_dag,
-    "validate": validate_dags,
-    "runs": list_runs,
-    "report": show_report,
-    "prune": prune_runs,
-    "completion": print_completion,
-}

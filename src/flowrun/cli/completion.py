@@ -1,40 +1,24 @@
-"""Completion scripts for shells, made from the command line's own parser."""
+"""Completion scripts for shells, made from the table of commands."""
 
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, NamedTuple, cast
+from argparse import SUPPRESS
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import argparse
+    from collections.abc import Iterable, Mapping
+
+    from flowrun.cli.arguments import Argument, Command
 
 SHELLS = ("bash", "fish", "zsh")
 
 
-class _Command(NamedTuple):
-    """What can be typed after one command.
-
-    Attributes:
-        help: What it does.
-        options: Its options with their help.
-        taking: Those of them that take a value.
-        choices: The values of those that have a fixed set; without a name: its argument's.
-        run_in: Where a run's id is wanted: ``"file"``, ``"engine"``, or nowhere.
-    """
-
-    help: str
-    options: dict[str, str]
-    taking: list[str]
-    choices: dict[str, list[str]]
-    run_in: str
-
-
-def script(parser: argparse.ArgumentParser, shell: str) -> str:
+def script(commands: Mapping[str, Command], shell: str) -> str:
     """Return the completion script for a shell: one of ``SHELLS``."""
-    commands = _commands(parser)
     if shell == "fish":
-        return _fish(parser.prog, commands)
-    bash = _bash(parser.prog, commands)
+        return "\n".join(_fish(commands))
+    bash = _bash(commands)
     # zsh runs bash's completion functions.
     loaded = (
         "autoload -Uz compinit bashcompinit\n(( $+functions[compdef] )) || compinit\nbashcompinit\n"
@@ -42,64 +26,35 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
     return loaded + bash if shell == "zsh" else bash
 
 
-def _commands(parser: argparse.ArgumentParser) -> dict[str, _Command]:
-    """Return every command by its name; the program itself has none."""
-    found = {"": _command(parser)}
-    for action in parser._actions:  # noqa: SLF001 - argparse has no other way to ask
-        choices: object = action.choices
-        if isinstance(choices, dict):
-            added = cast("dict[str, argparse.ArgumentParser]", choices)
-            found.update((name, _command(command)) for name, command in added.items())
-    found[""].choices[""] = [name for name in found if name]
-    return found
+def _offered(command: Command) -> Iterable[Argument]:
+    return (one for one in command.arguments if one.help != SUPPRESS)
 
 
-def _command(parser: argparse.ArgumentParser) -> _Command:
-    made = _Command(parser.description or "", {}, [], {}, _run_in(parser))
-    for action in parser._actions:  # noqa: SLF001 - argparse has no other way to ask
-        made.options.update(dict.fromkeys(action.option_strings, action.help or ""))
-        made.taking.extend(name for name in action.option_strings if action.nargs != 0)
-        if action.choices is not None and not isinstance(action.choices, dict):
-            for name in action.option_strings or [""]:
-                made.choices[name] = [str(choice) for choice in action.choices]
-    return made
-
-
-def _run_in(parser: argparse.ArgumentParser) -> str:
-    names = [action.dest for action in parser._actions if not action.option_strings]  # noqa: SLF001 - as above
-    if "run" not in names:
-        return ""
-    return "file" if "db" in names else "engine"
-
-
-def _bash(prog: str, commands: dict[str, _Command]) -> str:
-    options = "\n".join(
-        f"        {shlex.quote(name)}) options={shlex.quote(' '.join(command.options))} ;;"
-        for name, command in commands.items()
-    )
-    values = "\n".join(
-        f"        {shlex.quote(f'{name}:{option}:')}{'value' if option else int(bool(name))})"
-        f" values={shlex.quote(' '.join(choices))} ;;"
-        for name, command in commands.items()
-        for option, choices in command.choices.items()
-    )
-    taking = sorted({name for command in commands.values() for name in command.taking})
-    wanted = {
-        place: "|".join(name for name, command in commands.items() if command.run_in == place)
-        for place in ("file", "engine")
-    }
+def _bash(commands: Mapping[str, Command]) -> str:
+    options = [_case("", "options='-h --help --traceback --version'")]
+    values = [_case("::0", f"values={shlex.quote(' '.join(commands))}")]
+    taking: set[str] = set()
+    for name, command in commands.items():
+        offered = [one.name for one in _offered(command) if one.name.startswith("-")]
+        options.append(_case(name, f"options='-h --help {' '.join(offered)} --traceback'"))
+        for one in command.arguments:
+            taking.update([one.name] if one.takes_value else [])
+            if choices := " ".join(one.words):
+                place = f"{one.name}:value" if one.takes_value else ":1"
+                values.append(_case(f"{name}:{place}", f"values={shlex.quote(choices)}"))
     return (
-        _BASH.replace("@PROG@", prog)
-        .replace("@OPTIONS@", options)
-        .replace("@VALUES@", values)
-        .replace("@TAKING@", "|".join(taking))
-        .replace("@IN_FILE@", wanted["file"])
-        .replace("@IN_ENGINE@", wanted["engine"])
+        _BASH.replace("@OPTIONS@", "\n".join(options))
+        .replace("@VALUES@", "\n".join(values))
+        .replace("@TAKING@", "|".join(sorted(taking)))
     )
+
+
+def _case(pattern: str, body: str) -> str:
+    return f"        {shlex.quote(pattern)}) {body} ;;"
 
 
 _BASH = r"""
-_@PROG@() {
+_flowrun() {
     local word="${COMP_WORDS[COMP_CWORD]}" before="" each=""
     local command="" file="" options="" values="" place=0 index
     for ((index = 1; index < COMP_CWORD; index++)); do
@@ -124,44 +79,36 @@ _@PROG@() {
     esac
     case "$command:$before:$place" in
 @VALUES@
-    esac
-    case "$command" in
-        @IN_FILE@)
-            if [ "$place" = 2 ]; then
-                values="latest $("${COMP_WORDS[0]}" runs "$file" --limit 50 2>/dev/null |
-                    sed -n 's/^\([^ ]*\)  [0-9].*/\1/p')"
-            fi
+        report::2|error::2|result::2)
+            values="latest $("${COMP_WORDS[0]}" runs "$file" --limit 50 2>/dev/null |
+                sed -n 's/^\([^ ]*\)  [0-9].*/\1/p')"
             ;;
-        @IN_ENGINE@)
-            # A place with a colon is several words to bash.
-            if [ "$place" != value ] && [ "$place" != 1 ]; then values="latest"; fi
-            ;;
+        # A place with a colon is several words to bash.
+        resume::[2-9]) values="latest" ;;
     esac
     case "$word" in
         -*) values="$options" ;;
     esac
     COMPREPLY=($(compgen -W "$values" -- "$word"))
 }
-complete -o default -F _@PROG@ @PROG@
-""".lstrip("\n").rstrip("\n")
+complete -o default -F _flowrun flowrun
+""".strip("\n")
 
 
-def _fish(prog: str, commands: dict[str, _Command]) -> str:
-    lines: list[str] = []
+def _fish(commands: Mapping[str, Command]) -> Iterable[str]:
+    yield "complete -c flowrun -s h -l help -d 'show help'"
+    yield "complete -c flowrun -l traceback -d 'show the whole traceback of an error'"
+    yield "complete -c flowrun -n __fish_use_subcommand -l version -d 'show the version'"
     for name, command in commands.items():
-        when = f"__fish_seen_subcommand_from {name}" if name else "__fish_use_subcommand"
-        start = f"complete -c {prog} -n '{when}'"
-        if name:
-            text = shlex.quote(command.help)
-            lines.append(f"complete -c {prog} -n __fish_use_subcommand -f -a {name} -d {text}")
-        for option, told in command.options.items():
-            kind = "-l" if option.startswith("--") else "-s"
-            line = f"{start} {kind} {option.lstrip('-')} -d {shlex.quote(told)}"
-            if option in command.choices:
-                line += f" -x -a {shlex.quote(' '.join(command.choices[option]))}"
-            lines.append(line)
-        if name and "" in command.choices:
-            lines.append(f"{start} -f -a {shlex.quote(' '.join(command.choices['']))}")
-        if command.run_in:
-            lines.append(f"{start} -a latest")
-    return "\n".join(lines)
+        told = shlex.quote(command.help)
+        yield f"complete -c flowrun -n __fish_use_subcommand -f -a {name} -d {told}"
+        for one in _offered(command):
+            line = f"complete -c flowrun -n '__fish_seen_subcommand_from {name}'"
+            if one.name.startswith("-"):
+                line += f" -l {one.name[2:]} -d {shlex.quote(one.help)}"
+            if choices := " ".join(one.words):
+                yield f"{line} -x -a {shlex.quote(choices)}"
+            elif one.name == "run":
+                yield f"{line} -a latest"
+            elif one.name.startswith("-"):
+                yield line

@@ -6,13 +6,13 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
-from flowrun.cli.latest import LATEST, already_resumed, check_left_to_run, latest_to_resume
+from flowrun.cli.latest import LATEST, latest_to_resume, plan_for, run_again
 from flowrun.cli.loading import UsageError, load_engine
 from flowrun.cli.output import complain, notify
 from flowrun.errors import AlreadyResumedError, GraphError, UnknownDagError
-from flowrun.escape import columns, for_terminal, padded
-from flowrun.render import ProgressHook
-from flowrun.scheduler.notifier import TASK_FAILED
+from flowrun.escape import for_terminal
+from flowrun.render import ProgressHook, counted
+from flowrun.scheduler.notifier import TASK_FAILED, TASK_RETRIED
 
 if TYPE_CHECKING:
     import argparse
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
     from flowrun.cli.output import Output
     from flowrun.engine import Engine
-    from flowrun.scheduler import ResumePlan
 
 SUCCESS, FAILED = 0, 1
+_SHOWN = (TASK_FAILED, TASK_RETRIED)
+"""Log lines that say what the progress shows."""
 
 
 def run_dag(options: argparse.Namespace, output: Output) -> int:
@@ -39,38 +40,46 @@ def run_dag(options: argparse.Namespace, output: Output) -> int:
 
 def resume_run(options: argparse.Namespace, output: Output) -> int:
     """``flowrun resume``."""
-    if options.dag is not None and options.run != LATEST:
-        msg = f"--dag chooses among runs, so it goes with {LATEST!r}; leave one of them out"
-        raise UsageError(msg)
+    check_latest(options)
     engine = load_engine(options.engine)
     run_id = options.run
     if run_id == LATEST:
         run_id = latest_to_resume(engine, options.engine, options.dag, options.from_tasks)
     try:
-        plan = engine.plan_resume(run_id, options.from_tasks)
+        plan = plan_for(engine, run_id, options.from_tasks)
     except AlreadyResumedError as error:
-        raise already_resumed(options.engine, error.run_id) from error
-    if options.dry_run:
-        _say_plan(plan, options, output)
-        return SUCCESS
-    check_left_to_run(plan, options.engine)
-    if options.run == LATEST:
-        notify(for_terminal(f"resuming run {run_id} of DAG {plan.dag_name}"))
-    return _execute(engine, lambda: engine.resume(run_id, options.from_tasks), options, output)
-
-
-def _say_plan(plan: ResumePlan, options: argparse.Namespace, output: Output) -> None:
-    if options.json:
+        msg = (
+            f"run {error.run_id!r} cannot be resumed: a run that resumed it has finished it."
+            f" {run_again(options.engine, error.run_id)}"
+        )
+        raise UsageError(msg) from error
+    if options.dry_run and options.json:
         tasks = {name: task._asdict() for name, task in plan.tasks.items()}
         output.say_json({**plan._asdict(), "tasks": tasks})
-        return
-    rows: list[tuple[str, str, str]] = [
-        (task.action, for_terminal(name), task.why) for name, task in plan.tasks.items()
-    ]
-    rows += [("drop", for_terminal(name), "no longer in the DAG") for name in plan.dropped]
-    width = max((columns(name) for _, name, _ in rows), default=0)
-    for action, name, why in rows:
-        output.say(f"{action:4}  {padded(name, width)}  {for_terminal(why)}")
+        return SUCCESS
+    if options.dry_run:
+        output.say(str(plan).replace("in from_tasks", "by --from"))
+        return SUCCESS
+    if not plan.to_run:
+        msg = (
+            f"run {plan.run_id!r} of DAG {plan.dag_name!r} has nothing left to run: all its tasks"
+            f" have succeeded. {run_again(options.engine, plan.run_id)}"
+        )
+        raise UsageError(msg)
+    if options.run == LATEST:
+        notify(for_terminal(f"resuming run {run_id} of DAG {plan.dag_name}"))
+    return _execute(engine, lambda: engine.resume(plan.run_id, options.from_tasks), options, output)
+
+
+def check_latest(options: argparse.Namespace) -> None:
+    """Refuse a DAG beside the id of a run.
+
+    Raises:
+        UsageError: There are both.
+    """
+    if options.dag is not None and options.run not in {LATEST, None}:
+        msg = f"--dag chooses among runs, so it goes with {LATEST!r}; leave one of them out"
+        raise UsageError(msg)
 
 
 def list_dags(options: argparse.Namespace, output: Output) -> int:
@@ -86,8 +95,7 @@ def list_dags(options: argparse.Namespace, output: Output) -> int:
     if options.json:
         output.say_json(dags)
     else:
-        for dag, tasks in dags.items():
-            output.say(f"{for_terminal(dag)}: {for_terminal(', '.join(tasks))}")
+        output.say_table(("DAG", "Tasks"), [(dag, ", ".join(tasks)) for dag, tasks in dags.items()])
     for problem in problems:
         complain(str(problem))
     return FAILED if problems else SUCCESS
@@ -118,8 +126,8 @@ def validate_dags(options: argparse.Namespace, output: Output) -> int:
         output.say_json(problems)
     else:
         for dag, problem in problems.items():
-            fine = f"fine, {len(engine.list_tasks(dag))} task(s)" if problem is None else problem
-            output.say(f"{for_terminal(dag)}: {for_terminal(fine, multiline=True)}")
+            text = problem or f"fine, {counted(len(engine.list_tasks(dag)), 'task')}"
+            output.say(f"{for_terminal(dag)}: {for_terminal(text, multiline=True)}")
     return FAILED if any(problems.values()) else SUCCESS
 
 
@@ -134,7 +142,7 @@ def _execute(
         engine.add_hook(ProgressHook(sys.stderr))
         if logging.lastResort is not None:
             # Without logging set up, each failure would be printed twice.
-            logging.lastResort.addFilter(lambda record: record.msg != TASK_FAILED)
+            logging.lastResort.addFilter(lambda record: record.msg not in _SHOWN)
     with options.run_loop as loop:
         run_id = loop.run(engine, work)
         report = engine.get_run_report(run_id, results=False)

@@ -1,74 +1,183 @@
-"""The commands that work on a SQLite file of runs: runs, report, prune."""
+"""The commands that work on a SQLite file of runs: runs, report, error, result, prune."""
 
 from __future__ import annotations
 
+import pprint
 from contextlib import closing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
-from flowrun.cli.engine_commands import FAILED, SUCCESS
-from flowrun.cli.latest import LATEST, latest_in_file
+from flowrun.cli.engine_commands import FAILED, SUCCESS, check_latest
+from flowrun.cli.latest import LATEST, load_from_file
 from flowrun.cli.loading import UsageError
-from flowrun.errors import DamagedRecordError
+from flowrun.cli.output import complain
+from flowrun.errors import DamagedRecordError, UnknownRunError, UnknownTaskError
 from flowrun.escape import for_terminal
-from flowrun.render import report_html, stored_previews
+from flowrun.render import (
+    counted,
+    duration_text,
+    index_html,
+    report_html,
+    stored_previews,
+    summary_word,
+    tally_text,
+    time_text,
+    usual_s,
+)
 from flowrun.report import build_report
-from flowrun.state import RunQuery, RunStatus
+from flowrun.state import JsonSerializer, RunQuery, RunStatus
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
     from pathlib import Path
 
     from flowrun.cli.output import Output
+    from flowrun.report import RunReport
     from flowrun.state import RunSummary, SqliteStateStore
+
+_MOST_LIKE_IT = 11
+"""Runs of a DAG that tell how long it usually takes."""
 
 
 def list_runs(options: argparse.Namespace, output: Output) -> int:
     """``flowrun runs``."""
-    status = None if options.status is None else RunStatus(options.status)
-    damaged: DamagedRecordError | None = None
     with closing(_open_to_read(options.db)) as store:
-        try:
-            runs = store.list_runs(RunQuery(options.dag, status, None, options.limit, None))
-        except DamagedRecordError as error:
-            runs, damaged = list(error.others), error
+        runs, damaged = _listed(store, RunQuery(options.dag, options.status, limit=options.limit))
     if options.json:
         output.say_json([run._asdict() for run in runs])
-    else:
-        for run in runs:
-            output.say(_run_line(run))
-        if not runs and damaged is None:
-            output.say("no runs")
+    elif runs:
+        output.say_table(
+            ("Run", "Started", "Outcome", "Took", "DAG", "Tasks"), [_row(run) for run in runs]
+        )
+    elif damaged is None:
+        output.say("no runs")
     if damaged is not None:
         raise damaged
     return SUCCESS
 
 
+def _row(run: RunSummary) -> tuple[str, ...]:
+    took = "" if run.finished_at is None else duration_text(run.finished_at - run.created_at)
+    return (
+        run.run_id,
+        time_text(run.created_at).removesuffix(" UTC"),
+        summary_word(run),
+        took,
+        run.dag_name,
+        tally_text(run.task_counts),
+    )
+
+
 def show_report(options: argparse.Namespace, output: Output) -> int:
     """``flowrun report``."""
-    if options.dag is not None and options.run != LATEST:
-        msg = f"--dag chooses among runs, so it goes with {LATEST!r}; leave one of them out"
-        raise UsageError(msg)
+    check_latest(options)
     with closing(_open_to_read(options.db)) as store:
-        run_id = options.run
-        if run_id == LATEST:
-            run_id = latest_in_file(store, options.dag)
-        report = build_report(store.load_run(run_id, results=False))
-        stored = stored_previews(report, store.stored_results) if options.html else {}
-    if options.html is not None:
-        options.html.write_text(report_html(report, stored=stored), encoding="utf-8")
-        output.say(for_terminal(str(options.html)))
-    elif options.json:
+        if options.html is not None and options.run is None:
+            return _write_pages(store, options, output)
+        report = build_report(load_from_file(store, options.run or LATEST, options.dag))
+        usual = _usual(store, report)
+        if options.html is not None:
+            page = options.html
+            if page.is_dir():
+                page /= _page_of(report["run_id"])
+            _write_page(store, report, page)
+            output.say(for_terminal(str(page)))
+            return SUCCESS
+    if options.json:
+        if options.failed:
+            tasks = {
+                name: task for name, task in report["tasks"].items() if task["status"] == "FAILED"
+            }
+            report = {**report, "tasks": tasks}
         output.say_json(report)
     else:
-        output.say_report(report)
-    return FAILED if report["status"] == "FAILED" else SUCCESS
+        output.say_report(report, usual, failures_only=options.failed)
+    return SUCCESS
+
+
+def _write_pages(store: SqliteStateStore, options: argparse.Namespace, output: Output) -> int:
+    """Write an index of the newest runs and the page of each into a folder."""
+    folder: Path = options.html
+    runs, damaged = _listed(store, RunQuery(options.dag, limit=options.limit))
+    folder.mkdir(parents=True, exist_ok=True)
+    for run in runs:
+        report = build_report(store.load_run(run.run_id, results=False))
+        _write_page(store, report, folder / _page_of(run.run_id))
+    pages = {run.run_id: quote(_page_of(run.run_id)) for run in runs}
+    index = folder / "index.html"
+    index.write_text(index_html(runs, pages, store.path.name), encoding="utf-8")
+    output.say(for_terminal(str(index)))
+    if damaged is not None:
+        raise damaged
+    return SUCCESS
+
+
+def _write_page(store: SqliteStateStore, report: RunReport, path: Path) -> None:
+    stored = stored_previews(report, store.stored_results)
+    html = report_html(report, stored=stored, usual=_usual(store, report))
+    path.write_text(html, encoding="utf-8")
+
+
+def _page_of(run_id: str) -> str:
+    """Return the name of a run's page; an id may hold whatever a file's name must not."""
+    return f"{quote(run_id, safe='')}.html"
+
+
+def _usual(store: SqliteStateStore, report: RunReport) -> float | None:
+    query = RunQuery(report["dag_name"], RunStatus.SUCCESS, limit=_MOST_LIKE_IT)
+    return usual_s(report, _listed(store, query)[0])
+
+
+def show_error(options: argparse.Namespace, output: Output) -> int:
+    """``flowrun error``."""
+    check_latest(options)
+    with closing(_open_to_read(options.db)) as store:
+        run = load_from_file(store, options.run, options.dag)
+    task = run.tasks.get(options.task)
+    if task is None:
+        raise UnknownTaskError(run.dag_name, options.task, run.tasks)
+    errors = [attempt.error for attempt in task.attempts if attempt.error is not None]
+    error = task.error or (errors[-1] if errors else None)
+    if error is None:
+        complain(f"task {task.name!r} of run {run.run_id!r} has no error")
+        return FAILED
+    output.say(for_terminal(error, multiline=True))
+    return SUCCESS
+
+
+def show_result(options: argparse.Namespace, output: Output) -> int:
+    """``flowrun result``."""
+    check_latest(options)
+    with closing(_open_to_read(options.db)) as store:
+        run = load_from_file(store, options.run, options.dag)
+        if options.task not in run.tasks:
+            raise UnknownTaskError(run.dag_name, options.task, run.tasks)
+        try:
+            _, size, _ = store.stored_result(run.run_id, options.task, 0)
+        except UnknownRunError:
+            complain(f"task {options.task!r} of run {run.run_id!r} has no result in the file")
+            return FAILED
+        serializer, size, data = store.stored_result(run.run_id, options.task, size)
+    if serializer != JsonSerializer().name:
+        complain(
+            f"the result of task {options.task!r} is kept by the serializer {serializer!r}"
+            f" ({counted(size, 'byte')}), and only JSON is read here; read it in Python, with"
+            " engine.get_run_report"
+        )
+        return FAILED
+    if options.json:
+        output.say(data.decode())
+    else:
+        output.say(for_terminal(pprint.pformat(JsonSerializer().deserialize(data)), multiline=True))
+    return SUCCESS
 
 
 def prune_runs(options: argparse.Namespace, output: Output) -> int:
     """``flowrun prune``."""
     if options.keep_last is None and options.older_than_s is None:
-        msg = "say what to delete: --keep-last N, --older-than-s SECONDS"
+        msg = "say what to delete: --keep-last N, --older-than DURATION"
         raise UsageError(msg)
     before = None
     if options.older_than_s is not None:
@@ -81,8 +190,18 @@ def prune_runs(options: argparse.Namespace, output: Output) -> int:
     if options.json:
         output.say_json({"deleted": deleted})
     else:
-        output.say(f"{deleted} run(s) deleted")
+        output.say(f"{counted(deleted, 'run')} deleted")
     return SUCCESS
+
+
+def _listed(
+    store: SqliteStateStore, query: RunQuery
+) -> tuple[Sequence[RunSummary], DamagedRecordError | None]:
+    """Return the runs that are not damaged, and the error of those that are."""
+    try:
+        return store.list_runs(query), None
+    except DamagedRecordError as error:
+        return error.others, error
 
 
 def _open_to_read(path: Path) -> SqliteStateStore:
@@ -101,12 +220,3 @@ def _check_exists(path: Path) -> None:
     if not path.is_file():
         msg = f"there is no file {str(path)!r}"
         raise UsageError(msg)
-
-
-def _run_line(run: RunSummary) -> str:
-    started = datetime.fromtimestamp(run.created_at, tz=UTC).strftime("%Y-%m-%d %H:%M:%S")
-    took = "" if run.finished_at is None else f"{run.finished_at - run.created_at:.1f} s"
-    counts = ", ".join(f"{number} {status.lower()}" for status, number in run.task_counts.items())
-    return for_terminal(
-        f"{run.run_id}  {started}  {run.status.value:7}  {took:>9}  {run.dag_name}  {counts}"
-    )

@@ -1,4 +1,4 @@
-"""``latest`` instead of a run's id: the newest run that a command can use."""
+"""Which run is meant: by the start of its id, or by ``latest``, the newest that can be used."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from flowrun.errors import (
     DamagedRecordError,
     RunAliveError,
     UnknownDagError,
+    UnknownRunError,
     UnknownTaskError,
 )
+from flowrun.render import time_text
 from flowrun.state import RunQuery, RunStatus
 
 if TYPE_CHECKING:
@@ -19,10 +21,27 @@ if TYPE_CHECKING:
 
     from flowrun.engine import Engine
     from flowrun.scheduler import ResumePlan
-    from flowrun.state import RunSummary, SqliteStateStore
+    from flowrun.state import RunRecord, RunSummary, SqliteStateStore
 
 LATEST = "latest"
 _PAGE = 50
+_MOST_NAMED = 8
+
+
+def load_from_file(store: SqliteStateStore, run: str, dag: str | None) -> RunRecord:
+    """Return the run that the command line means, without its results.
+
+    Raises:
+        UsageError: There is no latest run, or several ids begin so.
+        UnknownRunError: There is no such run.
+    """
+    if run == LATEST:
+        return store.load_run(latest_in_file(store, dag), results=False)
+    try:
+        return store.load_run(run, results=False)
+    except UnknownRunError:
+        runs = _newest_first(lambda before: store.list_runs(RunQuery(limit=_PAGE, before=before)))
+        return store.load_run(_whole_id(runs, run), results=False)
 
 
 def latest_in_file(store: SqliteStateStore, dag: str | None) -> str:
@@ -31,14 +50,27 @@ def latest_in_file(store: SqliteStateStore, dag: str | None) -> str:
     Raises:
         UsageError: There is none.
     """
-
-    def page(before: str | None) -> Sequence[RunSummary]:
-        return store.list_runs(RunQuery(dag, None, None, _PAGE, before))
-
-    for run in _newest_first(page):
-        return run.run_id
+    for run in _newest_first(
+        lambda before: store.list_runs(RunQuery(dag, limit=_PAGE, before=before))
+    ):
+        if run.started_by is None:
+            return run.run_id
     msg = f"there is no latest run: {str(store.path)!r} has no runs{_of(dag)} yet"
     raise UsageError(msg)
+
+
+def plan_for(engine: Engine, run: str, from_tasks: Sequence[str] | None) -> ResumePlan:
+    """Return the plan for the run that the command line means, which is not ``latest``.
+
+    Raises:
+        UsageError: Several ids begin so.
+        UnknownRunError: There is no such run.
+    """
+    try:
+        return engine.plan_resume(run, from_tasks)
+    except UnknownRunError:
+        runs = _newest_first(lambda before: engine.list_runs(limit=_PAGE, before=before))
+        return engine.plan_resume(_whole_id(runs, run), from_tasks)
 
 
 def latest_to_resume(
@@ -58,13 +90,11 @@ def latest_to_resume(
         UnknownDagError: ... because their DAGs are not the engine's.
         UnknownTaskError: ... because their DAGs do not have these tasks.
     """
-
-    def page(before: str | None) -> Sequence[RunSummary]:
-        return engine.list_runs(dag, None, _PAGE, before)
-
     seen = 0
     unknown: UnknownDagError | UnknownTaskError | None = None
-    for run in _newest_first(page):
+    for run in _newest_first(lambda before: engine.list_runs(dag, None, _PAGE, before)):
+        if run.started_by is not None:
+            continue
         seen += 1
         if run.alive or (run.status is RunStatus.SUCCESS and not from_tasks):
             continue
@@ -82,40 +112,36 @@ def latest_to_resume(
     if not seen:
         msg = f"there is no latest run: the engine's store has no runs{_of(dag)} yet"
         raise UsageError(msg)
-    msg = f"no run{_of(dag)} can be resumed: nothing is left to run. {_run_again(place, 'RUN')}"
+    msg = f"no run{_of(dag)} can be resumed: nothing is left to run. {run_again(place, 'RUN')}"
     raise UsageError(msg)
 
 
-def check_left_to_run(plan: ResumePlan, place: str) -> None:
-    """Refuse a resume in which nothing would run.
-
-    Raises:
-        UsageError: Every task of the run has succeeded.
-    """
-    if not plan.to_run:
-        msg = (
-            f"run {plan.run_id!r} of DAG {plan.dag_name!r} has nothing left to run: all its tasks"
-            f" have succeeded. {_run_again(place, plan.run_id)}"
-        )
-        raise UsageError(msg)
-
-
-def already_resumed(place: str, run_id: str) -> UsageError:
-    """Return the error for a run that a later run has finished."""
-    return UsageError(
-        f"run {run_id!r} cannot be resumed: a run that resumed it has finished it."
-        f" {_run_again(place, run_id)}"
-    )
-
-
-def _run_again(place: str, run_id: str) -> str:
+def run_again(place: str, run_id: str) -> str:
+    """Say how to run tasks again that have succeeded."""
     return f"To run tasks again, name them: flowrun resume {place} {run_id} --from TASK"
+
+
+def _whole_id(runs: Iterator[RunSummary], start: str) -> str:
+    """Return the id of the only run whose id begins so."""
+    found = [run for run in runs if run.run_id.startswith(start)]
+    if not found:
+        raise UnknownRunError(start)
+    if len(found) == 1:
+        return found[0].run_id
+    lines = [
+        f"  {run.run_id}  {time_text(run.created_at)}  {run.dag_name}"
+        for run in found[:_MOST_NAMED]
+    ]
+    if len(found) > _MOST_NAMED:
+        lines.append(f"  and {len(found) - _MOST_NAMED} more")
+    msg = "\n".join([f"{len(found)} runs have ids that begin with {start!r}; type more:", *lines])
+    raise UsageError(msg)
 
 
 def _newest_first(
     page: Callable[[str | None], Sequence[RunSummary]],
 ) -> Iterator[RunSummary]:
-    """Yield the runs that nobody started inside another run; damaged ones are left out."""
+    """Yield runs page by page; damaged ones are left out."""
     before: str | None = None
     while True:
         try:
@@ -126,9 +152,7 @@ def _newest_first(
                 raise
         if not runs:
             return
-        for run in runs:
-            if getattr(run, "started_by", None) is None:
-                yield run
+        yield from runs
         before = runs[-1].run_id
 
 

@@ -10,13 +10,17 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO
 
-from flowrun.escape import for_terminal
-from flowrun.render import report_table
+from flowrun.escape import columns, for_terminal, padded
+from flowrun.render import coloured, has_colours, report_table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from flowrun.report import RunReport
 
 _USUAL_WIDTH = 80
+_RED = "31"
+_COLOURS = {"succeeded": "32", "failed": _RED, "running": "36", "left behind": _RED}
 _NOT_ASCII = "✔✘⊘▶○├─└│…"
 
 
@@ -51,10 +55,33 @@ class Output:
         """Print a value as JSON."""
         self.say(json.dumps(value, indent=2, default=str))
 
-    def say_report(self, report: RunReport) -> None:
+    def say_report(
+        self, report: RunReport, usual: float | None = None, *, failures_only: bool = False
+    ) -> None:
         """Print a report as a table, as wide as the terminal."""
         wide = shutil.get_terminal_size().columns if sys.stdout.isatty() else _USUAL_WIDTH
-        self.say(report_table(report, wide, ascii_only=self.is_ascii_only))
+        text = report_table(
+            report,
+            wide,
+            ascii_only=self.is_ascii_only,
+            colours=has_colours(sys.stdout),
+            failures_only=failures_only,
+            usual=usual,
+        )
+        self.say(text)
+
+    def say_table(self, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print rows below their headings; words that say how a run ended are coloured."""
+        lines = [[for_terminal(cell) for cell in row] for row in (headings, *rows)]
+        widths = [max(map(columns, column)) for column in zip(*lines, strict=True)]
+        paint = has_colours(sys.stdout)
+        for line in lines:
+            cells = [
+                coloured(text, _COLOURS[cell]) if paint and cell in _COLOURS else text
+                for cell, width in zip(line, widths, strict=True)
+                for text in [padded(cell, width)]
+            ]
+            self.say("  ".join(cells).rstrip())
 
     @property
     def is_ascii_only(self) -> bool:
@@ -100,4 +127,5 @@ def notify(text: str) -> None:
 
 def complain(text: str) -> None:
     """Print an error on standard error."""
-    notify(f"flowrun: {for_terminal(text, multiline=True)}")
+    name = coloured("flowrun:", _RED) if has_colours(sys.stderr) else "flowrun:"
+    notify(f"{name} {for_terminal(text, multiline=True)}")

@@ -19,11 +19,18 @@ from flowrun.render.svg import draw, graph_css, symbols
 from flowrun.render.wording import (
     SIGNS,
     counted,
+    counted_retries,
+    duration_of,
     duration_text,
+    failure_notes,
     is_kept,
+    kept_text,
     outcome,
     own_line,
+    place_of,
+    retries,
     status_counts,
+    status_of,
     time_text,
 )
 
@@ -38,7 +45,7 @@ _MOST_TRACEBACK = 8_000
 _MOST_LINE = 600
 _MOST_FACT = 300
 _MOST_SCROLLED = 400
-_VERDICTS: dict[str, TaskStatusName] = {"Succeeded": "SUCCESS", "Running": "RUNNING"}
+_FEW_ROWS = 18
 
 
 def report_html(
@@ -46,6 +53,7 @@ def report_html(
     *,
     result_preview: Callable[[object], str] | None = preview,
     stored: Mapping[str, str] | None = None,
+    usual: float | None = None,
 ) -> str:
     """Return the report as a page: outcome, failures, graph, timeline and every task.
 
@@ -55,32 +63,44 @@ def report_html(
             and cut. ``None`` shows no result.
         stored: What is shown of results that the report leaves in the store, by task; see
             :func:`flowrun.render.stored_previews`.
+        usual: What the DAG's runs usually take, in seconds.
     """
-    style = graph_css() + _resource("report.css")
-    script = _resource("report.js")
-    policy = (
-        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)};"
-        " base-uri 'none'; form-action 'none'"
-    )
-    title = f"{for_html(report['dag_name'])} · {outcome(report)}"
     critical = critical_path(report)
     deps = {name: task["deps"] for name, task in report["tasks"].items()}
     picture = draw(report["dag_name"], deps, report, critical=critical)
     data = page_data(
-        report,
-        critical=critical,
-        marks=picture.marks,
-        result_preview=result_preview,
-        stored=stored,
+        report, critical=critical, picture=picture, result_preview=result_preview, stored=stored
     )
-    body = "\n".join(
-        (
-            _header(report),
-            _failures(report),
-            _graph(picture) if deps else "",
-            _timeline(report, critical),
-            _tasks(report),
-        )
+    body = (
+        _header(report, usual),
+        _failures(report),
+        _graph(picture) if deps else "",
+        _timeline(report, critical),
+        _tasks(report),
+    )
+    return document(
+        f"{for_html(report['dag_name'])} · {outcome(report)}",
+        "\n".join(body),
+        '<aside id="detail" class="detail" aria-label="Task" tabindex="-1" hidden></aside>\n'
+        f'<script type="application/json" id="data">{as_json(data)}</script>\n',
+        script=_resource("report.js"),
+    )
+
+
+def document(title: str, body: str, data: str = "", script: str = "") -> str:
+    """Return a whole page that can ask nothing of anybody.
+
+    Args:
+        title: Escaped text.
+        body: What stands in its main part.
+        data: What stands behind it.
+        script: Its script.
+    """
+    style = graph_css() + _resource("report.css")
+    scripts = f" script-src {_hash(script)};" if script else ""
+    policy = (
+        f"default-src 'none'; style-src {_hash(style)};{scripts}"
+        " base-uri 'none'; form-action 'none'"
     )
     return (
         '<!doctype html>\n<html lang="en" class="flowrun"><head><meta charset="utf-8">\n'
@@ -90,10 +110,9 @@ def report_html(
         '<meta name="referrer" content="no-referrer">\n'
         f"<title>{title}</title>\n<style>{style}</style></head>\n<body>\n"
         f'<svg class="defs" aria-hidden="true"><defs>{symbols()}</defs></svg>\n'
-        f"<main>\n{body}\n</main>\n"
-        '<aside id="detail" class="detail" aria-label="Task" tabindex="-1" hidden></aside>\n'
-        f'<script type="application/json" id="data">{as_json(data)}</script>\n'
-        f"<script>{script}</script>\n</body></html>\n"
+        f"<main>\n{body}\n</main>\n{data}"
+        + (f"<script>{script}</script>\n" if script else "")
+        + "</body></html>\n"
     )
 
 
@@ -106,27 +125,27 @@ def _hash(text: str) -> str:
     return f"'sha256-{digest}'"
 
 
-def _sign(status: TaskStatusName) -> str:
+def sign_html(status: TaskStatusName) -> str:
+    """Return the sign of a status, which the page has among its symbols."""
     return f'<svg class="sign" aria-hidden="true"><use href="#flowrun-{status}"/></svg>'
 
 
-def _header(report: RunReport) -> str:
-    verdict = outcome(report)
-    status = _VERDICTS.get(verdict, "FAILED")
-    took = ""
-    if report["finished_at"] is not None:
-        took = duration_text(report["finished_at"] - report["created_at"])
-        took = f'<p class="took">{took}</p>'
+def _header(report: RunReport, usual: float | None) -> str:
+    status = status_of(report)
     counts = status_counts(report)
     chips = "".join(
-        f'<li class="chip {status}">{_sign(status)}<b>{count:,}</b> {SIGNS[status].word}</li>'
+        f'<li class="chip {status}">{sign_html(status)}<b>{count:,}</b> {SIGNS[status].word}</li>'
         for status, count in counts.items()
     )
+    again = retries(report)
+    for more in (kept_text(report), counted_retries(again) if again else ""):
+        chips += f'<li class="chip extra">{more}</li>' if more else ""
     error = "" if report["error"] is None else f'<p class="callout">{_short(report["error"])}</p>'
     return (
         f'<header class="top {status}"><div class="headline"><div>'
         f'<p class="kicker">Run of a DAG</p><h1>{_short(report["dag_name"])}</h1></div>'
-        f'<div class="verdict">{_sign(status)}<div><p class="word">{verdict}</p>{took}</div></div>'
+        f'<div class="verdict">{sign_html(status)}<div><p class="word">{outcome(report)}</p>'
+        f'<p class="took">{duration_of(report, usual)}</p></div></div>'
         f'</div>{_bar(counts)}<ul class="chips">{chips}</ul>{error}'
         f'<dl class="facts">{_facts(report)}</dl></header>'
     )
@@ -135,19 +154,22 @@ def _header(report: RunReport) -> str:
 def _bar(counts: Mapping[TaskStatusName, int]) -> str:
     """Return the share of each status as one bar; it repeats the chips, so it is not read."""
     left, parts = 0.0, ""
-    for status, count in counts.items():
-        share = 100 * count / sum(counts.values())
+    # Of thousands, one that failed would be too thin to see.
+    shown = {status: max(count, sum(counts.values()) / 100) for status, count in counts.items()}
+    for status, count in shown.items():
+        share = 100 * count / sum(shown.values())
         parts += f'<rect class="{status}" x="{left:.2f}%" width="{share:.2f}%" height="6"/>'
         left += share
     return f'<svg class="bar" aria-hidden="true">{parts}</svg>'
 
 
 def _facts(report: RunReport) -> str:
-    started = datetime.fromtimestamp(report["created_at"], UTC).isoformat(timespec="seconds")
     rows = [
         ("Run", f"<code>{_short(report['run_id'])}</code>"),
-        ("Started", f'<time datetime="{started}">{time_text(report["created_at"])}</time>'),
+        ("Started", time_html(report["created_at"])),
     ]
+    if report["finished_at"] is not None:
+        rows.append(("Finished", time_html(report["finished_at"])))
     if report["resumed_from"] is not None:
         rows.append(("Resumed from", f"<code>{_short(report['resumed_from'])}</code>"))
     if report["targets"] is not None:
@@ -155,6 +177,12 @@ def _facts(report: RunReport) -> str:
     for key, value in report["metadata"].items():
         rows.append((_short(key), _short(value if isinstance(value, str) else repr(value))))
     return "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in rows)
+
+
+def time_html(moment: float) -> str:
+    """Return a point in time in UTC; the page's script puts the reader's own time beside it."""
+    iso = datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
+    return f'<time datetime="{iso}">{time_text(moment)}</time>'
 
 
 def _short(text: str) -> str:
@@ -181,24 +209,24 @@ def _failure(report: RunReport, place: int, name: str, task: TaskReport) -> str:
     error = task["error"] or "no error was recorded"
     line = own_line(error)
     shown = line if len(line) <= _MOST_LINE else f"{line[:_MOST_LINE]}…"
-    notes = [for_html((task["reason"] or "").lower().replace("_", " "))]
-    notes.append(counted(task["attempt"], "attempt"))
+    notes = [for_html(note) for note in failure_notes(task)]
+    where = place_of(error) or ()
     held = _held_back(report, name)
     if held:
         notes.append(f"{counted(held, 'task')} skipped after it")
-    trace = ""
+    trace = "".join(f'<p class="place"><code>{_short(part)}</code></p>' for part in where if part)
     if error.strip() != line:
         text = error if len(error) <= _MOST_TRACEBACK else f"…{error[-_MOST_TRACEBACK:]}"
         # Python marks the place below a line of code: such text is scrolled and not wrapped.
         kind = "trace" if max(map(len, text.split("\n"))) <= _MOST_SCROLLED else "long"
-        trace = (
+        trace += (
             "<details><summary>Traceback</summary>"
             f'<pre class="{kind}" tabindex="0">{for_html(text, multiline=True)}</pre></details>'
         )
     return (
-        f'<article class="failure">{_sign("FAILED")}<div>'
+        f'<article class="failure">{sign_html("FAILED")}<div>'
         f'<h3><button type="button" data-open="{place}">{for_html(name)}</button></h3>'
-        f'<p class="notes">{" · ".join(note for note in notes if note)}</p>'
+        f'<p class="notes">{" · ".join(notes)}</p>'
         f'<p class="line">{for_html(shown)}</p>{trace}</div></article>'
     )
 
@@ -233,7 +261,8 @@ def _graph(picture: Picture) -> str:
 
 def _timeline(report: RunReport, critical: list[str]) -> str:
     tasks = report["tasks"].values()
-    if all(task["started_at"] is None or is_kept(report, task) for task in tasks):
+    shown = [task for task in tasks if task["started_at"] and not is_kept(report, task)]
+    if not shown:
         return ""
     kinds = [("wait", "waiting for a slot"), ("SUCCESS", "succeeded")]
     if any(attempt["error"] is not None for task in tasks for attempt in task["attempts"]):
@@ -251,8 +280,23 @@ def _timeline(report: RunReport, critical: list[str]) -> str:
     return (
         '<section id="timeline" aria-labelledby="h-timeline"><div class="heading">'
         f'<h2 id="h-timeline">Timeline</h2><ul class="legend">{legend}</ul></div>'
-        f'{path}<div class="lanes"></div></section>'
+        f'{_choices(report, critical, len(shown))}{path}<div class="lanes"></div></section>'
     )
+
+
+def _choices(report: RunReport, critical: list[str], rows: int) -> str:
+    """Return the buttons that choose the rows of a timeline that is too long to be seen whole."""
+    if rows <= _FEW_ROWS or not critical:
+        return ""
+    choices = {"all": f"All {rows:,}", "critical": "Critical path only"}
+    if any(task["status"] == "FAILED" for task in report["tasks"].values()):
+        choices = {"worst": "Failures and critical path", **choices}
+    buttons = "".join(
+        f'<button type="button" class="chip" data-rows="{kind}" aria-pressed="false">{text}'
+        "</button>"
+        for kind, text in choices.items()
+    )
+    return f'<div class="filters">{buttons}</div>'
 
 
 def _critical_text(report: RunReport, critical: list[str]) -> str:
@@ -267,9 +311,18 @@ def _critical_text(report: RunReport, critical: list[str]) -> str:
 def _tasks(report: RunReport) -> str:
     filters = "".join(
         f'<button type="button" class="chip {status}" data-filter="{status}"'
-        f' aria-pressed="false">{_sign(status)}{SIGNS[status].word} <b>{count:,}</b></button>'
+        f' aria-pressed="false">{sign_html(status)}{SIGNS[status].word} <b>{count:,}</b></button>'
         for status, count in status_counts(report).items()
     )
+    tasks = report["tasks"].values()
+    kept = sum(is_kept(report, task) for task in tasks)
+    retried = sum(task["attempt"] > 1 and not is_kept(report, task) for task in tasks)
+    for kind, count in (("kept", kept), ("retried", retried)):
+        if count:
+            filters += (
+                f'<button type="button" class="chip" data-filter="{kind}" aria-pressed="false">'
+                f"{kind} <b>{count:,}</b></button>"
+            )
     return (
         '<section id="tasks" aria-labelledby="h-tasks"><div class="heading">'
         '<h2 id="h-tasks">Tasks</h2><p id="shown" class="hint" role="status"></p></div>'

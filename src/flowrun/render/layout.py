@@ -1,27 +1,29 @@
 """A graph -> where to draw it: layers from left to right, with few crossings.
 
 The layered method of Sugiyama, Tagawa and Toda: longest-path layers, helper points where an
-edge passes a layer, median sweeps against crossings, then exact least squares for heights.
+edge passes a layer, sweeps against crossings, then exact least squares for heights.
 Nothing recurses, and the effort for each step has a bound, so that 5,000 tasks stay usable.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right, insort
+from itertools import accumulate, chain, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
+    from typing import TypeAlias
+
+    _Lines: TypeAlias = list[list[int]]
 
 _SWEEP_EFFORT = 300_000
 _MOST_SWEEPS = 24
 _PATIENCE = 4
-_SWAP_LIMIT = 1_500
-_SWAP_ROUNDS = 8
 _ALIGN_ROUNDS = 12
 _PASSAGE_HEIGHT = 10.0
-_STRAIGHTNESS = {0: 1.0, 1: 2.0, 2: 24.0}
-"""How hard an edge pulls, by how many of its ends are helper points: long edges run straight."""
+_STRAIGHTNESS = {2: 1.0, 1: 2.0, 0: 24.0}
+"""How hard an edge pulls, by how many of its ends are nodes: long edges run straight."""
 
 
 class Spacing(NamedTuple):
@@ -82,9 +84,9 @@ def lay_out(parents: Sequence[Sequence[int]], widths: Sequence[float], spacing: 
     """
     layers = _layers_of(parents)
     mesh = _Mesh(parents, layers)
-    rows = _ordered(mesh)
-    heights = _heights(mesh, rows, spacing)
-    spans, width = _columns(mesh, rows, heights, widths, spacing)
+    folded = [mesh.folded(row, spacing.most_rows) for row in _ordered(mesh)]
+    heights = _heights(mesh, folded, spacing)
+    spans, width = _columns(mesh, folded, heights, widths, spacing)
     highest = min((span.y for span in spans), default=0.0) - spacing.height / 2
     spans = [Span(span.left, span.right, span.y - highest) for span in spans]
     height = max((span.y for span in spans), default=0.0) + spacing.height / 2
@@ -156,9 +158,14 @@ class _Mesh:
         self.after[left].append(right)
         self.before[right].append(left)
 
-    def helpers(self, left: int, right: int) -> int:
-        """Return how many of two points are helpers."""
-        return (left >= self.nodes) + (right >= self.nodes)
+    def is_node(self, point: int) -> bool:
+        return point < self.nodes
+
+    def folded(self, row: list[int], most_rows: int) -> _Lines:
+        """Cut a layer into lines of one point each, or of several when it is too high."""
+        nodes = sum(map(self.is_node, row))
+        columns = 1 if nodes <= most_rows else -(-len(row) // most_rows)
+        return [row[start : start + columns] for start in range(0, len(row), columns)]
 
 
 def _ordered(mesh: _Mesh) -> list[list[int]]:
@@ -174,8 +181,6 @@ def _ordered(mesh: _Mesh) -> list[list[int]]:
         if not fewest or stale >= _PATIENCE:
             break
         _sweep(mesh, rows, forward=sweep % 2 == 0)
-        if mesh.size <= _SWAP_LIMIT:
-            _swap_neighbours(mesh, rows)
         found = _crossings(mesh, rows)
         stale += 1
         if found < fewest:
@@ -184,53 +189,18 @@ def _ordered(mesh: _Mesh) -> list[list[int]]:
 
 
 def _sweep(mesh: _Mesh, rows: list[list[int]], *, forward: bool) -> None:
-    """Sort each layer by the median place of its neighbours in the layer before it."""
+    """Sort each layer by the mean place of its neighbours in the layer before it."""
     neighbours = mesh.before if forward else mesh.after
     place = _places(rows)
     for row in rows if forward else reversed(rows):
-        keys = {
-            point: _median([place[other] for other in neighbours[point]], place[point])
-            for point in row
-        }
+        keys = {point: _mean(place, neighbours[point], place[point]) for point in row}
         row.sort(key=keys.__getitem__)
         for position, point in enumerate(row):
             place[point] = position
 
 
-def _median(places: list[int], default: int) -> float:
-    if not places:
-        return default
-    places.sort()
-    middle = len(places) // 2
-    if len(places) % 2:
-        return places[middle]
-    return (places[middle - 1] + places[middle]) / 2
-
-
-def _swap_neighbours(mesh: _Mesh, rows: list[list[int]]) -> None:
-    """Swap two that stand next to each other wherever that takes a crossing away."""
-    place = _places(rows)
-    for _ in range(_SWAP_ROUNDS):
-        swapped = False
-        for row in rows:
-            for upper in range(len(row) - 1):
-                first, second = row[upper], row[upper + 1]
-                gain = 0
-                for side in (mesh.before, mesh.after):
-                    one = sorted(place[other] for other in side[first])
-                    two = sorted(place[other] for other in side[second])
-                    gain += _inversions(one, two) - _inversions(two, one)
-                if gain > 0:
-                    row[upper], row[upper + 1] = second, first
-                    place[first], place[second] = upper + 1, upper
-                    swapped = True
-        if not swapped:
-            return
-
-
-def _inversions(upper: list[int], lower: list[int]) -> int:
-    """Count the crossings of edges from two points to sorted places, the first one above."""
-    return sum(len(upper) - bisect_right(upper, place) for place in lower)
+def _mean(place: dict[int, int], points: list[int], default: float) -> float:
+    return sum(map(place.__getitem__, points)) / len(points) if points else default
 
 
 def _crossings(mesh: _Mesh, rows: list[list[int]]) -> int:
@@ -250,67 +220,36 @@ def _places(rows: list[list[int]]) -> dict[int, int]:
     return {point: position for row in rows for position, point in enumerate(row)}
 
 
-def _heights(mesh: _Mesh, rows: list[list[int]], spacing: Spacing) -> list[float]:
+def _heights(mesh: _Mesh, layers: list[_Lines], spacing: Spacing) -> list[float]:
     """Return each point's middle: near its neighbours, in order, and never too close."""
     heights = [0.0] * mesh.size
-    folded = [_folds(mesh, row, spacing) for row in rows]
-    for lines in folded:
-        offsets = _offsets(mesh, lines, spacing)
-        for line, offset in zip(lines, offsets, strict=True):
-            for point in line:
-                heights[point] = offset - offsets[-1] / 2
+    offsets = [_offsets(mesh, lines, spacing) for lines in layers]
     for turn in range(_ALIGN_ROUNDS):
-        forward = turn % 2 == 0
-        last = turn >= _ALIGN_ROUNDS - 2
-        for lines in folded if forward else reversed(folded):
-            sides = (mesh.before, mesh.after) if last else (mesh.before if forward else mesh.after,)
-            wishes = [_wish(mesh, line, sides, heights) for line in lines]
-            fitted = _fitted(wishes, _offsets(mesh, lines, spacing))
-            for line, height in zip(lines, fitted, strict=True):
+        steps = list(zip(layers, offsets, strict=True))
+        for lines, least in steps if turn % 2 == 0 else reversed(steps):
+            wishes = [_wish(mesh, line, heights) for line in lines]
+            for line, height in zip(lines, _fitted(wishes, least), strict=True):
                 for point in line:
                     heights[point] = height
     return heights
 
 
-def _folds(mesh: _Mesh, row: list[int], spacing: Spacing) -> list[list[int]]:
-    """Cut a layer into lines of one point each, or of several when it is too high."""
-    columns = _column_count(mesh, row, spacing)
-    return [row[start : start + columns] for start in range(0, len(row), columns)]
-
-
-def _column_count(mesh: _Mesh, row: list[int], spacing: Spacing) -> int:
-    nodes = sum(point < mesh.nodes for point in row)
-    return 1 if nodes <= spacing.most_rows else -(-len(row) // spacing.most_rows)
-
-
-def _offsets(mesh: _Mesh, lines: list[list[int]], spacing: Spacing) -> list[float]:
+def _offsets(mesh: _Mesh, lines: _Lines, spacing: Spacing) -> list[float]:
     """Return how far each line must at least be below the first one."""
-    offsets: list[float] = []
-    total, above = 0.0, 0.0
-    for line in lines:
-        is_node = any(point < mesh.nodes for point in line)
-        room = (spacing.height + spacing.row_gap if is_node else _PASSAGE_HEIGHT) / 2
-        if offsets:
-            total += above + room
-        above = room
-        offsets.append(total)
-    return offsets
+    full = spacing.height + spacing.row_gap
+    rooms = [full if any(map(mesh.is_node, line)) else _PASSAGE_HEIGHT for line in lines]
+    return [0.0, *accumulate((one + two) / 2 for one, two in pairwise(rooms))]
 
 
-def _wish(
-    mesh: _Mesh, line: list[int], sides: Iterable[list[list[int]]], heights: list[float]
-) -> tuple[float, float]:
+def _wish(mesh: _Mesh, line: list[int], heights: list[float]) -> tuple[float, float]:
     """Return where a line would like to be, and how much."""
     total = weight = 0.0
-    for side in sides:
-        for point in line:
-            for other in side[point]:
-                pull = _STRAIGHTNESS[mesh.helpers(point, other)]
-                total += pull * heights[other]
-                weight += pull
-    if not weight:
-        return heights[line[0]], 0.1
-    return total / weight, weight
+    for point in line:
+        for other in chain(mesh.before[point], mesh.after[point]):
+            pull = _STRAIGHTNESS[mesh.is_node(point) + mesh.is_node(other)]
+            total += pull * heights[other]
+            weight += pull
+    return (total / weight, weight) if weight else (heights[line[0]], 0.1)
 
 
 def _fitted(wishes: list[tuple[float, float]], offsets: list[float]) -> list[float]:
@@ -333,7 +272,7 @@ def _fitted(wishes: list[tuple[float, float]], offsets: list[float]) -> list[flo
 
 def _columns(
     mesh: _Mesh,
-    rows: list[list[int]],
+    layers: list[_Lines],
     heights: list[float],
     widths: Sequence[float],
     spacing: Spacing,
@@ -341,16 +280,14 @@ def _columns(
     """Return the place of each point, and the width of the whole drawing."""
     spans = [Span(0.0, 0.0, 0.0)] * mesh.size
     left = 0.0
-    for row in rows:
-        columns = _column_count(mesh, row, spacing)
-        widest = max((widths[point] for point in row if point < mesh.nodes), default=0.0)
+    for lines in layers:
+        widest = max(widths[point] for line in lines for point in line if mesh.is_node(point))
         step = widest + spacing.layer_gap / 2
-        right = left + step * (columns - 1) + widest
-        for position, point in enumerate(row):
-            if point < mesh.nodes:
-                start = left + step * (position % columns)
-                spans[point] = Span(start, start + widths[point], heights[point])
-            else:
-                spans[point] = Span(left, right, heights[point])
+        right = left + step * (len(lines[0]) - 1) + widest
+        for line in lines:
+            for column, point in enumerate(line):
+                start = left + step * column if mesh.is_node(point) else left
+                end = start + widths[point] if mesh.is_node(point) else right
+                spans[point] = Span(start, end, heights[point])
         left = right + spacing.layer_gap
     return spans, max(left - spacing.layer_gap, 0.0)

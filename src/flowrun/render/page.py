@@ -6,18 +6,19 @@ import json
 import reprlib
 from contextlib import suppress
 from itertools import islice
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from flowrun.errors import ResultNotReadableError
 from flowrun.escape import for_terminal
-from flowrun.render.wording import counted, is_kept, own_line
+from flowrun.render.wording import counted, is_kept, why_text
 from flowrun.state import JsonSerializer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import TypeAlias
 
-    from flowrun.report import RunReport, TaskReport
+    from flowrun.render.svg import Picture
+    from flowrun.report import AttemptReport, RunReport, TaskReport
 
     Peek: TypeAlias = Callable[[str, int], Mapping[str, tuple[str, int, bytes]]]
 
@@ -25,39 +26,6 @@ _MOST_ERROR_BYTES = 2_000_000
 _MOST_PREVIEW_BYTES = 1_000_000
 _SHORT = 300
 _PREVIEW = 2_000
-
-
-class _Task(TypedDict, total=False):
-    """One task; a key is left out where it would say nothing.
-
-    Times are seconds since the run was created. ``attempts`` holds lists of number, ready,
-    started, finished, place of the error among the texts, reason, abandoned.
-    """
-
-    name: str
-    status: str
-    deps: list[int]
-    tries: int
-    ready: float
-    started: float
-    finished: float
-    error: int
-    why: str
-    reason: str
-    result: str
-    state: str
-    critical: int
-    kept: int
-    attempts: list[list[float | int | str | None]]
-
-
-class PageData(TypedDict):
-    """All that the page's script needs."""
-
-    finished: float | None
-    tasks: list[_Task]
-    texts: list[str]
-    marks: list[tuple[int, int]] | None
 
 
 def preview(value: object) -> str:
@@ -152,30 +120,30 @@ def page_data(
     report: RunReport,
     *,
     critical: list[str],
-    marks: list[tuple[int, int]] | None,
+    picture: Picture,
     result_preview: Callable[[object], str] | None,
     stored: Mapping[str, str] | None = None,
-) -> PageData:
-    """Return the data of a report's page.
+) -> dict[str, object]:
+    """Return all that the page's script needs.
 
     Args:
         report: The run.
         critical: The tasks on the critical path.
-        marks: Where the graph's marks are, if it has no boxes.
+        picture: The graph.
         result_preview: Makes a result's text; ``None`` shows no result.
         stored: What to show of results that are in the store, by task.
     """
     builder = _Builder(report, set(critical), result_preview, stored or {})
-    tasks = [builder.task(name, task) for name, task in report["tasks"].items()]
     return {
         "finished": builder.offset(report["finished_at"]),
-        "tasks": tasks,
+        "tasks": [builder.task(name, task) for name, task in report["tasks"].items()],
         "texts": builder.texts,
-        "marks": marks,
+        "marks": picture.marks,
+        "boxes": picture.boxes,
     }
 
 
-def as_json(data: Mapping[str, object] | PageData) -> str:
+def as_json(data: object) -> str:
     """Return JSON that nothing in it can make an HTML parser leave the script element."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
@@ -190,86 +158,82 @@ class _Builder:
         stored: Mapping[str, str],
     ) -> None:
         self.texts: list[str] = []
+        self._places: dict[str, int] = {}
         self._report = report
         self._critical = critical
         self._preview = result_preview
         self._stored = stored
         self._number = {name: number for number, name in enumerate(report["tasks"])}
-        self._known: dict[str, int] = {}
         self._error_room = _MOST_ERROR_BYTES
         self._preview_room = _MOST_PREVIEW_BYTES
 
-    def task(self, name: str, task: TaskReport) -> _Task:
-        made: _Task = {"name": for_terminal(name), "status": str(task["status"])}
-        deps = [self._number[parent] for parent in task["deps"] if parent in self._number]
-        if deps:
-            made["deps"] = deps
-        if task["attempt"]:
-            made["tries"] = task["attempt"]
-        if task["reason"] is not None:
-            made["reason"] = for_terminal(task["reason"])
+    def task(self, name: str, task: TaskReport) -> dict[str, object]:
+        """Return what the page shows of a task.
+
+        Times are seconds since the run was created. What would say nothing is left out.
+        """
+        made: dict[str, object] = {
+            "name": for_terminal(name),
+            "status": str(task["status"]),
+            "deps": [self._number[parent] for parent in task["deps"] if parent in self._number],
+            "tries": task["attempt"],
+            "reason": for_terminal(task["reason"] or ""),
+            "critical": int(name in self._critical),
+            "kept": int(is_kept(self._report, task)),
+            "attempts": [self._attempt(attempt) for attempt in task["attempts"]],
+        }
+        made = {key: value for key, value in made.items() if value}
         if task["error"] is not None and task["status"] != "SUCCESS":
             made["error"] = self._text(task["error"])
-            made["why"] = for_terminal(own_line(task["error"]))[:_SHORT]
-        if name in self._critical:
-            made["critical"] = 1
-        if is_kept(self._report, task):
-            made["kept"] = 1
-        self._add_times(made, task)
-        self._add_result(made, name, task)
-        return made
-
-    def _add_times(self, made: _Task, task: TaskReport) -> None:
+            made["why"] = for_terminal(why_text(task))[:_SHORT]
         if task["status"] == "RUNNING":
             made["ready"] = self.offset(task["ready_at"]) or 0.0
             made["started"] = self.offset(task["started_at"]) or 0.0
-        attempts: list[list[float | int | str | None]] = []
-        for attempt in task["attempts"]:
-            row: list[float | int | str | None] = [
-                attempt["attempt"],
-                self.offset(attempt["ready_at"]),
-                self.offset(attempt["started_at"]),
-                self.offset(attempt["finished_at"]),
-            ]
-            if attempt["error"] is not None:
-                row += [self._text(attempt["error"]), for_terminal(attempt["reason"] or "")]
-                row += [1] if attempt["abandoned"] else []
-            attempts.append(row)
-        if attempts:
-            made["attempts"] = attempts
+        if task["status"] == "SUCCESS":
+            made |= self._result(name, task)
+        return made
 
-    def _add_result(self, made: _Task, name: str, task: TaskReport) -> None:
-        if task["status"] != "SUCCESS":
-            return
+    def _attempt(self, attempt: AttemptReport) -> list[object]:
+        """Return number, ready, started, finished, place of the error, reason, abandoned."""
+        row: list[object] = [
+            attempt["attempt"],
+            self.offset(attempt["ready_at"]),
+            self.offset(attempt["started_at"]),
+            self.offset(attempt["finished_at"]),
+        ]
+        if attempt["error"] is not None:
+            row += [self._text(attempt["error"]), for_terminal(attempt["reason"] or "")]
+            row += [1] if attempt["abandoned"] else []
+        return row
+
+    def _result(self, name: str, task: TaskReport) -> dict[str, str]:
         state = task["result_state"]
         if self._preview is None and state in {"kept", "stored"}:
-            made["state"] = "hidden"
-        elif self._preview is not None and state == "kept":
-            self._show(made, self._preview(task["result"]))
+            return {"state": "hidden"}
+        if self._preview is not None and state == "kept":
+            shown = self._preview(task["result"])
         elif name in self._stored:
-            self._show(made, self._stored[name])
+            shown = self._stored[name]
         else:
-            made["state"] = str(state)
-
-    def _show(self, made: _Task, result: str) -> None:
-        text = for_terminal(result, multiline=True)
+            return {"state": str(state)}
+        text = for_terminal(shown, multiline=True)
         most = _PREVIEW if self._preview_room > 0 else _SHORT
-        made["result"] = text if len(text) <= most else f"{text[:most]}…"
-        self._preview_room -= len(made["result"])
+        text = text if len(text) <= most else f"{text[:most]}…"
+        self._preview_room -= len(text)
+        return {"result": text}
 
     def offset(self, moment: float | None) -> float | None:
         """Return a point in time as seconds since the run was created, to the millisecond."""
         return None if moment is None else round(moment - self._report["created_at"], 3)
 
     def _text(self, error: str) -> int:
-        """Return the place of an error among the texts; the same one is kept once."""
-        place = self._known.get(error)
-        if place is None:
+        """Return the place of an error among the texts."""
+        if error not in self._places:
             text = for_terminal(error, multiline=True)
             if len(text) > self._error_room:
                 # The end of a traceback says what happened; the beginning only where.
                 text = f"(cut for this page; the run's report has it whole)\n…{text[-_SHORT:]}"
             self._error_room -= len(text)
-            place = self._known[error] = len(self.texts)
+            self._places[error] = len(self._places)
             self.texts.append(text)
-        return place
+        return self._places[error]

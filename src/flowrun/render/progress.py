@@ -8,12 +8,12 @@ import shutil
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, TextIO, cast
 
 from flowrun.escape import columns, for_terminal, shortened
 from flowrun.hooks import RunHook
-from flowrun.render.wording import counted
+from flowrun.render.wording import coloured, counted, has_colours
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,16 +32,14 @@ _REDRAW_S = 0.1
 _MOST_LINES = 12
 _MOST_ROWS = 4
 _KEPT_PIECES = 2_000
-_SIGNS = {"run": "*", "ok": "+", "failed": "x", "retry": "~", "skipped": "-"}
-_COLOURS = {"run": "36", "ok": "32", "failed": "31", "retry": "33", "skipped": "90"}
-
-
-class _Run:
-    """How many tasks a run has, and how many of them have ended in which way."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self.counts: dict[str, int] = {}
+_SIGNS = {
+    "run": ("*", "36"),
+    "succeeded": ("+", "32"),
+    "failed": ("x", "31"),
+    "retry": ("~", "33"),
+    "skipped": ("-", "90"),
+}
+"""The sign of each kind of line, and its colour."""
 
 
 class ProgressHook(RunHook):
@@ -64,13 +62,14 @@ class ProgressHook(RunHook):
         self._stream = stream if stream is not None else sys.stderr
         dumb = os.environ.get("TERM") == "dumb"
         self._live = (self._stream.isatty() and not dumb) if live is None else live
-        self._colour = self._live and not os.environ.get("NO_COLOR")
+        self._colour = self._live and has_colours(self._stream)
         self._lock = threading.RLock()
         # Held while streams are diverted, which takes the locks of log handlers. Who writes holds
         # such a lock already and takes only the other one.
         self._turn = threading.Lock()
         self._running: dict[tuple[str, str], tuple[float, int]] = {}
-        self._runs: dict[str, _Run] = {}
+        # Of each run how many tasks it has, and how many of them have ended in which way.
+        self._runs: dict[str, tuple[int, Counter[str]]] = {}
         self._drawn: list[int] = []
         self._kept: deque[str] = deque(maxlen=_KEPT_PIECES)
         self._mid_line = False
@@ -84,7 +83,7 @@ class ProgressHook(RunHook):
         """Begin to show a run."""
         with self._turn:
             with self._lock:
-                self._runs[event.run_id] = _Run(len(event.task_names))
+                self._runs[event.run_id] = len(event.task_names), Counter()
             if self._live and self._diverted is None:
                 self._begin_drawing()
             tasks = counted(len(event.task_names), "task")
@@ -101,9 +100,9 @@ class ProgressHook(RunHook):
 
     def on_task_success(self, event: TaskSuccessEvent) -> None:
         """Count a success."""
-        self._ended(event.run_id, event.task_name, "ok")
+        self._ended(event.run_id, event.task_name, "succeeded")
         if not self._live:
-            self._line("ok", f"{event.task_name}  {seconds(event.duration_s)}")
+            self._line("succeeded", f"{event.task_name}  {seconds(event.duration_s)}")
 
     def on_task_failure(self, event: TaskFailureEvent) -> None:
         """Keep a failure on the screen."""
@@ -127,16 +126,15 @@ class ProgressHook(RunHook):
         """Say how the run ended; with the last run the drawing ends."""
         with self._turn:
             with self._lock:
-                run = self._runs.pop(event.run_id)
+                _, ended = self._runs.pop(event.run_id)
                 for key in [key for key in self._running if key[0] == event.run_id]:
                     del self._running[key]
             if not self._runs and self._diverted is not None:
                 self._end_drawing(self._diverted)
-            counts = ", ".join(f"{number} {word}" for word, number in run.counts.items())
-            self._line(
-                "ok" if event.status == "SUCCESS" else "failed",
-                f"{event.dag_name} {event.status} in {seconds(event.duration_s)}: {counts}",
-            )
+            counts = ", ".join(f"{number} {word}" for word, number in ended.items())
+            word = "succeeded" if event.status == "SUCCESS" else "failed"
+            took = seconds(event.duration_s)
+            self._line(word, f"{event.dag_name} {word} in {took}: {counts}")
             if not self._runs:
                 with self._lock:
                     self._kept.clear()
@@ -144,17 +142,16 @@ class ProgressHook(RunHook):
     def _ended(self, run_id: str, task_name: str, word: str) -> None:
         with self._lock:
             self._running.pop((run_id, task_name), None)
-            counts = self._runs[run_id].counts
-            counts[word] = counts.get(word, 0) + 1
+            self._runs[run_id][1][word] += 1
 
     def _line(self, kind: str, text: str, ending: str = "") -> None:
-        sign, shown = _SIGNS[kind], for_terminal(text)
+        (sign, colour), shown = _SIGNS[kind], for_terminal(text)
         if self._live:
             # The report has the whole of a long error; here it must not push the others away.
             room = self._size().columns * _MOST_ROWS - len(ending) - len(sign) - 1
             shown = shortened(shown, room)
         if self._colour:
-            sign = f"\x1b[{_COLOURS[kind]}m{sign}\x1b[0m"
+            sign = coloured(sign, colour)
         self._say(f"{sign} {shown}{ending}")
 
     def _say(self, line: str) -> None:
@@ -245,13 +242,10 @@ class ProgressHook(RunHook):
             lines.append(f"* {shown}{ending}")
         if len(running) > room > 0:
             lines.append(f"  and {len(running) - room} more")
-        counts: dict[str, int] = {}
-        for run in self._runs.values():
-            for word, number in run.counts.items():
-                counts[word] = counts.get(word, 0) + number
-        total = sum(run.total for run in self._runs.values())
+        counts = sum((ended for _, ended in self._runs.values()), Counter[str]())
+        total = sum(size for size, _ in self._runs.values())
         words = "".join(f", {number} {word}" for word, number in counts.items())
-        lines.append(f"{sum(counts.values())}/{total} done, {len(running)} running{words}")
+        lines.append(f"{counts.total()}/{total} done, {len(running)} running{words}")
         lines = [shortened(line, most) for line in lines]
         self._drawn = [columns(line) for line in lines]
         return "".join(f"{line}\x1b[K\n" for line in lines)

@@ -7,6 +7,9 @@ const WHOLE = 200; // rows up to which a list is built at once
 const byId = id => document.getElementById(id);
 const data = JSON.parse(byId("data").textContent);
 const tasks = data.tasks;
+const boxes = data.boxes ?? tasks.map((_, index) => [index]); // the tasks of each node of the graph
+const boxOf = [];
+for (const [place, members] of boxes.entries()) for (const index of members) boxOf[index] = place;
 
 // Text reaches the page through textContent and setAttribute only: nothing is ever parsed.
 function make(tag, options = {}, ...children) {
@@ -104,23 +107,38 @@ class Rows {
 const detail = byId("detail");
 let opener = null, chosen = null, revealLane = () => {};
 
-function open(index, from = null) {
+function panel(index, from, status, name, ...parts) {
   if (from && !detail.contains(from)) opener = from;
   chosen = index;
-  const task = tasks[index];
   const close = make("button", {type: "button", class: "close", "aria-label": "Close", text: "✕"});
   close.addEventListener("click", shut);
-  detail.replaceChildren(
-    make("div", {class: "head"}, sign(task.status), make("h2", {text: task.name}), close),
-    facts(task), ...links("Depends on", task.deps), ...links("Needed by", task.children),
-    ...outcome(task), ...attempts(task));
-  detail.setAttribute("aria-label", `Task ${task.name}`);
+  detail.replaceChildren(make("div", {class: "head"}, sign(status), make("h2", {text: name}), close), ...parts);
+  detail.setAttribute("aria-label", `Task ${name}`);
   detail.hidden = false;
   detail.scrollTop = 0;
   document.body.classList.add("open");
   detail.focus({preventScroll: true});
   graph?.light(index);
+}
+
+function open(index, from = null) {
+  const task = tasks[index];
+  panel(index, from, task.status, task.name, facts(task), ...links("Depends on", task.deps),
+    ...links("Needed by", task.children), ...outcome(task), ...attempts(task));
   revealLane(index);
+}
+
+function openBox(place, node) {
+  const members = [...boxes[place]];
+  if (members.length === 1) { open(members[0], node); return; }
+  members.sort((a, b) => URGENCY[tasks[a].status] - URGENCY[tasks[b].status] || tasks[b].tries - tasks[a].tries || a - b);
+  const worst = members[0], times = members.map(index => tasks[index].ran).filter(ran => ran !== null).sort((a, b) => a - b);
+  const list = make("dl");
+  const add = (name, value) => value && list.append(make("dt", {text: name}), make("dd", {text: value}));
+  for (const [status, word] of Object.entries(WORDS)) add(word, members.filter(index => tasks[index].status === status).length);
+  add("retries", members.reduce((total, index) => total + Math.max(tasks[index].tries - 1, 0), 0));
+  add("ran", times.length ? `${duration(times[0])} to ${duration(times.at(-1))}, half of them at most ${duration(times[Math.floor((times.length - 1) / 2)])}` : "");
+  panel(worst, node, tasks[worst].status, node.querySelector(".name").textContent, list, ...links("Tasks", members));
 }
 
 function shut() {
@@ -210,7 +228,7 @@ document.addEventListener("click", event => {
 const COLUMNS = [
   {title: "Task", kind: "c-task", key: task => task.name.toLowerCase()},
   {title: "Status", kind: "c-status", key: task => task.status, text: task => WORDS[task.status]},
-  {title: "Tries", kind: "c-tries number", key: task => task.tries, text: task => task.tries || ""},
+  {title: "Attempts", kind: "c-tries number", key: task => task.tries, text: task => task.tries || ""},
   {title: "Started", kind: "c-started c-number number", key: task => task.kept ? null : task.first,
     text: task => task.kept || task.first === null ? "" : `+${duration(task.first)}`},
   {title: "Waited", kind: "c-waited c-number number", key: task => task.waited, text: task => duration(task.waited)},
@@ -239,7 +257,7 @@ const table = (() => {
 
   function row(task) {
     const name = make("button", {type: "button", text: task.name, title: task.name});
-    const line = make("tr", {class: `item ${task.status}`});
+    const line = make("tr", {class: `item ${task.status}${task.kept ? " kept" : ""}`});
     line.append(make("td", {class: "c-task"}, make("div", {class: "cell"}, sign(task.status), name)));
     for (const column of COLUMNS.slice(1)) line.append(make("td", {class: column.kind, text: column.text(task)}));
     line.addEventListener("click", () => open(task.index, name));
@@ -257,7 +275,8 @@ const table = (() => {
   }
   function refresh() {
     const query = state.query.toLowerCase();
-    const list = tasks.filter(task => (!state.statuses.size || state.statuses.has(task.status))
+    const kinds = task => [task.status, task.kept ? "kept" : "", task.tries > 1 && !task.kept ? "retried" : ""];
+    const list = tasks.filter(task => (!state.statuses.size || kinds(task).some(kind => state.statuses.has(kind)))
       && (!query || task.name.toLowerCase().includes(query) || task.why.toLowerCase().includes(query)));
     if (state.column === null) list.sort((a, b) => URGENCY[a.status] - URGENCY[b.status] || a.index - b.index);
     else {
@@ -308,7 +327,15 @@ if (lanes) {
     lanes.setAttribute("aria-label", "Timeline, scrollable");
   }
   const rows = new Rows(lanes, body, 28, () => make("div"), lane);
-  rows.show(timed.map(task => task.index));
+  const choices = [...document.querySelectorAll("[data-rows]")];
+  const which = {all: () => true, critical: task => task.critical, worst: task => task.critical || task.status === "FAILED"};
+  function choose(kind) {
+    for (const button of choices) button.setAttribute("aria-pressed", String(button.dataset.rows === kind));
+    rows.show(timed.filter(which[kind]).map(task => task.index));
+  }
+  for (const button of choices) button.addEventListener("click", () => choose(button.dataset.rows));
+  // A long one opens at what went wrong, or made the run as long as it was.
+  choose(timed.length > WHOLE && choices.length ? choices[0].dataset.rows === "worst" ? "worst" : "critical" : "all");
   revealLane = index => rows.reveal(index, 28);
 
   function axis() {
@@ -395,18 +422,18 @@ const graph = (() => {
     svg.setAttribute("height", view.height);
     view.x = view.y = 0;
     if (scale === fits) apply();
-    else centre(Math.max(tasks.findIndex(task => task.status === "FAILED"), 0));
+    else centre(boxOf[Math.max(tasks.findIndex(task => task.status === "FAILED"), 0)]);
   }
-  function centre(index) {
-    const [x, y] = places[index];
+  function centre(place) {
+    const [x, y] = places[place];
     view.x = x - view.width / view.scale / 2;
     view.y = y - view.height / view.scale / 2;
     apply();
   }
-  function reveal(index) {
-    const [x, y] = places[index], across = view.width / view.scale, down = view.height / view.scale;
+  function reveal(place) {
+    const [x, y] = places[place], across = view.width / view.scale, down = view.height / view.scale;
     const inside = x > view.x + 60 && x < view.x + across - 60 && y > view.y + 20 && y < view.y + down - 20;
-    if (!inside) centre(index);
+    if (!inside) centre(place);
   }
   function zoom(factor, x = view.width / 2, y = view.height / 2) {
     const scale = Math.min(Math.max(view.scale * factor, 0.01), 4);
@@ -450,10 +477,10 @@ const graph = (() => {
     return best;
   }
   function light(index) {
-    lit = index;
-    for (const path of svg.querySelectorAll(".edges path")) path.classList.toggle("lit", index !== null && (Number(path.dataset.from) === index || Number(path.dataset.to) === index));
-    for (const [place, node] of nodes.entries()) node.classList.toggle("lit", place === index);
-    if (index !== null) reveal(index);
+    lit = index === null ? null : boxOf[index];
+    for (const path of svg.querySelectorAll(".edges path")) path.classList.toggle("lit", lit !== null && (Number(path.dataset.from) === lit || Number(path.dataset.to) === lit));
+    for (const [place, node] of nodes.entries()) node.classList.toggle("lit", place === lit);
+    if (lit !== null) reveal(lit);
     if (marks) name();
   }
   function step(from, key) {
@@ -477,9 +504,9 @@ const graph = (() => {
   svg.addEventListener("keydown", event => {
     const node = event.target.closest(".node");
     if (!node || event.ctrlKey || event.metaKey || event.altKey) return;
-    const index = Number(node.dataset.task);
-    if (event.key === "Enter" || event.key === " ") open(index, node);
-    else if (event.key.startsWith("Arrow")) { const next = step(index, event.key); if (next !== null) focus(next); }
+    const place = Number(node.dataset.box);
+    if (event.key === "Enter" || event.key === " ") openBox(place, node);
+    else if (event.key.startsWith("Arrow")) { const next = step(place, event.key); if (next !== null) focus(next); }
     else if (event.key === "+") zoom(1.25);
     else if (event.key === "-") zoom(0.8);
     else if (event.key === "0") fit(true);
@@ -501,7 +528,7 @@ const graph = (() => {
   svg.addEventListener("click", event => {
     if (moved) return;
     const node = event.target.closest(".node");
-    if (node) { focus(Number(node.dataset.task)); open(Number(node.dataset.task), node); return; }
+    if (node) { focus(Number(node.dataset.box)); openBox(Number(node.dataset.box), node); return; }
     const index = marks ? at(event) : null;
     if (index !== null) open(index, document.querySelector("[data-zoom=fit]"));
   });
@@ -534,6 +561,12 @@ const graph = (() => {
   addEventListener("afterprint", () => { printing = false; fit(false); });
   return {light};
 })();
+/* ---- the reader's own clock beside UTC ---- */
+for (const time of document.querySelectorAll("time")) {
+  const moment = new Date(time.dateTime);
+  if (moment.getTimezoneOffset()) time.after(make("span", {class: "local", text: ` (${moment.toLocaleString(undefined, {dateStyle: "medium", timeStyle: "medium"})} here)`}));
+}
+
 /* ---- paper has no clicks: failures are printed unfolded ---- */
 let folded = [];
 addEventListener("beforeprint", () => {

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from flowrun.escape import for_html, for_terminal
 from flowrun.render.layout import Layout, Spacing, lay_out
-from flowrun.render.wording import SIGNS, counted, duration_text, ran_s
+from flowrun.render.siblings import Box, boxes, facts_of, status_of_box, title_of
+from flowrun.render.wording import SIGNS, counted, is_kept
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from flowrun.render.layout import Route, Span
-    from flowrun.report import RunReport, TaskReport, TaskStatusName
+    from flowrun.report import RunReport, TaskStatusName
 
 MOST_LABELLED = 300
 """Tasks up to which each is a box with its name; beyond, a mark that is named on demand."""
@@ -54,15 +55,17 @@ _MARK_PATHS: dict[TaskStatusName, str] = {
 
 
 class Picture(NamedTuple):
-    """An SVG element, and where the marks are when they have no names in it.
+    """An SVG element, and what its nodes stand for.
 
     Attributes:
         svg: The element.
-        marks: The middle of each task's mark; ``None`` when each is a box of its own.
+        marks: The middle of each task's mark; ``None`` when there are boxes.
+        boxes: The numbers of the tasks of each box; ``None`` when each task has one of its own.
     """
 
     svg: str
     marks: list[tuple[int, int]] | None
+    boxes: list[list[int]] | None
 
 
 def graph_css() -> str:
@@ -115,20 +118,18 @@ def draw(
         critical: The tasks on the critical path, from its start to its end.
         interactive: Whether a script will make the nodes buttons.
     """
-    number = {name: position for position, name in enumerate(deps)}
-    parents = [
-        [number[parent] for parent in dict.fromkeys(needed) if parent in number]
-        for needed in deps.values()
-    ]
-    tasks = {} if report is None else report["tasks"]
-    drawing = _Drawing(list(deps), tasks, critical, interactive=interactive)
-    boxes = len(deps) <= MOST_LABELLED
-    if boxes:
-        widths = [drawing.box_width(name) for name in deps]
+    found = boxes(deps)
+    has_boxes = len(found) <= MOST_LABELLED
+    if not has_boxes:
+        found = boxes(deps, len(deps) + 1)
+    drawing = _Drawing(list(deps), found, report, critical, interactive=interactive)
+    parents = [box.parents for box in found]
+    if has_boxes:
+        widths = [drawing.width(place) for place in range(len(found))]
         layout = lay_out(parents, widths, _BOXES if report else _PLAIN_BOXES)
         content = "".join(drawing.boxes(layout))
     else:
-        layout = lay_out(parents, [_MARK_WIDTH] * len(deps), _MARKS)
+        layout = lay_out(parents, [_MARK_WIDTH] * len(found), _MARKS)
         content = "".join(drawing.marks(layout))
     width, height = (round(side) + 2 * _PADDING for side in (layout.width, layout.height))
     role = "group" if interactive else "img"
@@ -138,30 +139,42 @@ def draw(
         f' height="{height}" role="{role}" aria-label="{label}" fill="none"'
         f' stroke="currentColor">{content}</svg>'
     )
-    return Picture(svg, None if boxes else [drawing.middle(span) for span in layout.nodes])
+    marks = None if has_boxes else [drawing.middle(span) for span in layout.nodes]
+    shared = len(found) < len(deps)
+    return Picture(svg, marks, [box.members for box in found] if shared else None)
 
 
 class _Drawing:
     def __init__(
         self,
         names: Sequence[str],
-        tasks: Mapping[str, TaskReport],
+        found: Sequence[Box],
+        report: RunReport | None,
         critical: Sequence[str],
         *,
         interactive: bool,
     ) -> None:
-        self._names = names
-        self._tasks = tasks
+        self._found = found
+        self._report = report
         self._interactive = interactive
-        number = {name: place for place, name in enumerate(names)}
-        path = [number[name] for name in critical]
+        known = {} if report is None else report["tasks"]
+        self._tasks = [
+            [known[names[task]] for task in box.members if names[task] in known] for box in found
+        ]
+        box_of = {names[task]: place for place, box in enumerate(found) for task in box.members}
+        path = [box_of[name] for name in critical]
         self._critical = set(path)
         self._critical_edges = set(pairwise(path))
+        self._texts = [
+            (for_terminal(title_of(box)), facts_of(tasks) if tasks else "")
+            for box, tasks in zip(found, self._tasks, strict=True)
+        ]
 
-    def box_width(self, name: str) -> float:
-        """Return how wide a box must be for its name; fonts are not known here."""
-        text = max(_ems(_cut(for_terminal(name))) * 13, _ems(self._facts(name)) * 10.5)
-        return round(text) + (52 if name in self._tasks else 28)
+    def width(self, place: int) -> float:
+        """Return how wide a box must be for its texts; fonts are not known here."""
+        name, facts = self._texts[place]
+        text = max(_ems(_cut(name)) * 13, _ems(facts) * 10.5)
+        return round(text) + (52 if self._tasks[place] else 28)
 
     def boxes(self, layout: Layout) -> Iterator[str]:
         yield '<g class="edges">'
@@ -170,8 +183,8 @@ class _Drawing:
             path = _path(layout, route, 0.0)
             yield f'<path{kind} data-from="{route.source}" data-to="{route.target}" d="{path}"/>'
         yield "</g>"
-        for place, name in enumerate(self._names):
-            yield self._box(place, name, layout.nodes[place])
+        for place, span in enumerate(layout.nodes):
+            yield self._box(place, span)
 
     def marks(self, layout: Layout) -> Iterator[str]:
         path = "".join(_path(layout, route, _MARK) for route in layout.routes)
@@ -181,10 +194,8 @@ class _Drawing:
         )
         yield f'<path class="edges critical" d="{critical}"/>'
         paths: dict[TaskStatusName, list[str]] = {}
-        for name, span in zip(self._names, layout.nodes, strict=True):
-            status: TaskStatusName = (
-                self._tasks[name]["status"] if name in self._tasks else "PENDING"
-            )
+        for tasks, span in zip(self._tasks, layout.nodes, strict=True):
+            status: TaskStatusName = status_of_box(tasks) if tasks else "PENDING"
             x, y = self.middle(span)
             paths.setdefault(status, []).append(f"M{x} {y}{_MARK_PATHS[status]}")
         # Failures come last, so that nothing covers them.
@@ -196,47 +207,47 @@ class _Drawing:
         """Return where the mark of a node is."""
         return round(span.left + _PADDING + _MARK), round(span.y + _PADDING)
 
-    def _box(self, place: int, name: str, span: Span) -> str:
-        task = self._tasks.get(name)
-        status = "PLAIN" if task is None else task["status"]
-        height = (_PLAIN_BOXES if task is None else _BOXES).height
-        width = span.right - span.left
-        facts = self._facts(name)
-        spoken = [for_html(name), *([SIGNS[task["status"]].word] if task else []), facts]
+    def _box(self, place: int, span: Span) -> str:
+        tasks = self._tasks[place]
+        name, facts = self._texts[place]
+        status = status_of_box(tasks) if tasks else "PLAIN"
+        height = (_BOXES if tasks else _PLAIN_BOXES).height
+        spoken = [for_html(name), SIGNS[status_of_box(tasks)].word if tasks else "", facts]
+        kind = f"node {status}"
         if place in self._critical:
             spoken.append("on the critical path")
+            kind += " critical"
+        if (
+            self._report is not None
+            and tasks
+            and all(is_kept(self._report, task) for task in tasks)
+        ):
+            kind += " kept"
         # A task that never ran has its status for a fact, too: it is said once.
         label = ", ".join(part for part in dict.fromkeys(spoken) if part)
-        kind = f"node {status}" + (" critical" if place in self._critical else "")
-        text_x = 14 if task is None else 36
-        text_y = 21.5 if task is None else 19.5
         corner = f"{round(span.left) + _PADDING} {round(span.y - height / 2) + _PADDING}"
         button = ""
         if self._interactive:
             # One stop for the Tab key; from there the script moves by arrow keys.
-            button = f' data-task="{place}" role="button" tabindex="{-1 if place else 0}"'
+            button = f' data-box="{place}" role="button" tabindex="{-1 if place else 0}"'
+        width = f"{span.right - span.left:.0f}"
+        rect = f'<rect width="{width}" height="{height:.0f}" rx="8"/>'
+        behind = f'<rect class="behind" x="4" y="4"{rect[5:]}' if self._is_shared(place) else ""
         parts = [
             f'<g class="{kind}" transform="translate({corner})"{button}><title>{label}</title>',
-            f'<rect width="{width:.0f}" height="{height:.0f}" rx="8"/>',
+            behind + rect,
         ]
-        if task is not None:
+        if tasks:
             parts.append(f'<use href="#flowrun-{status}" x="12" y="15" width="16" height="16"/>')
             parts.append(f'<text class="facts" x="36" y="35.5" {_TEXT}>{facts}</text>')
+        x, y = (36, 19.5) if tasks else (14, 21.5)
         parts.append(
-            f'<text class="name" x="{text_x}" y="{text_y}" {_TEXT}>'
-            f"{for_html(_cut(for_terminal(name)))}</text></g>"
+            f'<text class="name" x="{x}" y="{y}" {_TEXT}>{for_html(_cut(name))}</text></g>'
         )
         return "".join(parts)
 
-    def _facts(self, name: str) -> str:
-        task = self._tasks.get(name)
-        if task is None:
-            return ""
-        duration_s = ran_s(task)
-        parts = [SIGNS[task["status"]].word if duration_s is None else duration_text(duration_s)]
-        if task["attempt"] > 1:
-            parts.append(f"{task['attempt']} attempts")
-        return " · ".join(parts)
+    def _is_shared(self, place: int) -> bool:
+        return len(self._found[place].members) > 1
 
     def _is_critical(self, route: Route) -> bool:
         return (route.source, route.target) in self._critical_edges

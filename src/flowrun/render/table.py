@@ -3,84 +3,107 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from flowrun.escape import columns, for_terminal, padded, shortened
 from flowrun.render.wording import (
+    COLOURS,
+    DIM,
+    coloured,
     counted,
+    duration_of,
     duration_text,
+    failure_notes,
     is_kept,
+    kept_text,
     outcome,
     own_line,
+    place_of,
     ran_s,
+    retries,
     sign_of,
+    status_of,
     tally,
     time_text,
     waited_s,
+    why_text,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from flowrun.report import RunReport, TaskReport
+    from flowrun.report import RunReport, TaskReport, TaskStatusName
 
 _LEAST_WIDTH = 40
 _LEAST_TASK = 8
 _LEAST_NOTE = 14
 _ERROR_LINES = 6
-_HEADINGS = ("Task", "Tries", "Waited", "Ran")
+_HEADINGS = ("Task", "Attempts", "Waited", "Ran")
 _GAP = "  "
 _FACT = 14
 
 
-class _Row(NamedTuple):
-    sign: str
-    task: str
-    tries: str
-    waited: str
-    ran: str
-    note: str
-
-
-def report_table(report: RunReport, width: int = 80, *, ascii_only: bool = False) -> str:
+def report_table(  # noqa: PLR0913 - what a page can be told
+    report: RunReport,
+    width: int = 80,
+    *,
+    ascii_only: bool = False,
+    colours: bool = False,
+    failures_only: bool = False,
+    usual: float | None = None,
+) -> str:
     """Return the report for people: how the run ended, its failures, then every task.
 
     Args:
         report: The run.
         width: Columns that no line exceeds; at least 40 are taken.
         ascii_only: For screens that can show nothing else.
+        colours: For a terminal that shows them.
+        failures_only: Leave out the table of tasks.
+        usual: What the DAG's runs usually take, in seconds.
 
     Returns:
         Lines joined by line feeds, without one at the end.
     """
-    page = _Page(report, max(width, _LEAST_WIDTH), ascii_only=ascii_only)
-    return "\n".join([*page.header(), *page.failures(), *page.tasks()])
+    page = _Page(report, max(width, _LEAST_WIDTH), ascii_only=ascii_only, colours=colours)
+    parts = [*page.header(usual), *page.failures()]
+    return "\n".join(parts if failures_only else [*parts, *page.tasks()])
 
 
 class _Page:
     """One report for one screen."""
 
-    def __init__(self, report: RunReport, width: int, *, ascii_only: bool) -> None:
+    def __init__(self, report: RunReport, width: int, *, ascii_only: bool, colours: bool) -> None:
         self._report = report
         self._width = width
         self._ascii_only = ascii_only
+        self._colours = colours
         self._mark = "..." if ascii_only else "…"
 
-    def header(self) -> list[str]:
+    def header(self, usual: float | None) -> list[str]:
         report = self._report
-        verdict = outcome(report)
+        word = outcome(report)
+        verdict = f"{word} {duration_of(report, usual)}".rstrip()
+        room = max(self._width - columns(verdict) - 2, _LEAST_TASK)
+        title = f"{shortened(self._text(report['dag_name']), room, self._mark)}: "
+        end = self._cut(title + verdict)[len(title) + len(word) :]
+        lines = [title + self._painted(word, status_of(report)) + end]
+        facts = [
+            ("run", report["run_id"]),
+            ("started", time_text(report["created_at"], local=True)),
+        ]
         if report["finished_at"] is not None:
-            verdict += f" in {duration_text(report['finished_at'] - report['created_at'])}"
-        room = self._width - columns(verdict) - 2
-        lines = [f"{shortened(self._text(report['dag_name']), room, self._mark)}: {verdict}"]
-        facts = [("run", report["run_id"]), ("started", time_text(report["created_at"]))]
+            facts.append(("finished", time_text(report["finished_at"], local=True)))
         if report["resumed_from"] is not None:
-            facts.append(("resumed from", report["resumed_from"]))
+            kept = kept_text(report)
+            facts.append(("resumed from", report["resumed_from"] + (f": {kept}" if kept else "")))
         if report["targets"] is not None:
             facts.append(("targets", ", ".join(report["targets"])))
         for key, value in report["metadata"].items():
             facts.append((key, value if isinstance(value, str) else repr(value)))
         facts.append(("tasks", tally(report)))
+        if again := retries(report):
+            facts.append(("retries", f"{again:,}"))
         if report["error"] is not None:
             facts.append(("ended by", report["error"]))
         for name, value in facts:
@@ -90,60 +113,70 @@ class _Page:
 
     def failures(self) -> list[str]:
         tasks = self._report["tasks"].items()
-        failed = {name: task for name, task in tasks if task["status"] == "FAILED"}
-        if not failed:
-            return []
-        lines = ["", f"{counted(len(failed), 'failure')}:"]
-        for name, task in failed.items():
-            tries = f", {task['attempt']} attempts" if task["attempt"] > 1 else ""
-            reason = f" ({task['reason']}{tries})" if task["reason"] else ""
+        failed = [(name, task) for name, task in tasks if task["status"] == "FAILED"]
+        lines = ["", f"{counted(len(failed), 'failure')}:"] if failed else []
+        for name, task in failed:
+            notes = ", ".join(failure_notes(task))
             sign = sign_of("FAILED", ascii_only=self._ascii_only)
-            lines.append(self._cut(f"{_GAP}{sign} {self._text(name)}{reason}"))
-            lines += self._wrapped(own_line(task["error"] or "no error was recorded"))
+            room = self._width - len(_GAP) - len(sign)
+            text = self._text(f"{name} ({notes})" if notes else name)
+            text = shortened(f" {text}", room, self._mark)
+            lines.append(f"{_GAP}{self._painted(sign, 'FAILED')}{text}")
+            error = task["error"] or "no error was recorded"
+            lines += self._wrapped(own_line(error))
+            place = place_of(error)
+            if place is not None:
+                where, source = map(self._text, place)
+                lines.append(_GAP * 3 + self._end_of(where, self._width - 3 * len(_GAP)))
+                lines += [self._cut(_GAP * 3 + source)] if source else []
         return lines
 
     def tasks(self) -> list[str]:
         rows = [self._row(name, task) for name, task in self._report["tasks"].items()]
         if not rows:
             return []
-        signs = max(columns(row.sign) for row in rows)
-        tries, waited, ran = (
-            max(len(heading), *(len(row[place]) for row in rows))
-            for place, heading in zip((2, 3, 4), _HEADINGS[1:], strict=True)
-        )
-        note = len(_GAP) + _LEAST_NOTE if any(row.note for row in rows) else 0
-        room = self._width - signs - 1 - len(_GAP) * 3 - tries - waited - ran - note
-        longest = max(len(_HEADINGS[0]), *(columns(row.task) for row in rows))
-        widths = (signs, max(min(longest, room), _LEAST_TASK), tries, waited, ran)
-        heading = self._line(_Row("", *_HEADINGS, "Why" if note else ""), widths)
-        lines = [self._line(row, widths) for row in rows]
-        rule = ("-" if self._ascii_only else "─") * max(columns(line) for line in lines)
-        return ["", heading, rule, *lines]
+        signs = max(columns(row[0]) for row in rows)
+        has_notes = any(row[-1] for row in rows)
+        heading = ("", *_HEADINGS, "Why" if has_notes else "")
+        longest = [max(columns(row[place]) for row in (heading, *rows)) for place in range(1, 5)]
+        fixed = signs + 1 + sum(longest[1:]) + 3 * len(_GAP)
+        room = self._width - fixed - (len(_GAP) + _LEAST_NOTE if has_notes else 0)
+        longest[0] = max(min(longest[0], room), _LEAST_TASK)
 
-    def _row(self, name: str, task: TaskReport) -> _Row:
-        waiting, running = waited_s(task), ran_s(task)
-        note = "" if task["status"] == "SUCCESS" else own_line(task["error"] or "")
+        def line(row: Sequence[str]) -> str:
+            sign, name, *numbers, note = row
+            task = padded(shortened(name, longest[0], self._mark), longest[0])
+            cells = [f"{padded(sign, signs)} {task}"]
+            cells += [
+                padded(number, width, right=True)
+                for number, width in zip(numbers, longest[1:], strict=True)
+            ]
+            return self._cut(_GAP.join([*cells, note]).rstrip())
+
+        lines = [line(row) for row in (heading, *rows)]
+        rule = ("-" if self._ascii_only else "─") * max(columns(line) for line in lines)
+        shown = zip(lines[1:], rows, self._report["tasks"].values(), strict=True)
+        return ["", lines[0], rule, *(self._colour_row(*each) for each in shown)]
+
+    def _colour_row(self, line: str, row: Sequence[str], task: TaskReport) -> str:
+        if self._colours and is_kept(self._report, task):
+            return coloured(line, DIM)
+        return self._painted(row[0], task["status"]) + line[len(row[0]) :]
+
+    def _row(self, name: str, task: TaskReport) -> Sequence[str]:
+        """Return the sign, the name, three numbers and the note."""
+        # What failed has its error above the table.
+        note = why_text(task) if task["status"] == "SKIPPED" else ""
         if is_kept(self._report, task):
             note = "kept from the earlier run"
-        return _Row(
+        spans = (waited_s(task), ran_s(task))
+        return (
             sign_of(task["status"], ascii_only=self._ascii_only),
             self._text(name),
-            str(task["attempt"]) if task["attempt"] else "",
-            "" if waiting is None else duration_text(waiting),
-            "" if running is None else duration_text(running),
+            str(task["attempt"] or ""),
+            *("" if span is None else duration_text(span) for span in spans),
             self._text(note),
         )
-
-    def _line(self, row: _Row, widths: Sequence[int]) -> str:
-        signs, task, tries, waited, ran = widths
-        cells = (
-            f"{padded(row.sign, signs)} {padded(shortened(row.task, task, self._mark), task)}",
-            padded(row.tries, tries, right=True),
-            padded(row.waited, waited, right=True),
-            padded(row.ran, ran, right=True),
-            row.note,
-        )
-        return self._cut(_GAP.join(cells).rstrip())
 
     def _wrapped(self, text: str) -> list[str]:
         indent = _GAP * 3
@@ -160,6 +193,17 @@ class _Page:
 
     def _text(self, text: str) -> str:
         return for_terminal(text, ascii_only=self._ascii_only)
+
+    def _end_of(self, text: str, width: int) -> str:
+        """Return a path cut to a width at its front: its end says more."""
+        shown = text
+        while columns(shown) > width:
+            text = text[1:]
+            shown = self._mark + text
+        return shown
+
+    def _painted(self, text: str, status: TaskStatusName) -> str:
+        return coloured(text, COLOURS[status]) if self._colours else text
 
     def _cut(self, line: str) -> str:
         return shortened(line, self._width, self._mark)

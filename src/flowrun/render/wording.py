@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import re
+import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from flowrun.report import RunReport, TaskReport, TaskStatusName
+    from flowrun.state import RunSummary
 
 
 class Sign(NamedTuple):
@@ -24,6 +31,15 @@ SIGNS: dict[TaskStatusName, Sign] = {
     "RUNNING": Sign("▶", "[running]", "running"),
     "PENDING": Sign("○", "[pending]", "pending"),
 }
+COLOURS: dict[TaskStatusName, str] = {
+    "SUCCESS": "32",
+    "FAILED": "31",
+    "SKIPPED": "90",
+    "RUNNING": "36",
+    "PENDING": "90",
+}
+"""What a terminal is told to show a status in."""
+DIM = "2"
 _TRACEBACK = "Traceback (most recent call last):"
 _GROUP_TRACEBACK = "  + Exception Group Traceback (most recent call last):"
 _CHAIN_LINKS = frozenset(
@@ -70,6 +86,17 @@ def duration_text(duration_s: float) -> str:
     return f"{whole // _DAY_S} d {whole % _DAY_S // _HOUR_S} h"
 
 
+def has_colours(stream: TextIO) -> bool:
+    """Return whether a stream is a terminal that shows colours, and nobody minds them."""
+    wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return wanted and stream.isatty()
+
+
+def coloured(text: str, colour: str) -> str:
+    """Return a text that a terminal shows in a colour."""
+    return f"\x1b[{colour}m{text}\x1b[0m"
+
+
 def ran_s(task: TaskReport) -> float | None:
     """Return how long the task's attempts ran, all together; ``None`` when none has ended."""
     spans = [_span(attempt["started_at"], attempt["finished_at"]) for attempt in task["attempts"]]
@@ -95,6 +122,56 @@ def is_kept(report: RunReport, task: TaskReport) -> bool:
     )
 
 
+def kept_text(report: RunReport) -> str:
+    """Return ``12 kept, 1 run`` for a run that kept something of another one, else nothing."""
+    tasks = report["tasks"].values()
+    kept = sum(is_kept(report, task) for task in tasks)
+    ran = sum(bool(task["attempt"]) for task in tasks) - kept
+    return f"{kept:,} kept, {ran:,} run" if kept else ""
+
+
+def retries(report: RunReport) -> int:
+    """Return how many attempts of this run were retries."""
+    return sum(
+        max(task["attempt"] - 1, 0)
+        for task in report["tasks"].values()
+        if not is_kept(report, task)
+    )
+
+
+def usual_s(report: RunReport, others: Iterable[RunSummary]) -> float | None:
+    """Return what the DAG's runs usually take: the median of those that have succeeded.
+
+    Args:
+        report: A run, which does not count.
+        others: The last successful runs of its DAG.
+    """
+    took = sorted(
+        run.finished_at - run.created_at
+        for run in others
+        if run.finished_at is not None and run.run_id != report["run_id"]
+    )
+    return took[len(took) // 2] if took else None
+
+
+def duration_of(report: RunReport, usual: float | None = None, now: float | None = None) -> str:
+    """Return how long a run took, or has been going on, and what is usual.
+
+    Args:
+        report: The run.
+        usual: What the DAG's runs usually take.
+        now: The time of a run that is alive; that of this call by default.
+    """
+    if report["finished_at"] is not None:
+        took = f"in {duration_text(report['finished_at'] - report['created_at'])}"
+    elif report["alive"]:
+        now = time.time() if now is None else now
+        took = f"for {duration_text(now - report['created_at'])}, as of {time_text(now)}"
+    else:
+        return ""
+    return took if usual is None else f"{took}, usually {duration_text(usual)}"
+
+
 def outcome(report: RunReport) -> str:
     """Return one word or two for how the run stands."""
     if report["finished_at"] is None:
@@ -107,6 +184,12 @@ def outcome(report: RunReport) -> str:
     if reasons & {"RUN_BROKEN", "OWNER_DIED"}:
         return "Broken off"
     return "Succeeded" if report["status"] == "SUCCESS" else "Failed"
+
+
+def status_of(report: RunReport) -> TaskStatusName:
+    """Return the status whose sign and colour the run has."""
+    ends: dict[str, TaskStatusName] = {"Succeeded": "SUCCESS", "Running": "RUNNING"}
+    return ends.get(outcome(report), "FAILED")
 
 
 _REMARKS = ("TaskTimeoutError: ", "Not retried: ")
@@ -123,9 +206,10 @@ def own_line(error: str) -> str:
         'ValueError: no rows'
     """
     lines = error.split("\n")
-    for line in reversed(lines):
-        if line.startswith(_REMARKS):
-            return line
+    for remark in _REMARKS:
+        for line in reversed(lines):
+            if line.startswith(remark):
+                return line
     start = 0
     for number, line in enumerate(lines):
         if line in _CHAIN_LINKS:
@@ -139,6 +223,67 @@ def own_line(error: str) -> str:
         return next((line[4:] for line in lines[1:] if _is_group_line(line)), lines[-1].strip())
     # The front of a very long text was cut off, and with it what told its parts apart.
     return (lines[-1] if len(error) > _MAX_ERROR_CHARACTERS else lines[0]).strip()
+
+
+_FRAME = re.compile(r'^[ |]*File "([^"]+)", line (\d+)')
+_OWN_CODE = (str(Path(__file__).parents[1]), f"site-packages{os.sep}flowrun{os.sep}")
+_LIBRARIES = re.compile(
+    r"[\\/](lib[\\/]python3[.\d]*|site-packages|dist-packages|Lib)[\\/]|^<frozen"
+)
+
+
+def place_of(error: str) -> tuple[str, str] | None:
+    r"""Return where a traceback's text says that the error arose: ``file:line``, and that line.
+
+    That is the last frame of the task's own code, or, if all are of libraries, the last one that
+    is not flowrun's.
+
+    Example:
+        >>> place_of('Traceback (most recent call last):\n  File "a.py", line 3\n    1 / 0\nE')
+        ('a.py:3', '1 / 0')
+    """
+    found: tuple[str, str] | None = None
+    is_library = True
+    lines = error.split("\n")
+    for line, after in zip(lines, [*lines[1:], ""], strict=True):
+        if line in _CHAIN_LINKS:
+            found, is_library = None, True
+        if line.startswith("  +-"):  # the errors in a group begin
+            break
+        frame = _FRAME.match(line)
+        if frame is None or any(own in frame[1] for own in _OWN_CODE):
+            continue
+        in_library = _LIBRARIES.search(frame[1]) is not None
+        if found is None or is_library or not in_library:
+            source = "" if _FRAME.match(after) else after.lstrip(" |")
+            found, is_library = (f"{frame[1]}:{frame[2]}", source), in_library
+    return found
+
+
+def why_text(task: TaskReport) -> str:
+    """Return why a task did not succeed, in one line that does not begin with its reason."""
+    return own_line(task["error"] or "").removeprefix(f"{task['reason']}: ")
+
+
+def failure_notes(task: TaskReport) -> list[str]:
+    """Return what is said of a failure beside its error: ``timeout``, ``3 attempts``."""
+    notes = [] if task["reason"] in {None, "ERROR"} else [reason_text(task["reason"])]
+    return [*notes, counted(task["attempt"], "attempt")] if task["attempt"] > 1 else notes
+
+
+def reason_text(reason: str | None) -> str:
+    """Return a reason in words.
+
+    Example:
+        >>> reason_text("UPSTREAM_FAILED")
+        'upstream failed'
+    """
+    return (reason or "").lower().replace("_", " ")
+
+
+def counted_retries(number: int) -> str:
+    """Return ``1 retry``, ``2 retries``."""
+    return f"{number:,} {'retry' if number == 1 else 'retries'}"
 
 
 def counted(number: int, noun: str) -> str:
@@ -159,14 +304,42 @@ def status_counts(report: RunReport) -> dict[TaskStatusName, int]:
 
 def tally(report: RunReport) -> str:
     """Return how many tasks there are and how they stand: ``3 tasks: 2 succeeded, 1 failed``."""
-    parts = [f"{count:,} {SIGNS[status].word}" for status, count in status_counts(report).items()]
     total = counted(len(report["tasks"]), "task")
-    return f"{total}: {', '.join(parts)}" if parts else total
+    return f"{total}: {tally_text(status_counts(report))}" if report["tasks"] else total
 
 
-def time_text(moment: float) -> str:
-    """Return a point in time in UTC, to the second."""
-    return f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%d %H:%M:%S} UTC"
+def tally_text(counts: Mapping[TaskStatusName, int] | Mapping[str, int]) -> str:
+    """Return counts by status in words.
+
+    Example:
+        >>> tally_text({"FAILED": 1, "SUCCESS": 2})
+        '2 succeeded, 1 failed'
+    """
+    return ", ".join(
+        f"{counts[status]:,} {sign.word}" for status, sign in SIGNS.items() if status in counts
+    )
+
+
+def summary_status(run: RunSummary) -> TaskStatusName:
+    """Return the status whose sign a run of a list has."""
+    return "FAILED" if summary_word(run) == "left behind" else run.status.value
+
+
+def summary_word(run: RunSummary) -> str:
+    """Return how a run of a list has ended, or stands."""
+    if run.finished_at is None and not run.alive:
+        return "left behind"
+    return SIGNS[run.status.value].word
+
+
+def time_text(moment: float, *, local: bool = False) -> str:
+    """Return a point in time in UTC, to the second, and, if asked for, on this machine's clock.
+
+    Where that clock shows UTC, it is not said twice.
+    """
+    text = f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    here = datetime.fromtimestamp(moment, UTC).astimezone()
+    return f"{text} ({here:%Y-%m-%d %H:%M:%S %Z})" if local and here.utcoffset() else text
 
 
 def _is_group_line(line: str) -> bool:

@@ -6,7 +6,7 @@ import contextvars
 from functools import partial
 from typing import TYPE_CHECKING
 
-from flowrun.errors import UnknownRunError
+from flowrun.errors import DamagedRecordError, UnknownRunError
 from flowrun.scheduler.notifier import Notifier
 from flowrun.state import Reason, RunQuery, RunStatus, TaskStatus
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from flowrun.scheduler.lifecycle import Lifecycle
     from flowrun.scheduler.services import Services
     from flowrun.state import RunRecord, RunSummary, StateStoreProtocol
+
+_FEW = 11
+"""So many runs say how long a run usually takes."""
 
 
 class History:
@@ -58,6 +61,13 @@ class History:
         self._lifecycle.end_lost()
         self._services.journal.save_unsaved()
         return self._store.list_runs(RunQuery(dag_name, wanted, None, limit, before))
+
+    def last_successes(self, dag_name: str) -> list[RunSummary]:
+        """Return the newest successful runs of a DAG, those with damage left out."""
+        try:
+            return self.list_runs(dag_name, RunStatus.SUCCESS, _FEW, None)
+        except DamagedRecordError as error:
+            return list(error.others)
 
     def prune(self, keep_last: int | None, older_than_s: float | None) -> int:
         """Delete finished runs; see ``Engine.prune_runs``."""

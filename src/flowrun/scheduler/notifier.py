@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from flowrun.state import RunRecord, TaskRecord
 
 TASK_FAILED = "task %r %s: %s"
-"""The log line of a final failure; a program that shows failures itself can filter it out."""
+TASK_RETRIED = "task %r attempt %d failed and will be retried in %g s: %s"
+"""The log lines of failures; a program that shows failures itself can filter them out."""
 
 
 class Notifier:
@@ -115,8 +116,8 @@ class Notifier:
 
     def _retrying(self, report: Report) -> None:
         task, line, delay_s = report.record, report.line, report.delay_s
-        text = "task %r attempt %d failed and will be retried in %g s: %s"
-        self._write(logging.WARNING, task, text, task.name, task.attempt, delay_s, shown=line)
+        about = (task.name, task.attempt, delay_s)
+        self._write(logging.WARNING, task, TASK_RETRIED, *about, shown=line)
         self._write_traceback(task)
         attempts = (task.attempt + 1, report.max_attempts)
         error, ended_at = task.error or "", task.finished_at or 0.0

@@ -42,6 +42,18 @@ class ResumePlan(NamedTuple):
     tasks: dict[str, PlannedTask]
     dropped: list[str]
 
+    def __str__(self) -> str:
+        """Return the plan as a table to read."""
+        from flowrun.escape import columns, for_terminal, padded  # noqa: PLC0415 - to print it only
+
+        rows = [("Plan", "Task", "Why")]
+        rows += [(task.action, for_terminal(name), task.why) for name, task in self.tasks.items()]
+        rows += [("drop", for_terminal(name), "no longer in the DAG") for name in self.dropped]
+        width = max(columns(name) for _, name, _ in rows)
+        return "\n".join(
+            f"{action:4}  {padded(name, width)}  {for_terminal(why)}" for action, name, why in rows
+        )
+
     @property
     def to_run(self) -> list[str]:
         """The tasks that would run, in topological order."""
@@ -136,6 +148,9 @@ def inputs_to_load(graph: Graph, plan: ResumePlan) -> list[str]:
     return list(wanted)
 
 
+_WORDS = {TaskStatus.FAILED: "had failed", TaskStatus.SKIPPED: "was skipped"}
+
+
 def _why_again(
     graph: Graph, number: int, old: RunRecord, reasons: Sequence[str | None]
 ) -> str | None:
@@ -148,7 +163,7 @@ def _why_again(
     if before is None:
         return "new in the DAG"
     if before.status is not TaskStatus.SUCCESS:
-        return f"was {before.status}"
+        return _WORDS.get(before.status, "had not ended")
     if set(graph.dependency_names[number]) != set(before.deps):
         return "its dependencies have changed"
     for parent in graph.parents[number]:
