@@ -98,9 +98,9 @@ class JsonSerializer:
             return b"null"
         try:
             try:
-                text = _written(_Walk(_ATOMS, self._max_depth).plain(obj))
+                text = _Walk(_ATOMS, self._max_depth).text(obj)
             except ValueError:  # JSON or UTF-8 cannot express a number or a text
-                text = _written(_Walk(_CERTAIN, self._max_depth).plain(obj))
+                text = _Walk(_CERTAIN, self._max_depth).text(obj)
         except _UnstorableError as error:
             problem = f"{error.place()}: {error}."
         except RuntimeError as error:
@@ -161,7 +161,7 @@ _BROKEN = (
 
 
 class _Walk:
-    """Makes plain JSON of a value.
+    """Makes plain JSON of a value, and text of that.
 
     Args:
         atoms: Ids of the types whose values are taken as they are: ``_ATOMS``, and where the
@@ -169,12 +169,18 @@ class _Walk:
         max_depth: How many brackets may stand inside each other.
     """
 
-    __slots__ = ("_atoms", "_max_depth", "_open")
+    __slots__ = ("_atoms", "_has_long", "_max_depth", "_open")
 
     def __init__(self, atoms: frozenset[int], max_depth: int) -> None:
         self._atoms = atoms
         self._max_depth = max_depth
         self._open: set[int] = set()
+        self._has_long = False
+
+    def text(self, value: object) -> bytes:
+        """Return the text of a value."""
+        plain = self.plain(value)
+        return _written(plain) if self._has_long else _encode(plain).encode()
 
     def plain(self, value: Any, depth: int = 0) -> Any:  # noqa: ANN401 - what a task returned
         """Return a value in plain JSON types.
@@ -196,6 +202,7 @@ class _Walk:
             raise _UnstorableError(self._problem_of(value))
         if len(parts) <= _PIECE and atoms.issuperset(map(id, map(type, parts))):
             return {_TAG: [name, *parts]} if name else value
+        self._has_long |= len(parts) > _PIECE
         self._open.add(id(value))
         keys, parts = [*value] if kind is dict else (), [*parts]
         found: list[Any] = []
