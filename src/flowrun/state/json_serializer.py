@@ -29,7 +29,7 @@ from flowrun.errors import ResultNotReadableError, ResultNotStorableError
 from flowrun.state.serializers import kind_of, short, type_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
 _TAG = "$flowrun"
 _TAG_KEY = b'"$flowrun"'
@@ -286,16 +286,17 @@ _encode = json.JSONEncoder(
 
 def _written(plain: Any) -> bytes:  # noqa: ANN401 - plain JSON
     """Return the text of plain JSON: a long container in pieces, one of long ones item by item."""
-    is_tagged = type(plain) is dict and _TAG in plain
+    is_tagged = kind_of(plain) is dict and _TAG in plain
     content = plain[_TAG] if is_tagged else plain
-    is_object = type(content) is dict
+    is_object = kind_of(content) is dict
     if _is_long(content):
-        make, rest = (dict, iter(content.items())) if is_object else (list, iter(content))
-        pieces = iter(lambda: make(islice(rest, _PIECE)), make())
+        make: Any = dict if is_object else list
+        rest = iter(content.items() if is_object else content)
+        pieces: Iterator[Any] = iter(lambda: make(islice(rest, _PIECE)), make())
         texts = [_encode(piece)[1:-1].encode() for piece in pieces]
     elif is_object and any(map(_is_long, content.values())):
         texts = [b"%b:%b" % (_encode(key).encode(), _written(content[key])) for key in content]
-    elif type(content) is list and any(map(_is_long, content)):
+    elif kind_of(content) is list and any(map(_is_long, content)):
         texts = [*map(_written, content)]
     else:
         return _encode(plain).encode()
@@ -353,10 +354,10 @@ def _revived(found: dict[str, Any]) -> object:
     if _TAG not in found:
         return found
     content = found[_TAG]
-    is_tagged = len(found) == 1 and type(content) is list and bool(content)
+    is_tagged = len(found) == 1 and kind_of(content) is list and bool(content)
     _require(is_tagged, f"an object with the key {_TAG!r} that flowrun did not write")
     name, *parts = content
-    if type(name) is not str or name not in _BY_TAG:
+    if kind_of(name) is not str or name not in _BY_TAG:
         message = f"a kind of value, {ascii(name)[:80]}, that only a newer flowrun may have written"
         raise ValueError(message)
     return _BY_TAG[name](*parts)
@@ -481,9 +482,9 @@ _TYPES: dict[type, _Row] = {  # a type's tag, how it is taken apart, how it is r
     str: (  # with a lone surrogate: UTF-8 has none, and JSON's escapes would join two of them
         "str",
         lambda value: _base64(value.encode("utf-8", "surrogatepass")),
-        lambda text: _bytes_of(text).decode("utf-8", "surrogatepass"),
+        lambda *parts: _bytes_of(*parts).decode("utf-8", "surrogatepass"),
     ),
-    int: ("int", lambda value: [hex(value)], lambda text: int(text, 16)),
+    int: ("int", lambda value: [hex(value)], partial(int, base=16)),
     float: ("float", _float_parts, _float_of),
     tuple: ("tuple", tuple, lambda *parts: parts),
     set: ("set", list, partial(_set_of, set)),
