@@ -88,8 +88,8 @@ class Resumer:
         for attempt in list(self._services.abandoned):
             if attempt.seen.run_id == old.run_id:
                 self._log.warning(
-                    "task %r of run %r was abandoned and still runs, while a new run resumes that"
-                    " run",
+                    "task %r of run %r was abandoned and still runs, beside the run that resumes"
+                    " it",
                     attempt.spec.name,
                     old.run_id,
                     extra={"run_id": old.run_id, "dag": old.dag_name, "task": attempt.spec.name},
