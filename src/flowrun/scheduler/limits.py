@@ -65,6 +65,7 @@ class Limits(Generic[H]):
             for name, limit in named.items()
             if limit.rate is not None
         }
+        self._has_named = bool(named)
         self._paused_until: dict[str, float] = {}
         self._order = itertools.count()
         self._since: dict[tuple[H, Needs], int] = {}
@@ -86,7 +87,9 @@ class Limits(Generic[H]):
         Raises:
             ValueError: It releases more than it holds.
         """
-        held = self.held.setdefault(holder, {})
+        held, free = self.held.get(holder), self.free
+        if held is None:
+            held = self.held[holder] = {}
         for needs, count in released.items():
             for name, weight in needs:
                 left = held.get(name, 0) - weight * count
@@ -94,9 +97,10 @@ class Limits(Generic[H]):
                     msg = f"{holder!r} releases {name or 'slots'!r}, of which it holds too little"
                     raise ValueError(msg)
                 held[name] = left
-                if name in self.free:
-                    self.free[name] += weight * count
-        self.wake_at.pop(holder, None)
+                if name in free:
+                    free[name] += weight * count
+        if self.wake_at:
+            self.wake_at.pop(holder, None)
         if wanted:
             self.waiting[holder] = dict(wanted)  # a holder that already waits keeps its place
         else:
@@ -127,35 +131,33 @@ class Limits(Generic[H]):
 
     def _grant(self, now: float) -> dict[H, Amounts]:
         granted: dict[H, Amounts] = {}
-        reserved = self._reserved(now)
+        reserved = self._reserved(now) if self._has_named else {}
         goes_on = True
-        while goes_on:
+        while goes_on and self.waiting:
             goes_on = False
             for holder in list(self.waiting):
                 needs = self._next(holder, reserved, now)
-                if needs is None:
-                    continue
-                goes_on = True
-                self._take(holder, needs, now)
-                own = granted.setdefault(holder, {})
-                own[needs] = own.get(needs, 0) + 1
+                if needs is not None:
+                    goes_on = True
+                    self._take(holder, needs, now)
+                    own = granted.setdefault(holder, {})
+                    own[needs] = own.get(needs, 0) + 1
         return granted
 
     def _next(self, holder: H, reserved: Mapping[str, int], now: float) -> Needs | None:
         """Return what a holder may start now, the first of what it wants."""
+        free = self.free
         for needs in self.waiting[holder]:
-            if all(self._has(name, weight, now) for name, weight in needs) and (
-                not reserved
-                or all(
-                    self._since.get((holder, needs), 0) <= reserved.get(name, inf)
-                    for name, _ in needs
-                )
-            ):
+            for name, weight in needs:
+                if free.get(name, weight) < weight:
+                    break
+                if name != SLOT and self._opens_at(name, now) > now:
+                    break
+                if name in reserved and reserved[name] < self._since[holder, needs]:
+                    break
+            else:
                 return needs
         return None
-
-    def _has(self, name: str, weight: int, now: float) -> bool:
-        return self.free.get(name, weight) >= weight and self._opens_at(name, now) <= now
 
     def _opens_at(self, name: str, now: float) -> float:
         """Return when the rate of a limit, or its pause, allows the next unit."""
@@ -168,8 +170,6 @@ class Limits(Generic[H]):
 
         Also note who waits for nothing but a time.
         """
-        if len(self.free) == 1 and not self._rates:
-            return {}
         found: dict[str, int] = {}
         since, self._since, self.wake_at = self._since, {}, {}
         for holder, wanted in self.waiting.items():
@@ -187,14 +187,15 @@ class Limits(Generic[H]):
         return found
 
     def _take(self, holder: H, needs: Needs, now: float) -> None:
-        held = self.held.setdefault(holder, {})
+        held, free = self.held[holder], self.free
         for name, weight in needs:
             held[name] = held.get(name, 0) + weight
-            if name in self.free:
-                self.free[name] -= weight
+            if name in free:
+                free[name] -= weight
             if name in self._rates:
                 self._rates[name].note(now)
-        self._since.pop((holder, needs), None)
+        if self._has_named:  # its next unit of this kind waits from now on
+            self._since[holder, needs] = next(self._order)
         wanted = self.waiting.pop(holder)
         wanted[needs] -= 1
         if not wanted[needs]:

@@ -409,8 +409,11 @@ class RunState:
 
     def _take_slots(self) -> Amounts:
         """Give back the slots that are free, and return those that can be used now."""
-        wanted = self.table.wanted()
         used: Amounts = {}
+        if not (self.table.is_ready_changed or self._freed or self._granted or self._asks_again):
+            return used
+        self.table.is_ready_changed = False
+        wanted = self.table.wanted()
         freed, self._freed = self._freed, {}
         if self._granted:
             for needs, count in self._granted.items():

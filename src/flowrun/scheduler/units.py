@@ -134,6 +134,7 @@ class UnitTable:
         units: By number.
         ready: The ranks of READY units, a heap for each kind of needs: the higher priority first,
             then the lower number.
+        is_ready_changed: Whether units became ready since the limits were asked.
         active: Units whose attempt runs, by number.
         open: Number of units that are not DONE.
         committing: Number of units whose outcome waits for the store.
@@ -148,6 +149,7 @@ class UnitTable:
         "active",
         "changed",
         "committing",
+        "is_ready_changed",
         "needs",
         "open",
         "outcomes",
@@ -165,6 +167,7 @@ class UnitTable:
         self._graph = graph
         self.needs = needs
         self.ready: dict[Needs, list[int]] = {}
+        self.is_ready_changed = False
         self.active: dict[int, Unit] = {}
         self.committing = 0
         self.changed: list[TaskRecord] = []
@@ -218,6 +221,7 @@ class UnitTable:
         if queue is None:
             queue = self.ready[self.needs[number]] = []
         heappush(queue, self._rank[number])
+        self.is_ready_changed = True
 
     def wanted(self) -> dict[Needs, int]:
         """Return how many ready units of each kind there are, those with the first one first."""
@@ -242,6 +246,7 @@ class UnitTable:
             for rank in queue:
                 self.units[self._at_rank[rank]].phase = _WAITING
         self.ready.clear()
+        self.is_ready_changed = True
 
     def commit(self, unit: Unit, phase: Phase, record: TaskRecord) -> None:
         """Have an outcome saved; it counts once the store has answered."""
