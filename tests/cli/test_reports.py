@@ -145,6 +145,9 @@ def test_index_of_nothing_and_of_damaged_runs(tmp_path: Path) -> None:
     assert "damaged" in shown
     assert (tmp_path / "some" / "index.html").read_text("utf-8").count("<a href") == 1
     flowrun(tmp_path, "report", "runs.db")  # the usual duration is told by the others
+    shown = flowrun(tmp_path, "runs", "runs.db", "--dag", "x", code=1)
+    assert shown.stdout == ""
+    assert "damaged" in shown.stderr
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ from flowrun.render.wording import (
     place_of,
     ran_s,
     sign_of,
+    summary_status,
+    summary_word,
     tally,
     time_text,
     usual_s,
@@ -234,3 +236,17 @@ def test_colours_are_for_terminals_where_nobody_minds(monkeypatch: pytest.Monkey
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "1")
     assert not has_colours(Terminal())
+
+
+def test_run_of_a_list_has_one_word_and_one_sign() -> None:
+    ended = run_of(1)
+    alive = ended._replace(status=RunStatus.RUNNING, finished_at=None, alive=True)
+    found = [
+        (summary_word(run), summary_status(run))
+        for run in (ended, alive, alive._replace(alive=False))
+    ]
+    assert found == [
+        ("succeeded", "SUCCESS"),
+        ("running", "RUNNING"),
+        ("left behind", "FAILED"),
+    ]
