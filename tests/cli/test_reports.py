@@ -197,6 +197,4 @@ def test_every_argument_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> N
             assert argument.help
             is_hidden = argument.help == argparse.SUPPRESS
             assert (argument.help in shown) is not is_hidden
-            assert is_hidden is not (
-                f" {argument.settings.get('metavar', argument.name)} " in shown
-            )
+            assert (f"{argument.name} " in shown) is not is_hidden or "metavar" in argument.settings

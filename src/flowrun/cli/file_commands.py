@@ -73,6 +73,9 @@ def _row(run: RunSummary) -> tuple[str, ...]:
 def show_report(options: argparse.Namespace, output: Output) -> int:
     """``flowrun report``."""
     check_latest(options)
+    if options.json and options.html is not None:
+        msg = "--json and --html are two ways to report; leave one of them out"
+        raise UsageError(msg)
     with closing(_open_to_read(options.db)) as store:
         if options.html is not None and options.run is None:
             return _write_pages(store, options, output)

@@ -133,12 +133,11 @@ function openBox(place, node) {
   if (members.length === 1) { open(members[0], node); return; }
   members.sort((a, b) => URGENCY[tasks[a].status] - URGENCY[tasks[b].status] || tasks[b].tries - tasks[a].tries || a - b);
   const worst = members[0], times = members.map(index => tasks[index].ran).filter(ran => ran !== null).sort((a, b) => a - b);
-  const list = make("dl");
-  const add = (name, value) => value && list.append(make("dt", {text: name}), make("dd", {text: value}));
-  for (const [status, word] of Object.entries(WORDS)) add(word, members.filter(index => tasks[index].status === status).length);
-  add("retries", members.reduce((total, index) => total + Math.max(tasks[index].tries - 1, 0), 0));
-  add("ran", times.length ? `${duration(times[0])} to ${duration(times.at(-1))}, half of them at most ${duration(times[Math.floor((times.length - 1) / 2)])}` : "");
-  panel(worst, node, tasks[worst].status, node.querySelector(".name").textContent, list, ...links("Tasks", members));
+  panel(worst, node, tasks[worst].status, node.querySelector(".name").textContent, pairs([
+    ...Object.entries(WORDS).map(([status, word]) => [word, members.filter(index => tasks[index].status === status).length]),
+    ["retries", members.reduce((total, index) => total + Math.max(tasks[index].tries - 1, 0), 0)],
+    ["ran", times.length ? `${duration(times[0])} to ${duration(times.at(-1))}, half of them at most ${duration(times[Math.floor((times.length - 1) / 2)])}` : ""],
+  ]), ...links("Tasks", members));
 }
 
 function shut() {
@@ -151,17 +150,15 @@ function shut() {
   opener = null;
 }
 
-function facts(task) {
-  const list = make("dl");
-  const add = (name, value) => value && list.append(make("dt", {text: name}), make("dd", {text: value}));
-  add("Status", WORDS[task.status] + (task.reason ? ` (${task.reason.toLowerCase().replaceAll("_", " ")})` : ""));
-  if (task.kept) add("Result", "kept from the run that this one resumes");
-  add("Started", task.first !== null && !task.kept ? `${duration(task.first)} after the run began` : "");
-  add("Waited for a slot", duration(task.waited));
-  add("Ran", duration(task.ran));
-  add("Critical path", task.critical ? "yes" : "");
-  return list;
-}
+const pairs = rows => make("dl", {}, ...rows.filter(([, value]) => value).flatMap(([name, value]) => [make("dt", {text: name}), make("dd", {text: value})]));
+const facts = task => pairs([
+  ["Status", WORDS[task.status] + (task.reason ? ` (${task.reason.toLowerCase().replaceAll("_", " ")})` : "")],
+  ["Result", task.kept ? "kept from the run that this one resumes" : ""],
+  ["Started", task.first !== null && !task.kept ? `${duration(task.first)} after the run began` : ""],
+  ["Waited for a slot", duration(task.waited)],
+  ["Ran", duration(task.ran)],
+  ["Critical path", task.critical ? "yes" : ""],
+]);
 
 function links(title, indexes) {
   if (!indexes.length) return [];
