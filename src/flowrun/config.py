@@ -1,4 +1,4 @@
-"""How an engine schedules: its bounds, its patience, and what a test may put in its place."""
+"""How an engine schedules: limits, waiting times, and the clock and ids that a test replaces."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Timer(Protocol):
     """What ``call_later`` returns."""
 
     def cancel(self) -> None:
-        """Make sure that the callback is not called any more."""
+        """Prevent the call of the callback."""
         ...
 
 
@@ -54,9 +54,9 @@ class SchedulerConfig:
 
     Args:
         max_parallel: Tasks that run at the same time, over all runs of the engine; 1 or more.
-        cancel_grace_s: How long an async task that was told to stop is waited for.
-        thread_grace_s: How long a cancelled run waits for sync tasks that were told to stop.
-        hook_timeout_s: How long one call of a hook may take before it is left behind.
+        cancel_grace_s: How long a run waits for a cancelled async task.
+        thread_grace_s: How long a cancelled run waits for its sync tasks.
+        hook_timeout_s: How long one call of a hook may take before the engine abandons it.
         clock: Where the time comes from.
         new_run_id: Makes the id of a run.
         chance: Gives random numbers from 0 to 1, for the jitter of retries.
@@ -79,7 +79,7 @@ class SchedulerConfig:
     chance: Callable[[], float] = _chance
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be scheduled by."""
+        """Check the limits."""
         number: object = self.max_parallel
         if not isinstance(number, int) or isinstance(number, bool):
             msg = f"max_parallel must be an int, not {number!r}"

@@ -1,4 +1,4 @@
-"""What a task can read about its surroundings: the run's context and its own attempt."""
+"""What a task can read: the run's context and its own attempt."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ T = TypeVar("T")
 
 
 class RunContext(Generic[T]):
-    """Carry one run's dependencies (settings, clients) to every task that asks for them.
+    """The dependencies of one run (settings, clients), for every task that wants them.
 
-    A task receives it by annotating a parameter with ``RunContext[...]``. Attributes of the
+    A task receives it in a parameter annotated with ``RunContext[...]``. Attributes of the
     wrapped object, or the keys of a wrapped mapping, are attributes of the context.
 
     Args:
-        deps: The object to hand to the tasks; a frozen dataclass serves well.
+        deps: The object for the tasks, such as a frozen dataclass.
 
     Example:
         >>> from dataclasses import dataclass
@@ -83,20 +83,20 @@ _listening = threading.Lock()
 
 
 class Attempt:
-    """One call of one task, as the task itself may see it.
+    """One call of one task, as the task itself sees it.
 
     Attributes:
         run_id: The run it belongs to.
         dag_name: The run's DAG.
         task_name: The task.
         attempt: 1 for the first call, 2 for its first retry.
-        deadline: When its time is up, on the run's monotonic clock; ``None`` if it has no
-            timeout, or its code has not started.
-        ended: Whether its outcome is settled; code that it left behind may still see it.
+        deadline: When it times out, on the run's monotonic clock; ``None`` if it has no timeout,
+            or its code has not started.
+        ended: Whether its outcome is settled; abandoned code may still see the attempt.
         was_asked_for: Whether :func:`current_attempt` has returned it.
     """
 
-    # Defaults of the class: most attempts are never told anything.
+    # Defaults of the class: most attempts are never cancelled.
     _cancel_cause: str | None = None
     _listeners: tuple[Callable[[str], object], ...] = ()
     _monotonic: Callable[[], float] = staticmethod(time.monotonic)
@@ -124,7 +124,7 @@ class Attempt:
 
     @property
     def cancelled(self) -> bool:
-        """Whether it was told to stop, because of its timeout or of its run's end."""
+        """Whether it should stop, because of its timeout or of its run's end."""
         return self._cancel_cause is not None
 
     @property
@@ -140,25 +140,21 @@ class Attempt:
         return f"{self.run_id}/{self.task_name}/{self.attempt}"
 
     def raise_if_cancelled(self) -> None:
-        """Raise if the attempt was told to stop.
-
-        Raises:
-            AttemptCancelledError: It was; the message says why.
-        """
+        """Raise an ``AttemptCancelledError`` with the cause if the attempt should stop."""
         if self._cancel_cause is not None:
             msg = f"task {self.task_name!r}, attempt {self.attempt}: {self._cancel_cause}"
             raise AttemptCancelledError(msg)
 
     def tell(self, cause: str) -> None:
-        """Tell the attempt that it should stop; flowrun itself calls this."""
+        """Cancel the attempt; only flowrun calls this."""
         self._cancel_cause = cause
         for listener in self._listeners:
             listener(cause)
 
     def listen(self, listener: Callable[[str], object]) -> None:
-        """Have somebody called with the cause when the attempt is told to stop, or was before.
+        """Call ``listener`` with the cause when the attempt is cancelled, or at once if it was.
 
-        By the thread that tells it, perhaps twice; flowrun itself calls this.
+        The cancelling thread calls it, perhaps twice. Only flowrun calls this method.
         """
         with _listening:
             self._listeners = (*self._listeners, listener)
@@ -166,7 +162,7 @@ class Attempt:
             listener(self._cancel_cause)
 
     def listen_no_more(self, listener: Callable[[str], object]) -> None:
-        """End what :meth:`listen` has begun."""
+        """Undo :meth:`listen`."""
         with _listening:
             self._listeners = tuple(one for one in self._listeners if one != listener)
 
@@ -181,8 +177,7 @@ CURRENT: contextvars.ContextVar[Attempt] = contextvars.ContextVar("flowrun_curre
 def current_attempt() -> Attempt:
     """Return the attempt that is running the calling code, in async and sync tasks alike.
 
-    A sync task cannot be stopped from outside; one that asks here now and then can stop
-    itself in time.
+    A sync task cannot be stopped from outside, but it can check ``cancelled`` and stop itself.
 
     Raises:
         NoCurrentAttemptError: The caller is not inside a task.

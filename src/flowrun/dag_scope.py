@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any
 
 from flowrun.errors import DefinitionError, FlowrunError
-from flowrun.registry import TaskFunction, decorate, validate_name
+from flowrun.registry import Declaring, validate_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from flowrun.context import RunContext
     from flowrun.engine import Engine
-    from flowrun.registry import TaskOptions, TaskTemplate, TemplateOptions
+    from flowrun.registry import TaskRegistry, TemplateOptions
     from flowrun.render import GraphStyle
 
-F = TypeVar("F", bound=TaskFunction)
 
-
-class DagScope:
+class DagScope(Declaring):
     """One DAG of an engine; made by :meth:`Engine.dag`.
 
     Attributes:
@@ -30,41 +28,17 @@ class DagScope:
         self._engine = engine
         self.name = name
 
-    @overload
-    def task(self, function: F, /) -> F: ...
-    @overload
-    def task(
-        self, task_name: str | None = None, /, **options: Unpack[TaskOptions]
-    ) -> Callable[[F], F]: ...
-    def task(
-        self, function_or_name: F | str | None = None, /, **options: Unpack[TaskOptions]
-    ) -> F | Callable[[F], F]:
-        """Register a task of this DAG: ``@etl.task``, ``@etl.task(...)`` or with a name first.
-
-        Raises:
-            TaskDefinitionError: An option or the callable is wrong.
-        """
-        self._engine.require_open("register a task")
-        self._check_dag(options.get("dag"))
-        return decorate(self._engine.registry, function_or_name, {**options, "dag": self.name})
-
-    @overload
-    def task_template(
-        self, function: TaskFunction, /, **options: Unpack[TemplateOptions]
-    ) -> TaskTemplate: ...
-    @overload
-    def task_template(
-        self, /, **options: Unpack[TemplateOptions]
-    ) -> Callable[[TaskFunction], TaskTemplate]: ...
-    def task_template(
-        self, function: TaskFunction | None = None, /, **options: Unpack[TemplateOptions]
-    ) -> TaskTemplate | Callable[[TaskFunction], TaskTemplate]:
-        """Make a template whose tasks belong to this DAG; see :meth:`Engine.task_template`."""
-        self._check_dag(options.get("dag"))
-        scoped: TemplateOptions = {**options, "dag": self.name}
-        if function is None:
-            return self._engine.task_template(**scoped)
-        return self._engine.task_template(function, **scoped)
+    def _registry_for(self, what: str, options: TemplateOptions) -> TaskRegistry:
+        self._engine.require_open(f"register a {what}")
+        dag = options.get("dag")
+        if dag is not None and dag != self.name:
+            msg = (
+                f"dag={dag!r}: this scope registers in {self.name!r}; leave dag= out, or use"
+                " engine.task"
+            )
+            raise DefinitionError(msg)
+        options["dag"] = self.name
+        return self._engine.registry
 
     async def run_once(
         self,
@@ -118,11 +92,3 @@ class DagScope:
         except FlowrunError as error:
             bundle = {"text/plain": f"{self!r}: {error}"}
         return chosen(bundle, include, exclude)
-
-    def _check_dag(self, dag: object) -> None:
-        if dag is not None and dag != self.name:
-            msg = (
-                f"dag={dag!r}: this scope registers in {self.name!r}; leave dag= out, or use"
-                " engine.task"
-            )
-            raise DefinitionError(msg)

@@ -1,8 +1,7 @@
-"""Lazy package doors: an export is loaded when it is first asked for.
+"""Lazy package doors: a package loads an export when a program first uses it.
 
-A program that only reads a file of runs needs no scheduler, and one that runs in memory needs
-no SQLite. ``lazy`` statements of Python 3.15 (PEP 810) will replace this module once they are in
-every supported release.
+A program that only reads a file of runs needs no scheduler, and one that runs in memory needs no
+SQLite. ``lazy`` imports (PEP 810) replace this module once every supported Python has them.
 """
 
 from __future__ import annotations

@@ -14,22 +14,22 @@
     │       ├── UnfilledParameterError
     │       └── UnknownExecutorError
     ├── UnknownDagError (ValueError)          nothing is registered under that DAG
-    ├── UnknownTaskError (ValueError)         a target or checkpoint that is no task
+    ├── UnknownTaskError (ValueError)         a target or checkpoint that is not a task
     ├── UnknownRunError (KeyError, ValueError)
     ├── ContextError (TypeError)              the run's context does not fit
     ├── EngineClosedError (RuntimeError)
     ├── NoCurrentAttemptError (RuntimeError)
     ├── ResumeError (RuntimeError)
-    │   ├── RunAliveError                     somebody is still working on that run
+    │   ├── RunAliveError                     that run has not ended yet
     │   └── AlreadyResumedError               a later run has finished it
     ├── RunCancelledError (asyncio.CancelledError)
-    ├── TaskTimeoutError (TimeoutError)       an attempt outlived its ``timeout_s``
-    ├── AttemptCancelledError (RuntimeError)  ``raise_if_cancelled()`` in a told task
+    ├── TaskTimeoutError (TimeoutError)       an attempt took longer than its ``timeout_s``
+    ├── AttemptCancelledError (RuntimeError)  ``raise_if_cancelled()`` in a cancelled task
     ├── NonRetryableError                     raised by a task: no more retries
     ├── ExecutorError (RuntimeError)          the pool, not the task, failed
-    │   ├── NotPicklableError                 what could not cross to another process
+    │   ├── NotPicklableError                 a value could not be sent to another process
     │   ├── ProcessDiedError                  a worker process was killed or exited
-    │   └── RemoteTaskError                   a task's error that could not travel whole
+    │   └── RemoteTaskError                   a task's error that could not be pickled
     ├── ResultError (TypeError, ValueError)   a result and its serializer do not fit
     │   ├── ResultNotStorableError
     │   └── ResultNotReadableError
@@ -65,9 +65,17 @@ def close_match(name: object, candidates: Iterable[str]) -> str:
 class FlowrunError(Exception):
     """The root of everything that flowrun raises on purpose."""
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle the message and the attributes; the constructor is not called again."""
+        return _without_init, (type(self), *self.args), vars(self)
+
+
+def _without_init(kind: type[FlowrunError], *args: object) -> FlowrunError:
+    return kind.__new__(kind, *args)
+
 
 class DefinitionError(FlowrunError, ValueError):
-    """A declaration cannot be right; nothing was registered or started."""
+    """A declaration is wrong; nothing was registered or started."""
 
 
 class TaskDefinitionError(DefinitionError):
@@ -75,7 +83,7 @@ class TaskDefinitionError(DefinitionError):
 
     Attributes:
         task_name: The task's name as far as it is known.
-        dag_name: Its DAG, or ``None`` when it belongs to none.
+        dag_name: Its DAG, if it has one.
     """
 
     def __init__(self, task_name: object, dag_name: str | None, problem: str) -> None:
@@ -85,19 +93,13 @@ class TaskDefinitionError(DefinitionError):
         where = f"DAG {dag_name!r}" if dag_name is not None else "no DAG"
         super().__init__(f"task {_short(task_name)} ({where}): {problem}")
 
-    def __reduce__(self) -> tuple[object, ...]:
-        """Rebuild from the constructor's own arguments, so that pickling keeps them."""
-        return type(self), (self.task_name, self.dag_name, self.problem)
-
 
 class TaskTypeError(TaskDefinitionError, TypeError):
-    """What was given is of a type that cannot be used there."""
+    """An option or a callable is of the wrong type."""
 
 
 class GraphError(DefinitionError):
-    """The tasks of one DAG do not fit together.
-
-    Raised with every problem found in the DAG at once.
+    """The tasks of one DAG do not fit together; one error lists every problem.
 
     Attributes:
         dag_name: The DAG.
@@ -113,10 +115,6 @@ class GraphError(DefinitionError):
             lines = "".join(f"\n  - {problem}" for problem in self.problems)
             text = f"DAG {dag_name!r} has {len(self.problems)} mistakes:{lines}"
         super().__init__(text)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Rebuild from the constructor's own arguments, so that pickling keeps them."""
-        return type(self), (self.dag_name, self.problems)
 
 
 class MissingDependencyError(GraphError):
@@ -136,18 +134,18 @@ class CycleError(GraphError):
 
 
 class UnfilledParameterError(GraphError):
-    """A required parameter has nothing that could fill it."""
+    """Nothing fills a required parameter."""
 
 
 class UnknownExecutorError(GraphError):
-    """A task asks for an executor that the engine was not given."""
+    """A task names an executor that the engine does not have."""
 
 
 class UnknownDagError(FlowrunError, ValueError):
     """No task is registered under that DAG name.
 
     Attributes:
-        dag_name: What was asked for.
+        dag_name: The name.
         available: The DAGs that exist.
     """
 
@@ -165,17 +163,13 @@ class UnknownDagError(FlowrunError, ValueError):
         if self.unscoped:
             text += (
                 f" These tasks belong to no DAG: {listed(self.unscoped)};"
-                " give them dag=... if they should."
+                " give them dag=... to run them."
             )
         super().__init__(text)
 
-    def __reduce__(self) -> tuple[object, ...]:
-        """Rebuild from the constructor's own arguments, so that pickling keeps them."""
-        return type(self), (self.dag_name, self.available, self.unscoped)
-
 
 class UnknownTaskError(FlowrunError, ValueError):
-    """A target or a checkpoint is not a task of the DAG (or of the run)."""
+    """A target or a checkpoint is not a task of the DAG."""
 
     def __init__(self, dag_name: str, task_name: object, available: Iterable[str]) -> None:
         self.dag_name = dag_name
@@ -186,10 +180,6 @@ class UnknownTaskError(FlowrunError, ValueError):
             f" its tasks: {listed(self.available)}.{close_match(task_name, self.available)}"
         )
 
-    def __reduce__(self) -> tuple[object, ...]:
-        """Rebuild from the constructor's own arguments, so that pickling keeps them."""
-        return type(self), (self.dag_name, self.task_name, self.available)
-
 
 class UnknownRunError(FlowrunError, KeyError, ValueError):
     """The store has no run of that id (it may have been pruned)."""
@@ -198,23 +188,19 @@ class UnknownRunError(FlowrunError, KeyError, ValueError):
         self.run_id = run_id
         if hasattr(type(run_id), "__await__"):
             text = (
-                f"{_short(run_id)} is not a run's id but a call that nobody has awaited; write"
+                f"{_short(run_id)} was not awaited, so it is not a run's id; write"
                 " run_id = await engine.run_once(...)"
             )
         else:
             text = (
                 f"no run {_short(run_id)} in the state store; it was never started here,"
-                " or it was pruned. engine.list_runs() lists what there is."
+                " or it was pruned. engine.list_runs() lists the runs."
             )
         super().__init__(text)
 
     def __str__(self) -> str:
         """Return the message itself (``KeyError`` would show its ``repr``)."""
         return str(self.args[0])
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Rebuild from the constructor's own arguments, so that pickling keeps them."""
-        return type(self), (self.run_id,)
 
 
 class ContextError(FlowrunError, TypeError):
@@ -231,10 +217,6 @@ class EngineClosedError(FlowrunError, RuntimeError):
             " Build a new one with build_default_engine(), or close it later."
         )
 
-    def __reduce__(self) -> tuple[object, ...]:
-        """Rebuild from the constructor's own arguments, so that pickling keeps them."""
-        return type(self), (self.action,)
-
 
 class NoCurrentAttemptError(FlowrunError, RuntimeError):
     """``current_attempt()`` was called outside a task."""
@@ -245,37 +227,28 @@ class NoCurrentAttemptError(FlowrunError, RuntimeError):
             " a thread that the task started itself needs contextvars.copy_context()."
         )
 
-    def __reduce__(self) -> tuple[object, ...]:
-        """Rebuild without arguments."""
-        return type(self), ()
-
 
 class ResumeError(FlowrunError, RuntimeError):
-    """A run cannot be resumed as it stands."""
+    """A run cannot be resumed."""
 
     def __init__(self, run_id: str, problem: str) -> None:
         self.run_id = run_id
         self.problem = problem
         super().__init__(f"cannot resume run {run_id!r}: {problem}")
 
-    def __reduce__(self) -> tuple[object, ...]:
-        """Rebuild from the constructor's own arguments, so that pickling keeps them."""
-        return type(self), (self.run_id, self.problem)
-
 
 class RunAliveError(ResumeError):
-    """The run, or one that resumes it, is still being worked on."""
+    """The run, or one that resumes it, has not ended yet."""
 
 
 class AlreadyResumedError(ResumeError):
-    """A later run has already finished what this one left."""
+    """A later run has already finished this one's tasks."""
 
 
 class RunCancelledError(FlowrunError, asyncio.CancelledError):
     """The run was cancelled by ``engine.cancel()`` or by closing the engine.
 
-    It is an ``asyncio.CancelledError`` too, so that code written for cancellation
-    treats both alike.
+    It is an ``asyncio.CancelledError``, so code that handles cancellation handles it too.
     """
 
     def __init__(self, run_id: str, cause: str = "cancelled") -> None:
@@ -283,17 +256,13 @@ class RunCancelledError(FlowrunError, asyncio.CancelledError):
         self.cause = cause
         super().__init__(f"run {run_id!r} was cancelled: {cause}")
 
-    def __reduce__(self) -> tuple[object, ...]:
-        """Rebuild from the constructor's own arguments, so that pickling keeps them."""
-        return type(self), (self.run_id, self.cause)
-
 
 class TaskTimeoutError(FlowrunError, TimeoutError):
-    """An attempt outlived its task's ``timeout_s``."""
+    """An attempt took longer than its task's ``timeout_s``."""
 
 
 class AttemptCancelledError(FlowrunError, RuntimeError):
-    """``current_attempt().raise_if_cancelled()`` found that it should stop."""
+    """``current_attempt().raise_if_cancelled()`` was called in a cancelled attempt."""
 
 
 class NonRetryableError(FlowrunError):
@@ -301,7 +270,7 @@ class NonRetryableError(FlowrunError):
 
 
 class ExecutorError(FlowrunError, RuntimeError):
-    """The executor that should have run the attempt failed, not the task."""
+    """The executor failed, not the task."""
 
 
 class NotPicklableError(ExecutorError):
@@ -324,24 +293,15 @@ class RemoteTaskError(ExecutorError):
         self.text = text
         super().__init__(f"{type_name}: {text}")
 
-    def __reduce__(self) -> tuple[object, ...]:
-        """Rebuild from the constructor's own arguments, so that pickling keeps them."""
-        return type(self), (self.type_name, self.text)
-
 
 class ResultError(FlowrunError, TypeError, ValueError):
-    """A result and the serializer that should keep or read it do not fit."""
+    """A serializer cannot write or read a result."""
 
 
 class ResultNotStorableError(ResultError):
-    """A task's result cannot be kept by the store; the attempt has failed.
+    """The store cannot keep a task's result; the attempt has failed.
 
-    A serializer raises it with the place and the problem alone; the store adds which
-    run and task it was about.
-
-    Attributes:
-        run_id: The run, once the store has said so.
-        task_name: The task, once the store has said so.
+    A serializer raises it without ``run_id`` and ``task_name``; the store adds them.
     """
 
     def __init__(self, problem: str, run_id: str = "", task_name: str = "") -> None:
@@ -350,44 +310,40 @@ class ResultNotStorableError(ResultError):
         self.task_name = task_name
         super().__init__(problem)
 
-    def __reduce__(self) -> tuple[object, ...]:
-        """Rebuild from the constructor's own arguments, so that pickling keeps them."""
-        return type(self), (self.problem, self.run_id, self.task_name)
-
 
 class ResultNotReadableError(ResultError):
-    """A stored result cannot be read back with the serializer at hand."""
+    """The serializer cannot read a stored result."""
 
 
 class StoreError(FlowrunError, RuntimeError):
-    """The state store failed; what it acknowledged before is still there."""
+    """The state store failed; everything that it had acknowledged is still there."""
 
 
 def duplicate_run(run_id: str) -> StoreError:
     """Return the error of a new run that has an earlier one's id."""
     return StoreError(
-        f"there is a run {run_id!r} already; new_run_id of the SchedulerConfig has to make an id"
-        " that no run has yet"
+        f"there is a run {run_id!r} already; SchedulerConfig.new_run_id must return an id that no"
+        " run has"
     )
 
 
 class StoreFileError(StoreError, ValueError):
-    """The file is not one that this store can use; it was left as it was."""
+    """The store cannot use the file, and has not changed it."""
 
 
 class StoreBusyError(StoreError, TimeoutError):
-    """Somebody else held the store's lock for longer than the wait allows."""
+    """Another process held the store's lock for longer than the store waits."""
 
     def __new__(cls, *args: object) -> Self:
-        """Make one; said here for picklers that look for ``__new__``, as a cluster's may do.
+        """Make one, also for a pickler that calls ``__new__`` by itself.
 
-        The first that they would find is RuntimeError's, which refuses to make an OSError.
+        It would find RuntimeError's first, which refuses to make an OSError.
         """
         return TimeoutError.__new__(cls, *args)
 
 
 class StoreFullError(StoreError):
-    """There is no space left where the store writes."""
+    """The disk that the store writes to is full."""
 
 
 class DamagedRecordError(StoreError):
@@ -396,8 +352,7 @@ class DamagedRecordError(StoreError):
     Attributes:
         run_id: The run it belongs to.
         task_name: The task, or ``None`` for the run's own row.
-        others: Where a list of runs was asked for: the :class:`RunSummary` of those that are not
-            damaged.
+        others: From a list of runs: the :class:`RunSummary` of those that are not damaged.
     """
 
     def __init__(self, run_id: str, task_name: str | None, problem: str) -> None:
@@ -408,10 +363,6 @@ class DamagedRecordError(StoreError):
         where = f"run {run_id!r}" + (f", task {task_name!r}" if task_name is not None else "")
         super().__init__(f"damaged record of {where}: {problem}")
 
-    def __reduce__(self) -> tuple[object, ...]:
-        """Rebuild from the constructor's own arguments, so that pickling keeps them."""
-        return type(self), (self.run_id, self.task_name, self.problem), {"others": self.others}
-
 
 class RunLostError(StoreError):
     """Another process owns the run now; nothing more may be written to it from here."""
@@ -420,12 +371,8 @@ class RunLostError(StoreError):
         self.run_id = run_id
         super().__init__(
             f"run {run_id!r} is no longer owned by this process: another one has"
-            " recovered or resumed it, and what was about to be written was refused."
+            " recovered or resumed it, so this write was refused."
         )
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Rebuild from the constructor's own arguments, so that pickling keeps them."""
-        return type(self), (self.run_id,)
 
 
 class ForkedStoreError(StoreError):

@@ -1,6 +1,6 @@
-"""Text that a task could have chosen -> text that is safe where it is shown (V1).
+"""Escape names, errors and results for the place where they are shown (V1).
 
-Names, errors and results stay in the store as they were; only what is shown is escaped.
+The store keeps the original text.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import html
 import re
 import unicodedata
 
-# Listed and not computed from ``unicodedata``: a scan of all code points would cost every
-# import a tenth of a second. ZERO WIDTH JOINER and NON-JOINER stay, because emoji and
-# several scripts are misspelt without them, and neither can reorder or hide other text.
+# Listed, because a scan of ``unicodedata`` would add a tenth of a second to every import.
+# ZERO WIDTH JOINER and NON-JOINER are not in it: emoji and several scripts need them, and they
+# cannot reorder or hide other text.
 _HIDDEN = (
     "\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 and C1 controls but TAB and LINE FEED: see _HIDDEN_LINE
     "\u00ad\u061c\u180e"  # soft hyphen, Arabic letter mark, Mongolian vowel separator
@@ -33,14 +33,14 @@ _LAST_SHORT = 0xFFFF
 
 
 def for_terminal(text: str, *, multiline: bool = False, ascii_only: bool = False) -> str:
-    r"""Return the text with all that controls or reorders a screen written out.
+    r"""Return the text with every character escaped that controls or reorders a screen.
 
     An escape becomes ``\x1b``, a right-to-left override ``\u202e``.
 
     Args:
-        text: Anything, lone surrogates included.
-        multiline: Keep line feeds, and show a tabulator as four spaces.
-        ascii_only: Write out whatever is not ASCII, too.
+        text: Any text, also with lone surrogates.
+        multiline: Keep line feeds, and expand tabulators to four columns.
+        ascii_only: Also escape everything that is not ASCII.
 
     Example:
         >>> for_terminal("red \x1b[31m")
@@ -64,7 +64,7 @@ def for_html(text: str, *, multiline: bool = False) -> str:
 
 
 def for_mermaid(text: str) -> str:
-    """Return the text for a quoted Mermaid label; what Mermaid could read is ``#code;``.
+    """Return the text for a quoted Mermaid label; syntax of Mermaid becomes ``#code;``.
 
     Example:
         >>> for_mermaid('say "hi"')

@@ -1,4 +1,4 @@
-"""An exception -> the text that is kept, logged and shown (A6, V2)."""
+"""The text of an exception for store, log and hooks: traceback, length, redaction (A6, V2)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ _TRACEBACK = "Traceback (most recent call last):\n"
 _OWN_MODULES = frozenset(
     (
         "flowrun.scheduler.attempt",
+        "flowrun.scheduler.attempts",
         "flowrun.scheduler.async_attempt",
         "flowrun.scheduler.run",
         "flowrun.scheduler.sync_attempt",
@@ -29,14 +30,10 @@ _OWN_MODULES = frozenset(
 def described(
     error: BaseException, redact: Callable[[str], str] | None, text: str | None = None
 ) -> tuple[str, str]:
-    """Return the text that is kept of an error, and its own line.
+    """Return the text of an error with its traceback, and its own line.
 
-    ``redact`` sees the whole of both before anything is cut from them (V2).
-
-    Args:
-        error: The error.
-        redact: The user's function, if there is one.
-        text: The error's text with its traceback, if another process has made it.
+    ``redact`` sees all of both before they are shortened (V2). ``text`` is the error's text if
+    another process has made it.
     """
     whole = _whole_text(error) if text is None else text
     return bounded(redacted(whole, redact)), _first_line(redacted(_message(error), redact))
@@ -45,7 +42,7 @@ def described(
 def error_text(error: BaseException) -> str:
     """Return the error with its traceback, without locals and without flowrun's own frames.
 
-    Up to 64 KB are kept whole; of a longer text the end is. The text can always be encoded.
+    The text can always be encoded; of more than 64 KB it is the end.
     """
     return bounded(_whole_text(error))
 
@@ -56,11 +53,11 @@ def error_line(error: BaseException) -> str:
 
 
 def _whole_text(error: BaseException) -> str:
-    with contextlib.suppress(BaseException):  # a hostile exception must not hide that it happened
+    with contextlib.suppress(BaseException):  # a hostile exception must not hide the failure
         lines = traceback.format_exception(type(error), error, _own_frames_off(error))
         return "".join(lines).rstrip("\n")
-    # The traceback module asks errors for their truth value, and follows what caused them. What
-    # raises there still has frames and a message of its own.
+    # The traceback module takes the truth value of errors and follows their causes. An error that
+    # raises there still has frames and a message.
     frames = "".join(traceback.format_tb(_own_frames_off(error)))
     return f"{_TRACEBACK}{frames}{_message(error)}" if frames else _message(error)
 
@@ -80,20 +77,18 @@ def _first_line(text: str) -> str:
 
 
 def bounded(text: str) -> str:
-    """Return a text of at most 64 KB in UTF-8: the end of it when it is longer."""
+    """Return the last 64 KB of the text in UTF-8."""
     data = text[-MAX_ERROR_BYTES:].encode("utf-8", "backslashreplace")
-    if len(data) > MAX_ERROR_BYTES or len(text) > MAX_ERROR_BYTES:
-        data = data[-MAX_ERROR_BYTES:]
-    return data.decode("utf-8", "ignore")
+    return data[-MAX_ERROR_BYTES:].decode("utf-8", "ignore")
 
 
 def encodable(text: str) -> str:
-    """Return the text with lone surrogates written out, so that it can be encoded."""
+    """Return the text with lone surrogates escaped, so that it can be encoded."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def redacted(text: str, redact: Callable[[str], str] | None) -> str:
-    """Return the text as the user's ``redact`` leaves it; hidden whole when that fails."""
+    """Return the text after the user's ``redact``; hide all of it if that fails."""
     if redact is None:
         return text
     try:

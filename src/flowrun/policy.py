@@ -1,9 +1,9 @@
-"""How often, how soon and on which errors a failed attempt is tried again."""
+"""How long an attempt may take, and how often, how soon and on which errors it is retried."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias, cast
 
@@ -17,7 +17,7 @@ ErrorMatcher: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Say how a task is retried; an ``int`` in its place means retries without delay.
+    """How a task is retried; an ``int`` in its place means retries without delay.
 
     The wait before retry *n* (the first is 1) is ``delay_s * backoff ** (n - 1)``, at most
     ``max_delay_s``, spread evenly by ``jitter`` to both sides. Waiting holds no slot.
@@ -54,7 +54,7 @@ class RetryPolicy:
     no_retry_on: ErrorMatcher = ()
 
     def __post_init__(self) -> None:
-        """Refuse a policy that cannot be followed."""
+        """Check every value."""
         if not isinstance(self.retries, int) or isinstance(self.retries, bool):
             msg = f"retries must be an int, not {type(self.retries).__name__}"
             raise TypeError(msg)
@@ -77,12 +77,12 @@ class RetryPolicy:
         """Return whether another attempt follows after ``failures`` failed ones.
 
         A group of errors is retried only if each of its errors would be. A predicate that raises
-        counts as "do not retry"; the error it was asked about is what the task then fails with.
+        counts as "do not retry"; the task then fails with ``error``.
 
         Args:
-            error: What the last one raised.
-            failures: How many there were.
-            tell: Called with what there is to say of a predicate that raises.
+            error: The error of the last attempt.
+            failures: Number of failed attempts.
+            tell: Called with a text for the log if a predicate raises.
         """
         errors = leaves(error)
         if failures > self.retries or any(isinstance(one, _NEVER) for one in errors):
@@ -95,7 +95,7 @@ class RetryPolicy:
             raise
         except BaseException as failure:  # noqa: BLE001 - a user's predicate must not end the run
             if tell is not None:
-                # Without its text, which no redact function has seen.
+                # Not with its text, which no redact function has seen.
                 kind = type(failure).__qualname__
                 tell(f"a predicate of its RetryPolicy failed with {kind}, so it is not retried")
             return False
@@ -129,16 +129,34 @@ def _check_number(name: str, value: object, *, low: float, high: float = _LARGES
         raise ValueError(msg)
 
 
+def checked_timeout(timeout_s: object) -> float | None:
+    """Return the time limit of an attempt or a run in seconds; ``None`` for no limit."""
+    if timeout_s is None:
+        return None
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float):
+        msg = f"timeout_s must be seconds or None, not {timeout_s!r:.80}"
+        raise TypeError(msg)
+    if not 0 < timeout_s <= _LARGEST:
+        msg = f"timeout_s must be finite and above 0, not {timeout_s!r}; use None for no timeout"
+        raise ValueError(msg)
+    return float(timeout_s)
+
+
+def checked_retries(retries: object) -> RetryPolicy:
+    """Return the policy that a task's ``retries`` stand for."""
+    if isinstance(retries, RetryPolicy):
+        return retries
+    if isinstance(retries, bool) or not isinstance(retries, int):
+        msg = f"retries must be an int or a RetryPolicy, not {retries!r:.80}"
+        raise TypeError(msg)
+    return RetryPolicy(retries)
+
+
 def _check_matcher(name: str, matcher: object) -> None:
-    if isinstance(matcher, type):
-        types: Iterable[object] = (matcher,)
-    elif isinstance(matcher, tuple):
-        types = cast("tuple[object, ...]", matcher)
-    elif callable(matcher):
+    if callable(matcher) and not isinstance(matcher, type):
         return
-    else:
-        types = (matcher,)
-    for kind in types:
+    kinds = cast("tuple[object, ...]", matcher) if isinstance(matcher, tuple) else (matcher,)
+    for kind in kinds:
         if not isinstance(kind, type) or not issubclass(kind, BaseException):
             msg = f"{name} takes exception types or a predicate, not {kind!r}"
             raise TypeError(msg)

@@ -1,4 +1,4 @@
-"""Records -> the run report: plain dictionaries that a person or a test can read."""
+"""The run report, made from a run's record: plain typed dictionaries."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TaskReport(TypedDict):
 
     ``result`` is ``None`` unless ``result_state`` is ``"kept"``: ``"absent"`` means that
     there is none yet, ``"released"`` that it was released (``retain_result=False``), and
-    ``"stored"`` that it is in the store and was not asked for.
+    ``"stored"`` that it is in the store and was not loaded.
     """
 
     status: TaskStatusName
@@ -69,7 +69,7 @@ class RunReport(TypedDict):
 
 
 def build_report(run: RunRecord) -> RunReport:
-    """Return the report of a run as its record now stands; later changes do not touch it."""
+    """Return the report of a run; later changes of the run do not change it."""
     return {
         "run_id": run.run_id,
         "dag_name": run.dag_name,

@@ -567,7 +567,7 @@ def test_bad_options_are_refused() -> None:
         ({"grace_s": -1}, "grace_s must be a number of seconds of 0 or more, not -1"),
         ({"grace_s": float("nan")}, "grace_s must be a number of seconds of 0 or more, not nan"),
         ({"start_method": "fork"}, "start_method 'fork' is refused"),
-        ({"start_method": "thread"}, "start_method 'thread' is not to be had here"),
+        ({"start_method": "thread"}, "start_method 'thread' is not available here; use 'spawn'"),
     ]
     for option, message in options:
         with pytest.raises(ValueError, match=message):

@@ -21,10 +21,8 @@ from typing import Any, NamedTuple
 
 from flowrun.graph import Graph
 from flowrun.scheduler.messages import (
-    EndedLate,
     Event,
     Failed,
-    GivenUp,
     Refusal,
     Saved,
     SlotsGranted,
@@ -47,7 +45,7 @@ class Outcome(NamedTuple):
     value: object = None
 
 
-class Report(NamedTuple):
+class Told(NamedTuple):
     """What hooks and log are told of one task."""
 
     kind: str
@@ -68,6 +66,8 @@ class Task:
         self.told = ""  # "timeout" or "stop", once its attempt was told to stop
         self.answered = False  # the attempt said that it is still running
         self.timeout: Any = None  # its failure, if it does not end in time
+        self.overdue = False  # its code ended in time, and encoding its result may take as long
+        self.given_up_at: float | None = None  # unless it ends before
         self.retry_at = 0.0
         self.waits_for_code_until: float | None = None  # and may not start before (A2)
         self.retry_delay_s = 0.0
@@ -87,12 +87,18 @@ class ContractModel:
         graph: Whose children and parents it uses.
         carried: Values of the tasks that a resume keeps, by number.
         run_timeout_at: When the run's own time is up.
+        graces: How long code that will end, and a thread that was only told, is waited for.
     """
 
     def __init__(
-        self, graph: Graph, carried: dict[int, object], run_timeout_at: float | None
+        self,
+        graph: Graph,
+        carried: dict[int, object],
+        run_timeout_at: float | None,
+        graces: tuple[float, float],
     ) -> None:
         self.graph = graph
+        self.cancel_grace_s, self.thread_grace_s = graces
         self.tasks = [Task() for _ in graph.names]
         for number, value in carried.items():
             self.tasks[number].outcome = Outcome(SUCCESS, None, value)
@@ -100,7 +106,7 @@ class ContractModel:
         self.stopped: Reason | None = None
         self.broken = False
         self.now = 0.0
-        self.reports: dict[int, list[Report]] = {}
+        self.reports: dict[int, list[Told]] = {}
         self.told_of_stop: set[int] = set()  # who must be told in this step
 
     # -- one step ----------------------------------------------------------------------------
@@ -113,7 +119,9 @@ class ContractModel:
         for event in events:
             self.take(event)
         for number, task in enumerate(self.tasks):
-            if task.waits_for_code_until is not None and task.waits_for_code_until <= now:
+            if task.given_up_at is not None and task.given_up_at <= now and task.running:
+                self.given_up(number, task)
+            elif task.waits_for_code_until is not None and task.waits_for_code_until <= now:
                 self.fail_waiting(number)
         if self.run_timeout_at is not None and self.run_timeout_at <= now:
             self.stop(Reason.RUN_TIMED_OUT)
@@ -147,10 +155,10 @@ class ContractModel:
         task = self.tasks[number]
         task.running = True
         task.attempt += 1
-        task.told, task.answered = "", False
+        task.told, task.answered, task.overdue, task.given_up_at = "", False, False, None
         task.begun_at = self.now
         task.times_out_from = self.now if self.graph.is_async[number] else None
-        self.report(number, Report("start", task.attempt))
+        self.report(number, Told("start", task.attempt))
 
     def is_overdue(self, number: int) -> bool:
         """Return whether the time of an attempt is up (A1), and it was not told before."""
@@ -176,11 +184,11 @@ class ContractModel:
             case Saved(units=units, refusals=refusals):
                 for number in units:
                     self.saved(number, (refusals or {}).get(number))
-            case EndedLate(unit=number, attempt=attempt):
-                task = self.tasks[number]
-                if task.waits_for_code_until is not None and attempt == task.attempt:
+            case Succeeded() | Failed() if not self.tasks[event.unit].running:  # given up before
+                task = self.tasks[event.unit]
+                if task.waits_for_code_until is not None and event.attempt == task.attempt:
                     task.waits_for_code_until = None
-                    self.retry(number)
+                    self.retry(event.unit)
             case _:
                 task = self.tasks[event.unit]
                 if task.running and event.attempt == task.attempt:
@@ -195,16 +203,22 @@ class ContractModel:
                 task.attempt -= 1
             case StopAnswered(answer=StopAnswer.WITHDRAWN, timeout=timeout):
                 self.failed(number, Reason.TIMEOUT, timeout)
-            case StopAnswered(answer=StopAnswer.ENDED) if task.told == "timeout":
+            case StopAnswered(answer=answer) if task.told == "stop":
+                grace_s = self.cancel_grace_s
+                if answer is not StopAnswer.WILLING:
+                    grace_s = self.thread_grace_s
+                task.given_up_at = self.now + grace_s
+            case StopAnswered(answer=StopAnswer.ENDED) if not task.overdue:
                 task.told = ""  # in time; its result may take as long again to encode
+                task.overdue = True
                 task.times_out_from = self.now
-            case StopAnswered(timeout=timeout):
+            case StopAnswered(answer=answer, timeout=timeout):
                 task.answered = True
                 task.timeout = timeout
-            case GivenUp(ok=True):
-                self.given_up(number, task)
-            case GivenUp():
-                pass
+                if answer is StopAnswer.WILLING:
+                    task.given_up_at = self.now + self.cancel_grace_s
+                else:
+                    self.given_up(number, task)
             case Succeeded() | Failed():
                 self.ended(number, task, event)
 
@@ -225,7 +239,7 @@ class ContractModel:
             self.failed(number, reason, event.failure)
 
     def given_up(self, number: int, task: Task) -> None:
-        self.report(number, Report("abandoned", task.attempt))
+        self.report(number, Told("abandoned", task.attempt))
         if task.told == "stop":
             self.failed(number, self.stopped, None)
             return
@@ -250,7 +264,7 @@ class ContractModel:
     def retry(self, number: int) -> None:
         task = self.tasks[number]
         task.retry_at = self.now + task.retry_delay_s
-        self.report(number, Report("retry", task.attempt, task.reasons[-1]))
+        self.report(number, Told("retry", task.attempt, task.reasons[-1]))
 
     def fail_waiting(self, number: int) -> None:
         task = self.tasks[number]
@@ -285,7 +299,7 @@ class ContractModel:
             task.reasons.append(None)
             task.begins.append(task.begun_at)
         kinds = {SUCCESS: "success", FAILED: "failure", SKIPPED: "skip"}
-        self.report(number, Report(kinds[outcome.status], task.attempt, outcome.reason))
+        self.report(number, Told(kinds[outcome.status], task.attempt, outcome.reason))
         if outcome.status == FAILED and self.stopped is None:
             self.skip_after(number)
 
@@ -295,7 +309,7 @@ class ContractModel:
                 self.tasks[child].saving = Outcome(SKIPPED, Reason.UPSTREAM_FAILED)
                 self.skip_after(child)
 
-    def report(self, number: int, report: Report) -> None:
+    def report(self, number: int, report: Told) -> None:
         self.reports.setdefault(number, []).append(report)
 
     # -- what holds between steps --------------------------------------------------------------
@@ -315,6 +329,8 @@ class ContractModel:
                 dues.append(task.retry_at)
             if task.waits_for_code_until is not None:
                 dues.append(task.waits_for_code_until)
+            if task.running and task.given_up_at is not None:
+                dues.append(task.given_up_at)
         if self.run_timeout_at is not None and self.stopped is None and not self.all_over:
             dues.append(self.run_timeout_at)
         return min(dues, default=None)

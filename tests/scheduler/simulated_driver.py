@@ -13,21 +13,14 @@ from dataclasses import dataclass, field
 
 from flowrun.graph import Graph
 from flowrun.scheduler.messages import (
-    EndedLate,
     Event,
     Failed,
     Failure,
     Finish,
-    GivenUp,
     GiveUp,
     Instruction,
     Refusal,
-    ReportAbandoned,
-    ReportFailure,
-    ReportRetry,
-    ReportSkip,
-    ReportStart,
-    ReportSuccess,
+    Report,
     Save,
     Saved,
     SlotsGranted,
@@ -37,24 +30,25 @@ from flowrun.scheduler.messages import (
     StopAnswer,
     StopAnswered,
     StopRequested,
+    Subject,
     Succeeded,
 )
 from flowrun.scheduler.run_state import RunState
 from flowrun.state import NoResult, Reason, RunRecord, RunStatus, TaskRecord
 
-from .contract_model import FAILED, SUCCESS, ContractModel, Report
+from .contract_model import FAILED, SUCCESS, ContractModel, Told
 
 OFFSET = 1_600_000_000.0
 Choose = Callable[[int], int]
 """Given a number n, choose one of 0 to n - 1; 0 is the plainest choice."""
 
-KINDS: dict[type, str] = {
-    ReportStart: "start",
-    ReportSuccess: "success",
-    ReportRetry: "retry",
-    ReportFailure: "failure",
-    ReportSkip: "skip",
-    ReportAbandoned: "abandoned",
+KINDS = {
+    Subject.START: "start",
+    Subject.SUCCESS: "success",
+    Subject.RETRY: "retry",
+    Subject.FAILURE: "failure",
+    Subject.SKIP: "skip",
+    Subject.ABANDONED: "abandoned",
 }
 
 
@@ -91,7 +85,6 @@ class Code:
         self.begun_at = now if is_async else None
         self.ended_at: float | None = None
         self.is_told = False  # to stop
-        self.is_overdue = False  # encoding its result takes too long
         self.given_up = False
         self.outcome: Succeeded | Failed | None = None
 
@@ -119,6 +112,7 @@ class SimulatedDriver:
             graph,
             record,
             {graph.names[number]: value for number, value in values.items()},
+            self.exchange,
             offset=OFFSET,
             cancel_grace_s=setup.cancel_grace_s,
             thread_grace_s=setup.thread_grace_s,
@@ -129,7 +123,8 @@ class SimulatedDriver:
         )
         until = None if setup.run_timeout_s is None else self.now + setup.run_timeout_s
         kept = {number: values.get(number) for number in setup.carried}
-        self.model = ContractModel(graph, kept, until)
+        graces = (setup.cancel_grace_s, setup.thread_grace_s)
+        self.model = ContractModel(graph, kept, until, graces)
         for number in setup.carried:
             self.model.tasks[number].attempt = 1
             self.model.tasks[number].reasons = [None]
@@ -138,30 +133,43 @@ class SimulatedDriver:
         self.late: list[Code] = []  # attempts that were given up, and whose code still runs
         self.events: list[Event] = []  # in the inbox
         self.sent: set[tuple[int, int]] = set()  # attempts whose outcome is in there
-        self.owed: deque[tuple[Code, Stop | GiveUp]] = deque()  # not answered yet
+        self.owed: deque[tuple[Code, Stop]] = deque()  # not answered yet
         self.saves: deque[Save] = deque()
         self.stored: dict[str, TaskRecord] = {}
         self.held = 0
-        self.on_their_way = 0
+        self.asked = 0  # slots that the run waits for
+        self.taken = 0  # slots that it got by asking, in this step
         self.finish: Finish | None = None
         self.history: list[str] = []
 
     # -- the run -------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        if self.setup.run_timeout_s is not None:
-            self.state.set_timeout(self.now, self.setup.run_timeout_s)
-        self.after_step(self.state.begin(self.now), self.model.step((), self.now, 0))
+        self.taken = 0
+        instructions = self.state.begin(self.now, self.setup.run_timeout_s)
+        self.after_step(instructions, self.model.step((), self.now, self.taken))
 
     def apply(self) -> None:
         """Have the run state and the model take what is in the inbox."""
         events, self.events = self.events, []
         slots = sum(event.count for event in events if isinstance(event, SlotsGranted))
-        self.on_their_way = 0
+        self.asked -= slots
+        self.taken = 0
         self.history.append(f"apply {events} at {self.now}")
         instructions = self.state.apply(events, self.now)
         self.history.append(f"  -> {instructions}")
-        self.after_step(instructions, self.model.step(events, self.now, slots))
+        self.after_step(instructions, self.model.step(events, self.now, slots + self.taken))
+
+    def exchange(self, released: int, wanted: int) -> int:
+        """Stand for the limits of an engine, which may have a free slot or not."""
+        self.held -= released
+        assert self.held >= 0
+        most = min(self.setup.slots - self.held, wanted)
+        count = self.choose(most + 1) if most > 0 else 0
+        self.held += count
+        self.asked = wanted - count
+        self.taken += count
+        return count
 
     def after_step(self, instructions: list[Instruction], starts: list[int]) -> None:
         self.check_reports(instructions)
@@ -174,10 +182,10 @@ class SimulatedDriver:
         assert saving == {n for n, task in enumerate(self.model.tasks) if task.saving is not None}
         self.check_slots()
         self.check_values()
-        assert self.state.wanted == len(self.model.startable())
-        assert self.state.is_stopping == (self.model.stopped is not None)
+        assert self.asked == len(self.model.startable())
+        assert (self.state.stopping is None) == (self.model.stopped is None)
         assert self.state.is_finished == self.model.all_over == (self.finish is not None)
-        due = self.state.next_deadline()
+        due = self.state.deadlines.next()
         assert due is None or due > self.now, "it is due already, and will be for ever"
         latest = self.model.next_due()
         assert latest is None or (due is not None and due <= latest), "it would look too late"
@@ -196,7 +204,8 @@ class SimulatedDriver:
                     self.owe(unit, instruction)
             case GiveUp(unit=unit):
                 assert unit not in self.codes or self.codes[unit].is_told
-                self.owe(unit, instruction)
+                if unit in self.codes:  # else its outcome is in the inbox
+                    self.give_up(self.codes[unit])
             case Save():
                 self.check_save(instruction)
                 self.saves.append(instruction)
@@ -206,7 +215,7 @@ class SimulatedDriver:
             case _:
                 pass
 
-    def owe(self, unit: int, instruction: Stop | GiveUp) -> None:
+    def owe(self, unit: int, instruction: Stop) -> None:
         if unit in self.codes:  # else its outcome is in the inbox
             self.codes[unit].is_told = True
             self.owed.append((self.codes[unit], instruction))
@@ -238,14 +247,14 @@ class SimulatedDriver:
         return steps
 
     def can_grant(self) -> bool:
-        free = self.setup.slots - self.held
-        return free > 0 and self.state.wanted > self.on_their_way and not self.state.is_finished
+        granted = sum(each.count for each in self.events if isinstance(each, SlotsGranted))
+        return self.setup.slots > self.held and self.asked > granted
 
     def grant(self) -> None:
-        most = min(self.setup.slots - self.held, self.state.wanted - self.on_their_way)
+        granted = sum(each.count for each in self.events if isinstance(each, SlotsGranted))
+        most = min(self.setup.slots - self.held, self.asked - granted)
         count = most - self.choose(most)
         self.held += count
-        self.on_their_way += count
         self.events.append(SlotsGranted(count))
 
     def go_on(self, code: Code) -> None:
@@ -263,12 +272,11 @@ class SimulatedDriver:
             self.send(code)
 
     def send(self, code: Code) -> None:
+        assert code.outcome is not None
         if code.given_up:
             self.late.remove(code)
-            self.events.append(EndedLate(code.unit, code.attempt))
-            return
-        assert code.outcome is not None
-        del self.codes[code.unit]
+        else:
+            del self.codes[code.unit]
         self.events.append(code.outcome)
         self.sent.add((code.unit, code.attempt))
 
@@ -281,7 +289,7 @@ class SimulatedDriver:
             return Succeeded(unit, attempt, code.begun_at, code.ended_at, value, value)
         failure = self.failure(unit, attempt, "error")
         failure.interrupts = kind == "interrupt" and not self.choose(4)
-        return Failed(unit, attempt, code.begun_at, code.ended_at, failure)
+        return Failed(unit, attempt, code.begun_at, failure)
 
     def failure(self, unit: int, attempt: int, text: str) -> Failure:
         allowed = attempt <= self.setup.retries[unit] and self.choose(8) != 1
@@ -289,13 +297,10 @@ class SimulatedDriver:
         return Failure(text, text, allowed, delay_s)
 
     def answer_owed(self) -> None:
-        """Answer the oldest ``Stop`` or ``GiveUp``, unless an outcome has come first."""
+        """Answer the oldest ``Stop``, unless an outcome has come first."""
         code, instruction = self.owed.popleft()
         unit = code.unit
         if self.codes.get(unit) is not code:
-            return
-        if isinstance(instruction, GiveUp):
-            self.give_up(code)
             return
         timeout = None
         if not instruction.cause:
@@ -306,24 +311,19 @@ class SimulatedDriver:
         self.events.append(StopAnswered(unit, code.attempt, answer, timeout))
 
     def stop_answer(self, code: Code) -> StopAnswer:
-        if code.ended_at is not None and not code.is_overdue:
-            code.is_overdue = True
+        if code.ended_at is not None:
             return StopAnswer.ENDED
         if code.begun_at is None and (code.unit in self.setup.pooled or self.choose(4)):
             return StopAnswer.WITHDRAWN
         return (StopAnswer.WILLING, StopAnswer.UNWILLING)[self.choose(2)]
 
     def give_up(self, code: Code) -> None:
-        succeeds = True
-        if code.ended_at is not None and not code.is_async:
-            succeeds = code.is_overdue
-            code.is_overdue = True
-        if succeeds:
-            del self.codes[code.unit]
-            code.given_up = True
-            if code.begun_at is not None:  # else it never will
-                self.late.append(code)
-        self.events.append(GivenUp(code.unit, code.attempt, succeeds))
+        del self.codes[code.unit]
+        code.given_up = True
+        if code.begun_at is not None:
+            self.late.append(code)
+        else:  # it never will
+            self.events.append(Failed(code.unit, code.attempt, None, Failure("", "")))
 
     def answer_save(self) -> None:
         """Answer the oldest save; the store may refuse a result, or everything."""
@@ -358,14 +358,12 @@ class SimulatedDriver:
         self.events.append(
             (
                 Started(unit, attempt, self.now),
-                GivenUp(unit, attempt, ok=False),
                 StopAnswered(unit, attempt, StopAnswer.UNWILLING, None),
-                EndedLate(unit, attempt),
-            )[self.choose(4)]
+            )[self.choose(2)]
         )
 
     def let_time_pass(self) -> None:
-        due = self.state.next_deadline()
+        due = self.state.deadlines.next()
         step = self.choose(4)
         if due is not None and step < 2:
             self.now = max(self.now, due)
@@ -413,7 +411,7 @@ class SimulatedDriver:
             for code in going:
                 self.go_on(code)
             if not answers and not going:
-                due = self.state.next_deadline()
+                due = self.state.deadlines.next()
                 if due is not None:
                     self.now = max(self.now, due)
                 else:
@@ -428,20 +426,19 @@ class SimulatedDriver:
     # -- comparisons -------------------------------------------------------------------------------
 
     def check_reports(self, instructions: list[Instruction]) -> None:
-        found: dict[int, list[Report]] = {}
+        found: dict[int, list[Told]] = {}
         for instruction in instructions:
-            kind = KINDS.get(type(instruction))
-            if kind is None:
+            if not isinstance(instruction, Report) or instruction.subject is Subject.NOTE:
                 continue
-            record: TaskRecord = instruction.record  # type: ignore[union-attr]
+            kind, record = KINDS[instruction.subject], instruction.record
             number = self.graph.index[record.name]
             reason = None if kind == "abandoned" else record.reason
-            found.setdefault(number, []).append(Report(kind, record.attempt, reason))
-            if isinstance(instruction, ReportSuccess):
+            found.setdefault(number, []).append(Told(kind, record.attempt, reason))
+            if kind == "success":
                 assert self.model.tasks[number].outcome == (SUCCESS, None, instruction.value)
             if kind in {"success", "skip"}:  # D8: committed, then shown
                 assert self.stored[record.name] == record
-        expected: dict[int, list[Report]] = {}
+        expected: dict[int, list[Told]] = {}
         for number, reports in self.model.reports.items():
             kept = [
                 report
@@ -460,11 +457,9 @@ class SimulatedDriver:
             assert not self.model.is_overdue(number), f"{number} was not told in time"
 
     def check_slots(self) -> None:
-        self.held -= self.state.released
-        self.state.released = 0
-        running = sum(task.running for task in self.model.tasks)
-        assert self.held == running
         assert 0 <= self.held <= self.setup.slots
+        granted = sum(each.count for each in self.events if isinstance(each, SlotsGranted))
+        assert self.held - granted == sum(task.running for task in self.model.tasks)
 
     def check_values(self) -> None:
         for number in range(len(self.graph)):
@@ -521,4 +516,4 @@ class SimulatedDriver:
             assert ended.error.startswith(stopped)
         assert FAILED in statuses or stopped is not None or statuses <= {SUCCESS}
         assert self.state.apply((), self.now + 1000.0) == []
-        assert self.state.next_deadline() is None
+        assert self.state.deadlines.next() is None

@@ -11,8 +11,8 @@ from flowrun.scheduler.deadlines import Deadlines, Wait
 def test_what_is_added_is_due_at_its_time_and_not_before() -> None:
     deadlines = Deadlines(lambda _: True)
     assert deadlines.next() is None
-    deadlines.add(0.0, 5.0, Wait.TIMEOUT, 1, 1)
-    deadlines.add_at(3.0, Wait.DELAY, 2, 1)
+    deadlines.add_timeout(0.0, 5.0, 1, 1)
+    deadlines.add(3.0, Wait.DELAY, 2, 1)
     assert deadlines.next() == 3.0
     assert list(deadlines.pop_due(2.9)) == []
     assert list(deadlines.pop_due(3.0)) == [(3.0, Wait.DELAY, 2, 1)]
@@ -25,8 +25,8 @@ def test_what_ended_before_its_time_is_neither_next_nor_due() -> None:
     ended = {1, 3}
     deadlines = Deadlines(lambda deadline: deadline[2] not in ended)
     for unit in (1, 2, 3):
-        deadlines.add(0.0, 5.0, Wait.TIMEOUT, unit, 1)
-        deadlines.add_at(float(unit), Wait.PATIENCE, unit, 1)
+        deadlines.add_timeout(0.0, 5.0, unit, 1)
+        deadlines.add(float(unit), Wait.PATIENCE, unit, 1)
     assert deadlines.next() == 2.0
     assert [deadline[2] for deadline in deadlines.pop_due(10.0)] == [2, 2]
 
@@ -35,7 +35,7 @@ def test_what_ended_is_dropped_as_soon_as_it_is_first() -> None:  # G2
     ended: set[int] = set()
     deadlines = Deadlines(lambda deadline: deadline[2] not in ended)
     for unit in range(1000):
-        deadlines.add(0.0, 30.0, Wait.TIMEOUT, unit, 1)
+        deadlines.add_timeout(0.0, 30.0, unit, 1)
         ended.add(unit)
         assert deadlines.next() is None
 
@@ -56,9 +56,9 @@ def test_next_is_the_earliest_that_matters_and_due_is_all_up_to_now(
         if matters:
             current[unit] = begun + duration_s
         if usual:
-            deadlines.add(begun, duration_s, Wait.TIMEOUT, unit, 1)
+            deadlines.add_timeout(begun, duration_s, unit, 1)
         else:
-            deadlines.add_at(begun + duration_s, Wait.DELAY, unit, 1)
+            deadlines.add(begun + duration_s, Wait.DELAY, unit, 1)
     assert deadlines.next() == min(current.values(), default=None)
     due = list(deadlines.pop_due(now))
     assert [deadline[0] for deadline in due] == sorted(deadline[0] for deadline in due)

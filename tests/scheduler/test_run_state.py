@@ -12,19 +12,17 @@ from hypothesis import strategies as st
 
 from flowrun import TaskRegistry
 from flowrun.graph import Graph
+from flowrun.scheduler.attempt_rules import TRANSITIONS
 from flowrun.scheduler.deadlines import Wait
 from flowrun.scheduler.messages import (
-    EndedLate,
     Event,
     Failed,
     Failure,
     Finish,
-    GivenUp,
     GiveUp,
     Instruction,
     Refusal,
-    ReportNote,
-    ReportSuccess,
+    Report,
     Save,
     Saved,
     SlotsGranted,
@@ -34,6 +32,7 @@ from flowrun.scheduler.messages import (
     StopAnswer,
     StopAnswered,
     StopRequested,
+    Subject,
     Succeeded,
 )
 from flowrun.scheduler.run_state import RunState
@@ -146,10 +145,16 @@ class Machine:
 
     Args:
         tasks: Options of each task, by name; ``asynchronous`` tasks unless they say otherwise.
+        timeout_s: How long the run may take.
         options: Settings of the run state.
     """
 
-    def __init__(self, tasks: dict[str, dict[str, Any]] | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        tasks: dict[str, dict[str, Any]] | None = None,
+        timeout_s: float | None = None,
+        **options: Any,
+    ) -> None:
         registry = TaskRegistry()
         for name, task in (tasks or {"a": {}}).items():
             given = dict(task)
@@ -167,15 +172,23 @@ class Machine:
             graph,
             RunRecord("r1", "d", 0.0, records),
             {},
+            self.exchange,
             offset=0.0,
             validates=True,
             **{**settings, **options},
         )
         self.now = 100.0
-        assert self.state.begin(self.now) == []
+        self.released = self.wanted = 0
+        assert self.state.begin(self.now, timeout_s) == []
+
+    def exchange(self, released: int, wanted: int) -> int:
+        self.released += released
+        self.wanted = wanted
+        return 0
 
     def start(self, count: int = 1) -> list[str]:
         """Grant slots."""
+        self.wanted -= count
         return self.apply(SlotsGranted(count))
 
     def apply(self, *events: Event) -> list[str]:
@@ -184,13 +197,13 @@ class Machine:
         for event in events:
             unit = getattr(event, "unit", None)
             if unit is not None:
-                TAKEN.add((self.state.units[unit].phase, type(event)))
+                TAKEN.add((self.state.table.units[unit].phase, type(event)))
             said += [shown(each) for each in self.state.apply([event], self.now)]
         return said
 
     def wait(self, kind: Wait) -> list[str]:
         """Let time pass until the next deadline, which is of this kind."""
-        due = self.state.next_deadline()
+        due = self.state.deadlines.next()
         assert due is not None
         self.now = due
         TAKEN.add(kind)
@@ -205,13 +218,10 @@ class Machine:
         return self.apply(Succeeded(unit, attempt, None, self.now, f"value of {unit}", "stored"))
 
     def failed(self, failure: Failure = ERROR, unit: int = 0, attempt: int = 1) -> list[str]:
-        return self.apply(Failed(unit, attempt, None, self.now, failure))
+        return self.apply(Failed(unit, attempt, None, failure))
 
     def answered(self, answer: StopAnswer, timeout: Failure | None = None) -> list[str]:
         return self.apply(StopAnswered(0, 1, answer, timeout))
-
-    def given_up(self, *, ok: bool = True) -> list[str]:
-        return self.apply(GivenUp(0, 1, ok=ok))
 
     def saved(self, *units: int, refusals: dict[int, Refusal] | None = None) -> list[str]:
         return self.apply(Saved(units, refusals))
@@ -237,10 +247,10 @@ def shown(instruction: Instruction) -> str:
             return f"save {records} for {[*instruction.units]}"
         case Finish():
             return f"finish {instruction.record.status}, {instruction.record.error}"
-        case ReportNote():
-            return f"note {instruction.record.name}: {instruction.text}"
-        case _:
-            kind = type(instruction).__name__.removeprefix("Report").lower()
+        case Report(subject=Subject.NOTE):
+            return f"note {instruction.record.name}: {instruction.line}"
+        case Report():
+            kind = instruction.subject.name.lower()
             return f"{kind} {instruction.record.name}.{instruction.record.attempt}"
 
 
@@ -249,9 +259,9 @@ def test_success_is_saved_then_reported_then_its_child_starts() -> None:  # D8
     run = Machine({"a": {}, "b": {"deps": ["a"]}})
     assert run.start() == ["start a.1", "start 0.1"]
     assert run.succeeded() == ["save a SUCCESS for [0]"]
-    assert (run.state.released, run.state.wanted) == (1, 0)
+    assert (run.released, run.wanted) == (1, 0)
     assert run.saved(0) == ["success a.1"]
-    assert (run.state.wanted, run.state.value(0)) == (1, "value of 0")
+    assert (run.wanted, run.state.value(0)) == (1, "value of 0")
     assert run.start() == ["start b.1", "start 1.1"]
     assert run.succeeded(1) == ["save b SUCCESS for [1]"]
     assert run.saved(1) == ["success b.1", "finish SUCCESS, None"]
@@ -276,9 +286,9 @@ def test_retry_starts_at_once_or_after_its_delay() -> None:
     assert run.start() == ["start a.2", "start 0.2"]
     later = Failure("text", "line", retryable=True, delay_s=3.0)
     assert run.failed(later, attempt=2) == ["retry a.2", "save a PENDING for []"]
-    assert run.state.wanted == 0
+    assert run.wanted == 0
     assert run.wait(Wait.DELAY) == []
-    assert (run.now, run.state.wanted) == (103.0, 1)
+    assert (run.now, run.wanted) == (103.0, 1)
     assert run.start() == ["start a.3", "start 0.3"]
 
 
@@ -302,7 +312,7 @@ def test_keyboard_interrupt_of_a_task_stops_the_run() -> None:  # A5, R2
         "stop [1] RUN_CANCELLED: KeyboardInterrupt",
         "save a FAILED for [0]",
     ]
-    assert run.state.is_stopping
+    assert run.state.stopping
 
 
 @directed
@@ -355,7 +365,11 @@ def test_executor_says_late_when_code_began() -> None:
     run.wait(Wait.TIMEOUT)
     assert run.began() == []
     run.stop()
-    assert run.answered(StopAnswer.UNWILLING, TIMEOUT) == ["give up 0"]
+    assert run.answered(StopAnswer.UNWILLING, TIMEOUT) == [
+        "give up 0",
+        "abandoned a.1",
+        "save a FAILED for [0]",
+    ]
 
 
 @directed
@@ -366,10 +380,11 @@ def test_code_that_ended_in_time_may_take_as_long_again_to_encode() -> None:
     assert run.answered(StopAnswer.ENDED, TIMEOUT) == []
     assert run.wait(Wait.TIMEOUT) == ["stop [0] time is up"]
     assert run.now == 110.0
-    assert run.answered(StopAnswer.UNWILLING, TIMEOUT) == ["give up 0"]
-    assert run.given_up(ok=False) == []  # its outcome is on its way
-    assert run.wait(Wait.PATIENCE) == ["give up 0"]
-    assert run.given_up() == ["abandoned a.1", "save a FAILED for [0]"]
+    assert run.answered(StopAnswer.ENDED, TIMEOUT) == [
+        "give up 0",
+        "abandoned a.1",
+        "save a FAILED for [0]",
+    ]
 
 
 @directed
@@ -379,7 +394,16 @@ def test_timed_out_call_that_never_begins_fails_at_once() -> None:
     run.began()
     run.wait(Wait.TIMEOUT)
     assert run.answered(StopAnswer.WITHDRAWN, TIMEOUT) == ["save a FAILED for [0]"]
-    assert run.state.released == 1
+    assert run.released == 1
+
+
+@directed
+def test_abandoned_code_that_ends_by_an_error_is_retried_as_well() -> None:  # A2
+    run = Machine(SLOW)
+    run.start()
+    run.wait(Wait.TIMEOUT)
+    run.answered(StopAnswer.UNWILLING, TIMEOUT_AGAIN)
+    assert run.failed() == ["retry a.1", "save a PENDING for []"]
 
 
 @directed
@@ -388,12 +412,11 @@ def test_timed_out_code_that_does_not_end_in_its_grace_is_abandoned() -> None:  
     run.start()
     run.wait(Wait.TIMEOUT)
     run.answered(StopAnswer.WILLING, TIMEOUT_AGAIN)
-    assert run.wait(Wait.PATIENCE) == ["give up 0"]
+    assert run.wait(Wait.PATIENCE) == ["give up 0", "abandoned a.1", "save a FAILED for []"]
     assert run.now == 115.0
-    assert run.given_up() == ["abandoned a.1", "save a FAILED for []"]
-    assert (run.state.released, run.state.wanted) == (1, 0)
-    assert run.apply(EndedLate(0, 1)) == ["retry a.1", "save a PENDING for []"]
-    assert run.state.wanted == 1
+    assert (run.released, run.wanted) == (1, 0)
+    assert run.succeeded() == ["retry a.1", "save a PENDING for []"]
+    assert run.wanted == 1
 
 
 @directed
@@ -402,10 +425,9 @@ def test_retry_waits_no_longer_than_another_timeout_for_abandoned_code() -> None
     run.start()
     run.wait(Wait.TIMEOUT)
     run.answered(StopAnswer.UNWILLING, TIMEOUT_AGAIN)
-    run.given_up()
     assert run.wait(Wait.PATIENCE) == ["save a FAILED for [0]"]
     assert run.now == 110.0
-    assert run.apply(EndedLate(0, 1)) == []
+    assert run.failed() == []
     assert run.saved(0) == ["failure a.1", "finish FAILED, None"]
     assert "Not retried: the timed-out attempt was still running after another 5 s" in run.error()
 
@@ -416,7 +438,6 @@ def test_stopped_run_does_not_wait_for_abandoned_code() -> None:  # R2
     run.start()
     run.wait(Wait.TIMEOUT)
     run.answered(StopAnswer.UNWILLING, TIMEOUT_AGAIN)
-    run.given_up()
     assert run.stop() == ["save a FAILED for [0]"]
     assert run.saved(0) == ["failure a.1", "finish FAILED, RUN_CANCELLED: Ctrl-C"]
     assert run.state.records()["a"].reason is Reason.TIMEOUT
@@ -453,9 +474,8 @@ def test_stopped_code_that_does_not_end_in_its_grace_is_abandoned() -> None:  # 
         run.start()
         run.stop()
         assert run.answered(answer) == []
-        assert run.wait(Wait.PATIENCE) == ["give up 0"]
+        assert run.wait(Wait.PATIENCE) == ["give up 0", "abandoned a.1", "save a FAILED for [0]"]
         assert run.now == 100.0 + grace_s
-        assert run.given_up() == ["abandoned a.1", "save a FAILED for [0]"]
         assert run.saved(0) == ["failure a.1", "finish FAILED, RUN_CANCELLED: Ctrl-C"]
         assert run.error().endswith("it was abandoned and may still run.")
 
@@ -466,7 +486,7 @@ def test_stop_during_a_delay_ends_the_delay() -> None:
     run.start(2)
     run.failed(Failure("text", "line", retryable=True, delay_s=3.0))
     run.stop()
-    assert run.state.next_deadline() is None
+    assert run.state.deadlines.next() is None
     run.now += 3.0
     assert run.failed(unit=1) == ["save b FAILED for [1]"]
     assert run.saved(1) == ["failure b.1", "save a SKIPPED for [0]"]
@@ -474,8 +494,7 @@ def test_stop_during_a_delay_ends_the_delay() -> None:
 
 @directed
 def test_run_that_takes_too_long_is_stopped() -> None:
-    run = Machine({"a": {"sync": True}})
-    run.state.set_timeout(100.0, 7.0)
+    run = Machine({"a": {"sync": True}}, 7.0)
     run.start()
     cause = "RUN_TIMED_OUT: the run took longer than timeout_s=7"
     assert run.wait(Wait.RUN) == [f"stop [0] {cause}"]
@@ -485,8 +504,7 @@ def test_run_that_takes_too_long_is_stopped() -> None:
 
 @directed
 def test_run_that_ends_when_its_time_is_up_has_not_timed_out() -> None:
-    run = Machine()
-    run.state.set_timeout(100.0, 7.0)
+    run = Machine(timeout_s=7.0)
     run.start()
     run.failed()
     run.now = 107.0
@@ -497,13 +515,14 @@ def test_run_that_ends_when_its_time_is_up_has_not_timed_out() -> None:
 def test_start_is_saved_only_if_the_attempt_runs_on() -> None:  # D8
     run = Machine({"a": {}, "b": {"deps": ["a"]}}, reports_starts=False, save_starts_after_s=0.5)
     assert run.start() == ["start 0.1"]
-    assert run.state.next_deadline() == 100.5
-    assert [shown(each) for each in run.state.apply((), 100.5)] == ["save a RUNNING for []"]
+    assert run.state.deadlines.next() == 100.5
+    assert run.wait(Wait.STARTS) == ["save a RUNNING for []"]
     run.succeeded()
     run.saved(0)
     assert run.start() == ["start 1.1"]
     assert run.succeeded(1) == ["save b SUCCESS for [1]"]
-    assert run.state.next_deadline() is None
+    assert run.wait(Wait.STARTS) == []
+    assert run.state.deadlines.next() is None
 
 
 @directed
@@ -546,7 +565,7 @@ def test_success_is_reported_with_its_value_when_its_consumers_were_skipped_befo
     run.succeeded(1)
     run.saved(2)
     report, *_ = run.state.apply([Saved([1])], run.now)
-    assert isinstance(report, ReportSuccess)
+    assert isinstance(report, Report)
     assert report.value == "value of 1"
     assert run.state.value(1) is NoResult.RELEASED
 
@@ -554,9 +573,9 @@ def test_success_is_reported_with_its_value_when_its_consumers_were_skipped_befo
 @directed
 def test_slots_that_are_of_no_use_any_more_are_given_back() -> None:
     run = Machine()
-    assert run.state.wanted == 1
+    assert run.wanted == 1
     run.start(3)
-    assert run.state.released == 2
+    assert run.released == 2
 
 
 @directed
@@ -567,8 +586,6 @@ def test_events_of_an_attempt_that_is_over_are_dropped() -> None:
     for _ in range(2):  # while it waits, and while the next attempt runs
         run.began()
         run.answered(StopAnswer.WILLING, TIMEOUT)
-        run.given_up()
-        run.apply(EndedLate(0, 1))
         run.start()
     assert run.succeeded(attempt=2) == ["save a SUCCESS for [0]"]
 
@@ -577,11 +594,7 @@ def test_events_of_an_attempt_that_is_over_are_dropped() -> None:
     ("events", "phase"),
     [
         ([SlotsGranted(1), StopAnswered(0, 1, StopAnswer.WILLING, None)], "RUNNING"),
-        ([SlotsGranted(1), GivenUp(0, 1, ok=True)], "RUNNING"),
-        (
-            [SlotsGranted(1), Failed(0, 1, None, 1.0, ERROR), Failed(0, 1, None, 1.0, ERROR)],
-            "FAILING",
-        ),
+        ([SlotsGranted(1), Failed(0, 1, None, ERROR), Failed(0, 1, None, ERROR)], "FAILING"),
     ],
 )
 def test_impossible_event_raises_with_the_story_of_the_unit(
@@ -599,9 +612,8 @@ def test_impossible_event_raises_with_the_story_of_the_unit(
 def test_every_row_and_every_deadline_is_taken_by_a_test_above() -> None:
     for test in DIRECTED:
         test()
-    assert set(RunState.TRANSITIONS) <= TAKEN
+    assert set(TRANSITIONS) <= TAKEN
     assert set(Wait) <= TAKEN
-    assert set(Wait) == set(RunState.DUE)
 
 
 def test_interrupt_of_timed_out_code_stops_the_run() -> None:  # A5 R2
@@ -610,11 +622,11 @@ def test_interrupt_of_timed_out_code_stops_the_run() -> None:  # A5 R2
     run.wait(Wait.TIMEOUT)
     run.answered(StopAnswer.WILLING, Failure("TaskTimeoutError: slow", "TaskTimeoutError: slow"))
     run.failed(Failure("KeyboardInterrupt", "KeyboardInterrupt", interrupts=True))
-    assert run.state.is_stopping
+    assert run.state.stopping
 
 
 def test_check_says_what_does_not_hold() -> None:
     run = Machine({"a": {}, "b": {"deps": ["a"]}})
-    run.state.units[1].phase = UnitPhase.DONE
+    run.state.table.units[1].phase = UnitPhase.DONE
     with pytest.raises(AssertionError, match="open units"):
         run.state.check()

@@ -32,7 +32,7 @@ from flowrun import (
     fn_hook,
 )
 from flowrun.errors import FlowrunError, StoreError
-from flowrun.scheduler.attempt import is_to_be_awaited
+from flowrun.scheduler.results import is_to_be_awaited
 
 from ..conftest import WAIT_S, statuses
 from ..third_party import ThirdPartyStore
@@ -464,12 +464,12 @@ async def test_store_that_does_not_say_what_it_refuses_is_asked_run_by_run(  # R
     journal = engine._services.journal
     runs = [asyncio.create_task(engine.run_once(dag)) for dag in ("bad", "good")]
     await asyncio.wait_for(begun.wait(), WAIT_S)
-    held = journal.call(lambda: go_on.wait(WAIT_S))
+    held = journal.call_from_loop(lambda: go_on.wait(WAIT_S))
     begin.set()
     while journal._queue.qsize() < 2:
         await asyncio.sleep(0)
     go_on.set()
-    held.result(WAIT_S)
+    await held
     with pytest.raises(StoreError, match="run '.*' of DAG 'bad' could not be saved"):
         await runs[0]
     assert engine.get_run_report(await runs[1])["status"] == "SUCCESS"

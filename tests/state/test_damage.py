@@ -29,9 +29,16 @@ from flowrun.errors import (
     StoreError,
     UnknownRunError,
 )
-from flowrun.state.checked_rows import check_task_row, run_of_row
 from flowrun.state.records import NoResult, RunStatus
-from flowrun.state.rows import RUN_COLUMNS, TASK_COLUMNS, checksum, run_checksum, task_checksum
+from flowrun.state.rows import (
+    RUN_COLUMNS,
+    TASK_COLUMNS,
+    check_task_row,
+    checksum,
+    run_checksum,
+    run_of_row,
+    task_checksum,
+)
 
 from .runs import failed, finish, make_run, running, save, succeeded
 

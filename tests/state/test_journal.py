@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from flowrun import Change, Engine, RunSummary, fn_hook
+from flowrun import Change, Engine, RunRecord, RunSummary, fn_hook
 from flowrun.errors import (
     RunLostError,
     StoreError,
@@ -305,25 +305,22 @@ async def test_resume_loads_inputs_from_a_durable_store(make_engine: MakeEngine)
     assert engine.get_run_report(new)["tasks"]["total"]["result"] == 3
 
 
-def test_answer_of_a_call_can_be_waited_for_and_raises_what_the_call_raised() -> None:
+async def test_answer_of_a_call_can_be_waited_for_and_raises_what_the_call_raised() -> None:
     store = ThirdPartyStore()
     journal = Journal(store, logging.getLogger("test"))
-    may_end, called_back = threading.Event(), threading.Event()
-    slow = journal.call(lambda: may_end.wait(WAIT_S))
-    slow.add_done_callback(called_back.set)
-    with pytest.raises(TimeoutError):
-        slow.result(0.01)
-    assert not called_back.is_set()
+    may_end = threading.Event()
+    slow = journal.call_from_loop(lambda: may_end.wait(WAIT_S))
+    failing = journal.call_from_loop(lambda: 1 / 0)
+    cancelled = journal.call_from_loop(lambda: 1)
+    cancelled.cancel()
+    assert not slow.done()  # and the loop goes on
     may_end.set()
-    assert slow.result(WAIT_S) is True
-    assert slow.result() is True
-    assert called_back.wait(WAIT_S)
-    failing = journal.call(lambda: 1 / 0)
+    assert await asyncio.wait_for(slow, WAIT_S) is True
     with pytest.raises(ZeroDivisionError):
-        failing.result(WAIT_S)
-    late: list[int] = []
-    failing.add_done_callback(lambda: late.append(1))
-    assert late == [1]
+        await asyncio.wait_for(failing, WAIT_S)
+    with pytest.raises(ZeroDivisionError):
+        journal.call(lambda: 1 / 0)
+    assert journal.call(lambda: journal.call(lambda: 7)) == 7  # in its own thread at once
     journal.close()
 
 
@@ -331,22 +328,17 @@ def test_answer_of_a_call_can_be_waited_for_and_raises_what_the_call_raised() ->
 def test_journal_whose_thread_an_answer_has_ended_starts_another_one() -> None:
     store = ThirdPartyStore()
     journal = Journal(store, logging.getLogger("test"))
-    threads: list[threading.Thread] = []
+    first = journal.call(threading.current_thread)
 
-    def note() -> None:
-        threads.append(threading.current_thread())
-
-    def end_the_thread() -> None:
+    def end_the_thread(_: object) -> None:
         raise SystemExit
 
-    may_end = threading.Event()
-    first = journal.call(lambda: may_end.wait(WAIT_S) and note())
-    first.add_done_callback(end_the_thread)
-    may_end.set()
-    first.result(WAIT_S)
-    threads[0].join(WAIT_S)
-    journal.call(note).result(WAIT_S)
-    assert threads[0] is not threads[1]
+    run = RunRecord("r", "d", 1.0, {})
+    store.create_run(run)
+    journal.submit([Change(run, None)], end_the_thread)
+    first.join(WAIT_S)
+    assert not first.is_alive()
+    assert journal.call(threading.current_thread) is not first
     journal.close()
 
 

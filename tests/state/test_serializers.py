@@ -39,6 +39,7 @@ from flowrun.state.serializers import ResultSerializer, is_small
 KEY = b"0123456789abcdef"
 BERLIN = ZoneInfo("Europe/Berlin")
 BIG_DIGITS = 5000
+WINTER = datetime(2024, 1, 1, tzinfo=timezone(timedelta(hours=1), "winter"))
 
 
 def same(left: Any, right: Any) -> bool:
@@ -392,6 +393,34 @@ def test_a_long_text_may_have_its_tag_in_one_line() -> None:
     assert JsonSerializer().deserialize(text.encode()) == (1,)
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('["datetime","2024-01-01T00:00:00+01:00",0,"name","winter"]', WINTER),
+        ('["time","01:02:00+01:00",0,"name","winter"]', WINTER.timetz().replace(hour=1, minute=2)),
+        ('["bytes","YWJj","ZGU="]', b"abcde"),
+        ('["bytearray","YWJj","ZGU="]', bytearray(b"abcde")),
+    ],
+)
+def test_values_that_earlier_releases_wrote_in_another_way_are_read(
+    text: str, value: object
+) -> None:  # D1
+    assert same(JsonSerializer().deserialize(f'{{"$flowrun":{text}}}'.encode()), value)
+
+
+def test_pieces_that_earlier_releases_wrote_are_read() -> None:  # D1
+    rows = ",\n".join(
+        json.dumps(ROWS[start : start + 999])[1:-1] for start in range(0, 20_000, 999)
+    )
+    for head, tail, value in [
+        ("[\n", "\n]", ROWS),
+        ('{\n"$flowrun":[\n"tuple",\n', "\n]\n}", tuple(ROWS)),
+        ('{\n"head":1,\n"rows":[\n', '\n],\n"tail":2\n}', {"head": 1, "rows": ROWS, "tail": 2}),
+        ("[\n[\n", "\n],\n1\n]", [ROWS, 1]),
+    ]:
+        assert same(JsonSerializer().deserialize((head + rows + tail).encode()), value)
+
+
 def longest_stall(action: Callable[[], object]) -> tuple[float, float]:
     """Return how long the action took, and for how long nothing else could run."""
     done, ready = threading.Event(), threading.Event()
@@ -595,6 +624,25 @@ def test_a_class_that_claims_to_be_another_is_not_trusted() -> None:
         with pytest.raises(ResultNotStorableError, match="it is a subclass of int"):
             JsonSerializer().serialize(value)
         assert not is_small(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "small"),
+    [
+        (None, True),
+        ("x" * 500, True),
+        ("x" * 501, False),
+        (2**63, False),
+        ([1, "a", None], True),
+        ({"a": 1.5}, True),
+        ({"a": (1,)}, False),
+        (tuple(range(32)), True),
+        (tuple(range(33)), False),
+        (dict.fromkeys(range(33)), False),
+    ],
+)
+def test_small_is_what_takes_no_noticeable_time(value: object, small: bool) -> None:
+    assert is_small(value) is small
 
 
 def test_a_value_longer_than_the_limit_is_refused() -> None:

@@ -32,25 +32,25 @@ if TYPE_CHECKING:
         Context: TypeAlias = SpawnContext | ForkServerContext
 
 _GUARD_HINT = (
-    " A new process imports the main module anew, and that has to be possible: a script keeps"
-    ' what it runs under `if __name__ == "__main__":`'
+    " A new process imports the main module again, which must be possible: in a script, put what"
+    ' it runs under `if __name__ == "__main__":`'
 )
 _SIGKILL = 9
 _numbers = itertools.count(1)
 
 
 class Children:
-    """Access to the children of this process, by one thread at a time.
+    """Give one thread at a time access to the children of this process.
 
-    multiprocessing polls all children whenever it starts one, and an exit status can be read
-    only once: of two threads that do it at the same time one would get a made-up exit code.
+    multiprocessing polls all children whenever it starts one, and an exit status can be read only
+    once: of two threads that poll at the same time, one would get a wrong exit code.
     """
 
     def __init__(self) -> None:
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew: called in a forked child, where nobody lets go of the parent's lock."""
+        """Make a new lock: in a forked child no thread releases the parent's."""
         self._lock = threading.Lock()
 
     def start(self, process: BaseProcess) -> None:
@@ -59,7 +59,7 @@ class Children:
             process.start()
 
     def close(self, process: BaseProcess) -> None:
-        """Let go of what is kept of a process that has ended."""
+        """Release the resources of a process that has ended."""
         with self._lock:
             process.close()
 
@@ -76,27 +76,27 @@ class Children:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 return None
-            # The sentinel tells at once, as a rule. But a grandchild may have inherited it and
-            # keep it open, or the process may have closed it early: then we have to look.
+            # The sentinel usually wakes us at once. But a grandchild may have inherited it and
+            # keep it open, or the process may have closed it early: then we have to poll.
             if connection.wait([process.sentinel], min(left_s, 50 * pause_s)):
-                time.sleep(min(left_s, pause_s))  # nobody tells any more
+                time.sleep(min(left_s, pause_s))  # it is closed, so there is nothing to wait for
             pause_s = min(2 * pause_s, 0.01)
         return code
 
 
 children = Children()
-"""Those of this process: there is one lock for all of them."""
+"""The children of this process, with one lock for all."""
 
 
 def context_of(start_method: str | None) -> Context:
-    """Return what makes processes, in a way that is safe where threads run."""
+    """Return the context that makes processes, by a method that is safe beside threads."""
     method = start_method or ("forkserver" if sys.platform == "linux" else "spawn")
     available = multiprocessing.get_all_start_methods()
     if method == "fork":
         msg = "start_method 'fork' is refused: a fork of a process with threads may hang for good"
         raise ValueError(msg)
     if method not in {"forkserver", "spawn"} or method not in available:
-        msg = f"start_method {method!r} is not to be had here; 'spawn' always is"
+        msg = f"start_method {method!r} is not available here; use 'spawn'"
         raise ValueError(msg)
     if sys.platform != "win32" and method == "forkserver":
         return multiprocessing.get_context("forkserver")
@@ -104,8 +104,8 @@ def context_of(start_method: str | None) -> Context:
 
 
 def preload_modules(names: Sequence[str]) -> None:
-    """Have the fork server import more modules, if it does not run yet."""
-    # There is no public way to ask what it imports already, only to replace the list.
+    """Make the fork server import more modules, if it does not run yet."""
+    # There is no public way to read the list of modules, only to replace it.
     server: object = getattr(forkserver, "_forkserver", None)
     known: list[str] = getattr(server, "_preload_modules", ["__main__"])
     forkserver.set_forkserver_preload(list(dict.fromkeys((*known, *names))))
@@ -118,15 +118,15 @@ def started(context: Context) -> tuple[Pipe, BaseProcess]:
         try:
             return _started_at_once(context)
         except (ConnectionError, EOFError) as error:
-            # The fork server has died; multiprocessing starts another as soon as it is told.
+            # The fork server has died; multiprocessing starts another at the next attempt.
             if not pauses_s:
                 msg = (
                     f"the fork server does not run ({error_line(error)}); see its standard error:"
-                    " it imports the main module and those named as preload. A script keeps what it"
-                    ' runs under `if __name__ == "__main__":`'
+                    " it imports the main module and those named as preload. In a script, put what"
+                    ' it runs under `if __name__ == "__main__":`'
                 )
                 raise ExecutorError(msg) from error
-            time.sleep(pauses_s.pop(0))  # nobody tells when it has started anew
+            time.sleep(pauses_s.pop(0))  # there is no event to wait for
         except Exception as error:
             msg = f"no process could be started: {error_line(error)}"
             raise ExecutorError(msg) from error
@@ -161,12 +161,12 @@ def send_signal(process: BaseProcess, *, force: bool) -> None:
 
 
 def end_group(process: BaseProcess) -> None:
-    """Kill what a process that has ended has left behind in its group."""
+    """Kill the processes that a process has left in its group at its end."""
     if sys.platform != "win32":  # pragma: no branch - the tests run on Linux
         pid = process.pid
         assert pid is not None  # noqa: S101 - it was started
-        # Its number is not given to another process while the group exists; and if it does
-        # not, all other numbers come first.
+        # The system does not reuse its number while the group exists, and later only after all
+        # other numbers.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
 
@@ -174,9 +174,7 @@ def end_group(process: BaseProcess) -> None:
 def how_it_died(code: int | None, *, ready: bool) -> str:
     """Say why a process sent nothing back.
 
-    Args:
-        code: Its exit code; ``None`` if it was killed because it would not end.
-        ready: Whether the call had begun.
+    ``code`` is ``None`` if it would not end and was killed; ``ready`` says if the call had begun.
     """
     if code is None:
         return "the process closed its pipe without a result and did not end; it was killed"

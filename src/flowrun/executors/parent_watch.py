@@ -1,6 +1,6 @@
 """A worker process of a pool does not outlive the process that made the pool.
 
-Otherwise a task of a run whose process was killed would go on unseen, beside the resumed one.
+Otherwise a task of a run whose process was killed would continue beside the resumed run.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ _watching: set[int] = set()  # process ids: a fork's child has no watching threa
 
 
 def end_with_parent() -> None:
-    """Have this process end when its parent has, if it is one that multiprocessing made.
+    """End this process when its parent ends, if multiprocessing made it.
 
-    It ends at once, whatever it is doing; but code that holds the interpreter's lock has to let
-    go of it first.
+    It ends in the middle of any code, once that code releases the interpreter's lock.
     """
     known: Any = sys.modules.get("multiprocessing.process")
     parent: BaseProcess | None = None if known is None else known.parent_process()
@@ -36,7 +35,7 @@ def end_with_parent() -> None:
 def _watch(parent: BaseProcess, parent_id: int) -> None:
     from multiprocessing import connection  # noqa: PLC0415 - only in worker processes
 
-    # The sentinel alone does not do: workers that were forked later may keep it open.
+    # The sentinel alone is not enough: workers that were forked later may keep it open.
     while os.getppid() == parent_id and not connection.wait([parent.sentinel], _LOOK_S):
         pass
     os._exit(1)  # pragma: no cover - ends the process at once

@@ -1,7 +1,4 @@
-"""One call of a task on the other side of a process boundary.
-
-What is sent is small and picklable; what comes back never breaks the pool that carries it.
-"""
+"""One call of a task in another process; a reply never breaks the pool that transports it."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Facts(NamedTuple):
-    """What an attempt is known by, wherever it runs."""
+    """The ids of an attempt, and its time limit."""
 
     run_id: str
     dag_name: str
@@ -33,7 +30,7 @@ class Reply(NamedTuple):
 
     Attributes:
         value: What the task returned.
-        error: What it raised, if that can travel; a ``RemoteTaskError`` else.
+        error: What it raised; a ``RemoteTaskError`` if that cannot be pickled.
         text: The error's text with its traceback, ``None`` after a success.
         duration_s: How long the code ran there.
     """
@@ -45,9 +42,9 @@ class Reply(NamedTuple):
 
 
 class RemoteCall:
-    """A call as it is handed to an executor whose workers live in other processes.
+    """A call for an executor whose workers are other processes.
 
-    The executor pickles it in its own way (a cluster's client may send functions by value).
+    The executor pickles it in its own way: a cluster's client may send functions by value.
     """
 
     __slots__ = ("args", "facts", "function", "kwargs")
@@ -65,11 +62,11 @@ class RemoteCall:
         self.facts = facts
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Travel as the constructor's arguments."""
+        """Pickle the constructor's arguments."""
         return RemoteCall, (self.function, self.args, dict(self.kwargs), self.facts)
 
     def __call__(self) -> Reply:
-        """Run the task here and say how it ended; never raises what the task raised."""
+        """Run the task here and return how it ended; never raise the task's error."""
         started = time.monotonic()
         facts = self.facts
         deadline = None if facts.timeout_s is None else started + facts.timeout_s
@@ -86,13 +83,13 @@ class RemoteCall:
 
 
 class PackedCall:
-    """A call for a process pool of this machine: pickled once, here, so that errors are ours.
+    """A call for a process pool of this machine, pickled here.
 
-    A pool whose worker cannot unpickle what it was sent, or whose parent cannot unpickle what
-    came back, is broken for good; bytes always travel.
+    A pool breaks for good if its worker cannot unpickle a call, or its parent a result; bytes
+    always arrive.
 
     Raises:
-        NotPicklableError: Says what could not be pickled, and why.
+        NotPicklableError: The message names what could not be pickled, and why.
     """
 
     __slots__ = ("payload",)
@@ -130,7 +127,7 @@ def unpacked(data: bytes) -> Reply:
         )
         return Reply(None, NotPicklableError(problem), problem, 0.0)
     if not isinstance(reply, Reply):  # a pool has mixed up its results
-        problem = f"the worker process sent {type(reply).__name__} in place of a reply"
+        problem = f"the worker process sent {type(reply).__name__}, not a reply"
         return Reply(None, NotPicklableError(problem), problem, 0.0)
     return reply
 
@@ -147,13 +144,13 @@ def _packed(reply: Reply) -> bytes:
 
 
 def _portable(error: BaseException) -> BaseException:
-    """Return the error if it survives a round trip through pickle, or a stand-in for it."""
+    """Return the error if it survives a round trip through pickle, else a replacement."""
     try:
         twin = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
         if type(twin) is type(error):
             # The traceback stays behind; its text travels in the reply.
             return error.with_traceback(None)
-    except BaseException:  # noqa: BLE001, S110 - any failure means: it cannot travel
+    except BaseException:  # noqa: BLE001, S110 - any failure means: it cannot be pickled
         pass
     name = f"{type(error).__module__}.{type(error).__qualname__}"
     return RemoteTaskError(encodable(name), error_line(error))

@@ -1,6 +1,7 @@
-"""Task specs of one DAG -> a validated, immutable ``Graph``."""
+"""Build validated, immutable graphs from the task specs of DAGs."""
 
 from flowrun.graph.call_plan import Arguments, CallPlan
 from flowrun.graph.graph import Graph
+from flowrun.graph.graphs import Graphs
 
-__all__ = ["Arguments", "CallPlan", "Graph"]
+__all__ = ["Arguments", "CallPlan", "Graph", "Graphs"]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from flowrun.registry import UPSTREAM, Signature
+from flowrun.registry import UPSTREAM
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from flowrun.registry import Signature
 
 Arguments: TypeAlias = tuple[tuple[object, ...], dict[str, object]]
 
@@ -22,23 +24,27 @@ class CallPlan:
         only_upstream: Whether ``upstream`` is the only argument.
     """
 
-    __slots__ = ("_by_name", "_extra", "_used", "gives_any", "only_upstream")
+    __slots__ = ("_by_name", "_by_position", "_signature", "gives_any", "only_upstream")
 
     def __init__(
         self,
-        used: tuple[int, ...] | None,
+        signature: Signature,
         by_name: tuple[tuple[str, int], ...],
-        extra: _Extra | None,
+        by_position: tuple[int | None, ...],
     ) -> None:
-        self._used = used
+        self._signature = signature
         self._by_name = by_name
-        self._extra = extra
-        self.gives_any = bool(by_name) or extra is not None
-        self.only_upstream = extra is not None and extra.only_upstream
+        self._by_position = by_position
+        others = bool(by_name or by_position or signature.context_parameter)
+        self.only_upstream = signature.wants_upstream and not others
+        self.gives_any = others or self.only_upstream
 
     def passed_on(self, dependencies: Sequence[T]) -> Sequence[T]:
         """Return those dependencies whose results are passed on; the others are order only."""
-        return dependencies if self._used is None else [dependencies[place] for place in self._used]
+        if self._signature.wants_upstream:
+            return dependencies
+        places = {place for _, place in self._by_name}.union(self._by_position) - {None}
+        return [each for place, each in enumerate(dependencies) if place in places]
 
     def arguments(
         self, names: Sequence[str], values: Sequence[object], context: object
@@ -50,76 +56,34 @@ class CallPlan:
             values: Their results.
             context: The run's context, or ``None``.
         """
-        keywords = {name: values[place] for name, place in self._by_name}
-        if self._extra is None:
-            return (), keywords
-        return self._extra.positional(names, values, context, keywords), keywords
-
-
-class _Extra:
-    """The rarer part of a plan: context, ``upstream``, arguments by position.
-
-    Attributes:
-        only_upstream: Whether ``upstream`` is the only argument.
-    """
-
-    __slots__ = ("_places", "_signature", "only_upstream")
-
-    def __init__(self, signature: Signature, places: tuple[int | None, ...]) -> None:
-        self._signature = signature
-        self._places = places
-        self.only_upstream = signature.wants_upstream and not (
-            signature.context_parameter or signature.by_position
-        )
-
-    def positional(
-        self,
-        names: Sequence[str],
-        values: Sequence[object],
-        context: object,
-        keywords: dict[str, object],
-    ) -> tuple[object, ...]:
-        """Add to the keyword arguments, and return the positional ones."""
         signature = self._signature
-        name = signature.context_parameter
-        if name is not None and not (context is None and signature.context_has_default):
-            keywords[name] = context
+        keywords = {name: values[place] for name, place in self._by_name}
+        parameter = signature.context_parameter
+        if parameter is not None and not (context is None and signature.context_has_default):
+            keywords[parameter] = context
         if signature.wants_upstream:
             keywords[UPSTREAM] = dict(zip(names, values, strict=True))
-        if not signature.by_position:
-            return ()
-        return self._moved(values, keywords)
+        return (self._positional(values, keywords) if self._by_position else ()), keywords
 
-    def _moved(self, values: Sequence[object], keywords: dict[str, object]) -> tuple[object, ...]:
+    def _positional(
+        self, values: Sequence[object], keywords: dict[str, object]
+    ) -> tuple[object, ...]:
         """Return the arguments by position; gaps before the last one get their default."""
         signature = self._signature
         arguments: list[object] = []
         filled = 0
         for name, default, place in zip(
-            signature.by_position, signature.positional_defaults, self._places, strict=True
+            signature.by_position, signature.positional_defaults, self._by_position, strict=True
         ):
             if place is not None:
                 arguments.append(values[place])
-                filled = len(arguments)
             elif name in keywords and name in (signature.context_parameter, UPSTREAM):
                 arguments.append(keywords.pop(name))
-                filled = len(arguments)
             else:
                 arguments.append(default)
+                continue
+            filled = len(arguments)
         return tuple(arguments[:filled])
-
-
-_NO_PLAN = CallPlan((), (), None)
-_UPSTREAM_ONLY = CallPlan(None, (), _Extra(Signature(is_async=False, wants_upstream=True), ()))
-
-
-def plan_without_dependencies(signature: Signature) -> CallPlan | None:
-    """Return the plan of a signature for which the dependencies do not matter, if it is one."""
-    if signature.takes_nothing:
-        return _NO_PLAN
-    if signature.wants_upstream and not (signature.by_position or signature.context_parameter):
-        return _UPSTREAM_ONLY
-    return None
 
 
 def plan_call(signature: Signature, dependency_names: Sequence[str]) -> CallPlan:
@@ -141,35 +105,14 @@ def plan_call(signature: Signature, dependency_names: Sequence[str]) -> CallPlan
         >>> plan_call(signature, names).arguments(names, [2, 10], None)
         ((), {'orders': 10, 'refunds': 2})
     """
-    fixed = plan_without_dependencies(signature)
-    if fixed is not None:
-        return fixed
-    if signature.wants_upstream:
-        used, places = None, dict[str, int]()
-    else:
-        places = _places(signature, tuple(dependency_names))
-        used = tuple(sorted(places.values()))
-    positions = tuple([places.pop(name, None) for name in signature.by_position])
-    extra = None
-    if signature.context_parameter or signature.wants_upstream or positions:
-        extra = _Extra(signature, positions)
-    return CallPlan(used, tuple(places.items()), extra)
-
-
-def lost_results(signature: Signature, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the dependencies whose results go to no parameter of a call."""
-    if signature.wants_upstream:
-        return ()
-    placed = _places(signature, names).values()
-    return tuple([name for place, name in enumerate(names) if place not in placed])
-
-
-def _places(signature: Signature, names: tuple[str, ...]) -> dict[str, int]:
-    """Return the position of each parameter's value in the results."""
-    at = {name: place for place, name in enumerate(names)}
-    places = {name: at[name] for name in (*signature.required, *signature.optional) if name in at}
-    if signature.accepts_any_keyword:
-        for name, place in at.items():
-            if name not in signature.bound and name != signature.context_parameter:
-                places.setdefault(name, place)
-    return places
+    places: dict[str, int] = {}
+    if signature.takes_named_results:
+        at = {name: place for place, name in enumerate(dependency_names)}
+        parameters = (*signature.required, *signature.optional)
+        places = {name: at[name] for name in parameters if name in at}
+        if signature.accepts_any_keyword:
+            for name, place in at.items():
+                if name not in signature.bound and name != signature.context_parameter:
+                    places.setdefault(name, place)
+    by_position = tuple([places.pop(name, None) for name in signature.by_position])
+    return CallPlan(signature, tuple(places.items()), by_position)

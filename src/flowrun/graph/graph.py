@@ -1,6 +1,6 @@
-"""Task specs of one DAG -> a validated, immutable graph: order, parents, children.
+"""A validated, immutable graph of one DAG's tasks: order, parents, children.
 
-Cost grows with tasks plus edges; nothing here recurses (G2).
+The cost grows with tasks plus edges; nothing recurses (G2).
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from itertools import islice
 from operator import le
 from typing import TYPE_CHECKING, cast
 
-from flowrun.errors import GraphError, UnknownTaskError
-from flowrun.graph import problems as wrong
-from flowrun.graph.call_plan import lost_results, plan_call, plan_without_dependencies
+from flowrun.errors import UnknownTaskError
+from flowrun.graph.call_plan import plan_call
+from flowrun.graph.problems import Problems
+from flowrun.graph.resolving import Resolver
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
-    from flowrun.graph.call_plan import CallPlan
-    from flowrun.registry import Signature, TaskFunction, TaskRegistry, TaskSpec
+    from flowrun.registry import TaskRegistry, TaskSpec
 
 _FEW = 8  # children up to here are added to a tuple, which is copied each time
 
@@ -43,7 +43,6 @@ class Graph:
 
     __slots__ = (
         "children",
-        "context_tasks",
         "dag_name",
         "dependency_names",
         "index",
@@ -73,13 +72,14 @@ class Graph:
         signatures = [spec.signature for spec in specs]
         # Many tasks share a few signatures, so what depends on a signature alone is computed once.
         distinct = set(signatures)
-        self.plans = _plans(signatures, distinct, dependency_names)
-        is_async = {signature: signature.is_async for signature in distinct}
-        self.is_async = tuple(map(is_async.__getitem__, signatures))
-        self.context_tasks: tuple[str, ...] = ()
-        demanding = {signature for signature in distinct if signature.needs_context}
-        if demanding:
-            self.context_tasks = tuple([spec.name for spec in specs if spec.signature in demanding])
+        shared = {each: plan_call(each, ()) for each in distinct if not each.takes_named_results}
+        self.plans = tuple(
+            [
+                shared.get(signature) or plan_call(signature, names)
+                for signature, names in zip(signatures, dependency_names, strict=True)
+            ]
+        )
+        self.is_async = tuple([signature.is_async for signature in signatures])
 
     @classmethod
     def build(
@@ -95,7 +95,7 @@ class Graph:
             dag_name: The DAG.
             specs: Its tasks, as declared.
             registry: Where callables and other DAGs' tasks are looked up.
-            executors: Names of the executors that tasks may ask for.
+            executors: Names of the executors that tasks may use.
 
         Raises:
             GraphError: Every mistake in the DAG, in one error (G1).
@@ -106,24 +106,20 @@ class Graph:
         if order is not None:  # so every dependency is the name of a task, not a callable
             names = cast("tuple[tuple[str, ...], ...]", declared)
         else:
-            problems: list[GraphError] = []
-            names = _resolve(dag_name, specs, registry, executors, problems)
-            order = None if problems else _declared_order(specs, names)
+            problems = Problems(dag_name)
+            resolver = Resolver(specs, registry, executors, problems)
+            names = tuple([resolver.dependencies(spec) for spec in specs])
+            order = _declared_order(specs, names)
             if order is None:
-                order = _order_by_levels(dag_name, specs, names, problems)
-            if problems:
-                raise wrong.together(dag_name, problems)
+                order = _order_by_levels(specs, names, problems)
+            problems.check()
         if order != range(len(specs)):
             specs = tuple(map(specs.__getitem__, order))
             names = tuple(map(names.__getitem__, order))
         return cls(dag_name, specs, names)
 
     def subgraph(self, targets: Iterable[str]) -> Graph:
-        """Return the part that leads to these tasks, themselves included.
-
-        Raises:
-            UnknownTaskError: A target is not a task of this graph.
-        """
+        """Return the part that leads to these tasks, themselves included."""
         wanted = tuple(targets)
         chosen: set[int] = set()
         stack = [self.number(name) for name in wanted]
@@ -140,6 +136,11 @@ class Graph:
             wanted,
         )
 
+    @property
+    def context_tasks(self) -> list[str]:
+        """The tasks that cannot be called without the run's context."""
+        return [spec.name for spec in self.specs if spec.signature.needs_context]
+
     def descendants(self, numbers: Iterable[int]) -> set[int]:
         """Return these tasks and everything that depends on them, directly or not."""
         found: set[int] = set()
@@ -152,11 +153,7 @@ class Graph:
         return found
 
     def number(self, name: object) -> int:
-        """Return a task's number.
-
-        Raises:
-            UnknownTaskError: There is no such task.
-        """
+        """Return a task's number, or raise an ``UnknownTaskError``."""
         number = self.index.get(name) if isinstance(name, str) else None
         if number is None:
             raise UnknownTaskError(self.dag_name, name, self.names)
@@ -181,117 +178,11 @@ def _needs_care(specs: Sequence[TaskSpec]) -> bool:
     )
 
 
-def _resolve(
-    dag_name: str,
-    specs: Sequence[TaskSpec],
-    registry: TaskRegistry,
-    executors: Collection[str],
-    problems: list[GraphError],
-) -> tuple[tuple[str, ...], ...]:
-    """Return the names of every task's dependencies; add mistakes to ``problems``."""
-    known = {spec.name: None for spec in specs}
-    resolved: list[tuple[str, ...]] = []
-    for spec in specs:
-        found: dict[str, None] = {}  # an ordered set: a fan-in may have 100,000
-        for dependency in spec.deps:
-            name = dependency
-            if not isinstance(name, str):
-                there = _name_of(dag_name, spec, name, registry)
-                if isinstance(there, GraphError):
-                    problems.append(there)
-                    continue
-                name = there
-            if name not in known:
-                # The error lists only the first problems. A hint for each of the others would
-                # search all tasks, at the cost of tasks times problems (G2).
-                hints = known if len(problems) < wrong.MOST else ()
-                problems.append(wrong.missing(dag_name, spec, name, hints, registry))
-            elif name in found:
-                problem = f"task {spec.name!r} lists dependency {name!r} twice; list it once"
-                problems.append(GraphError(dag_name, [problem]))
-            else:
-                found[name] = None
-        _fill(dag_name, spec, known, found, problems)
-        if spec.executor is not None and spec.executor not in executors:
-            problems.append(wrong.unknown_executor(dag_name, spec, executors))
-        resolved.append(tuple(found))
-    return tuple(resolved)
-
-
-def _fill(
-    dag_name: str,
-    spec: TaskSpec,
-    known: dict[str, None],
-    found: dict[str, None],
-    problems: list[GraphError],
-) -> None:
-    """Add the dependencies that required parameters name (G4); report what nothing fills."""
-    for parameter in spec.signature.required:
-        if spec.signature.wants_upstream or parameter not in known:
-            hints = known if len(problems) < wrong.MOST else ()  # see _resolve
-            problems.append(wrong.unfilled(dag_name, spec, parameter, hints))
-        else:
-            found[parameter] = None
-    if spec.signature.leaves_star_arguments:
-        lost = lost_results(spec.signature, tuple(found))
-        if lost:
-            problems.append(wrong.star_arguments(dag_name, spec, lost))
-
-
-def _name_of(
-    dag_name: str, spec: TaskSpec, function: TaskFunction, registry: TaskRegistry
-) -> str | GraphError:
-    homes = registry.homes(function)
-    here = [name for dag, name in homes if dag == spec.dag]
-    if len(here) == 1:
-        return here[0]
-    if here:
-        return wrong.ambiguous(dag_name, spec, function, here)
-    if homes:
-        dag, name = homes[0]
-        return wrong.cross(dag_name, spec, name, [dag])
-    return wrong.not_a_task(dag_name, spec, function)
-
-
-def _plans(
-    signatures: Sequence[Signature],
-    distinct: Collection[Signature],
-    dependency_names: Sequence[tuple[str, ...]],
-) -> tuple[CallPlan, ...]:
-    fixed = {
-        signature: plan
-        for signature in distinct
-        if (plan := plan_without_dependencies(signature)) is not None
-    }
-    if len(fixed) == len(distinct):
-        return tuple(map(fixed.__getitem__, signatures))
-    return tuple(
-        [
-            fixed.get(signature) or plan_call(signature, names)
-            for signature, names in zip(signatures, dependency_names, strict=True)
-        ]
-    )
-
-
 def _numbers(
     index: dict[str, int], dependency_names: Sequence[tuple[str, ...]]
 ) -> tuple[tuple[int, ...], ...]:
-    """Return the numbers of names; the usual small counts are written out for speed."""
     number_of = index.__getitem__
-    numbers: list[tuple[int, ...]] = []
-    for names in dependency_names:
-        match len(names):
-            case 1:
-                numbers.append((index[names[0]],))
-            case 2:
-                first, second = names
-                numbers.append((index[first], index[second]))
-            case 3:
-                first, second, third = names
-                numbers.append((index[first], index[second], index[third]))
-            case _:
-                numbers.append(tuple(map(number_of, names)))
-    return tuple(numbers)
+    return tuple([tuple(map(number_of, names)) for names in dependency_names])
 
 
 def _children(parents: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
@@ -324,8 +215,8 @@ def _declared_order(
 ) -> Sequence[int] | None:
     """Return positions in topological order: by depth, then as declared.
 
-    ``None`` if a dependency is no task that was declared before the task which lists it: then
-    one pass cannot compute how deep that task is.
+    ``None`` if a task lists a dependency that was not declared before it: one pass cannot compute
+    the depth of that task.
     """
     depths: dict[object, int] = {}
     try:
@@ -346,10 +237,9 @@ def _declared_order(
 
 
 def _order_by_levels(
-    dag_name: str,
     specs: Sequence[TaskSpec],
     dependency_names: Sequence[tuple[str, ...]],
-    problems: list[GraphError],
+    problems: Problems,
 ) -> list[int]:
     """Return positions in topological order: by depth, then as declared; note cycles."""
     position = {spec.name: number for number, spec in enumerate(specs)}
@@ -369,5 +259,5 @@ def _order_by_levels(
         following.sort()
         level = following
     if len(order) < len(parents):
-        problems += wrong.cycles(dag_name, specs, parents, children, unmet)
+        problems.add_cycles([spec.name for spec in specs], parents, children, unmet)
     return order

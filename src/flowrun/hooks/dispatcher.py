@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flowrun.failure import error_text, redacted
 from flowrun.hooks.events import EVENT_METHODS
-from flowrun.hooks.hook import RunHook
+from flowrun.hooks.hook import RunHook, checked_hooks
 
 if TYPE_CHECKING:
     import contextvars
@@ -48,23 +48,23 @@ class HookDispatcher:
         redact: Callable[[str], str] | None = None,
     ) -> None:
         self._redact = redact
-        self.hooks = tuple(hooks)
+        self.hooks: tuple[RunHook, ...] = ()
         self.executor = executor
         self.timeout_s = timeout_s
         self.log = log
         self._lock = threading.Lock()
         self._channels: weakref.WeakSet[HookChannel] = weakref.WeakSet()
-        self.listeners: dict[type[Any], tuple[Listener, ...]] = {
-            event: _overridden(hooks, method) for event, method in EVENT_METHODS.items()
-        }
+        self.listeners: dict[type[Any], tuple[Listener, ...]] = dict.fromkeys(EVENT_METHODS, ())
+        self.add(hooks)
 
-    def add(self, hook: RunHook) -> None:
-        """Add a hook for the runs that start from now on."""
-        self.hooks += (hook,)
+    def add(self, hooks: Sequence[RunHook]) -> None:
+        """Add hooks for the runs that start from now on."""
+        hooks = checked_hooks(hooks)
+        self.hooks += hooks
         for event, method in EVENT_METHODS.items():
-            self.listeners[event] += _overridden([hook], method)
+            self.listeners[event] += _overridden(hooks, method)
 
-    def tell_failure(self, handler: object, event: Event, error: BaseException) -> None:
+    def log_failure(self, handler: object, event: Event, error: BaseException) -> None:
         """Log an exception of a hook."""
         from flowrun.escape import for_terminal  # noqa: PLC0415 - for errors only
 
@@ -73,7 +73,7 @@ class HookDispatcher:
         self.log.error("hook %r failed on %s\n%s", handler, name, text, extra=about)
 
     def give_up_stuck(self) -> None:
-        """Abandon calls that take too long, in all runs: other runs may need their threads."""
+        """Abandon calls that take too long, in all runs; other runs may need their threads."""
         with self._lock:
             channels = [*self._channels]
         for channel in channels:
@@ -205,4 +205,4 @@ class HookChannel:
         try:
             handler(event)
         except BaseException as error:  # noqa: BLE001 - an exception of a hook never ends the run (R4)
-            self._dispatcher.tell_failure(handler, event, error)
+            self._dispatcher.log_failure(handler, event, error)

@@ -93,12 +93,8 @@ class _FunctionHook(RunHook):
         vars(self).update(handlers)
 
 
-def checked_hooks(hooks: Sequence[RunHook]) -> Sequence[RunHook]:
-    """Check hooks and return them.
-
-    Raises:
-        TypeError: A hook has no handler, has an async one, or is a class.
-    """
+def checked_hooks(hooks: Sequence[RunHook]) -> tuple[RunHook, ...]:
+    """Check hooks and return them."""
     if not isinstance(hooks, Iterable):
         msg = f"hooks= takes a list of RunHook objects, not {hooks!r}; write hooks=[...]"
         raise TypeError(msg)

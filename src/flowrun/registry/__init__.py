@@ -1,15 +1,10 @@
 """Declaring tasks: decorators, templates, ``TaskSpec``, the reading of signatures."""
 
 from flowrun.registry.annotations import unresolved_annotation
+from flowrun.registry.declaring import Declaring, TaskTemplate
 from flowrun.registry.names import validate_name
 from flowrun.registry.signature import UPSTREAM, Signature, inspect_callable
-from flowrun.registry.task_registry import (
-    TaskRegistry,
-    TaskTemplate,
-    decorate,
-    task,
-    task_template,
-)
+from flowrun.registry.task_registry import TaskRegistry, task, task_template
 from flowrun.registry.task_spec import (
     TaskFunction,
     TaskOptions,
@@ -20,6 +15,7 @@ from flowrun.registry.task_spec import (
 
 __all__ = [
     "UPSTREAM",
+    "Declaring",
     "Signature",
     "TaskFunction",
     "TaskOptions",
@@ -28,7 +24,6 @@ __all__ = [
     "TaskTemplate",
     "TemplateOptions",
     "callable_name",
-    "decorate",
     "inspect_callable",
     "task",
     "task_template",

@@ -1,7 +1,7 @@
 """Find ``RunContext`` in annotations, without running an annotation's text.
 
-Annotations given as text are parsed, and only the names that matter are looked up. A type
-that exists for type checkers alone, or only inside a function, is then no error.
+It parses the text and looks up only the names that matter, so a type that exists only for type
+checkers, or only inside a function, is not an error.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ _BY_NAME: dict[str, object] = {
     "Union": Union,
     "Annotated": Annotated,
 }
-
 
 # ``from flowrun import RunContext as Context``, and ``Context: TypeAlias = RunContext[Settings]``.
 _OTHER_NAME = re.compile(
@@ -80,7 +79,7 @@ def unresolved_annotation(function: Callable[..., object], parameter: str) -> st
 
 
 def _alternatives(annotation: object, owner: object) -> Iterator[object]:
-    """Yield an annotation and all that it stands for: union members, aliased and wrapped types."""
+    """Yield an annotation, and its union members, aliased and wrapped types at any depth."""
     seen: dict[int, object] = {}  # values too: an id is only good while its object lives
     parts: list[object] = [annotation]
     while parts:
@@ -169,7 +168,7 @@ def _looked_up(node: ast.expr, owner: object) -> object:
 def _other_names(module_name: str | None) -> frozenset[str]:
     """Return the names that a module's source gives to ``RunContext``.
 
-    Only asked for names that do not exist at run time: most likely imported, or defined, under
+    Used for names that do not exist at run time: most likely imported, or defined, under
     ``if TYPE_CHECKING:``.
     """
     module = sys.modules.get(module_name or "")

@@ -9,33 +9,16 @@ import functools
 import inspect
 import sys
 import types
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 
-def is_coroutine_function(function: object) -> bool:
-    """Return whether its code is that of a coroutine function."""
+def called_code(function: object) -> tuple[object, object]:
+    """Return the function that a call runs, and the ``__call__`` if it is an object."""
     inner = _behind(function)
-    return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(call_method(inner))
-
-
-def is_async_generator_function(function: object) -> bool:
-    """Return whether its code is that of an async generator function."""
-    inner = _behind(function)
-    return inspect.isasyncgenfunction(inner) or inspect.isasyncgenfunction(call_method(inner))
-
-
-def is_generator_function(function: object) -> bool:
-    """Return whether its code is that of a generator function, but not of a coroutine."""
-    inner = _behind(function)
-    return any(
-        inspect.isgeneratorfunction(each)
-        # types.coroutine marks the code of a coroutine that is written as a generator.
-        and not each.__code__.co_flags & inspect.CO_ITERABLE_COROUTINE
-        for each in (inner, _behind(call_method(inner)))
-    )
+    return inner, _behind(call_method(inner))
 
 
 def definition(function: object) -> object:
@@ -49,7 +32,7 @@ def definition(function: object) -> object:
 
 
 def _behind(function: object) -> object:
-    """Return what is behind partials, bound methods and static methods."""
+    """Return the callable inside partials, bound methods and static methods."""
     while True:
         if isinstance(function, functools.partial):
             function = cast("object", function.func)
@@ -84,29 +67,26 @@ if sys.version_info >= (3, 14):  # pragma: no cover - coverage is measured on an
     # From 3.14 on annotations are evaluated on access, and names may be missing then.
     import annotationlib
 
+    _FORMAT: dict[str, Any] = {"annotation_format": annotationlib.Format.FORWARDREF}
+
     def annotations_of(function: types.FunctionType) -> Mapping[str, object]:
         """Return a plain function's annotations; names that do not exist are no error."""
         if function.__annotate__ is None:
             return function.__annotations__
         return annotationlib.get_annotations(function, format=annotationlib.Format.FORWARDREF)
 
-    def _inspected(function: Callable[..., object]) -> inspect.Signature:
-        return inspect.signature(function, annotation_format=annotationlib.Format.FORWARDREF)
-
 else:
+    _FORMAT: dict[str, Any] = {}
 
     def annotations_of(function: types.FunctionType) -> Mapping[str, object]:
         """Return a plain function's annotations; names that do not exist are no error."""
         return function.__annotations__
 
-    def _inspected(function: Callable[..., object]) -> inspect.Signature:
-        return inspect.signature(function)
-
 
 def read_parameters(function: Callable[..., object]) -> tuple[inspect.Parameter, ...] | None:
     """Return the parameters, or ``None`` if Python cannot read the signature."""
     try:
-        return tuple(_inspected(function).parameters.values())
+        return tuple(inspect.signature(function, **_FORMAT).parameters.values())
     except (TypeError, ValueError):
         return None
 

@@ -6,9 +6,7 @@ import re
 
 from flowrun.errors import TaskDefinitionError, TaskTypeError
 
-LONGEST_NAME = 200
-"""Characters that the name of a task or of a DAG may have."""
-
+_LONGEST_NAME = 200
 # The general categories Cc and Cs, in full; loading unicodedata would take longer.
 _UNFIT_FOR_NAMES = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")
 
@@ -29,27 +27,23 @@ def validate_name(
         TaskDefinitionError: It is empty, over 200 characters, or has a control character or
             a lone surrogate in it.
     """
-    if type(name) is str and 0 < len(name) <= LONGEST_NAME and name.isprintable():
-        return
-    task = name if what == "task" else task_name
-    dag = dag_name if what == "task" else None
+    kind = TaskDefinitionError
     if not isinstance(name, str):
-        problem = f"the name of a {what} must be a str, not {type(name).__name__}"
-        raise TaskTypeError(task, dag, problem)
-    if not name:
-        problem = f"the name of a {what} must not be empty; give it one"
-        raise TaskDefinitionError(task, dag, problem)
-    if len(name) > LONGEST_NAME:
+        kind = TaskTypeError
+        problem = f"must be a str, not {type(name).__name__}"
+    elif not name:
+        problem = "must not be empty; give it one"
+    elif len(name) > _LONGEST_NAME:
         problem = (
-            f"the name of a {what} may have {LONGEST_NAME} characters, this one has {len(name)}"
+            f"may have {_LONGEST_NAME} characters, this one has {len(name)}"
             f" and starts with {name[:40]!r}; shorten it"
         )
-        raise TaskDefinitionError(task, dag, problem)
-    unfit = _UNFIT_FOR_NAMES.search(name)
-    if unfit is not None:
+    elif unfit := _UNFIT_FOR_NAMES.search(name):
         problem = (
-            f"the name {name!a} of a {what} has the character {unfit[0]!a} at index"
-            f" {unfit.start()}; names are made of printable text, without line ends or control"
-            " characters"
+            f"must be printable text; {name!a} has the character {unfit[0]!a} at index"
+            f" {unfit.start()}; remove line ends and control characters"
         )
-        raise TaskDefinitionError(task, dag, problem)
+    else:
+        return
+    where = (name, dag_name) if what == "task" else (task_name, None)
+    raise kind(*where, f"the name of a {what} {problem}")

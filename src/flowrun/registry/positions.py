@@ -1,8 +1,8 @@
 """Find the parameters that must be passed by position, and ``*args`` that nothing fills.
 
-A wrapper shows the signature of the function that it wraps. Its own code may name the first
-parameters differently (``functools.wraps``) or look at them by position only
-(``functools.singledispatch``); passing them by name would then fail.
+A wrapper has the signature of the function that it wraps. Its own code may use other names for
+the first parameters (``functools.wraps``) or take them by position only
+(``functools.singledispatch``); a call by name would then fail.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from typing import TYPE_CHECKING, NamedTuple, cast
+from itertools import takewhile
+from typing import TYPE_CHECKING, cast
 
 from flowrun.registry.callables import call_method, read_parameters
 
@@ -19,18 +20,6 @@ if TYPE_CHECKING:
 
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _MOST_LAYERS = 100
-
-
-class _Positions(NamedTuple):
-    """The parameters that a callable's own code takes by position.
-
-    Attributes:
-        names: Their names, in order.
-        star: Whether ``*args`` take the rest.
-    """
-
-    names: tuple[str, ...]
-    star: bool
 
 
 def by_position(
@@ -43,15 +32,13 @@ def by_position(
 
     Args:
         function: The callable.
-        parameters: Its parameters, as its signature shows them.
+        parameters: The parameters in its signature.
         taken: Names that a template or a partial has filled; they end the leading ones.
         context: The parameter for the run's context.
     """
-    leading: list[inspect.Parameter] = []
-    for each in parameters:
-        if each.kind not in _BY_POSITION or each.name in taken:
-            break
-        leading.append(each)
+    leading = list(
+        takewhile(lambda each: each.kind in _BY_POSITION and each.name not in taken, parameters)
+    )
     wanted = sum(each.kind is each.POSITIONAL_ONLY for each in leading)
     for layer in _layers(function):
         wanted = max(wanted, _renamed(layer, [each.name for each in leading], context))
@@ -60,17 +47,12 @@ def by_position(
 
 def _renamed(layer: object, names: Sequence[str], context: str | None) -> int:
     """Return how many leading parameters a wrapper's own code wants by position."""
-    own = _own_positions(layer)
-    if own is None:
-        return 0
-    wanted = 0
-    for number, (name, own_name) in enumerate(zip(names, own.names, strict=False), start=1):
-        if name != own_name:
-            wanted = number
-    if own.star and not own.names and names:
+    own_names, star = _own_positions(layer)
+    if star and not own_names and names:
         # The contract passes a context by position; singledispatch reads its first argument.
-        wanted = int(names[0] == context or _is_singledispatch(layer))
-    return wanted
+        return int(names[0] == context or _is_singledispatch(layer))
+    pairs = enumerate(zip(names, own_names, strict=False), start=1)
+    return max((number for number, (name, own) in pairs if name != own), default=0)
 
 
 def _layers(function: object) -> Iterator[object]:
@@ -97,23 +79,25 @@ def _unwrapped(function: object) -> object | None:
     return None if isinstance(function, type) else getattr(function, "__wrapped__", None)
 
 
-def _own_positions(function: object) -> _Positions | None:
-    """Return what the code of a callable takes by position; ``None`` if it cannot be read."""
+def _own_positions(function: object) -> tuple[tuple[str, ...], bool]:
+    """Return the parameters that a callable's own code takes by position, and if it has ``*args``.
+
+    Nothing for code that cannot be read.
+    """
     if isinstance(function, functools.partial):
         given = cast("functools.partial[object]", function)
-        own = _own_positions(given.func)
-        return own and _Positions(own.names[len(given.args) :], own.star)
+        names, star = _own_positions(given.func)
+        return names[len(given.args) :], star
     if isinstance(function, types.MethodType):
-        own = _own_positions(function.__func__)
-        return own and _Positions(own.names[1:], own.star)
+        names, star = _own_positions(function.__func__)
+        return names[1:], star
     if isinstance(function, types.FunctionType):
         code = function.__code__
-        star = bool(code.co_flags & inspect.CO_VARARGS)
-        return _Positions(code.co_varnames[: code.co_argcount], star)
+        return code.co_varnames[: code.co_argcount], bool(code.co_flags & inspect.CO_VARARGS)
     method = call_method(function)
     if isinstance(method, types.FunctionType):  # a class-based decorator
         return _own_positions(types.MethodType(method, function))
-    return None
+    return (), False
 
 
 def _is_singledispatch(function: object) -> bool:
@@ -124,8 +108,7 @@ def _is_singledispatch(function: object) -> bool:
 
 def leaves_star_arguments(function: object, parameters: Sequence[inspect.Parameter]) -> bool:
     """Return whether the callable has ``*args`` that no partial gives anything to."""
-    star = next((each.name for each in parameters if each.kind is each.VAR_POSITIONAL), None)
-    if star is None:
+    if all(each.kind is not each.VAR_POSITIONAL for each in parameters):
         return False
     if not isinstance(function, functools.partial):
         return True

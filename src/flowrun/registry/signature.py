@@ -1,8 +1,7 @@
-"""Inspect a callable once: how dependency results and the run's context get into it.
+"""Inspect a callable once: which parameters take dependency results and the run's context.
 
 ``callables`` finds the code behind a callable, ``positions`` what must be passed by position,
-``annotations`` the parameter for the context. ``graph`` decides which task fills which
-parameter, and ``call_plan`` builds the arguments of a call.
+``annotations`` the parameter for the context. ``graph`` decides which task fills which parameter.
 """
 
 from __future__ import annotations
@@ -17,10 +16,8 @@ from flowrun.errors import TaskDefinitionError, TaskTypeError, close_match, list
 from flowrun.registry.annotations import ContextUse, context_use
 from flowrun.registry.callables import (
     annotations_of,
+    called_code,
     definition,
-    is_async_generator_function,
-    is_coroutine_function,
-    is_generator_function,
     read_parameters,
     taken_names,
 )
@@ -34,11 +31,9 @@ _Where: TypeAlias = tuple[object, str | None]  # the task and its DAG, for error
 UPSTREAM = "upstream"
 """The parameter that receives the results of all dependencies in one dict."""
 
-_IS_COROUTINE = inspect.CO_COROUTINE
 _NOT_PLAIN = (
     inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 )
-_NOTHING_BOUND: Mapping[str, object] = types.MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,15 +69,10 @@ class Signature:
     bound: frozenset[str] = frozenset()
 
     @property
-    def takes_nothing(self) -> bool:
-        """Whether nothing is ever passed to it."""
-        return not (
-            self.required
-            or self.optional
-            or self.context_parameter
-            or self.wants_upstream
-            or self.accepts_any_keyword
-        )
+    def takes_named_results(self) -> bool:
+        """Whether a result goes to the parameter that has the name of its task."""
+        named = bool(self.required or self.optional or self.accepts_any_keyword)
+        return named and not self.wants_upstream
 
     @property
     def needs_context(self) -> bool:
@@ -92,16 +82,12 @@ class Signature:
         )
 
 
-_SYNC = Signature(is_async=False)
-_ASYNC = Signature(is_async=True)
-
-
 def inspect_callable(
     function: object,
     *,
     task_name: object,
     dag_name: str | None,
-    bound: Mapping[str, object] = _NOTHING_BOUND,
+    bound: Mapping[str, object] | None = None,
 ) -> Signature:
     """Read a callable's parameters.
 
@@ -113,11 +99,6 @@ def inspect_callable(
         task_name: The task, for errors.
         dag_name: Its DAG, for errors.
         bound: Parameters that a template has filled, by keyword.
-
-    Raises:
-        TaskTypeError: It cannot be a task: not callable, a coroutine object, a generator
-            function.
-        TaskDefinitionError: It has two context parameters, or an unknown one was bound.
 
     Example:
         >>> def load(transform, *, chunk_size=100): ...
@@ -133,13 +114,19 @@ def inspect_callable(
     if not callable(function):
         _refuse_object(function, where)
     _refuse_generator_function(function, where)
-    return _from_parameters(function, bound, where)
+    return _from_parameters(function, bound or {}, where)
 
 
 def _refuse_generator_function(function: object, where: _Where) -> None:
-    if is_async_generator_function(function):
+    codes = called_code(function)
+    if any(map(inspect.isasyncgenfunction, codes)):
         kind, remedy = "an async generator", "[item async for item in ...]"
-    elif is_generator_function(function):
+    elif any(
+        inspect.isgeneratorfunction(each)
+        # types.coroutine marks the code of a coroutine that is written as a generator.
+        and not each.__code__.co_flags & inspect.CO_ITERABLE_COROUTINE
+        for each in codes
+    ):
         kind, remedy = "a generator", "list(...) or [item for item in ...]"
     else:
         return
@@ -151,31 +138,25 @@ def _refuse_generator_function(function: object, where: _Where) -> None:
 
 
 def _from_code(function: types.FunctionType, where: _Where) -> Signature | None:
-    """Read a plain function's own code; ``None`` if more than the code counts.
+    """Read a plain function's own code; ``None`` if the code alone does not say how to call it.
 
-    ``inspect.signature`` gives the same at twenty times the cost, which counts when 100,000
-    tasks are declared. With an attribute on the function (``__wrapped__``, ``__signature__``, a
-    coroutine mark) the code alone may not tell how to call it.
+    That may be so with an attribute on the function: ``__wrapped__``, ``__signature__``, a
+    coroutine mark. ``inspect.signature`` gives the same, but makes a declaration five times as
+    long: seconds for 100,000 tasks.
     """
     code = function.__code__
     if code.co_flags & _NOT_PLAIN or code.co_posonlyargcount or function.__dict__:
         return None
-    is_async = code.co_flags & _IS_COROUTINE != 0
-    count = code.co_argcount + code.co_kwonlyargcount
-    if not count:
-        return _ASYNC if is_async else _SYNC
-    names = code.co_varnames[:count]
-    context, use = _NO_CONTEXT
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     annotations = annotations_of(function)
-    if annotations:
-        pairs = [(name, annotations[name]) for name in names if name in annotations]
-        context, use = _context(pairs, function, where)
+    pairs = [(name, annotations[name]) for name in names if name in annotations]
+    context, use = _context(pairs, function, where)
     with_default: tuple[str, ...] = ()
     if function.__defaults__:
         with_default = names[code.co_argcount - len(function.__defaults__) : code.co_argcount]
     if function.__kwdefaults__:
         with_default += tuple(function.__kwdefaults__)
-    return _shared(is_async, names, with_default, context, use)
+    return _shared(code.co_flags & inspect.CO_COROUTINE != 0, names, with_default, context, use)
 
 
 def _from_parameters(
@@ -183,9 +164,15 @@ def _from_parameters(
     bound: Mapping[str, object],
     where: _Where,
 ) -> Signature:
-    is_async = is_coroutine_function(function)
-    parameters = _parameters(function, where)
+    is_async = any(map(inspect.iscoroutinefunction, called_code(function)))
+    parameters = read_parameters(function)
     if parameters is None:
+        if isinstance(function, functools.partial) and read_parameters(function.func) is not None:
+            problem = (
+                "its functools.partial has arguments that the function does not take; every call"
+                " would fail, so correct them"
+            )
+            raise TaskDefinitionError(*where, problem)
         return Signature(is_async, bound=frozenset(bound))
     any_keyword = any(each.kind is each.VAR_KEYWORD for each in parameters)
     named = [
@@ -195,7 +182,7 @@ def _from_parameters(
     taken = taken_names(function, named) | bound.keys()
     free = [each for each in named if each.name not in taken]
     pairs = [(each.name, each.annotation) for each in free if each.annotation is not each.empty]
-    context, use = _context(pairs, definition(function), where) if pairs else _NO_CONTEXT
+    context, use = _context(pairs, definition(function), where)
     positional = by_position(function, named, taken, context)
     return _assembled(
         is_async,
@@ -217,17 +204,7 @@ def bind_positions(
     parameters: Mapping[str, object],
     where: _Where,
 ) -> tuple[Callable[..., object], Mapping[str, object]]:
-    """Fill a template's parameters by position; return the callable and what is bound by name.
-
-    Args:
-        function: The template's function.
-        arguments: Arguments in the order of its parameters, without context and ``upstream``.
-        parameters: Arguments by name.
-        where: The task and its DAG, for errors.
-
-    Raises:
-        TaskDefinitionError: There are too many, or one is given by name, too.
-    """
+    """Bind arguments without context and ``upstream``; return the callable and the names bound."""
     if not arguments:
         return function, parameters
     context = inspect_callable(function, task_name=where[0], dag_name=where[1]).context_parameter
@@ -277,26 +254,21 @@ def _assembled(
 
 # Loops, templates and generated DAGs declare many callables of the same shape.
 _shared = functools.lru_cache(maxsize=1024)(_assembled)
-_NO_CONTEXT: tuple[str | None, ContextUse] = (None, ContextUse.NONE)
 
 
 def _context(
     annotated: Iterable[tuple[str, object]], owner: object, where: _Where
 ) -> tuple[str | None, ContextUse]:
     """Return the parameter for the run's context, and how it is used."""
-    context, use = _NO_CONTEXT
-    for name, annotation in annotated:
-        found = context_use(annotation, owner)
-        if found is ContextUse.NONE:
-            continue
-        if context is not None:
-            problem = (
-                f"its parameters {context!r} and {name!r} both ask for the RunContext;"
-                " a run has one context, so keep one of them"
-            )
-            raise TaskDefinitionError(*where, problem)
-        context, use = name, found
-    return context, use
+    uses = {name: context_use(annotation, owner) for name, annotation in annotated}
+    found = [name for name, use in uses.items() if use is not ContextUse.NONE]
+    if len(found) > 1:
+        problem = (
+            f"its parameters {found[0]!r} and {found[1]!r} both take the RunContext;"
+            " a run has one context, so keep one of them"
+        )
+        raise TaskDefinitionError(*where, problem)
+    return (found[0], uses[found[0]]) if found else (None, ContextUse.NONE)
 
 
 def _check_bound(
@@ -305,35 +277,21 @@ def _check_bound(
     any_keyword: bool,  # noqa: FBT001 - private
     where: _Where,
 ) -> None:
-    accepted = [each.name for each in named if each.kind is not each.POSITIONAL_ONLY]
+    kinds = {each.name: each.kind for each in named}
     for name in bound:
-        if any(each.name == name and each.kind is each.POSITIONAL_ONLY for each in named):
+        if kinds.get(name) is inspect.Parameter.POSITIONAL_ONLY:
             problem = (
                 f"parameter {name!r} is positional-only and cannot be bound by name;"
                 " remove the '/' from the function's parameters"
             )
             raise TaskDefinitionError(*where, problem)
-        if name not in accepted and not any_keyword:
+        if name not in kinds and not any_keyword:
+            accepted = [each.name for each in named if each.kind is not each.POSITIONAL_ONLY]
             problem = (
                 f"unknown parameter {name!r} was bound; the function accepts {listed(accepted)}."
                 f"{close_match(name, accepted)}"
             )
             raise TaskDefinitionError(*where, problem)
-
-
-def _parameters(
-    function: Callable[..., object], where: _Where
-) -> tuple[inspect.Parameter, ...] | None:
-    found = read_parameters(function)
-    if found is None and isinstance(function, functools.partial):
-        if read_parameters(function.func) is None:
-            return None
-        problem = (
-            "its functools.partial gives arguments that the function does not take;"
-            " correct them, the call would fail"
-        )
-        raise TaskDefinitionError(*where, problem)
-    return found
 
 
 def _refuse_object(value: object, where: _Where) -> NoReturn:

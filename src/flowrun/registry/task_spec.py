@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from flowrun.errors import TaskDefinitionError, TaskTypeError, close_match
-from flowrun.policy import NO_RETRIES, RetryPolicy
+from flowrun.policy import NO_RETRIES, RetryPolicy, checked_retries, checked_timeout
 from flowrun.registry.names import validate_name
 from flowrun.registry.signature import UPSTREAM, inspect_callable
 
@@ -57,19 +56,12 @@ class TaskOptions(TemplateOptions, total=False):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TaskSpec:
-    """One declared task; immutable.
+    """One declared task; see :class:`TaskOptions` for what its options mean.
 
     Attributes:
-        name: Unique inside its DAG.
         function: The callable as it was declared.
-        dag: Its DAG, or ``None``.
         deps: Dependencies as declared: names or callables.
-        timeout_s: Seconds for one attempt, or ``None``.
-        retry: Its retry policy.
-        retain_result: Whether the result is kept after its consumers have ended.
-        executor: Name of an executor, or ``None`` for the engine's own.
         signature: How results and context are injected.
-        copy_inputs: Whether an attempt gets a deep copy of the results that it consumes.
     """
 
     name: str
@@ -110,39 +102,22 @@ _OPTION_NAMES = frozenset(TaskOptions.__annotations__)
 
 
 def check_options(name: object, options: Mapping[str, object]) -> None:
-    """Check the names of options.
-
-    Raises:
-        TaskTypeError: A task has no such option.
-    """
+    """Check the names of options."""
     for option in options:
         if option not in _OPTION_NAMES:
+            dag = options.get("dag")
             problem = (
                 f"unknown option {option!r}; a task takes {', '.join(sorted(_OPTION_NAMES))}."
                 f"{close_match(option, _OPTION_NAMES)}"
             )
-            raise TaskTypeError(name, _dag_or_none(options.get("dag")), problem)
-
-
-def _dag_or_none(dag: object) -> str | None:
-    return dag if isinstance(dag, str) else None
+            raise TaskTypeError(name, dag if isinstance(dag, str) else None, problem)
 
 
 def make_spec(
     function: TaskFunction, bound: Mapping[str, object] | None, options: TaskOptions
 ) -> TaskSpec:
-    """Check a declaration and return its ``TaskSpec``.
-
-    Args:
-        function: The callable.
-        bound: The parameters that a template has bound.
-        options: The task's options.
-
-    Raises:
-        TaskDefinitionError: An option or the callable is wrong.
-    """
-    dag = options.get("dag")
-    name = options.get("name")
+    """Check a declaration and return its ``TaskSpec``."""
+    name, dag = options.get("name"), options.get("dag")
     check_options(name, options)
     if name is None:
         name = callable_name(function)
@@ -156,34 +131,43 @@ def make_spec(
         )
         raise TaskDefinitionError(name, dag, problem)
     signature = inspect_callable(function, task_name=name, dag_name=dag, bound=bound or {})
-    executor = options.get("executor")
-    if executor is not None:
-        if not isinstance(executor, str):
-            problem = f"executor= takes the name of an executor, not {type(executor).__name__}"
-            raise TaskTypeError(name, dag, problem)
-        if signature.is_async:
-            problem = "async tasks run on the event loop; executor= is for sync callables"
-            raise TaskDefinitionError(name, dag, problem)
-    retain_result = options.get("retain_result", True)
-    if not isinstance(retain_result, bool):
-        problem = f"retain_result must be True or False, not {retain_result!r:.80}"
-        raise TaskTypeError(name, dag, problem)
-    copy_inputs = options.get("copy_inputs", False)
-    if not isinstance(copy_inputs, bool):
-        problem = f"copy_inputs must be True or False, not {copy_inputs!r:.80}"
-        raise TaskTypeError(name, dag, problem)
-    return TaskSpec(
-        name,
-        functools.partial(function, **bound) if bound else function,
-        dag,
-        _checked_deps(name, dag, options.get("deps", ()), function),
-        _checked_timeout(name, dag, options.get("timeout_s", DEFAULT_TIMEOUT_S)),
-        _checked_retries(name, dag, options.get("retries", NO_RETRIES)),
-        retain_result,
-        executor,
-        signature,
-        copy_inputs,
-    )
+    deps = _checked_deps(name, dag, options.get("deps"), function)
+    try:
+        return TaskSpec(
+            name,
+            functools.partial(function, **bound) if bound else function,
+            dag,
+            deps,
+            checked_timeout(options.get("timeout_s", DEFAULT_TIMEOUT_S)),
+            checked_retries(options.get("retries", NO_RETRIES)),
+            _checked_flag("retain_result", options.get("retain_result", True)),
+            _checked_executor(options.get("executor"), signature),
+            signature,
+            _checked_flag("copy_inputs", options.get("copy_inputs", False)),
+        )
+    except TypeError as error:
+        raise TaskTypeError(name, dag, str(error)) from None
+    except ValueError as error:
+        raise TaskDefinitionError(name, dag, str(error)) from None
+
+
+def _checked_flag(option: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        msg = f"{option} must be True or False, not {value!r:.80}"
+        raise TypeError(msg)
+    return value
+
+
+def _checked_executor(executor: object, signature: Signature) -> str | None:
+    if executor is None:
+        return None
+    if not isinstance(executor, str):
+        msg = f"executor= takes the name of an executor, not {type(executor).__name__}"
+        raise TypeError(msg)
+    if signature.is_async:
+        msg = "async tasks run on the event loop; executor= is for sync callables"
+        raise ValueError(msg)
+    return executor
 
 
 def _checked_deps(
@@ -195,19 +179,14 @@ def _checked_deps(
         problem = f"deps must be a list of task names or tasks, not {deps!r:.80}; write deps=[...]"
         raise TaskTypeError(name, dag, problem)
     # Plain strings: of a member of an enumeration only its text is kept.
-    found = tuple(
-        [
-            str.__str__(each) if isinstance(each, str) and type(each) is not str else each
-            for each in deps
-        ]
-    )
+    found = tuple([str.__str__(each) if isinstance(each, str) else each for each in deps])
     seen: set[object] = set()
     for dependency in found:
-        key: tuple[object, bool]
+        key: object
         if isinstance(dependency, str):
-            label, key = repr(dependency), (dependency, True)
+            label, key = repr(dependency), dependency
         elif callable(dependency):
-            label, key = callable_name(dependency), (identity(dependency), False)
+            label, key = callable_name(dependency), identity(dependency)
         else:
             problem = (
                 f"a dependency is a task's name or a decorated callable, not {dependency!r:.80}"
@@ -221,29 +200,3 @@ def _checked_deps(
             raise TaskDefinitionError(name, dag, problem)
         seen.add(key)
     return found
-
-
-def _checked_timeout(name: str, dag: str | None, timeout_s: object) -> float | None:
-    if timeout_s is None:
-        return None
-    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float):
-        problem = f"timeout_s must be seconds or None, not {timeout_s!r:.80}"
-        raise TaskTypeError(name, dag, problem)
-    if not 0 < timeout_s <= sys.float_info.max:  # also refuses NaN, and an int beyond floats
-        problem = (
-            f"timeout_s must be finite and above 0, not {timeout_s!r}; use None for no timeout"
-        )
-        raise TaskDefinitionError(name, dag, problem)
-    return float(timeout_s)
-
-
-def _checked_retries(name: str, dag: str | None, retries: object) -> RetryPolicy:
-    if isinstance(retries, RetryPolicy):
-        return retries
-    if isinstance(retries, bool) or not isinstance(retries, int):
-        problem = f"retries must be an int or a RetryPolicy, not {retries!r:.80}"
-        raise TaskTypeError(name, dag, problem)
-    if retries < 0:
-        problem = f"retries must be 0 or more, not {retries}"
-        raise TaskDefinitionError(name, dag, problem)
-    return RetryPolicy(retries) if retries else NO_RETRIES

@@ -1,97 +1,59 @@
-"""What is handed to an engine or a run, checked before anything starts."""
+"""Check what a caller gives to an engine or a run, before anything starts."""
 
 from __future__ import annotations
 
-import math
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from typing import TYPE_CHECKING
 
+from flowrun.config import SchedulerConfig
 from flowrun.context import RunContext
 from flowrun.errors import ContextError, DefinitionError, listed
+from flowrun.policy import checked_timeout
+from flowrun.registry import TaskRegistry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from concurrent.futures import Executor
 
     from flowrun.graph import Graph
     from flowrun.state import StateStoreProtocol
 
-
 _LONGEST_RUN_ID = 200
 
 
-def checked_store(store: StateStoreProtocol) -> StateStoreProtocol:
-    """Return the store if it can be one.
-
-    Raises:
-        TypeError: It lacks methods of the protocol.
-    """
-    missing = [
-        name
-        for name in ("blocking", "create_run", "save", "load_run", "load_results", "list_runs")
-        if not hasattr(store, name)
-    ]
-    if isinstance(store, type):
-        msg = f"state_store= takes a store, not the class {store.__name__}: make one of it"
-        raise TypeError(msg)
-    if missing:
-        msg = (
-            f"state_store= takes a StateStoreProtocol; {type(store).__name__} lacks"
-            f" {', '.join(missing)}"
-        )
-        if isinstance(store, str | PathLike):
-            msg = f"state_store= takes a StateStoreProtocol: SqliteStateStore({str(store)!r})"
-        raise TypeError(msg)
-    return store
-
-
-def check_kinds(**parts: tuple[object, type]) -> None:
-    """Refuse what is not of the type that it should be of; ``None`` stands for a default.
-
-    Args:
-        **parts: By its parameter's name, what was given and the type.
-
-    Raises:
-        TypeError: It is not; the message names the parameter.
-    """
-    for name, (value, kind) in parts.items():
-        if value is not None and not isinstance(value, kind):
-            msg = f"{name}= takes a {kind.__name__}, not {value!r:.80}"
+def check_parts(registry: object, config: object, logger: object, redact: object) -> None:
+    """Refuse parts of an engine that are of the wrong type; ``None`` stands for a default."""
+    for name, part, fits, kind in (
+        ("registry", registry, isinstance(registry, TaskRegistry), "a TaskRegistry"),
+        ("config", config, isinstance(config, SchedulerConfig), "a SchedulerConfig"),
+        ("logger", logger, callable(getattr(logger, "isEnabledFor", None)), "a logging.Logger"),
+        ("redact", redact, callable(redact), "a function from text to text"),
+    ):
+        if part is not None and not fits:
+            msg = f"{name}= takes {kind}, not {part!r:.80}"
             raise TypeError(msg)
 
 
-def check_logger(logger: object) -> None:
-    """Refuse what cannot be written to like a logger of the standard library.
-
-    Raises:
-        TypeError: It cannot.
-    """
-    if logger is not None and not callable(getattr(logger, "isEnabledFor", None)):
-        msg = f"logger= takes a logging.Logger, not {logger!r:.80}"
-        raise TypeError(msg)
-
-
-def checked_redact(redact: Callable[[str], str] | None) -> Callable[[str], str] | None:
-    """Return the function if it can be called.
-
-    Raises:
-        TypeError: It cannot.
-    """
-    if redact is not None and not callable(redact):
-        msg = f"redact= takes a function from text to text, not {redact!r:.80}"
-        raise TypeError(msg)
-    return redact
+def checked_store(store: StateStoreProtocol) -> StateStoreProtocol:
+    """Return the store, unless it lacks methods of the protocol."""
+    methods = ("blocking", "create_run", "save", "load_run", "load_results", "list_runs")
+    missing = [name for name in methods if not hasattr(store, name)]
+    if isinstance(store, type):
+        msg = f"state_store= takes a store, not the class {store.__name__}: make one of it"
+    elif isinstance(store, str | PathLike):
+        msg = f"state_store= takes a StateStoreProtocol: SqliteStateStore({str(store)!r})"
+    elif missing:
+        kind = type(store).__name__
+        msg = f"state_store= takes a StateStoreProtocol; {kind} lacks {', '.join(missing)}"
+    else:
+        return store
+    raise TypeError(msg)
 
 
 def checked_run_id(run_id: object) -> str:
-    """Return a new run's id if it can be one.
-
-    Raises:
-        TypeError: It is no text.
-        DefinitionError: It is empty, too long, or cannot be stored or shown.
-    """
+    """Return a new run's id, unless it cannot be stored or shown."""
     if not isinstance(run_id, str):
         msg = f"SchedulerConfig.new_run_id must return a str, not {type(run_id).__name__}"
         raise TypeError(msg)
@@ -105,14 +67,13 @@ def checked_run_id(run_id: object) -> str:
 
 
 def with_kind(name: str, pool: Executor | None) -> tuple[Executor, str]:
-    """Return the executor with the way in which calls are handed to it."""
-    if not callable(getattr(pool, "submit", None)) or isinstance(pool, type):
+    """Return an executor and its kind, which decides how calls are submitted to it."""
+    if pool is None or isinstance(pool, type) or not callable(getattr(pool, "submit", None)):
         msg = f"executor {name!r} must be a concurrent.futures.Executor, not {pool!r}"
         raise TypeError(msg)
-    assert pool is not None  # noqa: S101 - it has a submit method
     if isinstance(pool, ThreadPoolExecutor):
         return pool, "thread"
-    # Asked by name: importing them here would load multiprocessing for everybody.
+    # Looked up by name: importing them here would load multiprocessing for everybody.
     for module, kind in (
         ("concurrent.futures.process", "ProcessPoolExecutor"),
         ("flowrun.executors.process_per_attempt", "ProcessPerAttemptExecutor"),
@@ -124,62 +85,40 @@ def with_kind(name: str, pool: Executor | None) -> tuple[Executor, str]:
 
 
 def check_context(graph: Graph, context: object) -> None:
-    """Refuse a context that is none, and none where one is needed.
-
-    Raises:
-        ContextError: Names the DAG and the tasks.
-    """
-    if context is None:
-        if graph.context_tasks:
-            msg = (
-                f"DAG {graph.dag_name!r}: task(s) {listed(graph.context_tasks)} ask for a"
-                " RunContext, and none was given; pass context=RunContext(...)"
-            )
-            raise ContextError(msg)
-    elif not isinstance(context, RunContext):
-        msg = (
-            f"DAG {graph.dag_name!r}: context must be a RunContext, not"
-            f" {type(context).__name__}; wrap it: context=RunContext(...)"
-        )
-        raise ContextError(msg)
+    """Refuse what is not a ``RunContext``, and a missing one if a task needs it."""
+    if context is None and graph.context_tasks:
+        tasks = listed(graph.context_tasks)
+        problem = f"task(s) {tasks} ask for a RunContext, and none was given; pass"
+    elif context is not None and not isinstance(context, RunContext):
+        problem = f"context must be a RunContext, not {type(context).__name__}; wrap it:"
+    else:
+        return
+    msg = f"DAG {graph.dag_name!r}: {problem} context=RunContext(...)"
+    raise ContextError(msg)
 
 
 def check_run_timeout(graph: Graph, timeout_s: object) -> None:
-    """Refuse a deadline that cannot be kept.
-
-    Raises:
-        TypeError: It is no number.
-        ValueError: It is not finite, or not above 0.
-    """
-    if timeout_s is None:
-        return
-    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float):
-        msg = f"DAG {graph.dag_name!r}: timeout_s must be seconds or None, not {timeout_s!r:.80}"
-        raise TypeError(msg)
-    if not math.isfinite(timeout_s) or timeout_s <= 0:
-        msg = (
-            f"DAG {graph.dag_name!r}: timeout_s must be finite and above 0, not {timeout_s!r};"
-            " use None for no limit"
-        )
-        raise ValueError(msg)
+    """Refuse a time limit that is not a number, not finite or not above 0."""
+    try:
+        checked_timeout(timeout_s)
+    except (TypeError, ValueError) as error:
+        msg = f"DAG {graph.dag_name!r}: {error}"
+        raise type(error)(msg) from None
 
 
 def checked_metadata(metadata: Mapping[str, object] | None) -> dict[str, object]:
-    """Return the metadata if it survives JSON unchanged.
-
-    Raises:
-        DefinitionError: It does not.
-    """
+    """Return a copy of the metadata, unless JSON would change it."""
     if metadata is None:
         return {}
     import json  # noqa: PLC0415 - only for those who use metadata
 
     try:
-        plain = json.loads(json.dumps(dict(metadata), allow_nan=False))
+        given = dict(metadata)
+        plain: dict[str, object] = json.loads(json.dumps(given, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         msg = f"metadata must be a mapping of JSON values: {error}"
         raise DefinitionError(msg) from error
-    if plain != dict(metadata):
+    if plain != given:
         msg = "metadata must be a mapping of JSON values that come back as they were"
         raise DefinitionError(msg)
-    return dict(plain)
+    return plain

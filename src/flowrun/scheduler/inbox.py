@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections import deque
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
-
-    from flowrun.state.journal import Answer
 
 
 class Inbox:
@@ -22,10 +18,10 @@ class Inbox:
         wake: Called on it when there are messages to take.
     """
 
-    __slots__ = ("_is_awake", "_loop", "_messages", "_wake")
+    __slots__ = ("_is_awake", "_messages", "_wake", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, wake: Callable[[], object]) -> None:
-        self._loop = loop
+        self.loop = loop
         self._wake = wake
         self._messages: deque[object] = deque()
         self._is_awake = False
@@ -36,10 +32,10 @@ class Inbox:
         # The flag is read after the message was left, and take() resets it before it reads the
         # messages: so a message that finds the flag set is read by the wake-up on its way.
         if self._is_awake:
-            return not self._loop.is_closed()
+            return not self.loop.is_closed()
         self._is_awake = True
         try:
-            self._loop.call_soon_threadsafe(self._wake)
+            self.loop.call_soon_threadsafe(self._wake)
         except RuntimeError:  # the loop is closed
             return False
         return True
@@ -54,23 +50,3 @@ class Inbox:
         messages = self._messages
         # Bounded: threads may go on putting more meanwhile.
         return [messages.popleft() for _ in range(len(messages))]
-
-
-async def wait_for_answer(answer: Answer[Any]) -> None:
-    """Wait on an event loop until another thread has answered."""
-    loop = asyncio.get_running_loop()
-    answered: asyncio.Future[None] = loop.create_future()
-    answer.add_done_callback(partial(_wake_up, loop, answered))
-    await answered
-
-
-def _wake_up(loop: asyncio.AbstractEventLoop, answered: asyncio.Future[None]) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is closed
-        loop.call_soon_threadsafe(_settle, answered)
-
-
-def _settle(answered: asyncio.Future[None]) -> None:
-    # It may be cancelled at this moment: asyncio's handler of SIGINT does that between two lines.
-    with contextlib.suppress(asyncio.InvalidStateError):
-        if not answered.done():
-            answered.set_result(None)

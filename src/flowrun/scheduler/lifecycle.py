@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from flowrun.executors import WorkerThreads
-    from flowrun.scheduler.run import Run, Services
+    from flowrun.scheduler.run import Run
+    from flowrun.scheduler.services import Services
 
 _STANDSTILL_S = 1.0
 _CLOSE_JOURNAL_S = 30.0
@@ -40,7 +41,7 @@ class Lifecycle:
         self._idle = threading.Condition(self._lock)
         self._alive: dict[str, tuple[Run, asyncio.AbstractEventLoop]] = {}
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
-        self._releasing: Future[None] | None = None
+        self._releases = threading.Lock()
         self._is_released = False
         self.is_closed = False
 
@@ -174,47 +175,41 @@ class Lifecycle:
     # -- releasing -----------------------------------------------------------------------------
 
     def _release(self, *, waits: bool = True) -> None:
-        """Release what the engine owns, unless that has begun elsewhere.
+        """Release what the engine owns, once; whoever comes meanwhile waits for that.
 
         Args:
             waits: Whether to wait for its threads. When the interpreter ends they stand still.
         """
-        if self._begins_to_release():
-            try:
-                self._services.journal.close(_CLOSE_JOURNAL_S if waits else 0.0)
-            finally:
-                self._shut_threads_down(waits=waits)
+        if not self._releases.acquire(blocking=waits):
+            return
+        try:
+            if not self._is_released:
+                self._is_released = True
+                self._log_abandoned()
+                try:
+                    self._services.journal.close(_CLOSE_JOURNAL_S if waits else 0.0)
+                finally:
+                    for threads in self._threads:
+                        threads.shutdown(wait=waits)
+                    self._log.debug("engine closed")
+        finally:
+            self._releases.release()
 
     async def _release_off_loop(self) -> None:
-        """Release as :meth:`_release`, with the wait for the journal in a thread."""
+        """Release as :meth:`_release`, with the wait in a thread of its own."""
         done: Future[None] = Future()
-        with self._lock:
-            others, self._releasing = self._releasing, self._releasing or done
-        if others is not None:
-            await asyncio.shield(asyncio.wrap_future(others))
-            return
-        if not self._begins_to_release():
-            done.set_result(None)
-            return
         thread = threading.Thread(
-            target=_settle, args=(done, self._services.journal.close), name="flowrun-closing"
+            target=_settle, args=(done, self._release), name="flowrun-closing"
         )
         try:
             thread.start()
         except RuntimeError:  # the system has no thread for it
-            _settle(done, self._services.journal.close)
-        try:
-            await asyncio.shield(asyncio.wrap_future(done))
-        finally:
-            self._shut_threads_down()
+            _settle(done, self._release)
+        await asyncio.shield(asyncio.wrap_future(done))
         if thread.ident is not None:
             thread.join()  # it has nothing more to do
 
-    def _begins_to_release(self) -> bool:
-        with self._lock:
-            if self._is_released:
-                return False
-            self._is_released = True
+    def _log_abandoned(self) -> None:
         for attempt in list(self._services.abandoned):
             self._log.warning(
                 "engine closed while task %r of run %r, abandoned earlier, still runs",
@@ -222,12 +217,6 @@ class Lifecycle:
                 attempt.seen.run_id,
                 extra={"run_id": attempt.seen.run_id, "dag": attempt.seen.dag_name},
             )
-        return True
-
-    def _shut_threads_down(self, *, waits: bool = True) -> None:
-        for threads in self._threads:
-            threads.shutdown(wait=waits)
-        self._log.debug("engine closed")
 
 
 def _settle(future: Future[None], function: Callable[[], object]) -> None:

@@ -53,7 +53,7 @@ class Limits(Generic[H]):
             self.free += released
         if wanted:
             self.waiting[holder] = wanted  # a holder that already waits keeps its place
-        else:
+        elif self.waiting:
             self.waiting.pop(holder, None)
         return self._grant() if self.free and self.waiting else {}
 
@@ -119,14 +119,6 @@ class SharedLimits:
         if granted:
             self._send(granted)
         return own
-
-    def others_wait(self, holder: SlotHolder) -> bool:
-        """Return whether another holder waits.
-
-        Read without the lock: at worst a newcomer waits for one attempt more.
-        """
-        waiting = self._limits.waiting
-        return bool(waiting) and len(waiting) > (holder in waiting)
 
     def leave(self, holder: SlotHolder) -> None:
         """Give everything back: the holder's run is over. Calling it twice is fine."""

@@ -37,19 +37,9 @@ class Failure:
     interrupts: bool = False
 
 
-FLOWRUN_FAILED = "flowrun itself has failed"
-"""The text of a failure of which nothing else is known; the run's error says more."""
-
-
 @dataclass(slots=True)
 class Refusal:
-    """Why the store did not keep a record.
-
-    Attributes:
-        text: The error with its traceback, redacted.
-        line: The error's own line, redacted.
-        of_result: Whether the task's result is what could not be kept.
-    """
+    """Why the store did not keep a record: the error's text, its line, whether of the result."""
 
     text: str
     line: str
@@ -61,7 +51,7 @@ class StopAnswer(IntEnum):
 
     ``WITHDRAWN``: its code has not begun and never will. ``WILLING``: it will end soon, as it
     was cancelled or killed. ``UNWILLING``: its thread can only be told. ``ENDED``: its code has
-    ended in time, and its outcome is on its way.
+    ended, and its result is being encoded.
     """
 
     WITHDRAWN = 0
@@ -75,20 +65,14 @@ class StopAnswer(IntEnum):
 
 @dataclass(slots=True)
 class SlotsGranted:
-    """The engine's limits gave the run slots that it had asked for."""
+    """The engine's limits gave the run slots that it had waited for."""
 
     count: int
 
 
 @dataclass(slots=True)
 class StopRequested:
-    """Something outside the tasks ends the run.
-
-    Attributes:
-        reason: Why.
-        cause: The same in words.
-        broken: Whether the store or flowrun itself failed.
-    """
+    """Something outside the tasks ends the run; ``broken``: the store or flowrun has failed."""
 
     reason: Reason
     cause: str
@@ -109,7 +93,7 @@ class Succeeded:
     """The code of an attempt has returned.
 
     Attributes:
-        started_at: When the code began; ``None`` if the start instruction was its beginning.
+        started_at: When the code began; ``None`` if it cannot be told.
         ended_at: When it returned.
         value: What it returned, for its consumers.
         stored: What the store keeps of that.
@@ -130,18 +114,12 @@ class Failed:
     unit: int
     attempt: int
     started_at: float | None
-    ended_at: float
     failure: Failure
 
 
 @dataclass(slots=True)
 class StopAnswered:
-    """An attempt was told to stop.
-
-    Attributes:
-        answer: What it can do about it.
-        timeout: The failure of its task, if its time is up.
-    """
+    """An attempt was told to stop; ``timeout`` is its failure, if its time is up."""
 
     unit: int
     attempt: int
@@ -150,36 +128,14 @@ class StopAnswered:
 
 
 @dataclass(slots=True)
-class GivenUp:
-    """An attempt was to be given up; ``ok`` is ``False`` if its outcome came first."""
-
-    unit: int
-    attempt: int
-    ok: bool
-
-
-@dataclass(slots=True)
-class EndedLate:
-    """The code of an attempt that was given up has ended after all."""
-
-    unit: int
-    attempt: int
-
-
-@dataclass(slots=True)
 class Saved:
-    """The store has answered a ``Save``.
-
-    Attributes:
-        units: The units whose outcome was in it.
-        refusals: Why some of them were not kept, by unit; ``None`` if all were.
-    """
+    """The store has answered a ``Save``; ``refusals``: what it did not keep, by unit."""
 
     units: Sequence[int]
     refusals: Mapping[int, Refusal] | None = None
 
 
-UnitEvent: TypeAlias = Started | Succeeded | Failed | StopAnswered | GivenUp | EndedLate
+UnitEvent: TypeAlias = Started | Succeeded | Failed | StopAnswered
 Event: TypeAlias = UnitEvent | SlotsGranted | StopRequested | Saved
 
 # -- instructions -----------------------------------------------------------------------------
@@ -197,9 +153,7 @@ class Start:
 class Stop:
     """Tell attempts to stop, and answer with a ``StopAnswered`` for each.
 
-    Attributes:
-        units: Which.
-        cause: Why, in words; empty if their time is up.
+    ``cause`` says why; it is empty if their time is up.
     """
 
     units: Sequence[int]
@@ -208,7 +162,7 @@ class Stop:
 
 @dataclass(slots=True)
 class GiveUp:
-    """Go on without an attempt that does not end, and answer with ``GivenUp``."""
+    """Go on without an attempt that does not end; send its outcome all the same, once it does."""
 
     unit: int
 
@@ -229,72 +183,37 @@ class Finish:
     records: Sequence[TaskRecord]
 
 
-@dataclass(slots=True)
-class ReportStart:
-    """Notify hooks and log of an attempt's start."""
+class Subject(IntEnum):
+    """What a :class:`Report` is about."""
 
-    record: TaskRecord
-
-
-@dataclass(slots=True)
-class ReportSuccess:
-    """Notify hooks and log of a success that is durable."""
-
-    record: TaskRecord
-    value: object
+    START = 0
+    SUCCESS = 1
+    RETRY = 2
+    FAILURE = 3
+    SKIP = 4
+    ABANDONED = 5
+    NOTE = 6
 
 
 @dataclass(slots=True)
-class ReportRetry:
-    """Notify hooks and log of a failed attempt that another one follows."""
+class Report:
+    """Notify hooks and log of what has happened to a unit, and is durable if it is an outcome.
 
+    Attributes:
+        subject: What has happened.
+        record: The unit's record.
+        line: The line of a failure, or the text of a note.
+        value: What a task has returned.
+        delay_s: Seconds until the next attempt.
+        max_attempts: How many attempts there are at most.
+    """
+
+    subject: Subject
     record: TaskRecord
-    line: str
-    delay_s: float
-    max_attempts: int
+    line: str = ""
+    value: object = None
+    delay_s: float = 0.0
+    max_attempts: int = 0
 
 
-@dataclass(slots=True)
-class ReportFailure:
-    """Notify hooks and log of a final failure."""
-
-    record: TaskRecord
-    line: str
-
-
-@dataclass(slots=True)
-class ReportSkip:
-    """Notify hooks and log of a skipped task."""
-
-    record: TaskRecord
-
-
-@dataclass(slots=True)
-class ReportAbandoned:
-    """Log that an attempt was given up while its code still runs."""
-
-    record: TaskRecord
-
-
-@dataclass(slots=True)
-class ReportNote:
-    """Log a warning about a task that its record does not show."""
-
-    record: TaskRecord
-    text: str
-
-
-Instruction: TypeAlias = (
-    Start
-    | Stop
-    | GiveUp
-    | Save
-    | Finish
-    | ReportStart
-    | ReportSuccess
-    | ReportRetry
-    | ReportFailure
-    | ReportSkip
-    | ReportAbandoned
-    | ReportNote
-)
+Instruction: TypeAlias = Start | Stop | GiveUp | Save | Finish | Report

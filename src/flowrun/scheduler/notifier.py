@@ -6,7 +6,7 @@ Hooks get texts as they are. A log mostly ends on a screen, so its texts are esc
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flowrun.hooks import (
     DagEndEvent,
@@ -17,9 +17,12 @@ from flowrun.hooks import (
     TaskStartEvent,
     TaskSuccessEvent,
 )
+from flowrun.scheduler.messages import Report, Subject
 from flowrun.state import Reason, TaskStatus
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from flowrun.hooks import HookChannel
     from flowrun.state import RunRecord, TaskRecord
 
@@ -41,236 +44,137 @@ class Notifier:
         reports_successes: Whether any hook or log wants successes.
     """
 
-    __slots__ = (
-        "_channel",
-        "_log",
-        "_logs_start",
-        "_logs_success",
-        "_record",
-        "_wants_start",
-        "_wants_success",
-        "reports_starts",
-        "reports_successes",
-    )
-
     def __init__(self, record: RunRecord, channel: HookChannel, log: logging.Logger) -> None:
         self._record = record
         self._channel = channel
         self._log = log
         # Asked once per run, as these two come for every task.
-        self._wants_start = channel.wants(TaskStartEvent)
-        self._wants_success = channel.wants(TaskSuccessEvent)
-        self._logs_start = log.isEnabledFor(logging.DEBUG)
-        self._logs_success = log.isEnabledFor(logging.INFO)
-        self.reports_starts = self._wants_start or self._logs_start
-        self.reports_successes = self._wants_success or self._logs_success
+        debugs, informs = log.isEnabledFor(logging.DEBUG), log.isEnabledFor(logging.INFO)
+        self.reports_starts = debugs or channel.wants(TaskStartEvent)
+        self.reports_successes = informs or channel.wants(TaskSuccessEvent)
+        self._reports: dict[Subject, Callable[[Report], None]] = {
+            Subject.START: self._started,
+            Subject.SUCCESS: self._succeeded,
+            Subject.RETRY: self._retrying,
+            Subject.FAILURE: self._failed,
+            Subject.SKIP: self._skipped,
+            Subject.ABANDONED: self._abandoned,
+            Subject.NOTE: self._noted,
+        }
+
+    # -- the run -----------------------------------------------------------------------------------
 
     def run_started(self, task_names: tuple[str, ...]) -> None:
         """A run begins."""
-        record = self._record
-        self._log.info(
-            "run %s of DAG %r started: %d task(s)",
-            record.run_id,
-            record.dag_name,
-            len(task_names),
-            extra=self._about(),
-        )
-        if self._channel.wants(DagStartEvent):
-            self._channel.emit(
-                DagStartEvent(
-                    record.run_id,
-                    record.dag_name,
-                    record.created_at,
-                    task_names,
-                    record.resumed_from,
-                )
-            )
+        run = self._record
+        text = "run %s of DAG %r started: %d task(s)"
+        count = len(task_names)
+        self._write(logging.INFO, None, text, run.run_id, run.dag_name, count)
+        self._emit(DagStartEvent, run.created_at, task_names, run.resumed_from)
 
-    def run_ended(self, record: RunRecord, duration_s: float) -> None:
+    def run_ended(self, run: RunRecord, duration_s: float) -> None:
         """A run has ended, and its record is saved."""
-        status = record.status
-        self._log.info(
-            "run %s of DAG %r finished: %s in %.3f s",
-            record.run_id,
-            record.dag_name,
-            status,
-            duration_s,
-            extra=self._about(),
-        )
-        if self._channel.wants(DagEndEvent):
-            self._channel.emit(
-                DagEndEvent(
-                    record.run_id,
-                    record.dag_name,
-                    record.finished_at or 0.0,
-                    status.value,
-                    duration_s,
-                    record.error,
-                )
-            )
+        text = "run %s of DAG %r finished: %s in %.3f s"
+        status = run.status
+        self._write(logging.INFO, None, text, run.run_id, run.dag_name, status, duration_s)
+        self._emit(DagEndEvent, run.finished_at or 0.0, status.value, duration_s, run.error)
 
-    def run_recovered(self) -> None:
-        """Send the events of a run that a dead process left behind, now that it has ended."""
-        record = self._record
-        for task in record.tasks.values():
-            if task.reason is Reason.OWNER_DIED and task.status is TaskStatus.FAILED:
-                self.failed(task, task.error or "")
-            elif task.reason is Reason.OWNER_DIED:
-                self.skipped(task)
-        self.run_ended(record, (record.finished_at or 0.0) - record.created_at)
+    def run_aborted(
+        self, tasks: Iterable[TaskRecord], run: RunRecord, duration_s: float | None = None
+    ) -> None:
+        """A run was ended without its state: these tasks have ended with it."""
+        for task in tasks:
+            failed = task.status is TaskStatus.FAILED
+            subject = Subject.FAILURE if failed else Subject.SKIP
+            self.report(Report(subject, task, task.error or ""))
+        if duration_s is None:
+            duration_s = (run.finished_at or 0.0) - run.created_at
+        self.run_ended(run, duration_s)
 
     def run_broke(self, line: str, text: str) -> None:
-        """The store or flowrun itself has failed.
+        """The store or flowrun itself has failed: the error's own line, and its traceback."""
+        whole = f"{line}\n{text}"
+        self._write(logging.ERROR, None, "run %s broke: %s", self._record.run_id, shown=whole)
 
-        Args:
-            line: The error's own line.
-            text: The same with its traceback.
-        """
-        line, text = _shown(line), _shown(text, multiline=True)
-        self._log.error(
-            "run %s broke: %s\n%s", self._record.run_id, line, text, extra=self._about()
-        )
+    # -- its tasks ---------------------------------------------------------------------------------
 
-    def started(self, task: TaskRecord) -> None:
-        """An attempt is launched."""
-        if self._wants_start:
-            record = self._record
-            self._channel.emit(
-                TaskStartEvent(
-                    record.run_id,
-                    record.dag_name,
-                    task.name,
-                    task.started_at or 0.0,
-                    task.attempt,
-                )
-            )
-        if self._logs_start:
-            self._log.debug(
-                "task %r attempt %d launched", task.name, task.attempt, extra=self._about(task)
-            )
+    def report(self, report: Report) -> None:
+        """Report what has happened to a task."""
+        self._reports[report.subject](report)
 
-    def succeeded(self, task: TaskRecord, value: object) -> None:
-        """A task has succeeded, and that is saved."""
-        if self._wants_success:
-            record = self._record
-            self._channel.emit(
-                TaskSuccessEvent(
-                    record.run_id,
-                    record.dag_name,
-                    task.name,
-                    task.finished_at or 0.0,
-                    task.attempt,
-                    _duration_s(task),
-                    value,
-                )
-            )
-        if self._logs_success:
-            self._log.info(
-                "task %r succeeded in %.3f s",
-                task.name,
-                _duration_s(task),
-                extra=self._about(task),
-            )
+    def _started(self, report: Report) -> None:
+        task = report.record
+        self._emit(TaskStartEvent, task.name, task.started_at or 0.0, task.attempt)
+        self._write(logging.DEBUG, task, "task %r attempt %d launched", task.name, task.attempt)
 
-    def retrying(self, task: TaskRecord, line: str, delay_s: float, max_attempts: int) -> None:
-        """An attempt has failed; another one follows."""
-        record = self._record
-        if self._log.isEnabledFor(logging.WARNING):
-            self._log.warning(
-                TASK_RETRIED,
-                task.name,
-                task.attempt,
-                delay_s,
-                _shown(line),
-                extra=self._about(task),
-            )
-        self._log_traceback(task)
-        if self._channel.wants(TaskRetryEvent):
-            self._channel.emit(
-                TaskRetryEvent(
-                    record.run_id,
-                    record.dag_name,
-                    task.name,
-                    task.finished_at or 0.0,
-                    task.attempt,
-                    delay_s,
-                    task.error or "",
-                    line,
-                    task.attempt + 1,
-                    max_attempts,
-                )
-            )
+    def _succeeded(self, report: Report) -> None:
+        task = report.record
+        duration_s, ended_at = _duration_s(task), task.finished_at or 0.0
+        about = (task.name, ended_at, task.attempt, duration_s, report.value)
+        self._emit(TaskSuccessEvent, *about)
+        self._write(logging.INFO, task, "task %r succeeded in %.3f s", task.name, duration_s)
 
-    def failed(self, task: TaskRecord, message: str) -> None:
-        """A task has failed for good."""
-        record = self._record
-        if self._log.isEnabledFor(logging.WARNING):
-            verb = "timed out" if task.reason is Reason.TIMEOUT else "failed"
-            about = self._about(task)
-            self._log.warning(TASK_FAILED, task.name, verb, _shown(message), extra=about)
-        self._log_traceback(task)
-        if self._channel.wants(TaskFailureEvent):
-            self._channel.emit(
-                TaskFailureEvent(
-                    record.run_id,
-                    record.dag_name,
-                    task.name,
-                    task.finished_at or 0.0,
-                    task.attempt,
-                    _duration_s(task),
-                    task.error or "",
-                    message,
-                    str(task.reason),
-                )
-            )
+    def _retrying(self, report: Report) -> None:
+        task, line, delay_s = report.record, report.line, report.delay_s
+        about = (task.name, task.attempt, delay_s)
+        self._write(logging.WARNING, task, TASK_RETRIED, *about, shown=line)
+        self._write_traceback(task)
+        attempts = (task.attempt + 1, report.max_attempts)
+        error, ended_at = task.error or "", task.finished_at or 0.0
+        whole = (task.name, ended_at, task.attempt, delay_s, error, line, *attempts)
+        self._emit(TaskRetryEvent, *whole)
 
-    def _log_traceback(self, task: TaskRecord) -> None:
-        if self._log.isEnabledFor(logging.DEBUG):
-            trace = _shown(task.error or "", multiline=True)
-            self._log.debug("traceback of task %r:\n%s", task.name, trace, extra=self._about(task))
+    def _failed(self, report: Report) -> None:
+        task, line = report.record, report.line
+        verb = "timed out" if task.reason is Reason.TIMEOUT else "failed"
+        self._write(logging.WARNING, task, TASK_FAILED, task.name, verb, shown=line)
+        self._write_traceback(task)
+        error, ended_at = task.error or "", task.finished_at or 0.0
+        about = (task.name, ended_at, task.attempt, _duration_s(task), error, line)
+        self._emit(TaskFailureEvent, *about, str(task.reason))
 
-    def skipped(self, task: TaskRecord) -> None:
-        """A task will not run."""
-        record = self._record
-        if self._log.isEnabledFor(logging.INFO):
-            why = _shown(task.error or "")
-            self._log.info("task %r skipped: %s", task.name, why, extra=self._about(task))
-        if self._channel.wants(TaskSkipEvent):
-            self._channel.emit(
-                TaskSkipEvent(
-                    record.run_id,
-                    record.dag_name,
-                    task.name,
-                    task.finished_at or 0.0,
-                    str(task.reason),
-                    task.error or "",
-                )
-            )
+    def _skipped(self, report: Report) -> None:
+        task, why = report.record, report.record.error or ""
+        self._write(logging.INFO, task, "task %r skipped: %s", task.name, shown=why)
+        self._emit(TaskSkipEvent, task.name, task.finished_at or 0.0, str(task.reason), why)
 
-    def noted(self, task: TaskRecord, what: str) -> None:
-        """Log a warning that the task's record does not show."""
-        self._log.warning("task %r: %s", task.name, what, extra=self._about(task))
+    def _abandoned(self, report: Report) -> None:
+        task = report.record
+        text = "task %r attempt %d does not end; it is abandoned and may run on unseen"
+        self._write(logging.WARNING, task, text, task.name, task.attempt)
 
-    def abandoned(self, task: TaskRecord) -> None:
-        """An attempt was given up while its code still runs."""
-        self._log.warning(
-            "task %r attempt %d does not end; it is abandoned and may run on unseen",
-            task.name,
-            task.attempt,
-            extra=self._about(task),
-        )
+    def _noted(self, report: Report) -> None:
+        self._write(logging.WARNING, report.record, "task %r: %s", report.record.name, report.line)
 
-    def _about(self, task: TaskRecord | None = None) -> dict[str, object]:
-        about: dict[str, object] = {"run_id": self._record.run_id, "dag": self._record.dag_name}
+    def _write_traceback(self, task: TaskRecord) -> None:
+        text, trace = "traceback of task %r:\n%s", task.error or ""
+        self._write(logging.DEBUG, task, text, task.name, shown=trace)
+
+    # -- where it goes -----------------------------------------------------------------------------
+
+    def _write(
+        self,
+        level: int,
+        task: TaskRecord | None,
+        text: str,
+        *about: object,
+        shown: str | None = None,
+    ) -> None:
+        """Write a line; ``shown`` is its last argument, and of a user's making."""
+        if not self._log.isEnabledFor(level):
+            return
+        extra = {"run_id": self._record.run_id, "dag": self._record.dag_name}
         if task is not None:
-            about["task"] = task.name
-        return about
+            extra["task"] = task.name
+        if shown is not None:
+            from flowrun.escape import for_terminal  # noqa: PLC0415 - for errors only
 
+            about = (*about, for_terminal(shown, multiline=level in (logging.DEBUG, logging.ERROR)))
+        self._log.log(level, text, *about, extra=extra)
 
-def _shown(text: str, *, multiline: bool = False) -> str:
-    from flowrun.escape import for_terminal  # noqa: PLC0415 - most runs have no error to show
-
-    return for_terminal(text, multiline=multiline)
+    def _emit(self, kind: type[Any], *about: object) -> None:
+        if self._channel.wants(kind):
+            self._channel.emit(kind(self._record.run_id, self._record.dag_name, *about))
 
 
 def _duration_s(task: TaskRecord) -> float:

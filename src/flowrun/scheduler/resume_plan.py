@@ -1,4 +1,4 @@
-"""Which run a resume goes on with, what it keeps of it, and what it runs: decided in one place."""
+"""Which run a resume continues, which results it keeps, and which tasks it runs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from flowrun.errors import (
 from flowrun.state import NoResult, RunQuery, RunStatus, TaskStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
     from flowrun.graph import Graph
-    from flowrun.state import RunRecord, RunSummary, StateStoreProtocol, TaskRecord
+    from flowrun.state import RunRecord, RunSummary, StateStoreProtocol
 
 
 class PlannedTask(NamedTuple):
-    """What a resume does with one task, and why, in words."""
+    """What a resume does with one task, and why."""
 
     action: Literal["keep", "run"]
     why: str
@@ -30,8 +30,8 @@ class ResumePlan(NamedTuple):
     """What resuming a run would do.
 
     Attributes:
-        run_id: The run whose work is taken over. It is the one asked for, or the last of the
-            plain resumes that followed it, so that nothing is done twice.
+        run_id: The run to continue: the given one, or the last of the plain resumes that
+            followed it, so that no task is done twice.
         dag_name: The DAG.
         tasks: Every task of the new run, in topological order.
         dropped: Tasks of the old run that the DAG no longer has.
@@ -61,18 +61,7 @@ class ResumePlan(NamedTuple):
 
 
 def find_resumable(store: StateStoreProtocol, run_id: object, *, last: bool) -> RunRecord:
-    """Load a run that can be resumed, without results.
-
-    Args:
-        store: Where it is.
-        run_id: The run that was asked for.
-        last: Whether to take the last of its plain successors instead, if it has any.
-
-    Raises:
-        UnknownRunError: There is no such run.
-        RunAliveError: It, or a run that came of it by resuming, is still alive.
-        AlreadyResumedError: A successor has finished it.
-    """
+    """Load a run that can be resumed, without results."""
     if not isinstance(run_id, str):
         raise UnknownRunError(run_id)
     run = store.load_run(run_id, results=False)
@@ -80,10 +69,7 @@ def find_resumable(store: StateStoreProtocol, run_id: object, *, last: bool) -> 
     if not last or run.status is RunStatus.SUCCESS:
         _refuse_alive_heirs(store, run)
         return run
-    while True:
-        successors = store.list_runs(RunQuery(resumed_from=run.run_id, limit=1))
-        if not successors:
-            break
+    while successors := store.list_runs(RunQuery(resumed_from=run.run_id, limit=1)):
         run = store.load_run(successors[0].run_id, results=False)
         _refuse_alive(run)
     if run.run_id != run_id and run.status is RunStatus.SUCCESS:
@@ -102,7 +88,7 @@ def _refuse_alive(run: RunRecord | RunSummary) -> None:
 
 
 def _refuse_alive_heirs(store: StateStoreProtocol, run: RunRecord) -> None:
-    """Two runs must not work on the same tasks at once (S5), whoever resumed whom."""
+    """Refuse if a run that resumes this one is alive: both would run the same tasks (S5)."""
     ancestors = [run.run_id]
     while ancestors:
         try:
@@ -121,25 +107,17 @@ def plan_resume(graph: Graph, old: RunRecord, from_tasks: Sequence[str] | None) 
         graph: The DAG as it is now, cut to the old run's targets.
         old: The old run; results need not be loaded.
         from_tasks: Tasks that run again together with everything that depends on them.
-
-    Raises:
-        UnknownTaskError: One of ``from_tasks`` is no task of the graph.
     """
-    checkpoints = [graph.number(name) for name in from_tasks or ()]
+    checkpoints = {graph.number(name) for name in from_tasks or ()}
     again = graph.descendants(checkpoints)
-    chosen = set(checkpoints)
     reasons: list[str | None] = []
-    for number, name in enumerate(graph.names):
-        why: str | None = None
-        if number in chosen:
-            why = "named in from_tasks"
+    for number in range(len(graph)):
+        if number in checkpoints:
+            reasons.append("named in from_tasks")
         elif number in again:
-            why = "depends on a task named in from_tasks"
+            reasons.append("depends on a task named in from_tasks")
         else:
-            why = _why_again(graph, number, old.tasks.get(name))
-            if why is None:
-                why = _why_outdated(graph, number, reasons)
-        reasons.append(why)
+            reasons.append(_why_again(graph, number, old, reasons))
     _add_makers(graph, old, reasons)
     tasks = {
         name: PlannedTask("keep", "succeeded before") if why is None else PlannedTask("run", why)
@@ -150,7 +128,7 @@ def plan_resume(graph: Graph, old: RunRecord, from_tasks: Sequence[str] | None) 
 
 
 def take_over(record: RunRecord, graph: Graph, old: RunRecord, plan: ResumePlan) -> RunRecord:
-    """Return a new run with what it keeps of the old one."""
+    """Return a new run with the tasks that it keeps of the old one."""
     tasks = dict(record.tasks)
     for number, name in enumerate(graph.names):
         if plan.tasks[name].action == "keep":
@@ -173,23 +151,21 @@ def inputs_to_load(graph: Graph, plan: ResumePlan) -> list[str]:
 _WORDS = {TaskStatus.FAILED: "had failed", TaskStatus.SKIPPED: "was skipped"}
 
 
-def _why_again(graph: Graph, number: int, before: TaskRecord | None) -> str | None:
+def _why_again(
+    graph: Graph, number: int, old: RunRecord, reasons: Sequence[str | None]
+) -> str | None:
+    """Return why a task runs again (S3), given the reasons of its parents; ``None`` to keep it.
+
+    A parent that runs only to make a released result again (S2) has no reason yet: its new result
+    counts as the old one.
+    """
+    before = old.tasks.get(graph.names[number])
     if before is None:
         return "new in the DAG"
     if before.status is not TaskStatus.SUCCESS:
         return _WORDS.get(before.status, "had not ended")
-    now = {graph.names[parent] for parent in graph.parents[number]}
-    if now != set(before.deps):
+    if set(graph.dependency_names[number]) != set(before.deps):
         return "its dependencies have changed"
-    return None
-
-
-def _why_outdated(graph: Graph, number: int, reasons: Sequence[str | None]) -> str | None:
-    """A result that was made from what is made anew counts no more (S3).
-
-    Its parents come before it, and those that run only so that a released result is there
-    again (S2) have no reason yet: what they make counts as what they made before.
-    """
     for parent in graph.parents[number]:
         if reasons[parent] is not None:
             return f"depends on {graph.names[parent]!r}, which runs again"
@@ -197,7 +173,7 @@ def _why_outdated(graph: Graph, number: int, reasons: Sequence[str | None]) -> s
 
 
 def _add_makers(graph: Graph, old: RunRecord, reasons: list[str | None]) -> None:
-    """A task that must run needs its inputs: who made one that is gone runs again too (S2).
+    """Also run the tasks whose results are gone and needed by a task that runs (S2).
 
     From the last task to the first, so that one pass follows a chain of any length.
     """
@@ -205,15 +181,10 @@ def _add_makers(graph: Graph, old: RunRecord, reasons: list[str | None]) -> None
         if reasons[number] is None:
             continue
         for parent in _inputs(graph, number):
-            if reasons[parent] is None:
-                name = graph.names[parent]
-                if any(old.tasks[name].result is gone for gone in _GONE):
-                    reasons[parent] = (
-                        f"its result was released, and {graph.names[number]!r} needs it"
-                    )
-
-
-_GONE: Collection[object] = (NoResult.RELEASED, NoResult.ABSENT)
+            result = old.tasks[graph.names[parent]].result if reasons[parent] is None else None
+            if result is NoResult.RELEASED or result is NoResult.ABSENT:
+                needed_by = graph.names[number]
+                reasons[parent] = f"its result was released, and {needed_by!r} needs it"
 
 
 def _inputs(graph: Graph, number: int) -> Sequence[int]:

@@ -1,7 +1,7 @@
 """Attempts whose code runs elsewhere: in a worker thread, or on an executor of the user's.
 
-Who ends such an attempt, the thread that runs its code or the loop that gives it up, is settled
-by locks that each side takes without waiting: who takes one first decides.
+One lock of each attempt settles whether its code begins: the thread takes it before, or the loop
+takes it so that the code never does. Everything else about it is decided on the loop.
 """
 
 from __future__ import annotations
@@ -9,19 +9,16 @@ from __future__ import annotations
 import threading
 from abc import abstractmethod
 from concurrent.futures import BrokenExecutor, CancelledError, Future
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from flowrun.context import CURRENT
 from flowrun.errors import ExecutorError, FlowrunError, RemoteTaskError
 from flowrun.executors import Job
 from flowrun.failure import error_line
-from flowrun.scheduler.attempt import (
-    NO_ARGUMENTS,
-    RunningAttempt,
-    close_unawaited,
-    is_to_be_awaited,
-)
-from flowrun.scheduler.messages import Failed, Started, StopAnswer, Succeeded
+from flowrun.scheduler.attempt import NO_ARGUMENTS, RunningAttempt
+from flowrun.scheduler.messages import Started, StopAnswer
+from flowrun.scheduler.results import is_to_be_awaited
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -31,52 +28,42 @@ if TYPE_CHECKING:
 
 
 class SyncAttempt(RunningAttempt):
-    """What worker threads and foreign executors have in common: code that runs in a thread.
+    """What worker threads and foreign executors have in common: code that runs in a thread."""
 
-    ``_begin`` is taken by the thread before the code begins, or by the loop so that it never
-    does; ``_end`` when the code has ended, or by the loop that gives it up; ``_delivery`` when
-    its outcome is ready, or by the loop if encoding it takes too long.
-    """
+    __slots__ = ("_begin",)
 
-    __slots__ = ("_begin", "_delivery", "_end", "_error", "_is_overdue", "_value")
-
-    def prepare(self) -> None:
-        """Make what each side takes."""
-        self._begin = threading.Lock()
-        self._end = threading.Lock()
-        self._delivery = threading.Lock()
-        self._is_overdue = False
-        self._error: BaseException | None = None
-        self._value: object = None
+    _begin: threading.Lock
 
     def work(self) -> None:
         """Run the code in this thread, and send its outcome."""
-        if not self._begin.acquire(blocking=False):
-            return  # it was given up before it began
         try:
-            self.context.run(self._call)
-            ended_at = self.services.config.clock.monotonic()
-            if not self._end.acquire(blocking=False):
-                self._drop()
-                self.ended_late()
+            if not self._begin.acquire(blocking=False):  # it was given up before it began
+                self.deliver(self.failed(CancelledError()))
                 return
+            value, error = self.context.run(self._call)
             self.has_ended = True
-            self._send(ended_at)
-        except BaseException as error:  # noqa: BLE001 - flowrun's own, as the code's are caught
-            self.crashed(error)
+            self.arguments = NO_ARGUMENTS
+            self.send(value, error)
+            del value, error  # a traceback holds this frame
+        except BaseException as wrong:  # noqa: BLE001 - flowrun's own, as the code's are caught
+            self.deliver(self.crashed(wrong))
+
+    def send(self, value: object, error: BaseException | None, text: str | None = None) -> None:
+        """Send what has come of the code, in the thread where that is known."""
+        if error is not None:
+            self.deliver(self.failed(error, text))
+        elif is_to_be_awaited(value):
+            self.services.post(partial(self.services.await_on_loop, self, value))
+        else:
+            self.deliver(self.outcome(value))
 
     def give_up(self) -> bool:
         """Go on without the code; see :meth:`RunningAttempt.give_up`."""
-        if not self._end.acquire(blocking=False) and not (
-            # Asked for the second time: encoding the result has had its time, too.
-            self._is_overdue and self._delivery.acquire(blocking=False)
-        ):
-            self._is_overdue = True
-            return False
         self.seen.ended = True
-        if not self._begin.acquire(blocking=False):  # otherwise it never begins
-            self.services.abandoned.add(self)
-            self.abandon_thread()
+        if self._begin.acquire(blocking=False):
+            return False
+        self.services.abandoned.add(self)
+        self.abandon_thread()
         return True
 
     @abstractmethod
@@ -103,65 +90,26 @@ class SyncAttempt(RunningAttempt):
 
     def stop(self, cause: str) -> StopAnswer:
         """Withdraw the call, or tell its thread; see :meth:`RunningAttempt.stop`."""
-        in_time = self.has_ended
+        has_ended = self.has_ended
         # Told before it is withdrawn: a call that begins a moment later sees it.
         self.seen.tell(cause)
         if self.withdraw():
             self.seen.ended = True
             return StopAnswer.WITHDRAWN
-        if in_time and not self._is_overdue:
-            self._is_overdue = True
-            return StopAnswer.ENDED
-        return StopAnswer.UNWILLING
+        return StopAnswer.ENDED if has_ended else StopAnswer.UNWILLING
 
-    def _call(self) -> None:
+    def _call(self) -> tuple[object, BaseException | None]:
         CURRENT.set(self.seen)
         try:
             args, kwargs = self.call_arguments()
             self.start_clock()
-            started = Started(self.unit, self.seen.attempt, self.started_at or 0.0)
-            self.services.post_quietly(started)
-            self._value = self.spec.function(*args, **kwargs)
+            started_at = self.started_at or 0.0
+            self.services.post_quietly(Started(self.unit, self.seen.attempt, started_at))
+            value = self.spec.function(*args, **kwargs)
+            self.ended_at = self.services.monotonic()
         except BaseException as error:  # noqa: BLE001 - everything is the task's failure (A5)
-            self._error = error
-
-    def _send(self, ended_at: float) -> None:
-        value, error = self._value, self._error
-        self._drop_references()
-        if error is None and is_to_be_awaited(value):
-            self.services.post(AwaitOnLoop(self, value))
-            return
-        try:
-            event = self.outcome(value, ended_at) if error is None else self.failed(error, ended_at)
-        finally:
-            del value, error  # a traceback holds this frame
-        self.deliver(event)
-
-    def deliver(self, event: Succeeded | Failed) -> None:
-        """Send the outcome, unless the run has gone on without it."""
-        self.seen.ended = True
-        if self._delivery.acquire(blocking=False):
-            self.services.post(event)
-        else:
-            self.ended_late()
-
-    def _drop(self) -> None:
-        close_unawaited(self._value)
-        self._drop_references()
-
-    def _drop_references(self) -> None:
-        self._value = self._error = None
-        self.arguments = NO_ARGUMENTS
-
-
-class AwaitOnLoop:
-    """A message: a sync callable has returned what has to be awaited on the loop (I3)."""
-
-    __slots__ = ("attempt", "value")
-
-    def __init__(self, attempt: RunningAttempt, value: object) -> None:
-        self.attempt = attempt
-        self.value = value
+            return None, error
+        return value, None
 
 
 class ThreadAttempt(SyncAttempt):
@@ -172,8 +120,8 @@ class ThreadAttempt(SyncAttempt):
     def start(self, pool: Executor, kind: str) -> None:
         """Queue the call; see :meth:`SyncAttempt.start`."""
         del kind
+        self._begin = threading.Lock()
         threads = cast("WorkerThreads", pool)
-        self.prepare()
         self._job = Job(threads, self.work, self._shut_down)
         threads.enqueue(self._job)
 
@@ -187,13 +135,13 @@ class ThreadAttempt(SyncAttempt):
 
     def _shut_down(self) -> None:
         error = ExecutorError("the worker threads were shut down before the call began")
-        self.services.post(self.failed(error, self.services.config.clock.monotonic()))
+        self.deliver(self.failed(error))
 
 
 class PoolAttempt(SyncAttempt):
     """A call on an executor that flowrun did not make."""
 
-    __slots__ = ("_future", "_is_withdrawing", "_ran_here")
+    __slots__ = ("_future", "_is_withdrawing", "_kind", "_ran_here")
 
     def start(self, pool: Executor, kind: str) -> None:
         """Submit the call; see :meth:`SyncAttempt.start`.
@@ -204,7 +152,8 @@ class PoolAttempt(SyncAttempt):
         """
         from flowrun.executors.remote_call import PackedCall  # noqa: PLC0415 - for pools only
 
-        self.prepare()
+        self._begin = threading.Lock()
+        self._kind = kind
         self._ran_here = self._is_withdrawing = False
         call = PackedCall(self.remote_call()) if kind == "process" else PoolCall(self)
         if kind != "thread":  # which alone shows when it begins a call (A1)
@@ -261,6 +210,16 @@ class PoolAttempt(SyncAttempt):
             return StopAnswer.WILLING
         return answer
 
+    def give_up(self) -> bool:
+        """Go on without the code; see :meth:`RunningAttempt.give_up`."""
+        if super().give_up():
+            return True
+        # It never begins in this process; where else it may run, nobody can see.
+        if self._kind == "thread":
+            return False
+        self.services.abandoned.add(self)
+        return True
+
     def _is_cancelled(self) -> bool:
         try:
             return type(self._future) is not Future and self._future.cancel()
@@ -274,21 +233,14 @@ class PoolAttempt(SyncAttempt):
         ):
             return
         try:
-            ended_at = self.services.config.clock.monotonic()
-            if not self._end.acquire(blocking=False):
-                self.ended_late()
-                return
             self.has_ended = True
+            self.ended_at = ended_at = self.services.monotonic()
             value, error, text, duration_s = self._collected(future)
             if duration_s is not None:
                 self.started_at = max(self.started_at or ended_at, ended_at - duration_s)
-            if error is None:
-                self._value = value
-                self._send(ended_at)
-            else:
-                self.deliver(self.failed(error, ended_at, text))
-        except BaseException as error:  # noqa: BLE001 - flowrun's own
-            self.crashed(error)
+            self.send(value, error, text)
+        except BaseException as wrong:  # noqa: BLE001 - flowrun's own
+            self.deliver(self.crashed(wrong))
 
     def _collected(
         self, future: Future[Any]

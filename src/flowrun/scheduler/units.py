@@ -1,6 +1,7 @@
 """The units of a run: their phases, their counts, what is ready, what is to be saved.
 
-Pure bookkeeping: the rules that move a unit from phase to phase are in ``run_state.py``.
+Pure bookkeeping: the rules that move a unit from phase to phase are in ``run_state.py`` and
+``attempt_rules.py``.
 """
 
 from __future__ import annotations
@@ -66,12 +67,14 @@ class Unit:
         line: The line that reports its failure.
         delay_s: How long its next attempt waits.
         timeout: The failure of its attempt, once that was told that its time is up.
+        is_overdue: Whether the result of its attempt is encoded in a second ``timeout_s``.
         is_start_saved: Whether the store has been given the start of its attempt.
     """
 
     __slots__ = (
         "consumers",
         "delay_s",
+        "is_overdue",
         "is_start_saved",
         "line",
         "number",
@@ -98,7 +101,7 @@ class Unit:
         self.line = ""
         self.delay_s = 0.0
         self.timeout: Failure | None = None
-        self.is_start_saved = False
+        self.is_overdue = self.is_start_saved = False
 
 
 class UnitTable:
@@ -196,6 +199,7 @@ class UnitTable:
         unit.pending = None
         unit.phase = _DONE
         self.open -= 1
+        self.committing -= 1
         units = self.units
         for number in self._graph.parents[unit.number]:
             parent = units[number]
@@ -225,12 +229,6 @@ class UnitTable:
                     stack.append(number)
         return [found[number] for number in sorted(found)]
 
-    def take_changes(self) -> tuple[list[TaskRecord], list[int]]:
-        """Return what is to be saved, and whose outcomes are in it; nothing is left."""
-        taken = self.changed, self.outcomes
-        self.changed, self.outcomes = [], []
-        return taken
-
     def records(self) -> dict[str, TaskRecord]:
         """Return the records of all tasks, in order."""
         return {unit.record.name: unit.record for unit in self.units}
@@ -244,6 +242,8 @@ class UnitTable:
         phases = [unit.phase for unit in self.units]
         require(sum(phase is not _DONE for phase in phases) == self.open, "open units")
         require(sum(phase in COMMITTING for phase in phases) == self.committing, "commits")
+        ready = sorted(unit.number for unit in self.units if unit.phase is _READY)
+        require(ready == sorted(self.ready), f"READY are {ready}, queued {sorted(self.ready)}")
         for unit in self.units:
             story = f"task {unit.record.name!r} in phase {unit.phase.name}"
             require((unit.phase in ACTIVE) == (unit.number in self.active), story)

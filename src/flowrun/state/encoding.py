@@ -12,8 +12,7 @@ from flowrun.errors import ResultNotReadableError, ResultNotStorableError
 from flowrun.failure import error_line
 from flowrun.state.json_serializer import JsonSerializer
 from flowrun.state.records import EncodedResult
-from flowrun.state.serializers import serializer_name
-from flowrun.state.value_paths import smallest_failing, type_name
+from flowrun.state.serializers import serializer_name, smallest_failing, type_name
 
 if TYPE_CHECKING:
     from flowrun.state.serializers import ResultSerializer
@@ -28,16 +27,9 @@ def encode(
 
     The bytes of a serializer that does not say ``faithful = True`` are read back once.
 
-    Args:
-        serializer: What makes the bytes.
-        value: What the task returned.
-        longest: How many bytes the store can keep.
-        run_id: The run, for the error.
-        task_name: The task, for the error.
-
     Raises:
         ResultNotStorableError: The serializer refuses the value, or the value does not come
-            back as an object of the same type, or there are too many bytes.
+            back as an object of the same type, or there are more than ``longest`` bytes.
     """
     cause: BaseException | None = None
     try:
@@ -65,11 +57,6 @@ def decode(serializer: ResultSerializer, stored_name: str, data: bytes) -> objec
     Results that ``JsonSerializer`` wrote are readable whatever the store's serializer is: reading
     them runs no code of theirs.
 
-    Args:
-        serializer: The store's.
-        stored_name: The name of the serializer that made the bytes.
-        data: The bytes.
-
     Raises:
         ResultNotReadableError: Another serializer made the bytes, or they are damaged.
     """
@@ -91,8 +78,6 @@ class _UnreadableError(Exception):
 
 def _serialized(serializer: ResultSerializer, value: object) -> bytes:
     data: object = serializer.serialize(value)
-    if type(data) is bytes:
-        return data
     if isinstance(data, (bytes, bytearray, memoryview)):
         return bytes(data)
     problem = f"its serialize() returned {type_name(type(data))}, not bytes"
@@ -112,27 +97,18 @@ def _problem_of(serializer: ResultSerializer, value: object, data: bytes, longes
     """Return what is wrong with the bytes, or an empty text."""
     if len(data) > longest:
         return f"it comes to {len(data):,} bytes, and SQLite keeps at most {longest:,} in a row"
-    if getattr(serializer, "faithful", False) is True:
-        return ""
-    kind = type(_read_back(serializer, data))
-    if kind is type(value):
-        return ""
-    return f"result: {type_name(type(value))} would come back as {type_name(kind)}"
+    if getattr(serializer, "faithful", False) is not True:
+        kind = type(_read_back(serializer, data))
+        if kind is not type(value):
+            return f"result: {type_name(type(value))} would come back as {type_name(kind)}"
+    return ""
 
 
 def _located(serializer: ResultSerializer, value: object, error: BaseException) -> str:
     """Return the error's own line, after the place of the smallest part that fails by itself."""
-
-    def fails(part: object) -> bool:
-        try:
-            _read_back(serializer, _serialized(serializer, part))
-        except KeyboardInterrupt:
-            raise
-        except BaseException:  # noqa: BLE001 - a value's own code may raise anything
-            return True
-        return False
-
-    place, part = smallest_failing(value, fails)
+    place, part = smallest_failing(
+        value, lambda part: _read_back(serializer, _serialized(serializer, part))
+    )
     what = f"{place} ({type_name(type(part))})"
     if isinstance(error, _UnreadableError) and error.__cause__ is not None:
         return f"{what} cannot be read back: {error_line(error.__cause__)}"

@@ -6,11 +6,12 @@ store that does not block needs no thread: it is called at once, by whoever subm
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import queue
 import threading
-from collections import deque
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, cast
 
 from flowrun.errors import (
     DamagedRecordError,
@@ -33,6 +34,8 @@ T = TypeVar("T")
 Errors: TypeAlias = "list[Exception | None] | None"
 """Why changes were not kept, one entry for each of them; ``None`` if all were."""
 
+_Queue: TypeAlias = "queue.SimpleQueue[_Entry | _Call | None]"
+
 _MOST_CHANGES = 1000
 _CLOSE_S = 30.0
 
@@ -42,65 +45,17 @@ class _Entry(NamedTuple):
     reply: Callable[[Errors], object]
 
 
-class Answer(Generic[T]):
-    """What comes of a call in the journal's thread.
+class _Call(NamedTuple):
+    function: Callable[[], Any]
+    reply: Callable[[Any, BaseException | None], object]
 
-    No ``concurrent.futures.Future``: a ``KeyboardInterrupt`` in whoever waits for one may leave
-    its lock taken, and the journal's thread would wait for that lock for good.
-
-    Args:
-        function: The call.
-    """
-
-    __slots__ = ("_callbacks", "_error", "_function", "_is_open", "_value", "is_done")
-
-    def __init__(self, function: Callable[[], T]) -> None:
-        self._function: Callable[[], T] | None = function
-        self._is_open = threading.Lock()
-        self._is_open.acquire()
-        self._callbacks: deque[Callable[[], object]] = deque()
-        self._value: T | None = None
-        self._error: BaseException | None = None
-        self.is_done = False
-
-    def give(self) -> None:
-        """Make the call, in the journal's thread."""
-        function, self._function = self._function, None
-        assert function is not None  # noqa: S101 - it is called once
+    def make(self) -> None:
+        result = reason = None
         try:
-            self._value = function()
+            result = self.function()
         except BaseException as error:  # noqa: BLE001 - the caller gets whatever it was
-            self._error = error
-        self.is_done = True
-        self._is_open.release()
-        self._call_back()
-
-    def result(self, timeout_s: float = -1) -> T:
-        """Wait for the answer, and return what the call has returned.
-
-        Raises:
-            TimeoutError: It has not ended in time.
-            BaseException: What it has raised.
-        """
-        if not self.is_done and not self._is_open.acquire(timeout=timeout_s):
-            raise TimeoutError
-        if self._error is not None:
-            raise self._error
-        return cast("T", self._value)
-
-    def add_done_callback(self, callback: Callable[[], object]) -> None:
-        """Have something called once the call has ended, in whichever thread; it must not raise."""
-        self._callbacks.append(callback)
-        if self.is_done:
-            self._call_back()
-
-    def _call_back(self) -> None:
-        while True:
-            try:
-                callback = self._callbacks.popleft()
-            except IndexError:  # the thread that adds one and the journal's both look
-                return
-            callback()
+            reason = error
+        self.reply(result, reason)
 
 
 class Journal:
@@ -121,11 +76,10 @@ class Journal:
         self.store = store
         self._log = log
         self._redact = redact
-        self._queue: queue.SimpleQueue[_Entry | Answer[Any] | None] = queue.SimpleQueue()
+        self._queue: _Queue = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._process = 0
-        self._ending: threading.Thread | None = None
         self._unsaved: dict[str, RunRecord] = {}
 
     def submit(self, changes: Sequence[Change], reply: Callable[[Errors], object]) -> None:
@@ -144,18 +98,43 @@ class Journal:
         else:
             reply(self._save(changes))
 
-    def call(self, function: Callable[[], T]) -> Answer[T]:
+    def call(self, function: Callable[[], T]) -> T:
         """Call something that writes to the store, after everything submitted before.
 
         Raises:
             RuntimeError: The system gives no thread.
+            BaseException: What the function has raised.
         """
-        answer = Answer(function)
-        if self.store.blocking:
-            self._put(answer)
-        else:
-            answer.give()
-        return answer
+        if not self.store.blocking or threading.current_thread() is self._thread:
+            return function()
+        # No future or event: a Ctrl-C here could leave the lock inside taken, and the journal's
+        # thread would wait for that lock for good.
+        answers: list[tuple[Any, BaseException | None]] = []
+        is_answered = threading.Lock()
+        is_answered.acquire()
+
+        def answer(result: Any, error: BaseException | None) -> None:  # noqa: ANN401
+            answers.append((result, error))
+            is_answered.release()
+
+        self._put(_Call(function, answer))
+        is_answered.acquire()
+        ((result, error),) = answers
+        if error is not None:
+            raise error
+        return cast("T", result)
+
+    def call_from_loop(self, function: Callable[[], T]) -> asyncio.Future[T]:
+        """Do as :meth:`call`; the running event loop goes on meanwhile."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def answer(result: Any, error: BaseException | None) -> None:  # noqa: ANN401
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(_settle, future, result, error)
+
+        self._put(_Call(function, answer))
+        return future
 
     # -- ends that could not be written ------------------------------------------------------
 
@@ -170,10 +149,8 @@ class Journal:
 
     def save_unsaved(self) -> None:
         """Write the ends that the store refused before, as far as that is possible now."""
-        if self._unsaved and threading.current_thread() is not self._thread:
-            self.call(self._save_unsaved).result()
-        elif self._unsaved:
-            self._save_unsaved()
+        if self._unsaved:
+            self.call(self._save_unsaved)
 
     def _save_unsaved(self) -> None:
         for run_id, run in list(self._unsaved.items()):
@@ -206,84 +183,55 @@ class Journal:
         """
         if self._unsaved and timeout_s:
             self.save_unsaved()
-        with self._lock:
-            thread, self._thread = self._thread, None
-            ending, self._queue = self._queue, queue.SimpleQueue()
-            self._ending = thread
+        thread = self._thread
         if thread is not None:
-            ending.put(None)
+            self._queue.put(None)
             thread.join(timeout_s)
 
     # -- the thread ----------------------------------------------------------------------------
 
-    def _put(self, item: _Entry | Answer[Any]) -> None:
-        # Not is_alive(): a KeyboardInterrupt in it may have Python take the thread for dead.
-        if self._thread is None or self._process != os.getpid():
-            self._start_thread()
-        self._queue.put(item)
-
-    def _start_thread(self) -> None:
+    def _put(self, item: _Entry | _Call) -> None:
         with self._lock:
             if self._thread is None or self._process != os.getpid():
-                is_wanted = [True]
                 # Daemonic: a store that hangs must not keep the interpreter from ending.
-                thread = threading.Thread(
-                    target=self._run,
-                    args=(self._queue, self._ending, is_wanted),
-                    name="flowrun-journal",
-                    daemon=True,
-                )
-                try:
-                    thread.start()
-                except BaseException:
-                    is_wanted.clear()  # a KeyboardInterrupt: the thread may run all the same
-                    raise
+                thread = threading.Thread(target=self._work, name="flowrun-journal", daemon=True)
+                thread.start()
                 self._thread, self._process = thread, os.getpid()
+            self._queue.put(item)
 
-    def _run(
-        self,
-        items: queue.SimpleQueue[_Entry | Answer[Any] | None],
-        before: threading.Thread | None,
-        is_wanted: list[bool],
-    ) -> None:
-        with self._lock:
-            if not is_wanted:  # pragma: no cover - a Ctrl-C came while it was started
-                return
+    def _work(self) -> None:
         try:
-            self._write_all(items, before)
-        finally:
-            if self._thread is threading.current_thread():
+            while not (self._write_next() and self._may_end()):
+                pass
+        except BaseException:
+            with self._lock:
                 self._thread = None
+            raise
 
-    def _write_all(
-        self, items: queue.SimpleQueue[_Entry | Answer[Any] | None], before: threading.Thread | None
-    ) -> None:
-        if before is not None:
-            before.join()  # there is one writer, also while the journal is closed and used again
-        item: _Entry | Answer[Any] | None
-        entries: list[_Entry] = []
-        while True:
-            item = items.get()
-            size = 0
-            while isinstance(item, _Entry):
-                entries.append(item)
-                size += len(item.changes)
-                item = None
-                if size >= _MOST_CHANGES:
-                    break
-                try:
-                    item = items.get_nowait()
-                except queue.Empty:
-                    break
-            else:
-                self._write(entries)
-                entries = []
-                if item is None:
-                    return
-                item.give()
-            self._write(entries)
-            # Keep no result alive while waiting (I2).
-            entries, item = [], None
+    def _write_next(self) -> bool:
+        """Write what has come, in one batch; return whether the journal was closed after it."""
+        batch: list[_Entry] = []
+        size = 0
+        item = self._queue.get()
+        while isinstance(item, _Entry):
+            batch.append(item)
+            size += len(item.changes)
+            if size >= _MOST_CHANGES or self._queue.empty():
+                self._write(batch)
+                return False
+            item = self._queue.get()
+        self._write(batch)
+        if item is None:
+            return True
+        item.make()
+        return False
+
+    def _may_end(self) -> bool:
+        with self._lock:  # what was submitted meanwhile is still written
+            if not self._queue.empty():
+                return False
+            self._thread = None
+            return True
 
     def _write(self, entries: Sequence[_Entry]) -> None:
         changes = [change for entry in entries for change in entry.changes]
@@ -344,3 +292,12 @@ def store_error(failure: BaseException, run: RunRecord, done: str) -> Exception:
     )
     clear.__cause__ = failure
     return clear
+
+
+def _settle(future: asyncio.Future[Any], result: object, error: BaseException | None) -> None:
+    # It may be cancelled at this moment: asyncio's handler of SIGINT does that between two lines.
+    with contextlib.suppress(asyncio.InvalidStateError):
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)

@@ -64,7 +64,6 @@ class InMemoryStateStore:
         self._runs: dict[str, RunRecord] = {}
         self._tasks: dict[str, dict[str, TaskRecord]] = {}
         self._finished: deque[str] = deque()
-        self._heirs: dict[str, list[str]] = {}
 
     def create_run(self, run: RunRecord) -> None:
         """Keep a new run; see :meth:`StateStoreProtocol.create_run`."""
@@ -75,7 +74,6 @@ class InMemoryStateStore:
             if run.resumed_from is not None:
                 self._check_ancestor(run, run.resumed_from)
                 self._carry_over(tasks, run.resumed_from)
-                self._heirs.setdefault(run.resumed_from, []).append(run.run_id)
             self._runs[run.run_id] = run._replace(tasks={})
             self._tasks[run.run_id] = tasks
 
@@ -159,14 +157,15 @@ class InMemoryStateStore:
         ancestor = self._runs.get(ancestor_id)
         if ancestor is not None and ancestor.alive:
             raise RunAliveError(ancestor_id, "it is still running")
-        heirs = list(self._heirs.get(ancestor_id, ()))
-        for heir_id in heirs:  # and theirs, which are added on the way
-            heirs += self._heirs.get(heir_id, ())
-            heir = self._runs.get(heir_id)
-            if heir is not None and heir.alive:
-                raise RunAliveError(ancestor_id, f"run {heir_id!r} is just resuming it")
-            if run.sole_heir:
-                raise AlreadyResumedError(ancestor_id, f"run {heir_id!r} has resumed it meanwhile")
+        family = {ancestor_id}
+        for heir in self._runs.values():  # in the order of their creation
+            if heir.resumed_from in family:
+                family.add(heir.run_id)
+                if heir.alive:
+                    raise RunAliveError(ancestor_id, f"run {heir.run_id!r} is just resuming it")
+                if run.sole_heir:
+                    why = f"run {heir.run_id!r} has resumed it meanwhile"
+                    raise AlreadyResumedError(ancestor_id, why)
 
     def _carry_over(self, tasks: dict[str, TaskRecord], ancestor_id: str) -> None:
         """Give tasks whose results the ancestor has those results."""
@@ -194,11 +193,7 @@ class InMemoryStateStore:
             self._delete(finished.popleft())
 
     def _delete(self, run_id: str) -> None:
-        run = self._runs.pop(run_id)
-        del self._tasks[run_id]
-        self._heirs.pop(run_id, None)
-        if run.resumed_from in self._heirs:
-            self._heirs[run.resumed_from].remove(run_id)
+        del self._runs[run_id], self._tasks[run_id]
 
     def _newest_first(self, before: str | float | None) -> list[RunRecord]:
         with self._lock:

@@ -64,11 +64,11 @@ class _LockFile:
     def lock(self) -> int:
         """Lock a byte that no other owner holds, and return its offset."""
         with self._asking:
-            while True:
+            owner = 0
+            while not owner or not self._locked(owner, shared=False):
                 owner = secrets.randbelow(_MOST_OWNERS) + 1
-                if self._locked(owner, shared=False):  # pragma: no branch - taken once in 2**40
-                    self.held.add(owner)
-                    return owner
+            self.held.add(owner)
+            return owner
 
     def unlock(self, owner: int) -> None:
         """Release the byte."""

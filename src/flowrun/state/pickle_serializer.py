@@ -6,22 +6,17 @@ import hashlib
 import hmac
 import io
 import pickle
-from typing import TYPE_CHECKING
+from typing import Any
 
 from flowrun.errors import ResultNotReadableError, ResultNotStorableError
 from flowrun.failure import error_line
-from flowrun.state.value_paths import smallest_failing, type_name
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from flowrun.state.serializers import smallest_failing, type_name
 
 _SIGNED = b"flowrun-signed-1\n"
 _DIGEST = "sha256"
 _DIGEST_BYTES = hashlib.new(_DIGEST).digest_size
 _SHORTEST_KEY = 16
-_PROTOCOL = pickle.PROTO[0]
-_FRAMED = 4
-_LONG = 1 << 20
+_FRAMED = bytes([4])  # the first protocol that has frames
 
 
 class PickleSerializer:
@@ -77,16 +72,15 @@ class PickleSerializer:
             ResultNotStorableError: A part of the value cannot be pickled; the message names
                 its place, like ``result['rows'][3].when``, where that can be found out.
         """
-        pieces = _Pieces()
+        sink = _Sink()
         try:
-            pickle.Pickler(pieces, self._protocol).dump(obj)
+            pickle.Pickler(sink, self._protocol).dump(obj)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a class's own pickling code may raise anything
             raise ResultNotStorableError(_why_unpicklable(obj, self._protocol, error)) from error
-        if self._key is not None:
-            pieces.kept[:0] = [_SIGNED, self._digest(self._key, pieces.kept)]
-        return b"".join(pieces.kept)
+        data = sink.getvalue()
+        return data if self._key is None else b"".join((_SIGNED, self._digest(data), data))
 
     def deserialize(self, data: bytes) -> object:
         """Return the value that was pickled, once its signature has been verified.
@@ -95,17 +89,17 @@ class PickleSerializer:
             ResultNotReadableError: The bytes are damaged, altered or signed in another way,
                 or what they refer to is no longer there.
         """
-        payload = memoryview(data)
+        payload = data
         if self._key is not None:
-            payload = self._verified(self._key, payload)
+            payload = self._verified(data)
         elif data.startswith(_SIGNED):
             message = (
                 "the stored result is signed, and this PickleSerializer has no key to verify"
                 " it with; give it the key that it was written with"
             )
             raise ResultNotReadableError(message)
-        framed = len(payload) > _LONG and payload[0] == _PROTOCOL and payload[1] >= _FRAMED
-        stream = _Source(payload) if framed else io.BytesIO(payload)
+        is_framed = payload[:1] == pickle.PROTO and payload[1:2] >= _FRAMED
+        stream = _Source(payload) if is_framed else io.BytesIO(payload)
         try:
             value: object = pickle.Unpickler(stream).load()  # noqa: S301 - asked for by the user, signed at will
             rest = len(payload) - stream.tell()
@@ -121,96 +115,50 @@ class PickleSerializer:
             raise ResultNotReadableError(message)
         return value
 
-    def _digest(self, key: bytes, payload: Iterable[bytes | memoryview]) -> bytes:
-        signature = hmac.new(key, self.name.encode() + b"\0", _DIGEST)
-        for piece in payload:
-            signature.update(piece)
+    def _digest(self, payload: bytes) -> bytes:
+        signature = hmac.new(self._key or b"", self.name.encode() + b"\0", _DIGEST)
+        signature.update(payload)
         return signature.digest()
 
-    def _verified(self, key: bytes, data: memoryview) -> memoryview:
+    def _verified(self, data: bytes) -> bytes:
         start = len(_SIGNED) + _DIGEST_BYTES
-        if bytes(data[: len(_SIGNED)]) != _SIGNED:
+        payload = data[start:]
+        if not data.startswith(_SIGNED):
             problem = "is not signed; if it was kept without a key, read it without one"
-        elif not hmac.compare_digest(data[len(_SIGNED) : start], self._digest(key, [data[start:]])):
+        elif not hmac.compare_digest(data[len(_SIGNED) : start], self._digest(payload)):
             problem = "was altered, or signed with another key"
         else:
-            return data[start:]
+            return payload
         message = f"the stored result {problem}. It was not unpickled"
         raise ResultNotReadableError(message)
 
 
-class _Pieces:
+class _Sink(io.BytesIO):
     """A file for a pickler.
 
     The C pickler calls ``write`` for each 64 KB, which lets other threads run in between;
     ``pickle.dumps`` would hold the interpreter's lock until it is done.
     """
 
-    __slots__ = ("kept",)
-
-    def __init__(self) -> None:
-        self.kept: list[bytes] = []
-
-    def write(self, piece: bytes | pickle.PickleBuffer, /) -> int:
+    def write(self, piece: Any, /) -> int:  # noqa: ANN401 - bytes or a buffer
         # A large buffer of an array arrives as it is. bytes() would put the elements of one in
         # Fortran order into C order; raw() gives the memory as it stands.
-        self.kept.append(bytes(piece.raw() if isinstance(piece, pickle.PickleBuffer) else piece))
-        return len(self.kept[-1])
+        return super().write(piece.raw() if isinstance(piece, pickle.PickleBuffer) else piece)
 
 
-class _Source:
+class _Source(io.BytesIO):
     """A file for an unpickler, to the same end: it is asked for each frame of 64 KB."""
 
-    __slots__ = ("_at", "_data")
-
-    def __init__(self, data: memoryview) -> None:
-        self._data = data
-        self._at = 0
-
-    def read(self, size: int, /) -> bytes:
-        piece = bytes(self._data[self._at : self._at + size])
-        self._at += len(piece)
-        return piece
-
-    def readline(self) -> bytes:
-        # Lines occur in old opcodes only, which the C pickler puts into frames.
-        return self.read(0)
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        piece = self._data[self._at : self._at + len(buffer)]
-        buffer[: len(piece)] = piece
-        self._at += len(piece)
-        return len(piece)
-
-    def tell(self) -> int:
-        return self._at
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(size)
 
 
 def _why_unpicklable(value: object, protocol: int, error: BaseException) -> str:
     """Return the message for what a pickler refused, with the place if it can be found."""
     if isinstance(error, RecursionError):
         return "result: nested too deeply to be pickled; return a flatter value"
-
-    def fails(part: object) -> bool:
-        try:
-            pickle.Pickler(_Void(), protocol).dump(part)
-        except KeyboardInterrupt:
-            raise
-        except BaseException:  # noqa: BLE001 - a class's own pickling code may raise anything
-            return True
-        return False
-
-    place, part = smallest_failing(value, fails)
+    place, part = smallest_failing(value, lambda part: pickle.Pickler(_Sink(), protocol).dump(part))
     return (
         f"{place}: {type_name(type(part))} cannot be pickled: {error_line(error)}."
         " Return what it is made of, or what it can be made from again"
     )
-
-
-class _Void:
-    """A file that keeps nothing."""
-
-    __slots__ = ()
-
-    def write(self, _piece: object, /) -> int:
-        return 0

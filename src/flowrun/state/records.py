@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from enum import Enum, StrEnum
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -102,8 +102,7 @@ _status_of = attrgetter("status")
 _new_record: Callable[[type[TaskRecord], tuple[object, ...]], TaskRecord] = cast(
     "Any", tuple
 ).__new__
-_NO_OUTCOME = (None, None, None, False, NoResult.ABSENT)
-"""What a record says of an attempt that has not ended, from ``finished_at`` to ``result``."""
+_ABSENT = NoResult.ABSENT
 
 
 class TaskRecord(NamedTuple):
@@ -143,50 +142,74 @@ class TaskRecord(NamedTuple):
 
     def start(self, now: float, ready_at: float) -> TaskRecord:
         """PENDING -> RUNNING: the next attempt begins."""
-        self._require(_PENDING, "start")
-        name, deps, _, attempt, *_, earlier = self
-        started = (name, deps, _RUNNING, attempt + 1, ready_at, now, *_NO_OUTCOME, earlier)
-        return _new_record(TaskRecord, started)
+        if self.status is not _PENDING:
+            self._refuse("start")
+        begun = (
+            self.name,
+            self.deps,
+            _RUNNING,
+            self.attempt + 1,
+            ready_at,
+            now,
+            None,
+            None,
+            None,
+            False,
+            _ABSENT,
+            self.earlier,
+        )
+        return _new_record(TaskRecord, begun)
+
+    def begun(self, at: float) -> TaskRecord:
+        """RUNNING: the code of the attempt has begun later than it was handed over."""
+        if self.status is not _RUNNING:
+            self._refuse("begin")
+        return self._replace(started_at=at)
 
     def withdraw(self) -> TaskRecord:
         """RUNNING -> PENDING: the code of the attempt has not begun and never will."""
-        self._require(_RUNNING, "withdraw")
+        if self.status is not _RUNNING:
+            self._refuse("withdraw")
         return self._replace(attempt=self.attempt - 1, started_at=None, status=_PENDING)
 
-    def succeed(self, now: float, result: object) -> TaskRecord:
-        """RUNNING -> SUCCESS."""
-        self._require(_RUNNING, "succeed")
-        name, deps, _, attempt, ready_at, started_at, *_, earlier = self
-        ended = (name, deps, _SUCCESS, attempt, ready_at, started_at, now)
-        return _new_record(TaskRecord, (*ended, None, None, False, result, earlier))
+    def succeed(self, now: float, result: object, started_at: float | None = None) -> TaskRecord:
+        """RUNNING -> SUCCESS; ``started_at``: when the code began, if that is known better."""
+        if self.status is not _RUNNING:
+            self._refuse("succeed")
+        at = self.started_at if started_at is None else started_at
+        return self._ended(_SUCCESS, now, None, None, False, result, at)  # noqa: FBT003
 
     def fail(
         self, now: float, error: str, reason: Reason, *, abandoned: bool = False
     ) -> TaskRecord:
         """RUNNING -> FAILED."""
-        self._require(_RUNNING, "fail")
-        return self._replace(
-            finished_at=now, error=error, reason=reason, abandoned=abandoned, status=_FAILED
-        )
+        if self.status is not _RUNNING:
+            self._refuse("fail")
+        return self._ended(_FAILED, now, error, reason, abandoned, self.result, self.started_at)
 
     def amend(self, error: str) -> TaskRecord:
         """Replace the error text of a FAILED task by a longer one."""
-        self._require(_FAILED, "amend")
+        if self.status is not _FAILED:
+            self._refuse("amend")
         return self._replace(error=error)
 
     def retry(self) -> TaskRecord:
         """FAILED -> PENDING: another attempt will follow."""
-        self._require(_FAILED, "retry")
+        if self.status is not _FAILED:
+            self._refuse("retry")
         return self._replace(earlier=(*self.earlier, self._last_attempt()), status=_PENDING)
 
     def skip(self, now: float, reason: Reason, why: str) -> TaskRecord:
         """PENDING -> SKIPPED: it will not run (again)."""
-        self._require(_PENDING, "skip")
-        return self._replace(finished_at=now, reason=reason, error=why, status=_SKIPPED)
+        if self.status is not _PENDING:
+            self._refuse("skip")
+        at = self.started_at
+        return self._ended(_SKIPPED, now, why, reason, self.abandoned, self.result, at)
 
     def release(self) -> TaskRecord:
         """Drop the result; the task stays SUCCESS."""
-        self._require(_SUCCESS, "release")
+        if self.status is not _SUCCESS:
+            self._refuse("release")
         return self._replace(result=NoResult.RELEASED)
 
     @property
@@ -196,21 +219,38 @@ class TaskRecord(NamedTuple):
             return (*self.earlier, self._last_attempt())
         return self.earlier
 
-    def _last_attempt(self) -> AttemptRecord:
-        return AttemptRecord(
+    def _ended(  # noqa: PLR0913 - what an end says
+        self,
+        status: TaskStatus,
+        now: float,
+        error: str | None,
+        reason: Reason | None,
+        abandoned: bool,  # noqa: FBT001
+        result: object,
+        started_at: float | None,
+    ) -> TaskRecord:
+        ended = (
+            self.name,
+            self.deps,
+            status,
             self.attempt,
             self.ready_at,
-            self.started_at,
-            self.finished_at,
-            self.error,
-            self.reason,
-            self.abandoned,
+            started_at,
+            now,
+            error,
+            reason,
+            abandoned,
+            result,
+            self.earlier,
         )
+        return _new_record(TaskRecord, ended)
 
-    def _require(self, status: TaskStatus, change: str) -> None:
-        if self.status is not status:
-            msg = f"task {self.name!r} cannot {change} while it is {self.status}"
-            raise TransitionError(msg)
+    def _last_attempt(self) -> AttemptRecord:
+        return AttemptRecord._make(self[3:10])  # from ``attempt`` to ``abandoned``
+
+    def _refuse(self, change: str) -> NoReturn:
+        msg = f"task {self.name!r} cannot {change} while it is {self.status}"
+        raise TransitionError(msg)
 
     def __repr__(self) -> str:
         """Show name and status; never the result, which may be large or secret."""

@@ -1,4 +1,7 @@
-"""Records -> rows of the SQLite store, each with a checksum over all of its columns (D7)."""
+"""Records to rows of the SQLite store and back; each row has a checksum over its columns (D7).
+
+A row that does not match its checksum, or makes no sense, is an error that names run and task.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,23 @@ import zlib
 from json.encoder import encode_basestring_ascii
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from flowrun.state.records import NoResult
+from flowrun.errors import DamagedRecordError
+from flowrun.state.records import (
+    AttemptRecord,
+    NoResult,
+    Reason,
+    RunRecord,
+    TaskRecord,
+    TaskStatus,
+    run_status,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
-    from flowrun.state.records import AttemptRecord, RunRecord, TaskRecord
+    from flowrun.state.records import RunSummary
 
-Row: TypeAlias = tuple[object, ...]
+Row: TypeAlias = tuple[Any, ...]
 
 RUN_COLUMNS = (
     "run_id, dag_name, created_at, finished_at, status, error, metadata, resumed_from, targets,"
@@ -27,11 +39,19 @@ TASK_COLUMNS = (
 )
 ATTEMPT_COLUMNS = "number, ready_at, started_at, finished_at, error, reason, abandoned"
 
+_FINISHED_AT, _COUNTS = 3, 10  # of a run's row
+_EARLIER = 10  # of a task's row
+
+_NONSENSE = (
+    *(ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError),
+    struct.error,
+)  # what a row raises whose checksum is right, but which flowrun cannot have written
 _crc32 = zlib.crc32
 _packed = struct.Struct("<qqqqddd").pack
 _NAN = float("nan")
 _NULL = "\1"
 _NO_EARLIER = "[]"
+_RESULT_STATES = {state: state.value for state in NoResult}
 
 
 def checksum(row: Row) -> int:
@@ -49,14 +69,8 @@ def run_checksum(row: Row) -> int:
 
 
 def task_checksum(run: int, place: int, row: Row) -> int:
-    """Return the CRC-32 of a task's values, and of where they stand.
-
-    Raises:
-        TypeError: A value is of a type that flowrun does not write.
-        ValueError: A value is out of its range.
-        struct.error: As for ``TypeError``.
-    """
-    earlier = row[10]
+    """Return the CRC-32 of a task's values, and of where they stand."""
+    earlier = row[_EARLIER]
     if type(earlier) is not int:
         msg = f"earlier_attempts is {earlier!r}"
         raise TypeError(msg)
@@ -66,47 +80,43 @@ def task_checksum(run: int, place: int, row: Row) -> int:
 
 
 def task_checksum_with(run: int, place: int, row: Row, earlier: str) -> int:
-    """Return the checksum of a task's row with this text in the place of its earlier attempts.
+    """Return the checksum of a task's row with this text in the place of its earlier attempts."""
+    name, deps, status, attempt, ready_at, started_at, finished_at = row[:7]
+    error, reason, abandoned, _, state = row[7:]
+    texts = (name, deps, status, error, reason, earlier, state)
+    return _crc(run, place, attempt, abandoned, ready_at, started_at, finished_at, texts)
 
-    Raises:
-        TypeError: A value is of a type that flowrun does not write.
-        struct.error: The same.
-    """
-    values: Any = row
-    name, deps, status, attempt, ready_at, started_at, finished_at = values[:7]
-    error, reason, abandoned, _, result_state = values[7:]
+
+def attempt_checksum(run: int, place: int, row: Row) -> int:
+    """Return the CRC-32 of an attempt's values, and of where they stand."""
+    number, ready_at, started_at, finished_at, error, reason, abandoned = row
+    texts = (error, reason)
+    return _crc(run, place, number, abandoned, ready_at, started_at, finished_at, texts)
+
+
+def _crc(  # noqa: PLR0913 - what attempts and tasks have
+    run: int,
+    place: int,
+    number: int,
+    abandoned: int,
+    ready_at: float | None,
+    started_at: float | None,
+    finished_at: float | None,
+    texts: Iterable[str | None],
+) -> int:
     # Numbers as they are in memory: to write floats as text would take longer than all the rest.
     # NaN stands for NULL, as SQLite makes NULL of NaN.
     numbers = _packed(
         run,
         place,
-        attempt,
+        number,
         abandoned,
         _NAN if ready_at is None else ready_at,
         _NAN if started_at is None else started_at,
         _NAN if finished_at is None else finished_at,
     )
-    error = _NULL if error is None else error
-    reason = _NULL if reason is None else reason
-    return _crc(numbers, [name, deps, status, error, reason, earlier, result_state])
-
-
-def attempt_checksum(run: int, place: int, row: Row) -> int:
-    """Return the CRC-32 of an attempt's values, and of where they stand.
-
-    Raises:
-        TypeError: A value is of a type that flowrun does not write.
-        struct.error: The same.
-    """
-    values: Any = row
-    number, ready_at, started_at, finished_at, error, reason, abandoned = values
-    times = [_NAN if moment is None else moment for moment in (ready_at, started_at, finished_at)]
-    numbers = _packed(run, place, number, abandoned, *times)
-    return _crc(numbers, [_NULL if text is None else text for text in (error, reason)])
-
-
-def _crc(numbers: bytes, texts: list[str]) -> int:
-    return _crc32("\0".join(texts).encode("utf-8", "surrogatepass"), _crc32(numbers))
+    text = "\0".join([_NULL if text is None else text for text in texts])
+    return _crc32(text.encode("utf-8", "surrogatepass"), _crc32(numbers))
 
 
 def run_row(run: RunRecord, owner: int | None) -> Row:
@@ -129,17 +139,9 @@ def run_row(run: RunRecord, owner: int | None) -> Row:
 
 
 def task_row(run: int, place: int, task: TaskRecord, deps: str) -> Row:
-    """Return where a task's row stands, its values in the order of ``TASK_COLUMNS``, a checksum.
-
-    Args:
-        run: Where its row stands: the run's number.
-        place: The task's place in the run.
-        task: The task.
-        deps: Its dependencies as JSON.
-    """
+    """Return where a task's row stands, its values in the order of ``TASK_COLUMNS``, a checksum."""
     name, _, status, attempt, ready_at, started_at, finished_at = task[:7]
     error, reason, abandoned, result, earlier = task[7:]
-    state = result if type(result) is NoResult else NoResult.STORED
     row = (
         name,
         deps,
@@ -152,25 +154,17 @@ def task_row(run: int, place: int, task: TaskRecord, deps: str) -> Row:
         None if reason is None else str(reason),
         int(abandoned),
         len(earlier),
-        _RESULT_STATES[state],
+        _RESULT_STATES[result if type(result) is NoResult else NoResult.STORED],
     )
     return run, place, *row, task_checksum(run, place, row)
 
 
-_RESULT_STATES = {state: state.value for state in NoResult}
-
-
-def attempt_row(attempt: AttemptRecord) -> Row:
-    """Return an attempt's values, in the order of ``ATTEMPT_COLUMNS``."""
-    return (
-        attempt.number,
-        _real(attempt.ready_at),
-        _real(attempt.started_at),
-        _real(attempt.finished_at),
-        attempt.error,
-        None if attempt.reason is None else str(attempt.reason),
-        int(attempt.abandoned),
-    )
+def attempt_row(run: int, place: int, attempt: AttemptRecord) -> Row:
+    """Return where an attempt's row stands, its ``ATTEMPT_COLUMNS``, and a checksum."""
+    number, ready_at, started_at, finished_at, error, reason, abandoned = attempt
+    times = (_real(ready_at), _real(started_at), _real(finished_at))
+    row = (number, *times, error, None if reason is None else str(reason), int(abandoned))
+    return run, place, *row, attempt_checksum(run, place, row)
 
 
 def plan_of(tasks: Mapping[str, TaskRecord]) -> tuple[str, list[str]]:
@@ -190,3 +184,202 @@ def plan_of(tasks: Mapping[str, TaskRecord]) -> tuple[str, list[str]]:
 def _real(value: float | None) -> float | None:
     """Return what a REAL column gives back: the checksum is made of that."""
     return None if value is None else float(value)
+
+
+def text_of(value: object) -> str:
+    """Return the text of a value that should be one, however it is damaged."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def check_run_row(row: Row, stored: object) -> None:
+    """Raise an error if a run's row does not match the checksum that was stored with it."""
+    if run_checksum(row) != stored:
+        raise _damaged(text_of(row[0]), None)
+
+
+def check_task_row(row: Row, stored: object, run: int, place: int, run_id: str) -> None:
+    """Raise an error if a task's row does not match the checksum that was stored with it."""
+    # Before schema 3 a checksum was made of the values' text, whatever their place.
+    if not _matches(task_checksum, run, place, row, stored) and (
+        type(row[_EARLIER]) is not int
+        or row[_EARLIER]
+        or checksum((*row[:_EARLIER], _NO_EARLIER, row[-1])) != stored
+    ):
+        raise _damaged(run_id, text_of(row[0]))
+
+
+def _matches(
+    checksum_of: Callable[[int, int, Row], int], run: int, place: int, row: Row, stored: object
+) -> bool:
+    try:
+        return checksum_of(run, place, row) == stored
+    except _NONSENSE:
+        return False
+
+
+def _damaged(run_id: str, task_name: str | None) -> DamagedRecordError:
+    """Return the error of a row that does not match its checksum."""
+    problem = (
+        "it does not match its checksum; the file was damaged after it was written. The"
+        " other records can still be read; restore this one from a backup"
+    )
+    return DamagedRecordError(run_id, task_name, problem)
+
+
+def _senseless(run_id: object, task_name: str | None, error: Exception) -> DamagedRecordError:
+    """Return the error of a row whose checksum is right and whose values are not."""
+    problem = (
+        f"its values make no sense ({type(error).__name__}); another program, or a newer"
+        " flowrun, has changed it. Restore it from a backup"
+    )
+    return DamagedRecordError(text_of(run_id), task_name, problem)
+
+
+def tasks_of_plan(row: Row, run_id: str) -> list[TaskRecord]:
+    """Return the tasks of a run as they were before anything happened to them."""
+    plan, stored = row
+    if checksum((plan,)) != stored:
+        raise _damaged(run_id, None)
+    try:
+        return [TaskRecord(str(name), tuple(deps)) for name, deps in json.loads(str(plan))]
+    except _NONSENSE as error:
+        raise _senseless(run_id, None, error) from None
+
+
+def counts_of_row(row: Row, changed: str | None = None) -> dict[str, int]:
+    """Return the number of tasks by status of a checked run.
+
+    Args:
+        row: The run's row; it is written when the run is created, and when it ends.
+        changed: For a run that has not ended, what the rows of its tasks say:
+            ``"SUCCESS=2,FAILED=1"``. A task to which nothing has happened has no row.
+    """
+    try:
+        counts = {TaskStatus(name).value: int(n) for name, n in json.loads(row[_COUNTS]).items()}
+    except _NONSENSE as error:
+        raise _senseless(row[0], None, error) from None
+    if changed is None:
+        return counts
+    try:
+        pairs = [pair.split("=") for pair in changed.split(",")]
+        found = {TaskStatus(status).value: int(number) for status, number in pairs}
+    except ValueError:
+        raise _damaged(row[0], None) from None
+    untouched = sum(counts.values()) - sum(found.values())
+    if untouched > 0:
+        pending = TaskStatus.PENDING.value
+        found[pending] = found.get(pending, 0) + untouched
+    return found
+
+
+_TEXT = (str, type(None))
+_RUN_TYPES: tuple[type | tuple[type, ...], ...] = (
+    *(str, str, float, (float, type(None)), str, _TEXT),
+    *(str, _TEXT, _TEXT, (int, type(None)), str, _TEXT),
+)
+
+
+def run_of_row(row: Row, tasks: Mapping[str, TaskRecord], *, alive: bool) -> RunRecord:
+    """Return the run that a checked row holds."""
+    run_id, dag_name, created_at, finished_at, _, error, metadata, ancestor, targets = row[:9]
+    try:
+        if not all(map(isinstance, row, _RUN_TYPES)):
+            msg = "a value is of another type"
+            raise TypeError(msg)
+        return RunRecord(
+            run_id,
+            dag_name,
+            created_at,
+            tasks,
+            metadata=dict(json.loads(metadata)),
+            resumed_from=ancestor,
+            targets=None if targets is None else tuple(json.loads(targets)),
+            started_by=row[-1],
+            finished_at=finished_at,
+            error=error,
+            alive=alive,
+        )
+    except _NONSENSE as problem:
+        raise _senseless(run_id, None, problem) from None
+
+
+def summary_of_row(row: Row, changed: str | None, *, alive: bool) -> RunSummary:
+    """Return the line that a list of runs shows of a checked row; see :func:`counts_of_row`."""
+    counts = counts_of_row(row, changed)
+    summary = run_of_row(row, {}, alive=alive).summary()
+    return summary._replace(status=run_status(counts), task_counts=counts)
+
+
+def task_of_rows(  # noqa: PLR0913 - what the checksums are made of
+    row: Row, stored: object, attempts: list[Row], run: int, place: int, run_id: str
+) -> TaskRecord:
+    """Return the task that a row holds, its result not yet read.
+
+    Args:
+        row: The task's values.
+        stored: The checksum that was stored with them.
+        attempts: The rows of its earlier attempts, each with its checksum.
+        run: Where the task's row stands, as ``place``.
+        place: Where in the run.
+        run_id: The run, for the message.
+    """
+    check_task_row(row, stored, run, place, run_id)
+    task_name = text_of(row[0])
+    name, deps, status, attempt, ready_at, started_at, finished_at = row[:7]
+    error, reason, abandoned, number, state = row[7:]
+    for *values, told in attempts:
+        if not _matches(attempt_checksum, run, place, tuple(values), told):
+            raise _damaged(run_id, task_name)
+    if len(attempts) != number:
+        problem = f"it had {number} attempts before its last one, and {len(attempts)} are there"
+        raise DamagedRecordError(run_id, task_name, problem)
+    try:
+        return TaskRecord(
+            name,
+            tuple(json.loads(deps)),
+            TaskStatus(status),
+            attempt,
+            ready_at,
+            started_at,
+            finished_at,
+            error,
+            _reason(reason),
+            bool(abandoned),
+            NoResult(state),
+            tuple([_attempt(values) for *values, _ in attempts]) if attempts else (),
+        )
+    except _NONSENSE as problem:
+        raise _senseless(run_id, task_name, problem) from None
+
+
+def _attempt(values: Iterable[Any]) -> AttemptRecord:
+    number, ready_at, started_at, finished_at, error, reason, abandoned = values
+    times = (ready_at, started_at, finished_at)
+    return AttemptRecord(number, *times, error, _reason(reason), bool(abandoned))
+
+
+def _reason(value: str | None) -> Reason | None:
+    return None if value is None else Reason(value)
+
+
+def renewed(row: Row, stored: object, run: int, place: int) -> tuple[Row, object, list[Row]]:
+    """Return a task's row of schema 1 to 3, which has its earlier attempts as JSON, as of schema 4.
+
+    Used when a file is migrated, and when one is read that may not be migrated.
+
+    Returns:
+        The task's values and their checksum, and the rows of its earlier attempts, each with a
+        checksum. A damaged row stays one: it does not match its checksum afterwards either.
+    """
+    earlier = row[_EARLIER]
+    if earlier == _NO_EARLIER:
+        return (*row[:_EARLIER], 0, row[-1]), stored, []
+    try:
+        if stored in (task_checksum_with(run, place, row, earlier), checksum(row)):
+            found = [attempt_row(run, place, _attempt(each)) for each in json.loads(earlier)]
+            attempts = list({number: (number, *rest) for _, _, number, *rest in found}.values())
+            new = (*row[:_EARLIER], len(attempts), row[-1])
+            return new, task_checksum(run, place, new), attempts
+    except _NONSENSE:
+        pass
+    return (*row[:_EARLIER], -1, row[-1]), stored, []

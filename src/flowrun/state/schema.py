@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
-from flowrun.state.legacy_rows import renewed
+from flowrun.state.rows import renewed
 
 if TYPE_CHECKING:
     import sqlite3
@@ -65,7 +65,7 @@ CREATE TABLE attempts (
         )
         connection.executemany(
             "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [(run, place, *attempt, told) for attempt, told in attempts],
+            [(run, place, *attempt) for attempt in attempts],
         )
     connection.execute("ALTER TABLE tasks DROP COLUMN earlier")
 
@@ -141,9 +141,6 @@ What a release has written is never changed here: another step is added, and
 ``tests/data/make_runs.py`` makes a file of the version that has become an old one.
 """
 
-ATTEMPT_ROWS = 4
-"""Since this version attempts have rows of their own."""
-
 _VIEWS = (
     (
         3,
@@ -170,7 +167,7 @@ CREATE TEMP VIEW attempts AS SELECT NULL AS run, NULL AS place, NULL AS number, 
 def complete(connection: sqlite3.Connection, version: int) -> None:
     """Let a connection that only reads see an older file as if it were of the present version.
 
-    Except for the attempts, which are still in their tasks' rows; see ``ATTEMPT_ROWS``.
+    Except for the attempts, which are still in their tasks' rows; see ``rows.renewed``.
     """
     for since, step in _VIEWS:
         if version < since:

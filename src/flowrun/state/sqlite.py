@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import OrderedDict
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from flowrun.errors import (
     AlreadyResumedError,
@@ -22,12 +21,11 @@ from flowrun.state.encoding import encode
 from flowrun.state.json_serializer import JsonSerializer
 from flowrun.state.ownership import Ownership
 from flowrun.state.protocol import ALL_RUNS
-from flowrun.state.records import NoResult
 from flowrun.state.serializers import checked_serializer
 from flowrun.state.sqlite_connections import SqliteConnections
 from flowrun.state.sqlite_file import SqliteFile
 from flowrun.state.sqlite_pruning import give_back, prune
-from flowrun.state.sqlite_reading import SqliteReader, peek, peek_all
+from flowrun.state.sqlite_reading import SqliteReader
 from flowrun.state.sqlite_settings import check_settings
 from flowrun.state.sqlite_writing import Batch, Owned, end_dead, insert_run, write_end
 
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from flowrun.state.protocol import Change, RunQuery
-    from flowrun.state.records import EncodedResult, RunRecord, RunSummary, TaskRecord
+    from flowrun.state.records import EncodedResult, RunRecord, RunSummary
     from flowrun.state.serializers import ResultSerializer
     from flowrun.state.sqlite_reading import StoredResult
     from flowrun.state.sqlite_settings import JournalMode, Synchronous
@@ -45,20 +43,6 @@ if TYPE_CHECKING:
 _CACHED_RUNS = 64
 
 _log = logging.getLogger("flowrun.state")
-
-
-class _Cached(NamedTuple):
-    """A finished run in the cache.
-
-    Attributes:
-        until: When the entry expires, by the monotonic clock.
-        run: Its record, without results.
-        stored: Those as they are stored, by task.
-    """
-
-    until: float
-    run: RunRecord
-    stored: dict[str, StoredResult]
 
 
 class SqliteStateStore:
@@ -127,19 +111,16 @@ class SqliteStateStore:
         self._lock = threading.Lock()
         self._owned: dict[str, Owned] = {}
         self._cache_ttl_s = cache_ttl_s
-        self._cache: OrderedDict[str, _Cached] = OrderedDict()
+        # Finished runs, with their results as they are stored, and when the entry expires.
+        self._cache: dict[str, tuple[RunRecord, dict[str, StoredResult], float]] = {}
         with ExitStack() as undo:
             undo.callback(self._file.close)
             self._ownership = _claim(self._file, readonly=_readonly)
             if self._ownership is not None:
                 undo.callback(self._ownership.close)
-            self._connections = SqliteConnections(self._file, readonly=_readonly)
+            self._connections = SqliteConnections(self._file)
             undo.callback(self._connections.close)
-            self._reader = SqliteReader(
-                self.serializer,
-                self._ownership,
-                has_attempt_rows=self._file.has_attempt_rows,
-            )
+            self._reader = SqliteReader(self._connections, self.serializer, self._ownership)
             if recover and not _readonly:
                 self._recover()
             undo.pop_all()
@@ -171,7 +152,7 @@ class SqliteStateStore:
 
     def save(self, changes: Sequence[Change]) -> None:
         """Keep all these changes, or none; see :meth:`StateStoreProtocol.save`."""
-        batch = Batch(changes, self._owned, self._encoded)
+        batch = Batch(changes, self._owned, self.encode_result)
         with self._connections.transaction() as db:
             for run_id in batch.runs:
                 self._check_owner(db, run_id)
@@ -191,7 +172,7 @@ class SqliteStateStore:
         deleted = prune(self._connections, keep_last=keep_last, created_before=created_before)
         with self._lock:
             self._cache.clear()
-        give_back(self._connections, self._file.busy_timeout)
+        give_back(self._connections)
         return deleted
 
     def close(self) -> None:
@@ -205,38 +186,28 @@ class SqliteStateStore:
 
     def load_run(self, run_id: str, *, results: bool) -> RunRecord:
         """Return a run as last saved; see :meth:`StateStoreProtocol.load_run`."""
-        cached = self._cached(run_id) if results else None
-        if cached is not None:
-            # Results are made anew for each reader, who may change what it is given (D1).
-            return self._reader.with_results(cached.run, cached.stored)
-
-        def read(dead: set[object]) -> tuple[RunRecord, dict[str, StoredResult]]:
-            with self._connections.reading() as db:
-                return self._reader.run(db, run_id, dead, results=results)
-
-        run, stored = self._reader.until_certain(read)
-        if results and run.finished_at is not None and self._cache_ttl_s is not None:
-            self._keep_in_cache(run, stored, time.monotonic() + self._cache_ttl_s)
-        return run
+        if not results:
+            return self._reader.run(run_id, results=False)[0]
+        with self._lock:
+            run, stored, until = self._cache.get(run_id, (None, {}, 0.0))
+        if run is None or time.monotonic() >= until:
+            run, stored = self._reader.run(run_id, results=True)
+            if run.finished_at is not None and self._cache_ttl_s is not None:
+                self._keep_in_cache(run, stored, time.monotonic() + self._cache_ttl_s)
+        # Results are made anew for each reader, who may change what it is given (D1).
+        return self._reader.with_results(run, stored)
 
     def load_results(self, run_id: str, task_names: Collection[str]) -> dict[str, object]:
         """Return the kept results of these tasks; see :meth:`StateStoreProtocol.load_results`."""
-        with self._connections.reading() as db:
-            return self._reader.results(db, run_id, task_names)
+        return self._reader.results(run_id, task_names)
 
     def list_runs(self, query: RunQuery = ALL_RUNS) -> list[RunSummary]:
         """Return the runs that match, newest first, without their tasks.
 
         Raises:
-            DamagedRecordError: A row of one of them is damaged; its ``others`` are the list
-                without those.
+            DamagedRecordError: A row of one of them is damaged; its ``others`` are the rest.
         """
-
-        def read(dead: set[object]) -> list[RunSummary]:
-            with self._connections.reading() as db:
-                return self._reader.runs(db, query, dead)
-
-        return self._reader.until_certain(read)
+        return self._reader.runs(query, from_view=self._file.is_older)
 
     def stored_result(self, run_id: str, task_name: str, most: int = 200) -> tuple[str, int, bytes]:
         """Return a kept result undecoded: its serializer's name, its size, its first bytes.
@@ -244,25 +215,20 @@ class SqliteStateStore:
         Raises:
             UnknownRunError: There is no such run, or no kept result of that task.
         """
-        with self._connections.reading() as db:
-            found = peek(db, run_id, task_name, most)
-        if found is None:
+        found = self._reader.peek(run_id, task_name, most)
+        if task_name not in found:
             problem = f"{run_id}/{task_name}"
             raise UnknownRunError(problem)
-        return found
+        return found[task_name]
 
     def stored_results(self, run_id: str, most: int = 200) -> dict[str, tuple[str, int, bytes]]:
         """Return every kept result of a run undecoded, by task; see :meth:`stored_result`."""
-        with self._connections.reading() as db:
-            return peek_all(db, run_id, most)
+        return self._reader.peek(run_id, None, most)
 
     @property
     def _owner(self) -> int:
         """The number under which this store owns runs."""
         return 0 if self._ownership is None else self._ownership.owner
-
-    def _encoded(self, run_id: str, task: TaskRecord) -> EncodedResult:
-        return self.encode_result(task.result, run_id=run_id, task_name=task.name)
 
     def _check_ancestor(self, db: sqlite3.Connection, run: RunRecord, ancestor: str) -> None:
         """Refuse a second heir at the same time; end an ancestor whose process died (S5, D3)."""
@@ -301,26 +267,12 @@ class SqliteStateStore:
                 extra={"run_id": run.run_id, "dag": run.dag_name},
             )
 
-    def _cached(self, run_id: str) -> _Cached | None:
-        with self._lock:
-            entry = self._cache.get(run_id)
-            if entry is None:
-                return None
-            if time.monotonic() >= entry.until:
-                del self._cache[run_id]
-                return None
-            return entry
-
     def _keep_in_cache(self, run: RunRecord, stored: dict[str, StoredResult], until: float) -> None:
-        tasks = {
-            name: task._replace(result=NoResult.STORED) if name in stored else task
-            for name, task in run.tasks.items()
-        }
         with self._lock:
-            self._cache[run.run_id] = _Cached(until, run._replace(tasks=tasks), stored)
-            self._cache.move_to_end(run.run_id)
+            self._cache.pop(run.run_id, None)
+            self._cache[run.run_id] = run, stored, until
             while len(self._cache) > _CACHED_RUNS:
-                self._cache.popitem(last=False)
+                del self._cache[next(iter(self._cache))]  # the oldest
 
 
 def _claim(file: SqliteFile, *, readonly: bool) -> Ownership | None:

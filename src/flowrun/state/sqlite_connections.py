@@ -22,24 +22,22 @@ class SqliteConnections:
 
     Args:
         file: What the connections lead to.
-        readonly: Refuse to write.
 
     Attributes:
         longest_result: How many bytes of a result SQLite keeps in a row.
     """
 
-    def __init__(self, file: SqliteFile, *, readonly: bool) -> None:
+    def __init__(self, file: SqliteFile) -> None:
         self._file = file
-        self._readonly = readonly
         # Held while the writer waits for another process, so readers must not need it.
         self._writing = threading.RLock()
         self._lock = threading.Lock()
         self._readers: list[sqlite3.Connection] = []
         self._closed = False
         with file.translated():
-            self._writer = file.connect(readonly=readonly)
+            self._writer = file.connect(readonly=file.readonly)
         limit = self._writer.getlimit(sqlite3.SQLITE_LIMIT_LENGTH)
-        self.longest_result = limit - _ROOM_IN_A_ROW
+        self.longest_result = limit - 1000  # room for the row's other values
 
     @contextmanager
     def transaction(self) -> Generator[sqlite3.Connection, None, None]:
@@ -62,12 +60,8 @@ class SqliteConnections:
 
     @contextmanager
     def maintenance(self) -> Generator[sqlite3.Connection, None, None]:
-        """Lend the writer's connection outside of a transaction.
-
-        Raises:
-            StoreFileError: The store is closed or only reads.
-        """
-        if self._readonly:
+        """Lend the writer's connection outside of a transaction."""
+        if self._file.readonly:
             msg = f"{str(self._file.path)!r} was opened to read only; open a SqliteStateStore"
             raise StoreFileError(msg)
         self._file.check_process()
@@ -77,11 +71,7 @@ class SqliteConnections:
 
     @contextmanager
     def reading(self) -> Generator[sqlite3.Connection, None, None]:
-        """Lend a connection with one view of the database for all that is read.
-
-        Raises:
-            StoreFileError: The store is closed, or the file is gone.
-        """
+        """Lend a connection with one view of the database for all that is read."""
         if self._file.in_memory:
             with self.maintenance() as writer:
                 yield writer
@@ -128,6 +118,3 @@ class SqliteConnections:
         if self._closed:
             msg = f"the store on {str(self._file.path)!r} is closed; open a new one"
             raise StoreFileError(msg)
-
-
-_ROOM_IN_A_ROW = 1000

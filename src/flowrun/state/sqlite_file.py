@@ -7,7 +7,7 @@ import sqlite3
 import time
 import weakref
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from flowrun.errors import (
     ForkedStoreError,
@@ -16,7 +16,7 @@ from flowrun.errors import (
     StoreFileError,
     StoreFullError,
 )
-from flowrun.state.schema import APPLICATION_ID, ATTEMPT_ROWS, STEPS, complete, upgrade
+from flowrun.state.schema import APPLICATION_ID, STEPS, complete, upgrade
 from flowrun.state.sqlite_settings import IN_MEMORY, checked_path
 
 if TYPE_CHECKING:
@@ -25,15 +25,23 @@ if TYPE_CHECKING:
     from flowrun.state.schema import Step
     from flowrun.state.sqlite_settings import JournalMode, Synchronous
 
-_CHECKPOINT_PAGES = {"FULL": 1000, "NORMAL": 4000}
-"""After how many pages the log is copied back into the database, by ``synchronous``.
-
-A checkpoint takes a mostly fixed time. But the longer the log is, the more often a commit has to
-wait until the file has grown, which takes twice as long as to overwrite what was copied.
-"""
-MINIMUM_SQLITE = (3, 37, 0)  # STRICT tables
-
+_MINIMUM_SQLITE = (3, 37, 0)  # STRICT tables
 _PAUSE_S = 0.005
+# On macOS an ordinary sync leaves the data in the drive's cache; elsewhere "fullfsync" is nothing.
+_CAREFUL = ("PRAGMA fullfsync = ON", "PRAGMA checkpoint_fullfsync = ON")
+_SYNCHRONOUS = {
+    ("FULL", "WAL"): ("PRAGMA synchronous = FULL", *_CAREFUL),
+    # With FULL alone power loss may bring a deleted rollback journal back, and so undo a commit.
+    ("FULL", "DELETE"): ("PRAGMA synchronous = EXTRA", *_CAREFUL),
+    # A checkpoint takes a mostly fixed time. But the longer the log is, the more often a commit
+    # waits until the file has grown, which takes twice as long as to overwrite what was copied.
+    ("NORMAL", "WAL"): (
+        *("PRAGMA synchronous = NORMAL", "PRAGMA checkpoint_fullfsync = ON"),
+        "PRAGMA wal_autocheckpoint = 4000",
+    ),
+    ("NORMAL", "DELETE"): ("PRAGMA synchronous = NORMAL",),
+}
+_JOURNAL_MODE = {"WAL": "PRAGMA journal_mode = WAL", "DELETE": "PRAGMA journal_mode = DELETE"}
 
 _OPEN: weakref.WeakSet[SqliteFile] = weakref.WeakSet()
 _INHERITED: set[str] = set()
@@ -56,19 +64,15 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
 class SqliteFile:
     """One database file, checked before anything is written to it.
 
-    Args:
-        db_path: Where it is. If there is none, it is created, readable by its owner only.
-            ``:memory:``: no file; each connection has a database of its own.
-        synchronous: ``"FULL"`` survives power loss, ``"NORMAL"`` the death of the process.
-        journal_mode: ``"WAL"``, or ``"DELETE"`` for file systems that cannot share memory.
-        busy_timeout_s: How long to wait for somebody else's lock.
+    Args: as of ``SqliteStateStore``, and
         readonly: Never create or change anything; an older file is read as it is.
         steps: What makes the schema; the file's version is the number of those it has had.
 
     Attributes:
         path: The path as it was given, for messages.
-        in_memory: Whether there is no file.
-        busy_timeout: The pragma that sets a connection's wait for a lock to what was asked for.
+        in_memory: Whether there is no file; each connection has a database of its own.
+        is_older: Whether the file, which is only read, is of an older schema.
+        readonly: Whether nothing may be changed.
         real_path: Where the file really is, whatever the current folder becomes; SQLite's own
             files and the lock file are beside it.
 
@@ -94,19 +98,20 @@ class SqliteFile:
         self._synchronous = synchronous
         self._journal_mode = journal_mode
         self._busy_timeout_s = busy_timeout_s
-        self.busy_timeout = f"PRAGMA busy_timeout = {int(busy_timeout_s * 1000)}"
-        self._readonly = readonly
+        self.readonly = readonly
+        self.is_older = False
         self._process = os.getpid()
         self._version = len(steps)
         self._identity: tuple[int, int] | None = None
         if self.in_memory:
             return
         if str(self.real_path) in _INHERITED:
-            raise self._forked()
+            self._refuse_fork()
         _OPEN.add(self)
         try:
             with self.translated():
                 self._prepare()
+            self.is_older = self._version < len(steps)
             self._identity = self._found()
         except BaseException:
             self.close()
@@ -122,18 +127,9 @@ class SqliteFile:
         return os.getpid() != self._process
 
     def check_process(self) -> None:
-        """Refuse to work in a forked child.
-
-        Raises:
-            ForkedStoreError: This is not the process that opened the file.
-        """
+        """Refuse to work in a forked child."""
         if self.is_inherited:
-            raise self._forked()
-
-    @property
-    def has_attempt_rows(self) -> bool:
-        """Whether attempts have rows of their own: not in an older file that is only read."""
-        return self._version >= ATTEMPT_ROWS
+            self._refuse_fork()
 
     def check_present(self) -> None:
         """Refuse to go on without the file that was opened.
@@ -143,8 +139,16 @@ class SqliteFile:
         Raises:
             StoreFileError: The path leads to another file, or to none.
         """
-        if self._is_gone():
-            raise self._gone()
+        if self._identity is not None and self._found() != self._identity:
+            self.refuse(
+                "the file is gone: it was deleted, moved or replaced while this store had it open;"
+                " put it back where it was, or open a new store"
+            )
+
+    def refuse(self, problem: str, cause: Exception | None = None) -> NoReturn:
+        """Raise the error of a file that cannot be used."""
+        msg = f"{str(self.path)!r} cannot be used as a state store: {problem}"
+        raise StoreFileError(msg) from cause
 
     def connect(self, *, readonly: bool) -> sqlite3.Connection:
         """Open a connection: the only place where one is opened, and every pragma set.
@@ -165,15 +169,12 @@ class SqliteFile:
         # A damaged byte must not keep a row from being compared with its checksum.
         connection.text_factory = _decoded
         try:
+            for name in ("cell_size_check", "foreign_keys", "secure_delete"):
+                connection.execute(f"PRAGMA {name} = ON")
             connection.execute("PRAGMA trusted_schema = OFF")
-            connection.execute("PRAGMA cell_size_check = ON")
-            connection.execute("PRAGMA foreign_keys = ON")
-            connection.execute("PRAGMA secure_delete = ON")
             if not readonly:
                 for pragma in _SYNCHRONOUS[self._synchronous, self._journal_mode]:
                     connection.execute(pragma)
-                pages = _CHECKPOINT_PAGES[self._synchronous]
-                connection.execute(f"PRAGMA wal_autocheckpoint = {pages}")
             complete(connection, self._version)
             if self.in_memory:
                 self._upgrade(connection)
@@ -188,38 +189,35 @@ class SqliteFile:
         try:
             yield
         except sqlite3.Error as error:
+            self.check_present()
             raise self._in_our_words(error) from error
         except UnicodeDecodeError as error:
             # Raised by the module itself, for text (or a message) with damaged bytes in it.
-            problem = f"it is damaged ({error})"
-            raise self._refusal(problem) from error
+            self.refuse(f"it is damaged ({error})", error)
 
     def _prepare(self) -> None:
-        if sqlite3.sqlite_version_info < MINIMUM_SQLITE:  # pragma: no cover - older than Python's
-            msg = f"SQLite {sqlite3.sqlite_version} is too old; 3.37 is the oldest that will do"
-            raise StoreFileError(msg)
-        if not self._readonly:
+        if sqlite3.sqlite_version_info < _MINIMUM_SQLITE:  # pragma: no cover - older than Python's
+            self.refuse(f"SQLite {sqlite3.sqlite_version} is too old; it takes 3.37")
+        if not self.readonly:
             self._create_file()
-        with closing(self.connect(readonly=self._readonly)) as connection:
+        with closing(self.connect(readonly=self.readonly)) as connection:
             # In one transaction: somebody else may be making the file at this moment.
             connection.execute("BEGIN")
             version = self._checked_version(connection)
             connection.execute("COMMIT")
-            if self._readonly:
+            if self.readonly:
                 if version == 0:
-                    problem = "it holds no runs yet"
-                    raise self._refusal(problem)
+                    self.refuse("it holds no runs yet")
                 self._version = version
                 return
             if version < len(self._steps):
                 self._upgrade(connection)
             mode = self._set_journal_mode(connection)
             if mode != self._journal_mode.lower():  # pragma: no cover - needs such a file system
-                problem = (
+                self.refuse(
                     f"its file system cannot keep the journal mode {self._journal_mode!r} (it is"
                     f" {mode!r}); open it with journal_mode='DELETE'"
                 )
-                raise self._refusal(problem)
 
     def _create_file(self) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
@@ -228,7 +226,7 @@ class SqliteFile:
         except FileExistsError:
             pass
         except OSError as error:
-            raise self._refusal(str(error)) from error
+            self.refuse(str(error), error)
 
     def _checked_version(self, connection: sqlite3.Connection) -> int:
         """Return the schema's version, 0 for an empty file; reads only."""
@@ -238,21 +236,17 @@ class SqliteFile:
         if not objects and application == 0 and version == 0:
             return 0
         if application != APPLICATION_ID:
-            problem = "it is a database of some other program"
-            raise self._refusal(problem)
-        if version > len(self._steps):
-            problem = (
-                f"a newer flowrun wrote it (schema {version}, this one knows {len(self._steps)});"
-                " use that one"
+            self.refuse("it is a database of some other program")
+        known = len(self._steps)
+        if version > known:
+            self.refuse(
+                f"a newer flowrun wrote it (schema {version}, this one knows {known}); use that one"
             )
-            raise self._refusal(problem)
         if version < 1:
-            problem = f"it is damaged (there is no schema {version})"
-            raise self._refusal(problem)
+            self.refuse(f"it is damaged (there is no schema {version})")
         strange = [name for kind, name in objects if kind in ("trigger", "view")]
         if strange:
-            problem = f"it has triggers or views that flowrun did not make: {strange}"
-            raise self._refusal(problem)
+            self.refuse(f"it has triggers or views that flowrun did not make: {strange}")
         return int(version)
 
     def _upgrade(self, connection: sqlite3.Connection) -> None:
@@ -285,20 +279,9 @@ class SqliteFile:
             return None
         return status.st_dev, status.st_ino
 
-    def _is_gone(self) -> bool:
-        return self._identity is not None and self._found() != self._identity
-
-    def _gone(self) -> StoreFileError:
-        return self._refusal(
-            "the file is gone: it was deleted, moved or replaced while this store had it open;"
-            " put it back where it was, or open a new store"
-        )
-
     def _in_our_words(self, error: sqlite3.Error) -> StoreError:
         code = _code_of(error)
         where = f"{str(self.path)!r}"
-        if self._is_gone():
-            return self._gone()
         if _is_busy(error):
             return StoreBusyError(
                 f"{where} was locked by somebody else for more than {self._busy_timeout_s:g} s;"
@@ -308,20 +291,18 @@ class SqliteFile:
         if code == sqlite3.SQLITE_FULL:
             return StoreFullError(f"{where}: no space left to write to ({error}); make room")
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            return self._refusal(f"it is damaged, or no SQLite database ({error})")
+            self.refuse(f"it is damaged, or no SQLite database ({error})", error)
         if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-            return self._refusal(f"it, or its folder, cannot be written to ({error})")
+            self.refuse(f"it, or its folder, cannot be written to ({error})", error)
         return StoreError(f"{where}: {error}")
 
-    def _forked(self) -> ForkedStoreError:
-        return ForkedStoreError(
+    def _refuse_fork(self) -> NoReturn:
+        msg = (
             f"the store on {str(self.path)!r} was open in a parent process and cannot be used in a"
             " forked child, where SQLite has lost its locks; start the process by 'spawn' or"
             " 'forkserver', or fork before the store is opened"
         )
-
-    def _refusal(self, problem: str) -> StoreFileError:
-        return StoreFileError(f"{str(self.path)!r} cannot be used as a state store: {problem}")
+        raise ForkedStoreError(msg)
 
 
 def _code_of(error: sqlite3.Error) -> int:
@@ -331,21 +312,6 @@ def _code_of(error: sqlite3.Error) -> int:
 
 def _is_busy(error: sqlite3.Error) -> bool:
     return _code_of(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-
-
-# On macOS an ordinary sync leaves the data in the drive's cache; elsewhere "fullfsync" is nothing.
-_CAREFUL = ("PRAGMA fullfsync = ON", "PRAGMA checkpoint_fullfsync = ON")
-_SYNCHRONOUS = {
-    ("FULL", "WAL"): ("PRAGMA synchronous = FULL", *_CAREFUL),
-    # With FULL alone power loss may bring a deleted rollback journal back, and so undo a commit.
-    ("FULL", "DELETE"): ("PRAGMA synchronous = EXTRA", *_CAREFUL),
-    ("NORMAL", "WAL"): ("PRAGMA synchronous = NORMAL", "PRAGMA checkpoint_fullfsync = ON"),
-    ("NORMAL", "DELETE"): ("PRAGMA synchronous = NORMAL",),
-}
-_JOURNAL_MODE = {
-    "WAL": "PRAGMA journal_mode = WAL",
-    "DELETE": "PRAGMA journal_mode = DELETE",
-}
 
 
 def _decoded(text: bytes) -> str:

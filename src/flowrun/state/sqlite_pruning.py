@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from flowrun.errors import DamagedRecordError
 from flowrun.state import statements as sql
-from flowrun.state.checked_rows import check_run_row
+from flowrun.state.rows import check_run_row
 
 if TYPE_CHECKING:
     from flowrun.state.sqlite_connections import SqliteConnections
@@ -41,13 +41,8 @@ def prune(
     return deleted
 
 
-def give_back(connections: SqliteConnections, busy_timeout: str) -> None:
-    """Shrink the file by its free pages, a few at a time.
-
-    Args:
-        connections: Those of the store.
-        busy_timeout: The pragma that sets the wait for a lock to what the store was given.
-    """
+def give_back(connections: SqliteConnections) -> None:
+    """Shrink the file by its free pages, a few at a time."""
     free = _free_pages(connections)
     while free:
         with connections.maintenance() as writer:
@@ -61,11 +56,12 @@ def give_back(connections: SqliteConnections, busy_timeout: str) -> None:
     with connections.maintenance() as writer:
         # Writers stand still while a checkpoint waits for readers, so it does not wait: what it
         # cannot give back now goes with the next one.
+        (wait_ms,) = writer.execute("PRAGMA busy_timeout").fetchone()
         writer.execute("PRAGMA busy_timeout = 0")
         try:
             writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         finally:
-            writer.execute(busy_timeout)
+            writer.execute(f"PRAGMA busy_timeout = {wait_ms}")
 
 
 def _prunable(

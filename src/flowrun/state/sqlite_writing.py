@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 import zlib
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flowrun.errors import DamagedRecordError, RunLostError, duplicate_run
 from flowrun.state import statements as sql
 from flowrun.state.records import EncodedResult, NoResult, Reason, TaskStatus
 from flowrun.state.rows import (
-    attempt_checksum,
     attempt_row,
     checksum,
     plan_of,
@@ -60,17 +59,20 @@ class Owned(NamedTuple):
         """Return rows of the earlier attempts that have none yet."""
         place = self.places[task.name]
         for attempt in task.earlier[self.attempts.get(place, 0) :]:
-            row = attempt_row(attempt)
-            yield self.seq, place, *row, attempt_checksum(self.seq, place, row)
+            yield attempt_row(self.seq, place, attempt)
+
+    def note_attempts(self, tasks: Iterable[TaskRecord]) -> None:
+        """Note that these attempts have rows now."""
+        self.attempts.update((self.places[task.name], len(task.earlier)) for task in tasks)
 
 
 class Batch:
-    """Changes, made ready to be written.
+    """Changes, made ready to be written; of a record that is given twice the last one counts.
 
     Args:
-        changes: The changes; of a record that is given twice the last one counts.
+        changes: The changes.
         runs: The runs that this store has created.
-        encode: What makes bytes of a result.
+        encode: The store's ``encode_result``.
 
     Attributes:
         runs: The ids of the runs that it changes.
@@ -85,21 +87,16 @@ class Batch:
         self,
         changes: Sequence[Change],
         runs: Mapping[str, Owned],
-        encode: Callable[[str, TaskRecord], EncodedResult],
+        encode: Callable[..., EncodedResult],
     ) -> None:
         self._encode = encode
         self._whole: list[Row] = []
         self._updated: list[Row] = []
-        self._attempts: list[Row] = []
-        self._long: list[Row] = []
-        self._dropped: list[Row] = []
-        self._written: list[tuple[Owned, int, int]] = []
+        self._others: dict[str, list[Row]] = {}
+        self._retried: list[tuple[Owned, TaskRecord]] = []
         self.runs: set[str] = set()
         self.ends: list[RunRecord] = []
-        last = {
-            (change.run.run_id, None if change.task is None else change.task.name): change
-            for change in changes
-        }
+        last = {(change.run.run_id, change.task and change.task.name): change for change in changes}
         for run, task in last.values():
             owned = runs.get(run.run_id)
             if owned is None:
@@ -120,44 +117,35 @@ class Batch:
         for seq, place, *row in self._updated:
             if not db.execute(sql.UPDATE_TASK, (*row, seq, place)).rowcount:
                 (run_id,) = db.execute(sql.RUN_OF, (seq,)).fetchone()
-                raise DamagedRecordError(
-                    run_id, str(row[0]), "its row is missing; the file was damaged"
-                )
-        for text, rows in (
-            (sql.PUT_ATTEMPT, self._attempts),
-            (sql.PUT_RESULT, self._long),
-            (sql.DELETE_RESULT, self._dropped),
-        ):
-            if rows:
-                db.executemany(text, rows)
+                problem = "its row is missing; the file was damaged"
+                raise DamagedRecordError(run_id, row[0], problem)
+        for text, rows in self._others.items():
+            db.executemany(text, rows)
 
     def committed(self) -> None:
-        """Note that the attempts have rows now."""
-        for owned, place, number in self._written:
-            owned.attempts[place] = number
+        """Note what has rows now."""
+        for owned, task in self._retried:
+            owned.note_attempts([task])
 
     def _add_task(self, run_id: str, task: TaskRecord, owned: Owned) -> None:
         row = owned.row_of(task)
         if task.earlier:
-            self._attempts += owned.new_attempts(task)
-            self._written.append((owned, owned.places[task.name], len(task.earlier)))
-        result = task.result
+            self._others.setdefault(sql.PUT_ATTEMPT, []).extend(owned.new_attempts(task))
+            self._retried.append((owned, task))
+        result: Any = task.result
         if result is NoResult.STORED:
             self._updated.append(row)
-        elif type(result) is NoResult:
-            self._whole.append(row + _NOTHING)
-            if task.status is TaskStatus.SUCCESS:
-                self._dropped.append(row[:2])
-        else:
-            encoded = result if type(result) is EncodedResult else self._encode(run_id, task)
-            self._add_kept(row, encoded)
-
-    def _add_kept(self, row: Row, encoded: EncodedResult) -> None:
-        serializer, data = encoded
-        kept: Row = (serializer, data, zlib.crc32(data))
-        if len(data) > SHORT:
-            self._long.append(row[:2] + kept)
-            kept = _NOTHING
+            return
+        kept = _NOTHING
+        if type(result) is not NoResult:
+            if type(result) is not EncodedResult:
+                result = self._encode(result, run_id=run_id, task_name=task.name)
+            kept = (*result, zlib.crc32(result.data))
+            if len(result.data) > SHORT:
+                self._others.setdefault(sql.PUT_RESULT, []).append(row[:2] + kept)
+                kept = _NOTHING
+        elif task.status is TaskStatus.SUCCESS:
+            self._others.setdefault(sql.DELETE_RESULT, []).append(row[:2])
         self._whole.append(row + kept)
 
 
@@ -192,12 +180,9 @@ def _carry_over(db: sqlite3.Connection, owned: Owned, run: RunRecord) -> None:
     if carried != len(kept):
         problem = "results of it that the new run would keep are missing"
         raise DamagedRecordError(str(ancestor), None, problem)
-    places = owned.places
-    db.executemany(
-        sql.CARRY_RESULT, [(owned.seq, places[task.name], ancestor, task.name) for task in kept]
-    )
+    db.executemany(sql.CARRY_RESULT, [(*row[:2], *row[-2:]) for row in of_ancestor])
     db.executemany(sql.PUT_ATTEMPT, chain.from_iterable(owned.new_attempts(task) for task in begun))
-    owned.attempts.update((places[task.name], len(task.earlier)) for task in begun)
+    owned.note_attempts(begun)
 
 
 def end_dead(db: sqlite3.Connection, run_id: str) -> RunRecord:
@@ -211,8 +196,9 @@ def end_dead(db: sqlite3.Connection, run_id: str) -> RunRecord:
         UnknownRunError: As for ``DamagedRecordError``: its id is damaged.
     """
     seq, _, run = find_run(db, run_id)
-    now = _now_for(run)
     tasks = dict(run.tasks)
+    times = [moment or 0.0 for task in tasks.values() for moment in task[4:7]]
+    now = max(time.time(), run.created_at, *times)  # its clock may have been ahead of this one
     ended: list[Row] = []
     owned = Owned(seq, {name: place for place, name in enumerate(tasks)}, plan_of(tasks)[1], {})
     for name, task in run.tasks.items():
@@ -227,16 +213,6 @@ def end_dead(db: sqlite3.Connection, run_id: str) -> RunRecord:
     run = run.finish(now, _DEAD, tasks)
     write_end(db, seq, run)
     return run
-
-
-def _now_for(run: RunRecord) -> float:
-    """Return the time for a dead run's end: its clock may have been ahead of this one."""
-    moments = [
-        moment or 0.0
-        for task in run.tasks.values()
-        for moment in (task.ready_at, task.started_at, task.finished_at)
-    ]
-    return max(time.time(), run.created_at, *moments)
 
 
 def write_end(db: sqlite3.Connection, seq: int, run: RunRecord) -> None:

@@ -66,25 +66,26 @@ _KEPT = (
     " AND results.place = tasks.place WHERE tasks.result_state = 'stored'"
 )
 _DATA = "coalesce(tasks.data, results.data)"
-_SERIALIZER = "CASE WHEN tasks.data IS NULL THEN results.serializer ELSE tasks.serializer END"
-_DATA_CHECKSUM = "CASE WHEN tasks.data IS NULL THEN results.checksum ELSE tasks.data_checksum END"
+_SERIALIZER = "iif(tasks.data IS NULL, results.serializer, tasks.serializer)"
+_DATA_CHECKSUM = "iif(tasks.data IS NULL, results.checksum, tasks.data_checksum)"
 _FOUND = " AND (tasks.data IS NOT NULL OR results.data IS NOT NULL)"
-_OF_RUN = " AND tasks.run = (SELECT seq FROM runs WHERE run_id = ?)"
+_OF_TASK = " AND tasks.run = (SELECT seq FROM runs WHERE run_id = ?) AND tasks.name = ?"
 # Not of what coalesce() returns: that would read all of a long result.
-_PEEK = (
-    f"{_SERIALIZER},"
-    " CASE WHEN tasks.data IS NULL THEN length(results.data) ELSE length(tasks.data) END,"
-    " CASE WHEN tasks.data IS NULL THEN substr(results.data, 1, ?)"
-    " ELSE substr(tasks.data, 1, ?) END"
+PEEK_RESULTS = (
+    f"SELECT tasks.name, {_SERIALIZER},"  # noqa: S608 - constants
+    " iif(tasks.data IS NULL, length(results.data), length(tasks.data)),"
+    " iif(tasks.data IS NULL, substr(results.data, 1, :most), substr(tasks.data, 1, :most))"
+    f"{_KEPT} AND tasks.run = (SELECT seq FROM runs WHERE run_id = :run_id)"
+    f" AND (:name IS NULL OR tasks.name = :name){_FOUND}"
 )
 CARRY_TASK = (
     f"INSERT INTO tasks ({_WHOLE_TASK}) SELECT {', '.join('?' * 15)}, tasks.serializer,"
-    f" tasks.data, tasks.data_checksum{_KEPT}{_OF_RUN} AND tasks.name = ?{_FOUND}"
+    f" tasks.data, tasks.data_checksum{_KEPT}{_OF_TASK}{_FOUND}"
 )
 CARRY_RESULT = (
     "INSERT INTO results (run, place, serializer, data, checksum)"
     " SELECT ?, ?, results.serializer, results.data, results.checksum"
-    f"{_KEPT}{_OF_RUN} AND tasks.name = ? AND results.data IS NOT NULL"
+    f"{_KEPT}{_OF_TASK} AND results.data IS NOT NULL"
 )
 SELECT_RESULTS = (
     f"SELECT tasks.name, {_SERIALIZER}, {_DATA_CHECKSUM}, {_DATA}{_KEPT} AND tasks.run = ?{_FOUND}"
@@ -93,8 +94,6 @@ SELECT_RESULT = (
     f"SELECT {_SERIALIZER}, {_DATA_CHECKSUM}, {_DATA}{_KEPT}"
     f" AND tasks.run = ? AND tasks.place = ?{_FOUND}"
 )
-PEEK_RESULT = f"SELECT {_PEEK}{_KEPT}{_OF_RUN} AND tasks.name = ?{_FOUND}"
-PEEK_RESULTS = f"SELECT tasks.name, {_PEEK}{_KEPT}{_OF_RUN}{_FOUND}"
 
 _COUNTS = (
     "CASE WHEN finished_at IS NULL THEN (SELECT group_concat(status || '=' || number) FROM"
@@ -102,14 +101,6 @@ _COUNTS = (
     " GROUP BY status)) END"
 )
 _LISTED = f"SELECT seq, {_COUNTS}, {RUN_COLUMNS}, checksum FROM runs"  # noqa: S608 - constants
-_CONDITIONS = {
-    "dag": "dag_name = :dag",
-    "ancestor": "resumed_from = :ancestor",
-    "seq": "seq < :seq",
-    # Clocks are set back, so that the newest run before a time need not be the one before it in
-    # the file. The plus keeps SQLite from an index that would need sorting.
-    "time": ("seq <= (SELECT max(seq) FROM runs WHERE created_at < :time) AND +created_at < :time"),
-}
 
 
 def list_runs(query: RunQuery, *, from_view: bool) -> list[str]:
@@ -122,25 +113,30 @@ def list_runs(query: RunQuery, *, from_view: bool) -> list[str]:
         query: Which runs.
         from_view: Whether ``runs`` is a view on an older file, of which no index can be named.
     """
-    wanted = {
-        "dag": query.dag_name is not None,
-        "ancestor": query.resumed_from is not None,
-        "seq": isinstance(query.before, str),
-        "time": isinstance(query.before, int | float),
-    }
-    conditions = [text for name, text in _CONDITIONS.items() if wanted[name]]
+    conditions: list[str] = []
+    if query.dag_name is not None:
+        conditions.append("dag_name = :dag")
+    if query.resumed_from is not None:
+        conditions.append("resumed_from = :ancestor")
+    if isinstance(query.before, str):
+        conditions.append("seq < :seq")
+    elif query.before is not None:
+        # Clocks are set back, so that the newest run before a time need not be the one before it
+        # in the file. The plus keeps SQLite from an index that would need sorting.
+        conditions.append("seq <= (SELECT max(seq) FROM runs WHERE created_at < :time)")
+        conditions.append("+created_at < :time")
+
+    def listed(*more: str, index: str = "") -> str:
+        wanted = " AND ".join([*conditions, *more]) or "TRUE"
+        return f"{_LISTED}{index} WHERE {wanted} ORDER BY seq DESC"
+
     if query.status is None:
-        return [_listed("", conditions)]
+        return [listed()]
+    index = "" if from_view else " INDEXED BY runs_unfinished"
     return [
-        _listed("", [*conditions, "status = :status", "finished_at IS NOT NULL"]),
-        _listed(
-            "" if from_view else " INDEXED BY runs_unfinished", [*conditions, "finished_at IS NULL"]
-        ),
+        listed("status = :status", "finished_at IS NOT NULL"),
+        listed("finished_at IS NULL", index=index),
     ]
-
-
-def _listed(index: str, conditions: list[str]) -> str:
-    return f"{_LISTED}{index} WHERE {' AND '.join(conditions) or 'TRUE'} ORDER BY seq DESC"
 
 
 PRUNABLE_BY_AGE = (

@@ -1,0 +1,288 @@
+"""What an event means for a unit, in each of its phases: the transition table of attempts.
+
+Each rule is a function that is given the run's state, the unit and the event. ``run_state.py``
+has the picture of the phases, and the rules about the run as a whole.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from flowrun.failure import bounded
+from flowrun.scheduler.deadlines import Wait
+from flowrun.scheduler.messages import (
+    Failed,
+    Failure,
+    GiveUp,
+    Report,
+    Started,
+    Stop,
+    StopAnswer,
+    StopAnswered,
+    Subject,
+    Succeeded,
+)
+from flowrun.scheduler.units import Phase
+from flowrun.state import NoResult, Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flowrun.scheduler.run_state import RunState
+    from flowrun.scheduler.units import Unit
+    from flowrun.state import TaskRecord
+
+_UNKNOWN = Failure("its time was up", "its time was up")
+
+
+# -- the code has begun, or has ended ---------------------------------------------------------
+
+
+def _started(run: RunState, unit: Unit, event: Started) -> None:
+    del run
+    unit.started_at = event.at
+
+
+def _succeeded(run: RunState, unit: Unit, event: Succeeded) -> None:
+    run.end_attempt(unit)
+    keeps = run.graph.specs[unit.number].retain_result
+    stored = event.stored if keeps else NoResult.RELEASED
+    unit.value = event.value
+    began_at = None if event.started_at is None else event.started_at + run.offset
+    ended = unit.record.succeed(event.ended_at + run.offset, stored, began_at)
+    run.table.commit(unit, Phase.SAVING, ended)
+
+
+def _failed(run: RunState, unit: Unit, event: Failed) -> None:
+    run.end_attempt(unit)
+    unit.record = _begun(run, unit, event.started_at)
+    failure = event.failure
+    if failure.interrupts:
+        run.stop(Reason.RUN_CANCELLED, "KeyboardInterrupt")
+    fail(run, unit, failure, Reason.RUN_CANCELLED if failure.interrupts else Reason.ERROR)
+
+
+def _expired(run: RunState, unit: Unit, event: Succeeded | Failed) -> None:
+    """The attempt has ended after its time was up."""
+    timeout = unit.timeout
+    if timeout is None:  # but before it was told so
+        TRANSITIONS[Phase.RUNNING, type(event)](run, unit, event)
+        return
+    run.end_attempt(unit)
+    unit.record = _begun(run, unit, event.started_at)
+    text = timeout.text
+    if type(event) is Failed:  # where the code was when its time was up
+        text = f"{event.failure.text}\n\n{text}"
+        if event.failure.interrupts:
+            run.stop(Reason.RUN_CANCELLED, "KeyboardInterrupt")
+    fail(run, unit, timeout, Reason.TIMEOUT, bounded(text))
+
+
+def _stopped(run: RunState, unit: Unit, event: Succeeded | Failed) -> None:
+    """The attempt has ended after it was told that the run stops."""
+    run.end_attempt(unit)
+    unit.record = _begun(run, unit, event.started_at)
+    text = run.why_it_stops
+    fail(run, unit, Failure(text, text), run.stopping or Reason.RUN_CANCELLED)
+
+
+def _begun(run: RunState, unit: Unit, started_at: float | None) -> TaskRecord:
+    """Return a unit's record with the time at which its code began (A1)."""
+    if started_at is None:
+        return unit.record
+    return unit.record.begun(started_at + run.offset)
+
+
+# -- the attempt was told to stop ----------------------------------------------------------------
+
+
+def _stop_answered(run: RunState, unit: Unit, event: StopAnswered) -> None:
+    answer = event.answer
+    if answer is StopAnswer.WITHDRAWN:
+        run.end_attempt(unit)
+        unit.record = unit.record.withdraw()
+        unit.phase = Phase.WAITING  # it is skipped with all that has not started (R2)
+    else:
+        is_willing = answer is StopAnswer.WILLING
+        _wait(run, unit, run.cancel_grace_s if is_willing else run.thread_grace_s)
+
+
+def _expiry_answered(run: RunState, unit: Unit, event: StopAnswered) -> None:
+    answer = event.answer
+    if answer is StopAnswer.ENDED and not unit.is_overdue:
+        unit.is_overdue = True  # in time; its result may take as long again to encode
+        unit.phase = Phase.RUNNING
+        due = run.now + _timeout_s(run, unit)
+        run.deadlines.add(due, Wait.TIMEOUT, unit.number, unit.record.attempt)
+        return
+    unit.timeout = timeout = event.timeout or _UNKNOWN
+    if answer is StopAnswer.WITHDRAWN:
+        run.end_attempt(unit)
+        fail(run, unit, timeout, Reason.TIMEOUT)
+    elif answer is StopAnswer.WILLING:  # it gets time to clean up, a bounded one
+        _wait(run, unit, run.cancel_grace_s)
+    else:
+        _give_up(run, unit)
+
+
+def _give_up(run: RunState, unit: Unit) -> None:
+    """Go on without an attempt that does not end."""
+    run.out.append(GiveUp(unit.number))
+    run.end_attempt(unit)
+    unit.record = _begun(run, unit, unit.started_at)
+    run.out.append(Report(Subject.ABANDONED, unit.record))
+    what = "Its code could not be stopped; it was abandoned and may still run."
+    if unit.phase is Phase.EXPIRING:
+        failure = unit.timeout or _UNKNOWN
+        text, reason = f"{failure.text} {what}", Reason.TIMEOUT
+    else:
+        text, reason = f"{run.why_it_stops}. {what}", run.stopping or Reason.RUN_CANCELLED
+        failure = Failure(text, text)
+    fail(run, unit, failure, reason, bounded(text), abandoned=True)
+
+
+def _ended_late(run: RunState, unit: Unit, event: Succeeded | Failed) -> None:
+    """The attempt has ended after it was given up; what came of it does not count (A3)."""
+    del event
+    _retry(run, unit)
+
+
+# -- failures and retries --------------------------------------------------------------------------
+
+
+def fail(  # noqa: PLR0913 - what is known of one failure
+    run: RunState,
+    unit: Unit,
+    failure: Failure,
+    reason: Reason,
+    text: str | None = None,
+    *,
+    abandoned: bool = False,
+) -> None:
+    """An attempt has failed: retry it, or fail the task for good.
+
+    Args:
+        run: The run's state.
+        unit: The unit.
+        failure: What is known of the error.
+        reason: Why it failed.
+        text: The error's text, if it is not the failure's.
+        abandoned: Whether the code may still run.
+    """
+    if failure.note:
+        run.out.append(Report(Subject.NOTE, unit.record, failure.note))
+    record = unit.record.fail(
+        run.epoch, failure.text if text is None else text, reason, abandoned=abandoned
+    )
+    unit.line = failure.line
+    unit.timeout = None
+    if run.stopping is not None or not failure.retryable:
+        run.table.commit(unit, Phase.FAILING, record)
+        return
+    unit.record = record
+    unit.delay_s = failure.delay_s
+    if abandoned:
+        # A2: two attempts of one task never run at once.
+        unit.phase = Phase.LINGERING
+        run.table.changed.append(record)
+        _wait(run, unit, _timeout_s(run, unit))
+    else:
+        _retry(run, unit)
+
+
+def _retry(run: RunState, unit: Unit) -> None:
+    most = run.graph.specs[unit.number].retries + 1
+    run.out.append(Report(Subject.RETRY, unit.record, unit.line, None, unit.delay_s, most))
+    unit.record = unit.record.retry()
+    run.table.changed.append(unit.record)
+    if unit.delay_s:
+        unit.phase = Phase.DELAYED
+        due = run.now + unit.delay_s
+        run.deadlines.add(due, Wait.DELAY, unit.number, unit.record.attempt)
+    else:
+        run.table.make_ready(unit, run.epoch)
+
+
+def fail_lingering(run: RunState, unit: Unit, line: str, remark: str = "") -> None:
+    """Fail a unit for good whose abandoned attempt was to end before a retry."""
+    unit.line = line
+    record = unit.record
+    if remark:
+        record = record.amend(f"{record.error}\n{remark}")
+    run.table.commit(unit, Phase.FAILING, record)
+
+
+# -- deadlines ---------------------------------------------------------------------------------
+
+
+def _wait(run: RunState, unit: Unit, duration_s: float) -> None:
+    run.deadlines.add(run.now + duration_s, Wait.PATIENCE, unit.number, unit.record.attempt)
+
+
+def _timeout_s(run: RunState, unit: Unit) -> float:
+    return run.graph.specs[unit.number].timeout_s or 0.0
+
+
+def _time_up(run: RunState, unit: Unit) -> None:
+    # The deadline of a sync attempt was set when it was handed over; its clock starts with its
+    # code (A1), and as long as it waits for a thread it has all its time before it.
+    began_at = run.now if unit.started_at is None else unit.started_at
+    due = began_at + _timeout_s(run, unit)
+    if due > run.now and not unit.is_overdue:
+        run.deadlines.add(due, Wait.TIMEOUT, unit.number, unit.record.attempt)
+        return
+    unit.phase = Phase.EXPIRING
+    run.out.append(Stop((unit.number,), ""))
+
+
+def _out_of_patience(run: RunState, unit: Unit) -> None:
+    if unit.phase is not Phase.LINGERING:
+        _give_up(run, unit)
+        return
+    remedy = (
+        "Let the task go on with the CancelledError that it gets."
+        if run.graph.is_async[unit.number]
+        else "Let the task check current_attempt().cancelled, or run it on a"
+        " ProcessPerAttemptExecutor."
+    )
+    remark = (
+        "Not retried: the timed-out attempt was still running after another"
+        f" {_timeout_s(run, unit):g} s, and two attempts of one task never run at once. {remedy}"
+    )
+    fail_lingering(run, unit, unit.line, remark)
+
+
+def _delay_over(run: RunState, unit: Unit) -> None:
+    run.table.make_ready(unit, run.epoch)
+
+
+# -- the tables ----------------------------------------------------------------------------------
+
+Transition: TypeAlias = "Callable[[RunState, Unit, Any], None]"
+
+TRANSITIONS: dict[tuple[Phase, type], Transition] = {
+    (Phase.RUNNING, Started): _started,
+    (Phase.RUNNING, Succeeded): _succeeded,
+    (Phase.RUNNING, Failed): _failed,
+    (Phase.EXPIRING, Started): _started,
+    (Phase.EXPIRING, Succeeded): _expired,
+    (Phase.EXPIRING, Failed): _expired,
+    (Phase.EXPIRING, StopAnswered): _expiry_answered,
+    (Phase.STOPPING, Started): _started,
+    (Phase.STOPPING, Succeeded): _stopped,
+    (Phase.STOPPING, Failed): _stopped,
+    (Phase.STOPPING, StopAnswered): _stop_answered,
+    (Phase.LINGERING, Succeeded): _ended_late,
+    (Phase.LINGERING, Failed): _ended_late,
+}
+"""Which event is possible in which phase, and what it leads to."""
+
+DUE: dict[Wait, tuple[frozenset[Phase], Callable[[RunState, Unit], None]]] = {
+    Wait.TIMEOUT: (frozenset((Phase.RUNNING,)), _time_up),
+    Wait.PATIENCE: (
+        frozenset((Phase.EXPIRING, Phase.STOPPING, Phase.LINGERING)),
+        _out_of_patience,
+    ),
+    Wait.DELAY: (frozenset((Phase.DELAYED,)), _delay_over),
+}
+"""In which phases a unit's deadline still matters, and what it leads to."""

@@ -1,0 +1,186 @@
+"""The attempts of one run: started, told to stop, given up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from flowrun.context import Attempt
+from flowrun.errors import ExecutorError, FlowrunError, TaskTimeoutError
+from flowrun.executors import WorkerThreads
+from flowrun.failure import error_line
+from flowrun.registry import UPSTREAM
+from flowrun.scheduler.async_attempt import AsyncAttempt
+from flowrun.scheduler.attempt import NO_ARGUMENTS, AttemptServices
+from flowrun.scheduler.messages import Failed, Failure, StopAnswer, StopAnswered
+from flowrun.scheduler.results import close_unawaited
+from flowrun.scheduler.sync_attempt import PoolAttempt, ThreadAttempt, pool_name
+
+if TYPE_CHECKING:
+    import contextvars
+    from collections.abc import Callable
+
+    from flowrun.context import RunContext
+    from flowrun.graph import Arguments, Graph
+    from flowrun.scheduler.attempt import Report, RunningAttempt
+    from flowrun.scheduler.inbox import Inbox
+    from flowrun.scheduler.messages import GiveUp, Start, Stop
+    from flowrun.scheduler.services import Services
+    from flowrun.state import RunRecord
+
+_NEVER_BEGUN = Failure("", "")
+
+
+class Attempts:
+    """Start the attempts of one run, and tell them to stop.
+
+    Args:
+        services: What the engine's runs share.
+        graph: The graph.
+        record: The run.
+        context: What the caller gave for tasks that ask for a ``RunContext``.
+        variables: The context variables of the run's caller.
+        value: Returns the value of a unit that has succeeded.
+        inbox: Where other threads leave messages for the run.
+        report: Takes an attempt and its outcome, on the loop.
+
+    Attributes:
+        running: Attempts that the run counts on, by unit.
+    """
+
+    def __init__(  # noqa: PLR0913 - wired in one place
+        self,
+        services: Services,
+        graph: Graph,
+        record: RunRecord,
+        context: RunContext[Any] | None,
+        variables: contextvars.Context,
+        value: Callable[[int], object],
+        inbox: Inbox,
+        report: Report,
+    ) -> None:
+        self.running: dict[int, RunningAttempt] = {}
+        self._graph = graph
+        self._record = record
+        self._context = context
+        self._variables = variables
+        self._value = value
+        self._report = report
+        self._pools = services.pools
+        self._monotonic = services.config.clock.monotonic
+        self._services = AttemptServices(
+            services, context, record.run_id, inbox, report, self._await_on_loop
+        )
+
+    def start(self, start: Start) -> None:
+        """Start an attempt."""
+        number, spec = start.unit, self._graph.specs[start.unit]
+        run, services = self._record, self._services
+        seen = Attempt(
+            run.run_id, run.dag_name, spec.name, start.attempt, monotonic=self._monotonic
+        )
+        arguments, variables = self._arguments(number), self._variables.copy()
+        if self._graph.is_async[number]:
+            on_loop = AsyncAttempt(number, spec, seen, arguments, variables, services)
+            self.running[number] = on_loop
+            on_loop.start()
+            return
+        pool, kind = self._pools[spec.executor]
+        is_own = spec.executor is None and isinstance(pool, WorkerThreads)
+        made = ThreadAttempt if is_own else PoolAttempt
+        attempt = made(number, spec, seen, arguments, variables, services)
+        self.running[number] = attempt
+        try:
+            attempt.start(pool, kind)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - an executor may refuse in any way
+            attempt.started_at = None
+            self._report(attempt, attempt.failed(_refusal(error, spec.executor)))
+
+    def _arguments(self, number: int) -> Arguments:
+        """Return what a task is called with; its parents have values."""
+        graph = self._graph
+        plan = graph.plans[number]
+        if not plan.gives_any:
+            return NO_ARGUMENTS
+        names = graph.dependency_names[number]
+        values = [self._value(parent) for parent in graph.parents[number]]
+        if plan.only_upstream:
+            return (), {UPSTREAM: dict(zip(names, values, strict=True))}
+        return plan.arguments(names, values, self._context)
+
+    def _await_on_loop(self, old: RunningAttempt, value: object) -> None:
+        """Await, on the loop, what a sync callable has returned (I3)."""
+        if self.running.get(old.unit) is not old or old.seen.cancelled:
+            close_unawaited(value)  # it was told to stop meanwhile
+            self._report(old, old.failed(asyncio.CancelledError()))
+            return
+        attempt = AsyncAttempt(
+            old.unit, old.spec, old.seen, NO_ARGUMENTS, old.context.copy(), old.services
+        )
+        attempt.started_at = old.started_at
+        self.running[old.unit] = attempt
+        attempt.start(value)
+
+    def remove(self, attempt: RunningAttempt) -> bool:
+        """Forget an attempt that has ended; return ``False`` if it was given up before."""
+        if self.running.get(attempt.unit) is not attempt:
+            return False
+        del self.running[attempt.unit]
+        return True
+
+    def stop(self, stop: Stop) -> list[StopAnswered]:
+        """Tell attempts to stop; return their answers."""
+        attempts = [self.running[unit] for unit in stop.units if unit in self.running]
+        # First what waits in a pool: it would begin as soon as something else there has ended.
+        attempts.sort(key=lambda each: (not each.waits_in_pool, each.unit))
+        answers: list[StopAnswered] = []
+        for attempt in attempts:
+            number, spec = attempt.seen.attempt, attempt.spec
+            answer = attempt.stop(stop.cause or f"it timed out after {spec.timeout_s:g} s")
+            timeout = None
+            if not stop.cause and (answer is not StopAnswer.ENDED or attempt.is_overdue):
+                timeout = self._timeout_failure(attempt)
+            attempt.is_overdue = answer is StopAnswer.ENDED
+            if answer is StopAnswer.WITHDRAWN:
+                del self.running[attempt.unit]
+            answers.append(StopAnswered(attempt.unit, number, answer, timeout))
+        return answers
+
+    def _timeout_failure(self, attempt: RunningAttempt) -> Failure:
+        spec = attempt.spec
+        error = TaskTimeoutError(
+            f"task {spec.name!r} of DAG {self._record.dag_name!r} timed out: attempt"
+            f" {attempt.seen.attempt} took longer than timeout_s={spec.timeout_s:g}. Give the task"
+            " more time with timeout_s=..., or no limit with timeout_s=None."
+        )
+        return attempt.failure(error, f"TaskTimeoutError: {error}")
+
+    def give_up(self, instruction: GiveUp) -> list[Failed]:
+        """Go on without an attempt; return its outcome if no other one will ever come."""
+        attempt = self.running.pop(instruction.unit, None)
+        if attempt is None or attempt.give_up():
+            return []
+        return [Failed(attempt.unit, attempt.seen.attempt, None, _NEVER_BEGUN)]
+
+    def leave(self, cause: str) -> list[asyncio.Task[None]]:
+        """Stop and give up all attempts; return what still runs on the loop."""
+        attempts = list(self.running.values())
+        self.running.clear()
+        for attempt in attempts:
+            with contextlib.suppress(BaseException):
+                attempt.stop(cause)
+            with contextlib.suppress(BaseException):
+                attempt.give_up()
+        return [attempt.task for attempt in attempts if attempt.task is not None]
+
+
+def _refusal(error: BaseException, executor: str | None) -> FlowrunError:
+    """Return the error of an executor that did not take a task."""
+    if isinstance(error, FlowrunError):
+        return error
+    clear = ExecutorError(f"{pool_name(executor)} did not take the task: {error_line(error)}")
+    clear.__cause__ = error
+    return clear

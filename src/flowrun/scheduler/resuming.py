@@ -1,0 +1,92 @@
+"""Resume a run: find it in the store, plan what to do, load the results that are needed."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from flowrun.errors import ResumeError, listed
+from flowrun.scheduler.resume_plan import (
+    ResumePlan,
+    find_resumable,
+    inputs_to_load,
+    plan_resume,
+    take_over,
+)
+from flowrun.state import RunStatus
+
+if TYPE_CHECKING:
+    import logging
+    from collections.abc import Callable, Mapping, Sequence
+
+    from flowrun.context import RunContext
+    from flowrun.graph import Graph, Graphs
+    from flowrun.scheduler.starting import Starter
+    from flowrun.state import RunRecord
+
+
+class Resumer:
+    """Resume the runs of one engine's store."""
+
+    def __init__(self, starter: Starter, graphs: Graphs, log: logging.Logger) -> None:
+        self._starter = starter
+        self._store = starter.store
+        self._services = starter.services
+        self._lifecycle = starter.lifecycle
+        self._graphs = graphs
+        self._log = log
+
+    def plan(
+        self, run_id: str, from_tasks: Sequence[str] | None
+    ) -> tuple[Graph, RunRecord, ResumePlan]:
+        """Return the graph of the new run, the run to resume, and what to do."""
+        self._lifecycle.end_lost()
+        self._services.journal.save_unsaved()  # the run may be one whose end was not written
+        old = find_resumable(self._store, run_id, last=not from_tasks)
+        graph = self._graphs.get(old.dag_name)
+        if old.targets is not None:
+            targets = [name for name in old.targets if name in graph.index]
+            if not targets:
+                problem = f"none of its targets {listed(old.targets)} is in the DAG any more"
+                raise ResumeError(old.run_id, problem)
+            graph = graph.subgraph(targets)
+        names = None
+        if from_tasks:
+            names = self._graphs.task_names(graph, from_tasks, "from_tasks")
+        return graph, old, plan_resume(graph, old, names)
+
+    async def resume(
+        self,
+        run_id: str,
+        from_tasks: Sequence[str] | None,
+        context: RunContext[Any] | None,
+        timeout_s: float | None,
+        metadata: Mapping[str, object] | None,
+    ) -> str:
+        """Carry out a new run that takes over from an old one; return the new run's id."""
+        graph, old, plan = await self._off_loop(partial(self.plan, run_id, from_tasks))
+        self._warn_of_abandoned(old)
+        record = self._starter.new_record(graph, old.metadata if metadata is None else metadata)
+        record = take_over(record, graph, old, plan)
+        record = record._replace(sole_heir=not from_tasks and old.status is not RunStatus.SUCCESS)
+        values: dict[str, object] = {}
+        wanted = inputs_to_load(graph, plan)
+        if wanted:
+            values = await self._off_loop(partial(self._store.load_results, old.run_id, wanted))
+        return await self._starter.execute(graph, record, context, timeout_s, values)
+
+    async def _off_loop(self, function: Callable[[], Any]) -> Any:  # noqa: ANN401 - its result
+        if not self._store.blocking:
+            return function()
+        return await self._services.journal.call_from_loop(function)
+
+    def _warn_of_abandoned(self, old: RunRecord) -> None:
+        for attempt in list(self._services.abandoned):
+            if attempt.seen.run_id == old.run_id:
+                self._log.warning(
+                    "task %r of run %r was abandoned and still runs, while a new run resumes that"
+                    " run",
+                    attempt.spec.name,
+                    old.run_id,
+                    extra={"run_id": old.run_id, "dag": old.dag_name, "task": attempt.spec.name},
+                )
