@@ -220,6 +220,10 @@ def test_usual_is_the_median_of_other_runs() -> None:
     others = [run_of(1), run_of(9), run_of(2), run_of(None), run_of(99, report["run_id"])]
     assert usual_s(report, others) == 2
     assert usual_s(report, []) is None
+    # Runs of a part of the DAG, and those that kept much of another run, take less.
+    part = run_of(77)._replace(targets=("a",))
+    assert usual_s(report, [*others, part, run_of(77)._replace(resumed_from="a")]) == 2
+    assert usual_s(report | {"targets": ["a"]}, [*others, part]) == 77
 
 
 def test_colours_are_for_terminals_where_nobody_minds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,8 +208,8 @@ COMMANDS = {
             _value(
                 "--html",
                 "PATH",
-                "write a page to this file; without RUN, write an index of the newest runs and"
-                " their pages to this folder",
+                "write a page to this .html file; without RUN, write an index of the newest runs"
+                " and their pages to this folder",
                 type=Path,
             ),
             _LIMIT._replace(help="with --html and without RUN: so many runs (20)"),

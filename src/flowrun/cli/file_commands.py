@@ -77,7 +77,7 @@ def show_report(options: argparse.Namespace, output: Output) -> int:
         msg = "--json and --html are two ways to report; leave one of them out"
         raise UsageError(msg)
     with closing(_open_to_read(options.db)) as store:
-        if options.html is not None and options.run is None:
+        if options.html is not None and options.run is None and options.html.suffix != ".html":
             return _write_pages(store, options, output)
         report = build_report(load_from_file(store, options.run or LATEST, options.dag))
         usual = _usual(store, report)

@@ -139,17 +139,20 @@ def retries(report: RunReport) -> int:
     )
 
 
-def usual_s(report: RunReport, others: Iterable[RunSummary]) -> float | None:
-    """Return what the DAG's runs usually take: the median of those that have succeeded.
+def usual_s(report: RunReport, last: Iterable[RunSummary]) -> float | None:
+    """Return what the DAG's runs usually take: the median of those like it that have succeeded.
 
     Args:
         report: A run, which does not count.
-        others: The last successful runs of its DAG.
+        last: The last successful runs of its DAG.
     """
     took = sorted(
         run.finished_at - run.created_at
-        for run in others
-        if run.finished_at is not None and run.run_id != report["run_id"]
+        for run in last
+        if run.finished_at is not None
+        and run.run_id != report["run_id"]
+        and run.resumed_from is None
+        and list(run.targets or ()) == (report["targets"] or [])
     )
     return took[len(took) // 2] if took else None
 
