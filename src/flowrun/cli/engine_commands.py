@@ -65,7 +65,7 @@ def resume_run(options: argparse.Namespace, output: Output) -> int:
         output.say_json({**plan._asdict(), "tasks": tasks})
         return SUCCESS
     if options.dry_run:
-        output.say(str(plan).replace("in from_tasks", "by --from"))
+        output.say(str(plan))
         return SUCCESS
     if not plan.to_run:
         msg = (

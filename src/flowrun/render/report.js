@@ -45,7 +45,7 @@ const sum = values => {
 for (const [index, task] of tasks.entries()) {
   task.index = index;
   task.deps ??= [];
-  task.tries ??= 0;
+  task.attempt ??= 0;
   task.why ??= task.kept ? "kept from the earlier run" : "";
   task.children = [];
   task.attempts = (task.attempts ?? []).map(([number, ready, started, finished, error = null, reason = "", abandoned = 0]) =>
@@ -131,11 +131,11 @@ function open(index, from = null) {
 function openBox(place, node) {
   const members = [...boxes[place]];
   if (members.length === 1) { open(members[0], node); return; }
-  members.sort((a, b) => URGENCY[tasks[a].status] - URGENCY[tasks[b].status] || tasks[b].tries - tasks[a].tries || a - b);
+  members.sort((a, b) => URGENCY[tasks[a].status] - URGENCY[tasks[b].status] || tasks[b].attempt - tasks[a].attempt || a - b);
   const worst = members[0], times = members.map(index => tasks[index].ran).filter(ran => ran !== null).sort((a, b) => a - b);
   panel(worst, node, tasks[worst].status, node.querySelector(".name").textContent, pairs([
     ...Object.entries(WORDS).map(([status, word]) => [word, members.filter(index => tasks[index].status === status).length]),
-    ["retries", members.reduce((total, index) => total + Math.max(tasks[index].tries - 1, 0), 0)],
+    ["retries", members.reduce((total, index) => total + Math.max(tasks[index].attempt - 1, 0), 0)],
     ["ran", times.length ? `${duration(times[0])} to ${duration(times.at(-1))}, half of them at most ${duration(times[Math.floor((times.length - 1) / 2)])}` : ""],
   ]), ...links("Tasks", members));
 }
@@ -225,7 +225,7 @@ document.addEventListener("click", event => {
 const COLUMNS = [
   {title: "Task", kind: "c-task", key: task => task.name.toLowerCase()},
   {title: "Status", kind: "c-status", key: task => task.status, text: task => WORDS[task.status]},
-  {title: "Attempts", kind: "c-tries number", key: task => task.tries, text: task => task.tries || ""},
+  {title: "Attempts", kind: "c-attempt number", key: task => task.attempt, text: task => task.attempt || ""},
   {title: "Started", kind: "c-started c-number number", key: task => task.kept ? null : task.first,
     text: task => task.kept || task.first === null ? "" : `+${duration(task.first)}`},
   {title: "Waited", kind: "c-waited c-number number", key: task => task.waited, text: task => duration(task.waited)},
@@ -272,7 +272,7 @@ const table = (() => {
   }
   function refresh() {
     const query = state.query.toLowerCase();
-    const kinds = task => [task.status, task.kept ? "kept" : "", task.tries > 1 && !task.kept ? "retried" : ""];
+    const kinds = task => [task.status, task.kept ? "kept" : "", task.attempt > 1 && !task.kept ? "retried" : ""];
     const list = tasks.filter(task => (!state.statuses.size || kinds(task).some(kind => state.statuses.has(kind)))
       && (!query || task.name.toLowerCase().includes(query) || task.why.toLowerCase().includes(query)));
     if (state.column === null) list.sort((a, b) => URGENCY[a.status] - URGENCY[b.status] || a.index - b.index);
@@ -371,7 +371,7 @@ if (lanes) {
       previous = end;
     }
     if (task.status === "RUNNING") bars.append(bar("RUNNING", task.started, total, 7, 14, "still running"));
-    const spoken = [WORDS[task.status], task.tries > 1 ? `${task.tries} attempts` : "", task.waited === null ? "" : `waited ${duration(task.waited)}`,
+    const spoken = [WORDS[task.status], task.attempt > 1 ? `${task.attempt} attempts` : "", task.waited === null ? "" : `waited ${duration(task.waited)}`,
       task.ran === null ? "" : `ran ${duration(task.ran)}`, task.critical ? "on the critical path" : ""].filter(Boolean).join(", ");
     const row = make("button", {type: "button", class: `lane${task.critical ? " critical" : ""}`},
       make("span", {class: "label", title: task.name}, sign(task.status), make("span", {text: task.name})),

@@ -6,7 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from flowrun.escape import for_terminal, shortened
-from flowrun.render.wording import duration_text, ran_s, sign_of
+from flowrun.render.wording import sign_of, task_facts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -135,12 +135,7 @@ class _Tree:
         label = f"{sign_of(task['status'], ascii_only=self._glyphs is _ASCII)} {label}"
         if short:
             return label
-        facts: list[str] = []
-        duration_s = ran_s(task)
-        if duration_s is not None:
-            facts.append(duration_text(duration_s))
-        if task["attempt"] > 1:
-            facts.append(f"{task['attempt']} attempts")
+        facts = task_facts(task)
         return f"{label}  {', '.join(facts)}" if facts else label
 
     def _text(self, name: str) -> str:

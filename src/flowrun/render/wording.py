@@ -104,6 +104,13 @@ def ran_s(task: TaskReport) -> float | None:
     return sum(known) if known else None
 
 
+def task_facts(task: TaskReport) -> list[str]:
+    """Return how long a task's attempts ran, and how many there were of them, if several."""
+    duration_s = ran_s(task)
+    facts = [] if duration_s is None else [duration_text(duration_s)]
+    return [*facts, counted(task["attempt"], "attempt")] if task["attempt"] > 1 else facts
+
+
 def waited_s(task: TaskReport) -> float | None:
     """Return how long the task was ready and had no slot, over all its attempts."""
     spans = [_span(attempt["ready_at"], attempt["started_at"]) for attempt in task["attempts"]]
