@@ -336,7 +336,7 @@ def test_executor_that_the_engine_does_not_have(make_engine: MakeEngine) -> None
     with ThreadPoolExecutor(1) as pool:
         engine = make_engine(executors={"gpu": pool})
         engine.task(name="a", dag="d", executor="cpu")(lambda: 1)
-        with pytest.raises(GraphError, match="'a' asks for executor 'cpu'; the engine has 'gpu'"):
+        with pytest.raises(GraphError, match="'a' uses executor 'cpu'; the engine has 'gpu'"):
             engine.validate("d")
 
 

@@ -109,6 +109,23 @@ def test_error_travels_whole(error: FlowrunError, protocol: int) -> None:  # A5
         assert vars(twin) == vars(error)
 
 
+class Refused(errors.NonRetryableError):
+    """A user's own error, whose constructor does not take the message."""
+
+    def __init__(self, *, code: int) -> None:
+        super().__init__(f"the server answered {code}")
+        self.code = code
+
+
+def test_users_error_travels_whole_whatever_its_constructor_takes() -> None:  # A5
+    error = Refused(code=404)
+    error.add_note("in its process")
+    twin = pickle.loads(pickle.dumps(error))
+    assert type(twin) is Refused
+    assert (str(twin), twin.code) == ("the server answered 404", 404)
+    assert twin.__notes__ == ["in its process"]
+
+
 @pytest.mark.parametrize("error", MADE, ids=lambda error: type(error).__name__)
 def test_error_can_be_made_by_new_alone_as_some_picklers_do(error: FlowrunError) -> None:  # A5
     twin = type(error).__new__(type(error), *error.args)

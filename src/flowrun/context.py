@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from flowrun.errors import AttemptCancelledError, NoCurrentAttemptError, listed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 T = TypeVar("T")
 
@@ -93,6 +93,7 @@ class Attempt:
         deadline: When it times out, on the run's monotonic clock; ``None`` if it has no timeout,
             or its code has not started.
         ended: Whether its outcome is settled; abandoned code may still see the attempt.
+        upstream: Names of the dependencies, and what has become of them; ``None``: all succeeded.
         was_asked_for: Whether :func:`current_attempt` has returned it.
     """
 
@@ -102,6 +103,7 @@ class Attempt:
     _monotonic: Callable[[], float] = staticmethod(time.monotonic)
     deadline: float | None = None
     ended = False
+    upstream: tuple[Sequence[str], Sequence[str] | None] = ((), None)
     was_asked_for = False
 
     def __init__(  # noqa: PLR0913 - plain facts of one attempt
@@ -133,6 +135,18 @@ class Attempt:
         if self.deadline is None:
             return None
         return max(0.0, self.deadline - self._monotonic())
+
+    @property
+    def upstream_status(self) -> dict[str, str]:
+        """What has become of each dependency, by name.
+
+        ``"SUCCESS"``, and with another trigger rule than ``all_success`` also ``"FAILED"``,
+        ``"SKIPPED"`` or ``"OMITTED"``.
+        """
+        names, statuses = self.upstream
+        if statuses is None:
+            return dict.fromkeys(names, "SUCCESS")
+        return dict(zip(names, statuses, strict=True))
 
     @property
     def idempotency_key(self) -> str:

@@ -45,11 +45,12 @@ class DagScope(Declaring):
         context: RunContext[Any] | None = None,
         *,
         timeout_s: float | None = None,
+        fail_fast: bool = False,
         metadata: Mapping[str, object] | None = None,
     ) -> str:
         """Run the DAG; see :meth:`Engine.run_once`."""
         return await self._engine.run_once(
-            self.name, context, timeout_s=timeout_s, metadata=metadata
+            self.name, context, timeout_s=timeout_s, fail_fast=fail_fast, metadata=metadata
         )
 
     async def run_subgraph(
@@ -58,11 +59,12 @@ class DagScope(Declaring):
         context: RunContext[Any] | None = None,
         *,
         timeout_s: float | None = None,
+        fail_fast: bool = False,
         metadata: Mapping[str, object] | None = None,
     ) -> str:
         """Run these tasks and what they depend on; see :meth:`Engine.run_subgraph`."""
         return await self._engine.run_subgraph(
-            self.name, targets, context, timeout_s=timeout_s, metadata=metadata
+            self.name, targets, context, timeout_s=timeout_s, fail_fast=fail_fast, metadata=metadata
         )
 
     def validate(self) -> None:

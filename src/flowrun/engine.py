@@ -175,6 +175,7 @@ class Engine(Declaring):
         context: RunContext[Any] | None = None,
         *,
         timeout_s: float | None = None,
+        fail_fast: bool = False,
         metadata: Mapping[str, object] | None = None,
     ) -> str:
         """Run a DAG and return the run's id, whether its tasks succeeded or not.
@@ -184,6 +185,8 @@ class Engine(Declaring):
             context: Passed to every task with a ``RunContext`` parameter.
             timeout_s: Seconds for the whole run. The engine then stops the run, and the report
                 says so.
+            fail_fast: ``True`` ends the run at the first final failure: what runs is cancelled,
+                the rest is skipped, and this returns.
             metadata: JSON values that are kept with the run and shown in its report.
 
         Raises:
@@ -196,15 +199,16 @@ class Engine(Declaring):
         self.require_open("run a DAG")
         graph = self.graph(dag_name)
         record = self._starter.new_record(graph, metadata)
-        return await self._starter.execute(graph, record, context, timeout_s)
+        return await self._starter.execute(graph, record, context, timeout_s, fail_fast=fail_fast)
 
-    async def run_subgraph(
+    async def run_subgraph(  # noqa: PLR0913 - the options of a run
         self,
         dag_name: str,
         targets: Sequence[str],
         context: RunContext[Any] | None = None,
         *,
         timeout_s: float | None = None,
+        fail_fast: bool = False,
         metadata: Mapping[str, object] | None = None,
     ) -> str:
         """Run these tasks and everything they depend on; return the run's id.
@@ -214,6 +218,7 @@ class Engine(Declaring):
             targets: Names of tasks, or decorated callables; at least one.
             context: As for :meth:`run_once`.
             timeout_s: As for :meth:`run_once`.
+            fail_fast: As for :meth:`run_once`.
             metadata: As for :meth:`run_once`.
 
         Raises:
@@ -231,15 +236,16 @@ class Engine(Declaring):
             raise DefinitionError(msg)
         graph = graph.subgraph(names)
         record = self._starter.new_record(graph, metadata)
-        return await self._starter.execute(graph, record, context, timeout_s)
+        return await self._starter.execute(graph, record, context, timeout_s, fail_fast=fail_fast)
 
-    async def resume(
+    async def resume(  # noqa: PLR0913 - the options of a run
         self,
         run_id: str,
         from_tasks: Sequence[str] | None = None,
         context: RunContext[Any] | None = None,
         *,
         timeout_s: float | None = None,
+        fail_fast: bool = False,
         metadata: Mapping[str, object] | None = None,
     ) -> str:
         """Finish an ended run in a new run; return the new run's id.
@@ -253,10 +259,13 @@ class Engine(Declaring):
             from_tasks: Run these again, and everything that depends on them.
             context: As for :meth:`run_once`.
             timeout_s: As for :meth:`run_once`.
+            fail_fast: As for :meth:`run_once`.
             metadata: As for :meth:`run_once`; by default that of the old run.
         """
         self.require_open("resume a run")
-        return await self._resumer.resume(run_id, from_tasks, context, timeout_s, metadata)
+        return await self._resumer.resume(
+            run_id, from_tasks, context, timeout_s, metadata, fail_fast=fail_fast
+        )
 
     def plan_resume(self, run_id: str, from_tasks: Sequence[str] | None = None) -> ResumePlan:
         """Return what :meth:`resume` would do with each task, keep or run, and why.

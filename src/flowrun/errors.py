@@ -26,6 +26,8 @@
     ├── TaskTimeoutError (TimeoutError)       an attempt took longer than its ``timeout_s``
     ├── AttemptCancelledError (RuntimeError)  ``raise_if_cancelled()`` in a cancelled task
     ├── NonRetryableError                     raised by a task: no more retries
+    ├── RetryAfter                            raised by a task: retry, but not before then
+    ├── SkipTask                              raised by a task that has nothing to do
     ├── ExecutorError (RuntimeError)          the pool, not the task, failed
     │   ├── NotPicklableError                 a value could not be sent to another process
     │   ├── ProcessDiedError                  a worker process was killed or exited
@@ -267,6 +269,55 @@ class AttemptCancelledError(FlowrunError, RuntimeError):
 
 class NonRetryableError(FlowrunError):
     """Raise it from a task to fail without any further retry."""
+
+
+class RetryAfter(FlowrunError):  # noqa: N818 - it asks for something, as HTTP's header does
+    """Raise it from a task to be retried after so many seconds, as a server has asked for.
+
+    It uses up one of the task's retries. It overrides ``retry_on`` and ``max_delay_s``.
+
+    Args:
+        delay_s: Seconds until the next attempt, 0 or more.
+        message: Why, for the report.
+
+    Raises:
+        TypeError: ``delay_s`` is not a number.
+        ValueError: ``delay_s`` is negative or not finite.
+
+    Example:
+        >>> raise RetryAfter(30, "429 from the API")
+        Traceback (most recent call last):
+        ...
+        flowrun.errors.RetryAfter: 429 from the API (retry after 30 s)
+    """
+
+    def __init__(self, delay_s: float, message: str = "the task asked for it") -> None:
+        number: object = delay_s
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            msg = f"RetryAfter takes seconds, not {number!r:.80}"
+            raise TypeError(msg)
+        if not 0 <= number < float("inf"):
+            msg = f"RetryAfter takes seconds, 0 or more and finite, not {number!r}"
+            raise ValueError(msg)
+        self.delay_s = float(number)
+        self.message = message
+        super().__init__(f"{message} (retry after {number:g} s)")
+
+
+class SkipTask(FlowrunError):  # noqa: N818 - not an error: the task has nothing to do
+    """Raise it from a task that has nothing to do in this run; the task ends as ``OMITTED``.
+
+    What depends on it is omitted too, unless its ``trigger_rule`` says otherwise.
+
+    Example:
+        >>> raise SkipTask("nothing new today")
+        Traceback (most recent call last):
+        ...
+        flowrun.errors.SkipTask: nothing new today
+    """
+
+    def __init__(self, message: str = "the task has nothing to do") -> None:
+        super().__init__(message)
 
 
 class ExecutorError(FlowrunError, RuntimeError):

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias, cast
 
-from flowrun.errors import NonRetryableError, ResultNotStorableError
+from flowrun.errors import NonRetryableError, ResultNotStorableError, RetryAfter, SkipTask
 
 ErrorMatcher: TypeAlias = (
     type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
 )
 """Exception type(s), or a predicate that is given the exception."""
+DelayFunction: TypeAlias = Callable[[BaseException, int], float]
+"""Given the exception and the number of the retry, returns the seconds to wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,9 @@ class RetryPolicy:
 
     Args:
         retries: Further attempts after the first, 0 or more.
-        delay_s: Seconds before the first retry.
+        delay_s: Seconds before the first retry; or a function that is given the error and the
+            number of the retry, and returns the seconds to wait, which ``max_delay_s`` bounds and
+            ``backoff`` and ``jitter`` leave alone.
         backoff: Factor from one wait to the next, 1 or more.
         max_delay_s: No wait is longer than this many seconds.
         jitter: Share of the wait, 0 to 1, by which it is varied at random.
@@ -46,7 +50,7 @@ class RetryPolicy:
     """
 
     retries: int
-    delay_s: float = 0
+    delay_s: float | DelayFunction = 0
     backoff: float = 2
     max_delay_s: float = 60
     jitter: float = 0
@@ -61,7 +65,8 @@ class RetryPolicy:
         if self.retries < 0:
             msg = f"retries must be 0 or more, not {self.retries}"
             raise ValueError(msg)
-        _check_number("delay_s", self.delay_s, low=0)
+        if not callable(self.delay_s):
+            _check_number("delay_s", self.delay_s, low=0)
         _check_number("backoff", self.backoff, low=1)
         _check_number("max_delay_s", self.max_delay_s, low=0)
         _check_number("jitter", self.jitter, low=0, high=1)
@@ -87,6 +92,8 @@ class RetryPolicy:
         errors = leaves(error)
         if failures > self.retries or any(isinstance(one, _NEVER) for one in errors):
             return False
+        if isinstance(error, RetryAfter):
+            return True
         try:
             return all(_matches(self.retry_on, one) for one in errors) and not any(
                 _matches(self.no_retry_on, one) for one in errors
@@ -100,13 +107,26 @@ class RetryPolicy:
                 tell(f"a predicate of its RetryPolicy failed with {kind}, so it is not retried")
             return False
 
-    def delay_before(self, retry: int, chance: float) -> float:
+    def delay_before(
+        self,
+        retry: int,
+        chance: float,
+        error: BaseException | None = None,
+        tell: Callable[[str], object] | None = None,
+    ) -> float:
         """Return the seconds to wait before the ``retry``-th retry.
 
         Args:
             retry: 1 for the first retry.
             chance: A random number from 0 to 1 that places the wait within its jitter.
+            error: The error of the last attempt.
+            tell: Called with a text for the log if the function ``delay_s`` fails; then the wait
+                is ``max_delay_s``.
         """
+        if isinstance(error, RetryAfter):
+            return error.delay_s
+        if callable(self.delay_s):
+            return self._asked_delay(self.delay_s, error or Exception(), retry, tell)
         if not self.delay_s:
             return 0.0
         try:
@@ -114,6 +134,25 @@ class RetryPolicy:
         except OverflowError:
             wait = self.max_delay_s
         return min(wait * (1 + self.jitter * (2 * chance - 1)), self.max_delay_s)
+
+    def _asked_delay(
+        self,
+        function: DelayFunction,
+        error: BaseException,
+        retry: int,
+        tell: Callable[[str], object] | None,
+    ) -> float:
+        try:
+            delay_s = function(error, retry)
+            _check_number("delay_s", delay_s, low=0)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as failure:  # noqa: BLE001 - a user's function must not end the run
+            if tell is not None:
+                kind = type(failure).__qualname__
+                tell(f"the delay_s of its RetryPolicy failed with {kind}; it waits max_delay_s")
+            return self.max_delay_s
+        return min(delay_s, self.max_delay_s)
 
 
 _LARGEST = sys.float_info.max
@@ -182,5 +221,5 @@ def leaves(error: BaseException) -> list[BaseException]:
     return found
 
 
-_NEVER = (NonRetryableError, ResultNotStorableError, KeyboardInterrupt)
+_NEVER = (NonRetryableError, ResultNotStorableError, SkipTask, KeyboardInterrupt)
 NO_RETRIES = RetryPolicy(0)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, TypedDict
 
-from flowrun.state import NoResult
+from flowrun.state import NoResult, Reason
 
 if TYPE_CHECKING:
     from flowrun.state import AttemptRecord, RunRecord, TaskRecord
 
-TaskStatusName = Literal["PENDING", "RUNNING", "SUCCESS", "FAILED", "SKIPPED"]
+TaskStatusName = Literal["PENDING", "RUNNING", "SUCCESS", "FAILED", "SKIPPED", "OMITTED"]
 RunStatusName = Literal["SUCCESS", "FAILED", "RUNNING"]
 
 
@@ -17,7 +17,7 @@ class AttemptReport(TypedDict):
     """One attempt that has ended; times are epoch seconds."""
 
     attempt: int
-    status: Literal["SUCCESS", "FAILED"]
+    status: Literal["SUCCESS", "FAILED", "OMITTED"]
     ready_at: float | None
     started_at: float | None
     finished_at: float | None
@@ -112,10 +112,16 @@ _RESULT_STATES: dict[NoResult, Literal["absent", "released", "stored"]] = {
 }
 
 
+_ATTEMPT_STATUSES: dict[Reason | None, Literal["SUCCESS", "OMITTED"]] = {
+    None: "SUCCESS",
+    Reason.SKIP_TASK: "OMITTED",
+}
+
+
 def _attempt_report(attempt: AttemptRecord) -> AttemptReport:
     return {
         "attempt": attempt.number,
-        "status": "SUCCESS" if attempt.reason is None else "FAILED",
+        "status": _ATTEMPT_STATUSES.get(attempt.reason, "FAILED"),
         "ready_at": attempt.ready_at,
         "started_at": attempt.started_at,
         "finished_at": attempt.finished_at,

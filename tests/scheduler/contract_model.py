@@ -6,7 +6,9 @@ how each task ends. Written from the contract and the promises, not from the cod
 
 - A task starts only if all its parents are SUCCESS, in the graph's order (R6).
 - A failure is retried if the retry policy allows it and the run goes on, after the delay.
-- What depends on a task that failed for good is SKIPPED.
+- What depends on a task that failed for good is SKIPPED; with a trigger rule, all that it depends
+  on ends first, and then the rule says whether it runs, is SKIPPED or OMITTED.
+- A task that says so is OMITTED, and so is what a branch has not chosen.
 - After a stop nothing starts. What ran is FAILED, what had not started is SKIPPED (R2).
 - A task that outlives its timeout is abandoned. Its retry waits for the code to end, at most as
   long again as the timeout (A2).
@@ -34,7 +36,7 @@ from flowrun.scheduler.messages import (
 )
 from flowrun.state import Reason
 
-SUCCESS, FAILED, SKIPPED = "SUCCESS", "FAILED", "SKIPPED"
+SUCCESS, FAILED, SKIPPED, OMITTED = "SUCCESS", "FAILED", "SKIPPED", "OMITTED"
 
 
 class Outcome(NamedTuple):
@@ -71,6 +73,7 @@ class Task:
         self.retry_at = 0.0
         self.waits_for_code_until: float | None = None  # and may not start before (A2)
         self.retry_delay_s = 0.0
+        self.follows: frozenset[int] | None = None  # what a branch has chosen
         self.saving: Outcome | None = None
         self.outcome: Outcome | None = None  # saved, so it counts
 
@@ -88,6 +91,7 @@ class ContractModel:
         carried: Values of the tasks that a resume keeps, by number.
         run_timeout_at: When the run's own time is up.
         graces: How long code that will end, and a thread that was only told, is waited for.
+        fails_fast: Whether the first final failure ends the run.
     """
 
     def __init__(
@@ -96,8 +100,11 @@ class ContractModel:
         carried: dict[int, object],
         run_timeout_at: float | None,
         graces: tuple[float, float],
+        *,
+        fails_fast: bool = False,
     ) -> None:
         self.graph = graph
+        self.fails_fast = fails_fast
         self.cancel_grace_s, self.thread_grace_s = graces
         self.tasks = [Task() for _ in graph.names]
         for number, value in carried.items():
@@ -108,6 +115,12 @@ class ContractModel:
         self.now = 0.0
         self.reports: dict[int, list[Told]] = {}
         self.told_of_stop: set[int] = set()  # who must be told in this step
+
+    def begin(self) -> None:
+        """Decide about the tasks whose dependencies were all carried over."""
+        for number, task in enumerate(self.tasks):
+            if task.pending:
+                self.judge(number)
 
     # -- one step ----------------------------------------------------------------------------
 
@@ -135,17 +148,39 @@ class ContractModel:
         return starts
 
     def startable(self) -> list[int]:
-        """Return the tasks that may start now, in the graph's order."""
+        """Return the tasks that may start now: by priority, then in the graph's order."""
         if self.stopped is not None:
             return []
-        return [
+        found = [
             number
             for number, task in enumerate(self.tasks)
             if task.pending
             and task.retry_at <= self.now
             and task.waits_for_code_until is None
-            and all(self.succeeded(parent) for parent in self.graph.parents[number])
+            and self.rule_says(number) == "run"
         ]
+        return sorted(found, key=lambda number: -self.graph.specs[number].priority)
+
+    def rule_says(self, number: int) -> str:
+        """Return what the trigger rule of a task says: wait, run, SKIPPED or OMITTED."""
+        outcomes = [self.tasks[parent].outcome for parent in self.graph.parents[number]]
+        statuses = [outcome.status for outcome in outcomes if outcome is not None]
+        if len(statuses) < len(outcomes):
+            return "wait"
+        rule = str(self.graph.specs[number].trigger_rule)
+        bad = FAILED in statuses or SKIPPED in statuses
+        good = SUCCESS in statuses
+        runs = {
+            "all_success": all(status == SUCCESS for status in statuses),
+            "all_done": True,
+            "one_success": good,
+            "one_failed": bad,
+            "none_failed": not bad,
+            "none_failed_min_one_success": good and not bad,
+        }
+        if runs[rule] or not statuses:
+            return "run"
+        return SKIPPED if bad and rule != "one_failed" else OMITTED
 
     def succeeded(self, number: int) -> bool:
         outcome = self.tasks[number].outcome
@@ -227,13 +262,20 @@ class ContractModel:
         if interrupted:
             self.stop(Reason.RUN_CANCELLED, but=number)
         task.begun_at = event.started_at or task.begun_at
+        omits = isinstance(event, Failed) and event.failure.omits
         if task.told == "stop":
             self.failed(number, self.stopped, None)
+        elif omits and not (task.told == "timeout" and task.answered):
+            task.running = False
+            task.reasons.append(Reason.SKIP_TASK)
+            task.begins.append(task.begun_at)
+            task.saving = Outcome(OMITTED, Reason.SKIP_TASK)
         elif task.told == "timeout" and task.answered:
             self.failed(number, Reason.TIMEOUT, task.timeout)
         elif isinstance(event, Succeeded):
             task.running = False
             task.saving = Outcome(SUCCESS, None, event.value)
+            task.follows = event.follows
         else:
             reason = Reason.RUN_CANCELLED if interrupted else Reason.ERROR
             self.failed(number, reason, event.failure)
@@ -298,14 +340,34 @@ class ContractModel:
         if outcome.status == SUCCESS:
             task.reasons.append(None)
             task.begins.append(task.begun_at)
-        kinds = {SUCCESS: "success", FAILED: "failure", SKIPPED: "skip"}
+        kinds = {SUCCESS: "success", FAILED: "failure", SKIPPED: "skip", OMITTED: "omit"}
         self.report(number, Told(kinds[outcome.status], task.attempt, outcome.reason))
-        if outcome.status == FAILED and self.stopped is None:
+        if outcome.status == FAILED and self.fails_fast:
+            self.stop(Reason.FAIL_FAST)
+        if self.stopped is not None:
+            return
+        if outcome.status == FAILED:
             self.skip_after(number)
+        for child in self.graph.children[number]:
+            if not self.tasks[child].pending:
+                continue
+            if task.follows is not None and child not in task.follows:
+                self.tasks[child].saving = Outcome(OMITTED, Reason.NOT_CHOSEN)
+                continue
+            self.judge(child)
+
+    def judge(self, number: int) -> None:
+        says = self.rule_says(number)
+        if says in {SKIPPED, OMITTED}:
+            by_rule = str(self.graph.specs[number].trigger_rule) != "all_success"
+            reason = Reason.RULE_NOT_MET if by_rule else Reason.UPSTREAM_OMITTED
+            reason = Reason.UPSTREAM_FAILED if says == SKIPPED else reason
+            self.tasks[number].saving = Outcome(says, reason)
 
     def skip_after(self, number: int) -> None:
         for child in self.graph.children[number]:
-            if self.tasks[child].pending:
+            needs_it = str(self.graph.specs[child].trigger_rule) == "all_success"
+            if needs_it and self.tasks[child].pending:
                 self.tasks[child].saving = Outcome(SKIPPED, Reason.UPSTREAM_FAILED)
                 self.skip_after(child)
 

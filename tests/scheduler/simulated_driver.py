@@ -36,7 +36,7 @@ from flowrun.scheduler.messages import (
 from flowrun.scheduler.run_state import RunState
 from flowrun.state import NoResult, Reason, RunRecord, RunStatus, TaskRecord
 
-from .contract_model import FAILED, SUCCESS, ContractModel, Told
+from .contract_model import FAILED, OMITTED, SUCCESS, ContractModel, Told
 
 OFFSET = 1_600_000_000.0
 Choose = Callable[[int], int]
@@ -48,6 +48,7 @@ KINDS = {
     Subject.RETRY: "retry",
     Subject.FAILURE: "failure",
     Subject.SKIP: "skip",
+    Subject.OMIT: "omit",
     Subject.ABANDONED: "abandoned",
 }
 
@@ -71,6 +72,7 @@ class Setup:
     cancel_grace_s: float = 1.0
     thread_grace_s: float = 0.25
     run_timeout_s: float | None = None
+    fails_fast: bool = False
     reports_starts: bool = True
     reports_successes: bool = True
 
@@ -119,12 +121,13 @@ class SimulatedDriver:
             reports_starts=setup.reports_starts,
             reports_successes=setup.reports_successes,
             save_starts_after_s=None,
+            fails_fast=setup.fails_fast,
             validates=True,
         )
         until = None if setup.run_timeout_s is None else self.now + setup.run_timeout_s
         kept = {number: values.get(number) for number in setup.carried}
         graces = (setup.cancel_grace_s, setup.thread_grace_s)
-        self.model = ContractModel(graph, kept, until, graces)
+        self.model = ContractModel(graph, kept, until, graces, fails_fast=setup.fails_fast)
         for number in setup.carried:
             self.model.tasks[number].attempt = 1
             self.model.tasks[number].reasons = [None]
@@ -146,6 +149,7 @@ class SimulatedDriver:
 
     def begin(self) -> None:
         self.taken = 0
+        self.model.begin()
         instructions = self.state.begin(self.now, self.setup.run_timeout_s)
         self.after_step(instructions, self.model.step((), self.now, self.taken))
 
@@ -225,7 +229,8 @@ class SimulatedDriver:
         # A2: two attempts of one task never run at once.
         assert all(code.unit != unit for code in self.late)
         for parent in self.graph.parents[unit]:
-            assert self.state.value(parent) == self.model.needed_value(parent)[1]
+            if self.model.succeeded(parent):
+                assert self.state.value(parent) == self.model.needed_value(parent)[1]
         is_async = self.graph.is_async[unit]
         self.codes[unit] = Code(unit, attempt, is_async=is_async, now=self.now)
         if unit in self.setup.pooled:  # its clock starts when it is handed over
@@ -283,12 +288,20 @@ class SimulatedDriver:
     def make_outcome(self, code: Code) -> Succeeded | Failed:
         assert code.ended_at is not None
         unit, attempt = code.unit, code.attempt
-        kind = ("success", "success", "success", "failure", "failure", "interrupt")[self.choose(6)]
+        kinds = ("success", "success", "success", "failure", "failure", "interrupt", "omit")
+        kind = kinds[self.choose(7)]
         if kind == "success":
             value = (unit, attempt)
-            return Succeeded(unit, attempt, code.begun_at, code.ended_at, value, value)
+            follows = None
+            if self.graph.specs[unit].is_branch:
+                children = self.graph.children[unit]
+                follows = frozenset(child for child in children if not self.choose(2))
+            times = (code.begun_at, code.ended_at)
+            return Succeeded(unit, attempt, *times, value, value, follows)
         failure = self.failure(unit, attempt, "error")
         failure.interrupts = kind == "interrupt" and not self.choose(4)
+        if kind == "omit":
+            failure = Failure("nothing new", "nothing new", omits=True)
         return Failed(unit, attempt, code.begun_at, failure)
 
     def failure(self, unit: int, attempt: int, text: str) -> Failure:
@@ -436,7 +449,7 @@ class SimulatedDriver:
             found.setdefault(number, []).append(Told(kind, record.attempt, reason))
             if kind == "success":
                 assert self.model.tasks[number].outcome == (SUCCESS, None, instruction.value)
-            if kind in {"success", "skip"}:  # D8: committed, then shown
+            if kind in {"success", "skip", "omit"}:  # D8: committed, then shown
                 assert self.stored[record.name] == record
         expected: dict[int, list[Told]] = {}
         for number, reports in self.model.reports.items():
@@ -507,13 +520,14 @@ class SimulatedDriver:
                 assert each.started_at is not None
                 assert each.finished_at is not None
                 assert each.ready_at <= each.started_at <= each.finished_at
-        assert ended.status == (RunStatus.SUCCESS if statuses <= {SUCCESS} else RunStatus.FAILED)
+        is_good = statuses <= {SUCCESS, OMITTED}
+        assert ended.status == (RunStatus.SUCCESS if is_good else RunStatus.FAILED)
         stopped = self.model.stopped
-        if stopped is None or (statuses <= {SUCCESS} and not self.model.broken):
+        if stopped is None or (is_good and not self.model.broken):
             assert ended.error is None
         else:
             assert ended.error is not None
             assert ended.error.startswith(stopped)
-        assert FAILED in statuses or stopped is not None or statuses <= {SUCCESS}
+        assert FAILED in statuses or stopped is not None or is_good
         assert self.state.apply((), self.now + 1000.0) == []
         assert self.state.deadlines.next() is None

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from flowrun import TaskRegistry
 from flowrun.graph import Graph
+from flowrun.registry import TriggerRule
 from flowrun.scheduler.attempt_rules import TRANSITIONS
 from flowrun.scheduler.deadlines import Wait
 from flowrun.scheduler.messages import (
@@ -74,13 +75,16 @@ def make_setup(choose: Choose) -> Setup:
         if function is synchronous and one_of(False, False, True):
             pooled.add(name)
         retries[name] = one_of(0, 1, 1, 3)
-        registry.task(
+        declare = one_of(registry.task, registry.task, registry.task, registry.branch)
+        declare(
             name,
             dag="d",
             deps=[f"t{parent}" for parent in sorted(parents)],
             timeout_s=one_of(None, 1.0, 4.0),
             retries=retries[name],
             retain_result=one_of(True, False),
+            priority=one_of(0, 0, 0, 1, -1),
+            trigger_rule=one_of("all_success", "all_success", *map(str, TriggerRule)),
         )(function)
     graph = Graph.build("d", registry.specs("d"), registry)
     carries = one_of(False, False, False, False, True)
@@ -93,6 +97,7 @@ def make_setup(choose: Choose) -> Setup:
         cancel_grace_s=one_of(1.0, 0.0, 2.5),
         thread_grace_s=one_of(0.25, 0.0),
         run_timeout_s=one_of(None, None, None, 3.0, 40.0),
+        fails_fast=one_of(False, False, False, True),
         reports_starts=one_of(True, True, True, False),
         reports_successes=one_of(True, True, True, False),
     )

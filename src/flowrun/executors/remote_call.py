@@ -12,17 +12,18 @@ from flowrun.executors.parent_watch import end_with_parent
 from flowrun.failure import encodable, error_line, error_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 
 class Facts(NamedTuple):
-    """The ids of an attempt, and its time limit."""
+    """The ids of an attempt, its time limit, and what has become of its dependencies."""
 
     run_id: str
     dag_name: str
     task_name: str
     attempt: int
     timeout_s: float | None
+    upstream: tuple[Sequence[str], Sequence[str] | None] = ((), None)
 
 
 class Reply(NamedTuple):
@@ -71,6 +72,7 @@ class RemoteCall:
         facts = self.facts
         deadline = None if facts.timeout_s is None else started + facts.timeout_s
         attempt = Attempt(*facts[:4], deadline)
+        attempt.upstream = facts.upstream
         token = CURRENT.set(attempt)
         try:
             value = self.function(*self.args, **self.kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from flowrun.registry import UPSTREAM
@@ -14,6 +15,15 @@ if TYPE_CHECKING:
 Arguments: TypeAlias = tuple[tuple[object, ...], dict[str, object]]
 
 T = TypeVar("T")
+
+
+class Missing(Enum):
+    """Stands for the result of a dependency that has not succeeded."""
+
+    MISSING = 0
+
+
+MISSING = Missing.MISSING
 
 
 class CallPlan:
@@ -53,16 +63,19 @@ class CallPlan:
 
         Args:
             names: The dependencies, in the order that the plan was made for.
-            values: Their results.
+            values: Their results; ``MISSING`` for one that has none.
             context: The run's context, or ``None``.
         """
         signature = self._signature
-        keywords = {name: values[place] for name, place in self._by_name}
+        keywords = {
+            name: values[place] for name, place in self._by_name if values[place] is not MISSING
+        }
         parameter = signature.context_parameter
         if parameter is not None and not (context is None and signature.context_has_default):
             keywords[parameter] = context
         if signature.wants_upstream:
-            keywords[UPSTREAM] = dict(zip(names, values, strict=True))
+            pairs = zip(names, values, strict=True)
+            keywords[UPSTREAM] = {name: value for name, value in pairs if value is not MISSING}
         return (self._positional(values, keywords) if self._by_position else ()), keywords
 
     def _positional(
@@ -75,7 +88,7 @@ class CallPlan:
         for name, default, place in zip(
             signature.by_position, signature.positional_defaults, self._by_position, strict=True
         ):
-            if place is not None:
+            if place is not None and values[place] is not MISSING:
                 arguments.append(values[place])
             elif name in keywords and name in (signature.context_parameter, UPSTREAM):
                 arguments.append(keywords.pop(name))

@@ -181,8 +181,22 @@ def _needs_care(specs: Sequence[TaskSpec]) -> bool:
 def _numbers(
     index: dict[str, int], dependency_names: Sequence[tuple[str, ...]]
 ) -> tuple[tuple[int, ...], ...]:
+    """Return the numbers of names; the usual small counts are written out for speed."""
     number_of = index.__getitem__
-    return tuple([tuple(map(number_of, names)) for names in dependency_names])
+    numbers: list[tuple[int, ...]] = []
+    for names in dependency_names:
+        match len(names):
+            case 1:
+                numbers.append((index[names[0]],))
+            case 2:
+                first, second = names
+                numbers.append((index[first], index[second]))
+            case 3:
+                first, second, third = names
+                numbers.append((index[first], index[second], index[third]))
+            case _:
+                numbers.append(tuple(map(number_of, names)))
+    return tuple(numbers)
 
 
 def _children(parents: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:

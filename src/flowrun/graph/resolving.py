@@ -15,7 +15,7 @@ from flowrun.errors import (
     listed,
 )
 from flowrun.graph.call_plan import plan_call
-from flowrun.registry import TaskTemplate, callable_name, unresolved_annotation
+from flowrun.registry import TaskTemplate, TriggerRule, callable_name, unresolved_annotation
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -65,6 +65,8 @@ class Resolver:
                 self._add_unfilled(spec, parameter)
             else:
                 found[parameter] = None
+        if spec.trigger_rule is not TriggerRule.ALL_SUCCESS:
+            self._check_defaults(spec, found)
         if spec.signature.leaves_star_arguments:
             self._check_star_arguments(spec, tuple(found))
         if spec.executor is not None and spec.executor not in self._executors:
@@ -75,6 +77,18 @@ class Resolver:
                 f" build_default_engine.{close_match(spec.executor, self._executors)}",
             )
         return tuple(found)
+
+    def _check_defaults(self, spec: TaskSpec, names: Collection[str]) -> None:
+        """A dependency may have no result, which a parameter must allow for."""
+        for parameter in spec.signature.required:
+            if parameter in names:
+                problem = (
+                    f"task {spec.name!r} requires the parameter {parameter!r}, and with"
+                    f" trigger_rule={str(spec.trigger_rule)!r} that dependency may have no result;"
+                    " give the parameter a default, or declare 'upstream', which holds the results"
+                    " that there are"
+                )
+                self._problems.add(UnfilledParameterError, problem)
 
     def _name_of(self, spec: TaskSpec, function: TaskFunction) -> str | None:
         """Return the task that a callable stands for; ``None``, with a problem, if unclear."""

@@ -102,6 +102,17 @@ class TaskSkipEvent(NamedTuple):
     error: str = ""
 
 
+class TaskOmitEvent(NamedTuple):
+    """A task has nothing to do in this run; ``error`` says why in words."""
+
+    run_id: str
+    dag_name: str
+    task_name: str
+    timestamp: float = 0.0
+    reason: str = ""
+    error: str = ""
+
+
 Event: TypeAlias = (
     DagStartEvent
     | DagEndEvent
@@ -110,6 +121,7 @@ Event: TypeAlias = (
     | TaskFailureEvent
     | TaskRetryEvent
     | TaskSkipEvent
+    | TaskOmitEvent
 )
 
 EVENT_METHODS: dict[type[Any], str] = {
@@ -120,4 +132,5 @@ EVENT_METHODS: dict[type[Any], str] = {
     TaskFailureEvent: "on_task_failure",
     TaskRetryEvent: "on_task_retry",
     TaskSkipEvent: "on_task_skip",
+    TaskOmitEvent: "on_task_omit",
 }

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         DagEndEvent,
         DagStartEvent,
         TaskFailureEvent,
+        TaskOmitEvent,
         TaskRetryEvent,
         TaskSkipEvent,
         TaskStartEvent,
@@ -56,7 +57,10 @@ class RunHook:
         """Handle a failed attempt that another one follows."""
 
     def on_task_skip(self, event: TaskSkipEvent) -> None:
-        """Handle a task that will not run."""
+        """Handle a task that will not run because of a failure or the end of its run."""
+
+    def on_task_omit(self, event: TaskOmitEvent) -> None:
+        """Handle a task that has nothing to do in this run."""
 
 
 def fn_hook(**handlers: Callable[[Any], object] | None) -> RunHook:
@@ -65,7 +69,7 @@ def fn_hook(**handlers: Callable[[Any], object] | None) -> RunHook:
     Args:
         **handlers: A function for each event that you want to handle: ``on_dag_start``,
             ``on_dag_end``, ``on_task_start``, ``on_task_success``, ``on_task_failure``,
-            ``on_task_retry``, ``on_task_skip``. ``None`` leaves an event out.
+            ``on_task_retry``, ``on_task_skip``, ``on_task_omit``. ``None`` leaves an event out.
 
     Raises:
         TypeError: A name is not an event, or a handler cannot be called.

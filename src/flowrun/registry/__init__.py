@@ -10,6 +10,7 @@ from flowrun.registry.task_spec import (
     TaskOptions,
     TaskSpec,
     TemplateOptions,
+    TriggerRule,
     callable_name,
 )
 
@@ -23,6 +24,7 @@ __all__ = [
     "TaskSpec",
     "TaskTemplate",
     "TemplateOptions",
+    "TriggerRule",
     "callable_name",
     "inspect_callable",
     "task",

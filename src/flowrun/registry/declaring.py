@@ -51,9 +51,34 @@ class Declaring(ABC):
         Raises:
             TaskDefinitionError: An option or the callable is wrong.
         """
+        return self._decorate(function_or_name, options, is_branch=False)
+
+    @overload
+    def branch(self, function: F, /) -> F: ...
+    @overload
+    def branch(
+        self, task_name: str | None = None, /, **options: Unpack[TaskOptions]
+    ) -> Callable[[F], F]: ...
+    def branch(
+        self, function_or_name: F | str | None = None, /, **options: Unpack[TaskOptions]
+    ) -> F | Callable[[F], F]:
+        """Register a task that chooses which of the tasks that depend on it run.
+
+        It returns a task, a list of tasks, or ``None`` for none of them, by name or as the
+        decorated callable. The tasks that it does not choose end as ``OMITTED``. Use it as
+        :meth:`task`.
+
+        Raises:
+            TaskDefinitionError: An option or the callable is wrong.
+        """
+        return self._decorate(function_or_name, options, is_branch=True)
+
+    def _decorate(
+        self, function_or_name: F | str | None, options: TaskOptions, *, is_branch: bool
+    ) -> F | Callable[[F], F]:
         registry = self._registry_for("task", options)
         if function_or_name is not None and not isinstance(function_or_name, str):
-            registry.register(function_or_name, **options)
+            registry.register(function_or_name, is_branch=is_branch, **options)
             return function_or_name
         if function_or_name is not None:
             if options.get("name") is not None:
@@ -63,7 +88,7 @@ class Declaring(ABC):
         check_options(options.get("name"), options)
 
         def register(function: F) -> F:
-            registry.register(function, **options)
+            registry.register(function, is_branch=is_branch, **options)
             return function
 
         return register

@@ -100,6 +100,7 @@ class TaskRegistry(Declaring):
         function: TaskFunction,
         *,
         bound: Mapping[str, object] | None = None,
+        is_branch: bool = False,
         **options: Unpack[TaskOptions],
     ) -> TaskFunction:
         """Declare one task and return what was registered.
@@ -108,6 +109,7 @@ class TaskRegistry(Declaring):
             function: The callable.
             bound: Parameters that a template fills; the registered callable is then a
                 ``functools.partial``.
+            is_branch: Whether the callable chooses which of the tasks after it run.
             **options: See :class:`TaskOptions`.
 
         Raises:
@@ -116,7 +118,7 @@ class TaskRegistry(Declaring):
         if isinstance(function, TaskTemplate):
             problem = "a template is not a task; register its tasks with template.bind(name, ...)"
             raise TaskTypeError(options.get("name"), options.get("dag"), problem)
-        spec = make_spec(function, bound, options)
+        spec = make_spec(function, bound, options, is_branch=is_branch)
         with self._lock:
             tasks = self._dags.get(spec.dag)
             if tasks is not None and spec.name in tasks:

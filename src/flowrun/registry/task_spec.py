@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from flowrun.errors import TaskDefinitionError, TaskTypeError, close_match
@@ -21,6 +22,22 @@ TaskFunction: TypeAlias = Callable[..., Any]
 Dependency: TypeAlias = str | TaskFunction
 
 
+class TriggerRule(StrEnum):
+    """When a task runs, once all its dependencies have ended; the names are Airflow's.
+
+    A dependency is bad if it FAILED or was SKIPPED. Only ``all_success`` decides as soon as one is
+    bad. An unmet ``one_failed`` omits the task; any other unmet rule skips it if a dependency is
+    bad, else omits it.
+    """
+
+    ALL_SUCCESS = "all_success"
+    ALL_DONE = "all_done"
+    ONE_SUCCESS = "one_success"
+    ONE_FAILED = "one_failed"
+    NONE_FAILED = "none_failed"
+    NONE_FAILED_MIN_ONE_SUCCESS = "none_failed_min_one_success"
+
+
 class TemplateOptions(TypedDict, total=False):
     """The options of a template.
 
@@ -33,6 +50,9 @@ class TemplateOptions(TypedDict, total=False):
         executor: Name of one of the engine's ``executors``; only for sync callables.
         copy_inputs: ``True`` gives every attempt a deep copy of the results that it consumes,
             for a task that changes its inputs in place. By default they are passed by reference.
+        priority: Among tasks that are ready, those of higher priority start first; 0 by default.
+        trigger_rule: What must have become of its dependencies for the task to run; see
+            ``TriggerRule``. By default all must have succeeded.
     """
 
     dag: str | None
@@ -42,6 +62,8 @@ class TemplateOptions(TypedDict, total=False):
     retain_result: bool
     executor: str | None
     copy_inputs: bool
+    priority: int
+    trigger_rule: str
 
 
 class TaskOptions(TemplateOptions, total=False):
@@ -74,6 +96,9 @@ class TaskSpec:
     executor: str | None
     signature: Signature
     copy_inputs: bool = False
+    priority: int = 0
+    trigger_rule: TriggerRule = TriggerRule.ALL_SUCCESS
+    is_branch: bool = False
 
     @property
     def retries(self) -> int:
@@ -114,7 +139,11 @@ def check_options(name: object, options: Mapping[str, object]) -> None:
 
 
 def make_spec(
-    function: TaskFunction, bound: Mapping[str, object] | None, options: TaskOptions
+    function: TaskFunction,
+    bound: Mapping[str, object] | None,
+    options: TaskOptions,
+    *,
+    is_branch: bool = False,
 ) -> TaskSpec:
     """Check a declaration and return its ``TaskSpec``."""
     name, dag = options.get("name"), options.get("dag")
@@ -144,6 +173,9 @@ def make_spec(
             _checked_executor(options.get("executor"), signature),
             signature,
             _checked_flag("copy_inputs", options.get("copy_inputs", False)),
+            _checked_priority(options.get("priority", 0)),
+            _checked_rule(options.get("trigger_rule", TriggerRule.ALL_SUCCESS)),
+            is_branch,
         )
     except TypeError as error:
         raise TaskTypeError(name, dag, str(error)) from None
@@ -156,6 +188,24 @@ def _checked_flag(option: str, value: object) -> bool:
         msg = f"{option} must be True or False, not {value!r:.80}"
         raise TypeError(msg)
     return value
+
+
+def _checked_priority(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        msg = f"priority must be an int, not {value!r:.80}"
+        raise TypeError(msg)
+    return value
+
+
+def _checked_rule(value: object) -> TriggerRule:
+    rules = [str(rule) for rule in TriggerRule]
+    if not isinstance(value, str):
+        msg = f"trigger_rule must be one of {', '.join(rules)}, not {value!r:.80}"
+        raise TypeError(msg)
+    if value not in rules:
+        msg = f"unknown trigger_rule {value!r:.80}; choose one of {', '.join(rules)}."
+        raise ValueError(msg + close_match(value, rules))
+    return TriggerRule(value)
 
 
 def _checked_executor(executor: object, signature: Signature) -> str | None:

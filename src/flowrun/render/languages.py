@@ -20,6 +20,7 @@ LIGHT: dict[TaskStatusName, tuple[str, str]] = {
     "SUCCESS": ("#00694d", "#e9f6f1"),
     "FAILED": ("#a83200", "#fdeee6"),
     "SKIPPED": ("#5b6270", "#f1f2f4"),
+    "OMITTED": ("#5b6270", "#f6f7f8"),
     "RUNNING": ("#00599c", "#e8f2fb"),
     "PENDING": ("#5b6270", "#ffffff"),
 }

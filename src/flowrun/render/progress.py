@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         DagEndEvent,
         DagStartEvent,
         TaskFailureEvent,
+        TaskOmitEvent,
         TaskRetryEvent,
         TaskSkipEvent,
         TaskStartEvent,
@@ -121,6 +122,12 @@ class ProgressHook(RunHook):
         self._ended(event.run_id, event.task_name, "skipped")
         if not self._live:
             self._line("skipped", f"{event.task_name} skipped")
+
+    def on_task_omit(self, event: TaskOmitEvent) -> None:
+        """Count an omission."""
+        self._ended(event.run_id, event.task_name, "omitted")
+        if not self._live:
+            self._line("omitted", f"{event.task_name} omitted: {event.error}")
 
     def on_dag_end(self, event: DagEndEvent) -> None:
         """Say how the run ended; with the last run the drawing ends."""

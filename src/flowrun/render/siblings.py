@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 
 LEAST_SIBLINGS = 12
 _NUMBER = re.compile(r"\d+")
-_WORST_FIRST: tuple[TaskStatusName, ...] = ("FAILED", "RUNNING", "PENDING", "SKIPPED", "SUCCESS")
+_WORST_FIRST: tuple[TaskStatusName, ...] = (
+    "FAILED",
+    "RUNNING",
+    "PENDING",
+    "SKIPPED",
+    "SUCCESS",
+    "OMITTED",
+)
 
 
 class Box(NamedTuple):

@@ -42,6 +42,7 @@ _SHAPES: dict[TaskStatusName, str] = {
         '<path class="m" d="M5.6 5.6l4.8 4.8m0-4.8-4.8 4.8"/>'
     ),
     "SKIPPED": '<circle cx="8" cy="8" r="6.4" class="o"/><path class="o" d="M3.5 12.5l9-9"/>',
+    "OMITTED": '<circle cx="8" cy="8" r="6.4" class="o"/><path class="o" d="M4.6 8h6.8"/>',
     "RUNNING": '<path class="f" d="M3 1.2 14.6 8 3 14.8z"/>',
     "PENDING": '<circle cx="8" cy="8" r="6.4" class="o" stroke-dasharray="2.6 2.4"/>',
 }
@@ -49,6 +50,7 @@ _MARK_PATHS: dict[TaskStatusName, str] = {
     "SUCCESS": "m-4 -4h8v8h-8z",
     "FAILED": "m0 -9l9 9-9 9-9-9z",
     "SKIPPED": "m-4 4l8-8m-8 0h8v8h-8z",
+    "OMITTED": "m-4 0h8",
     "RUNNING": "m-4 -5l9 5-9 5z",
     "PENDING": "m-4 -4h8v8h-8z",
 }

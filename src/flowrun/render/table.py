@@ -166,7 +166,7 @@ class _Page:
     def _row(self, name: str, task: TaskReport) -> Sequence[str]:
         """Return the sign, the name, three numbers and the note."""
         # What failed has its error above the table.
-        note = why_text(task) if task["status"] == "SKIPPED" else ""
+        note = why_text(task) if task["status"] in ("SKIPPED", "OMITTED") else ""
         if is_kept(self._report, task):
             note = "kept from the earlier run"
         spans = (waited_s(task), ran_s(task))

@@ -28,6 +28,7 @@ SIGNS: dict[TaskStatusName, Sign] = {
     "SUCCESS": Sign("✔", "[ok]", "succeeded"),
     "FAILED": Sign("✘", "[FAILED]", "failed"),
     "SKIPPED": Sign("⊘", "[skipped]", "skipped"),
+    "OMITTED": Sign("⊖", "[omitted]", "omitted"),
     "RUNNING": Sign("▶", "[running]", "running"),
     "PENDING": Sign("○", "[pending]", "pending"),
 }
@@ -35,6 +36,7 @@ COLOURS: dict[TaskStatusName, str] = {
     "SUCCESS": "32",
     "FAILED": "31",
     "SKIPPED": "90",
+    "OMITTED": "90",
     "RUNNING": "36",
     "PENDING": "90",
 }

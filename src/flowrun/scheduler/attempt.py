@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from flowrun.errors import NonRetryableError, ResultNotStorableError
+from flowrun.errors import NonRetryableError, ResultNotStorableError, SkipTask
 from flowrun.failure import described
 from flowrun.policy import leaves
 from flowrun.scheduler.messages import Failed, Failure, Succeeded
@@ -46,6 +46,8 @@ class AttemptServices:
         inbox: Where other threads leave messages for the run.
         report: Takes an attempt and its outcome, on the loop.
         await_on_loop: Takes an attempt and what its code has returned, to be awaited there.
+        chosen: Given the unit of a branch and what it has returned, returns the names and the
+            numbers of the children that it chooses.
     """
 
     def __init__(  # noqa: PLR0913 - wired in one place
@@ -56,6 +58,7 @@ class AttemptServices:
         inbox: Inbox,
         report: Report,
         await_on_loop: Callable[[RunningAttempt, object], object],
+        chosen: Callable[[int, object], tuple[list[str], frozenset[int]]],
     ) -> None:
         self.loop = inbox.loop
         self.context = context
@@ -63,6 +66,7 @@ class AttemptServices:
         self.post_quietly = inbox.put_quietly
         self.report = report
         self.await_on_loop = await_on_loop
+        self.chosen = chosen
         self.config = services.config
         self.monotonic = services.config.clock.monotonic
         self.encoders = services.encoders
@@ -186,15 +190,19 @@ class RunningAttempt(ABC):
             problem = read_once_problem(value)
             if problem is not None:
                 return self.failed(NonRetryableError(problem))
-            stored = value
+            stored, follows = value, None
+            if self.spec.is_branch:
+                stored, follows = self.services.chosen(self.unit, value)
+                value = stored
             if self.spec.retain_result:
                 stored = self.services.encode(value, self.spec.name)
-        except ResultNotStorableError as error:
+        except (ResultNotStorableError, NonRetryableError) as error:
             return self.failed(error)
         except BaseException as error:  # noqa: BLE001 - flowrun's own (R4)
             return self.crashed(error)
         number = self.seen.attempt
-        return Succeeded(self.unit, number, self.started_at, self.ended_at, value, stored)
+        times = (self.started_at, self.ended_at)
+        return Succeeded(self.unit, number, *times, value, stored, follows)
 
     def failed(self, error: BaseException, text: str | None = None) -> Failed:
         """Return the event of code that has raised an error."""
@@ -210,9 +218,14 @@ class RunningAttempt(ABC):
         whole, line = described(error, services.redact, text)
         notes: list[str] = []
         retryable = policy.allows(error, attempt, notes.append)
-        delay_s = policy.delay_before(attempt, services.config.chance()) if retryable else 0.0
+        delay_s = 0.0
+        if retryable:
+            delay_s = policy.delay_before(attempt, services.config.chance(), error, notes.append)
+        if isinstance(error, SkipTask):
+            whole = line.removeprefix("SkipTask: ")
         interrupts = any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves(error))
-        return Failure(whole, line, retryable, delay_s, " ".join(notes), interrupts)
+        omits = isinstance(error, SkipTask)
+        return Failure(whole, line, retryable, delay_s, " ".join(notes), interrupts, omits)
 
     def crashed(self, error: BaseException) -> Failed:
         """Flowrun itself has failed: end this attempt, and the run (R4)."""

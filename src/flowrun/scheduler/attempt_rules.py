@@ -48,6 +48,7 @@ def _succeeded(run: RunState, unit: Unit, event: Succeeded) -> None:
     keeps = run.graph.specs[unit.number].retain_result
     stored = event.stored if keeps else NoResult.RELEASED
     unit.value = event.value
+    unit.follows = event.follows
     began_at = None if event.started_at is None else event.started_at + run.offset
     ended = unit.record.succeed(event.ended_at + run.offset, stored, began_at)
     run.table.commit(unit, Phase.SAVING, ended)
@@ -57,6 +58,9 @@ def _failed(run: RunState, unit: Unit, event: Failed) -> None:
     run.end_attempt(unit)
     unit.record = _begun(run, unit, event.started_at)
     failure = event.failure
+    if failure.omits:
+        run.omit(unit, Reason.SKIP_TASK, failure.text)
+        return
     if failure.interrupts:
         run.stop(Reason.RUN_CANCELLED, "KeyboardInterrupt")
     fail(run, unit, failure, Reason.RUN_CANCELLED if failure.interrupts else Reason.ERROR)

@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from flowrun.context import Attempt
-from flowrun.errors import ExecutorError, FlowrunError, TaskTimeoutError
+from flowrun.errors import (
+    ExecutorError,
+    FlowrunError,
+    NonRetryableError,
+    TaskTimeoutError,
+    listed,
+)
 from flowrun.executors import WorkerThreads
 from flowrun.failure import error_line
-from flowrun.registry import UPSTREAM
+from flowrun.graph import MISSING
+from flowrun.registry import UPSTREAM, TriggerRule
 from flowrun.scheduler.async_attempt import AsyncAttempt
 from flowrun.scheduler.attempt import NO_ARGUMENTS, AttemptServices
 from flowrun.scheduler.messages import Failed, Failure, StopAnswer, StopAnswered
 from flowrun.scheduler.results import close_unawaited
 from flowrun.scheduler.sync_attempt import PoolAttempt, ThreadAttempt, pool_name
+from flowrun.scheduler.units import DROPPED
 
 if TYPE_CHECKING:
     import contextvars
-    from collections.abc import Callable
+    from collections.abc import Iterable
 
     from flowrun.context import RunContext
     from flowrun.graph import Arguments, Graph
     from flowrun.scheduler.attempt import Report, RunningAttempt
     from flowrun.scheduler.inbox import Inbox
     from flowrun.scheduler.messages import GiveUp, Start, Stop
+    from flowrun.scheduler.run_state import RunState
     from flowrun.scheduler.services import Services
     from flowrun.state import RunRecord
 
@@ -41,7 +50,7 @@ class Attempts:
         record: The run.
         context: What the caller gave for tasks that ask for a ``RunContext``.
         variables: The context variables of the run's caller.
-        value: Returns the value of a unit that has succeeded.
+        state: The run's state, which knows what has become of each unit.
         inbox: Where other threads leave messages for the run.
         report: Takes an attempt and its outcome, on the loop.
 
@@ -56,7 +65,7 @@ class Attempts:
         record: RunRecord,
         context: RunContext[Any] | None,
         variables: contextvars.Context,
-        value: Callable[[int], object],
+        state: RunState,
         inbox: Inbox,
         report: Report,
     ) -> None:
@@ -65,12 +74,12 @@ class Attempts:
         self._record = record
         self._context = context
         self._variables = variables
-        self._value = value
+        self._state = state
         self._report = report
         self._pools = services.pools
         self._monotonic = services.config.clock.monotonic
         self._services = AttemptServices(
-            services, context, record.run_id, inbox, report, self._await_on_loop
+            services, context, record.run_id, inbox, report, self._await_on_loop, self._chosen
         )
 
     def start(self, start: Start) -> None:
@@ -80,6 +89,9 @@ class Attempts:
         seen = Attempt(
             run.run_id, run.dag_name, spec.name, start.attempt, monotonic=self._monotonic
         )
+        names = self._graph.dependency_names[number]
+        if names:
+            seen.upstream = (names, self._upstream_statuses(number))
         arguments, variables = self._arguments(number), self._variables.copy()
         if self._graph.is_async[number]:
             on_loop = AsyncAttempt(number, spec, seen, arguments, variables, services)
@@ -99,6 +111,12 @@ class Attempts:
             attempt.started_at = None
             self._report(attempt, attempt.failed(_refusal(error, spec.executor)))
 
+    def _upstream_statuses(self, number: int) -> list[str] | None:
+        if self._graph.specs[number].trigger_rule is TriggerRule.ALL_SUCCESS:
+            return None
+        units = self._state.table.units
+        return [str(units[parent].record.status) for parent in self._graph.parents[number]]
+
     def _arguments(self, number: int) -> Arguments:
         """Return what a task is called with; its parents have values."""
         graph = self._graph
@@ -106,10 +124,45 @@ class Attempts:
         if not plan.gives_any:
             return NO_ARGUMENTS
         names = graph.dependency_names[number]
-        values = [self._value(parent) for parent in graph.parents[number]]
+        values = [self._state.value(parent) for parent in graph.parents[number]]
+        if graph.specs[number].trigger_rule is not TriggerRule.ALL_SUCCESS:
+            values = [MISSING if value is DROPPED else value for value in values]
+            return plan.arguments(names, values, self._context)
         if plan.only_upstream:
             return (), {UPSTREAM: dict(zip(names, values, strict=True))}
         return plan.arguments(names, values, self._context)
+
+    def _chosen(self, number: int, value: object) -> tuple[list[str], frozenset[int]]:
+        """Return the names and the numbers of the children that a branch has returned.
+
+        Raises:
+            NonRetryableError: It has returned something else.
+        """
+        graph = self._graph
+        children = {graph.names[child]: child for child in graph.children[number]}
+        given = value if isinstance(value, list | tuple | set | frozenset) else [value]
+        names: list[str] = []
+        for each in cast("Iterable[object]", () if value is None else given):
+            name = each
+            if callable(each):
+                name = next(
+                    (
+                        graph.names[child]
+                        for child in children.values()
+                        if _is_same(graph.specs[child].function, each)
+                    ),
+                    None,
+                )
+            if isinstance(name, str) and name not in children and graph.targets is not None:
+                continue  # a sub-graph may leave it out
+            if not isinstance(name, str) or name not in children:
+                problem = (
+                    f"the branch {graph.names[number]!r} returned {each!r:.80}, and no task that"
+                    f" depends on it is meant by that; return {listed(sorted(children))}, or a list"
+                )
+                raise NonRetryableError(problem)
+            names.append(name)
+        return names, frozenset(children[name] for name in names)
 
     def _await_on_loop(self, old: RunningAttempt, value: object) -> None:
         """Await, on the loop, what a sync callable has returned (I3)."""
@@ -175,6 +228,15 @@ class Attempts:
             with contextlib.suppress(BaseException):
                 attempt.give_up()
         return [attempt.task for attempt in attempts if attempt.task is not None]
+
+
+def _is_same(declared: object, given: object) -> bool:
+    """Return whether a callable is a task's, or a wrapper around it."""
+    while given is not None:
+        if declared is given:
+            return True
+        given = getattr(given, "__wrapped__", None)
+    return False
 
 
 def _refusal(error: BaseException, executor: str | None) -> FlowrunError:

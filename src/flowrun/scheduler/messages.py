@@ -27,6 +27,7 @@ class Failure:
         delay_s: Seconds to wait before that attempt.
         note: A warning for the log about the policy itself, or an empty text.
         interrupts: Whether it is a ``KeyboardInterrupt``, which ends the run.
+        omits: Whether it is a ``SkipTask``: the task has nothing to do.
     """
 
     text: str
@@ -35,6 +36,7 @@ class Failure:
     delay_s: float = 0.0
     note: str = ""
     interrupts: bool = False
+    omits: bool = False
 
 
 @dataclass(slots=True)
@@ -97,6 +99,7 @@ class Succeeded:
         ended_at: When it returned.
         value: What it returned, for its consumers.
         stored: What the store keeps of that.
+        follows: Of a branch, the children that it has chosen.
     """
 
     unit: int
@@ -105,6 +108,7 @@ class Succeeded:
     ended_at: float
     value: object
     stored: object
+    follows: frozenset[int] | None = None
 
 
 @dataclass(slots=True)
@@ -191,8 +195,9 @@ class Subject(IntEnum):
     RETRY = 2
     FAILURE = 3
     SKIP = 4
-    ABANDONED = 5
-    NOTE = 6
+    OMIT = 5
+    ABANDONED = 6
+    NOTE = 7
 
 
 @dataclass(slots=True)

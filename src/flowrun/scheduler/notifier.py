@@ -12,6 +12,7 @@ from flowrun.hooks import (
     DagEndEvent,
     DagStartEvent,
     TaskFailureEvent,
+    TaskOmitEvent,
     TaskRetryEvent,
     TaskSkipEvent,
     TaskStartEvent,
@@ -58,6 +59,7 @@ class Notifier:
             Subject.RETRY: self._retrying,
             Subject.FAILURE: self._failed,
             Subject.SKIP: self._skipped,
+            Subject.OMIT: self._omitted,
             Subject.ABANDONED: self._abandoned,
             Subject.NOTE: self._noted,
         }
@@ -137,6 +139,11 @@ class Notifier:
         task, why = report.record, report.record.error or ""
         self._write(logging.INFO, task, "task %r skipped: %s", task.name, shown=why)
         self._emit(TaskSkipEvent, task.name, task.finished_at or 0.0, str(task.reason), why)
+
+    def _omitted(self, report: Report) -> None:
+        task, why = report.record, report.record.error or ""
+        self._write(logging.INFO, task, "task %r omitted: %s", task.name, shown=why)
+        self._emit(TaskOmitEvent, task.name, task.finished_at or 0.0, str(task.reason), why)
 
     def _abandoned(self, report: Report) -> None:
         task = report.record

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from flowrun.graph import Graph
-    from flowrun.state import RunRecord, RunSummary, StateStoreProtocol
+    from flowrun.state import RunRecord, RunSummary, StateStoreProtocol, TaskRecord
 
 
 class PlannedTask(NamedTuple):
@@ -120,7 +120,7 @@ def plan_resume(graph: Graph, old: RunRecord, from_tasks: Sequence[str] | None) 
             reasons.append(_why_again(graph, number, old, reasons))
     _add_makers(graph, old, reasons)
     tasks = {
-        name: PlannedTask("keep", "succeeded before") if why is None else PlannedTask("run", why)
+        name: PlannedTask("run", why) if why is not None else _kept(old.tasks[name])
         for name, why in zip(graph.names, reasons, strict=True)
     }
     dropped = [name for name in old.tasks if name not in graph.index]
@@ -136,16 +136,22 @@ def take_over(record: RunRecord, graph: Graph, old: RunRecord, plan: ResumePlan)
     return record._replace(resumed_from=old.run_id, tasks=tasks)
 
 
-def inputs_to_load(graph: Graph, plan: ResumePlan) -> list[str]:
+def inputs_to_load(graph: Graph, old: RunRecord, plan: ResumePlan) -> list[str]:
     """Return the kept tasks whose results a task that runs will be given."""
     tasks, names = plan.tasks, graph.names
     wanted: dict[str, None] = {}
     for number, name in enumerate(names):
         if tasks[name].action == "run":
             for parent in _inputs(graph, number):
-                if tasks[names[parent]].action == "keep":
+                kept = old.tasks[names[parent]] if tasks[names[parent]].action == "keep" else None
+                if kept is not None and kept.status is TaskStatus.SUCCESS:
                     wanted[names[parent]] = None
     return list(wanted)
+
+
+def _kept(task: TaskRecord) -> PlannedTask:
+    omitted = task.status is TaskStatus.OMITTED
+    return PlannedTask("keep", "was omitted before" if omitted else "succeeded before")
 
 
 _WORDS = {TaskStatus.FAILED: "had failed", TaskStatus.SKIPPED: "was skipped"}
@@ -162,7 +168,7 @@ def _why_again(
     before = old.tasks.get(graph.names[number])
     if before is None:
         return "new in the DAG"
-    if before.status is not TaskStatus.SUCCESS:
+    if before.status not in (TaskStatus.SUCCESS, TaskStatus.OMITTED):
         return _WORDS.get(before.status, "had not ended")
     if set(graph.dependency_names[number]) != set(before.deps):
         return "its dependencies have changed"
@@ -181,7 +187,10 @@ def _add_makers(graph: Graph, old: RunRecord, reasons: list[str | None]) -> None
         if reasons[number] is None:
             continue
         for parent in _inputs(graph, number):
-            result = old.tasks[graph.names[parent]].result if reasons[parent] is None else None
+            before = None if reasons[parent] is not None else old.tasks[graph.names[parent]]
+            if before is None or before.status is TaskStatus.OMITTED:
+                continue
+            result = before.result
             if result is NoResult.RELEASED or result is NoResult.ABSENT:
                 needed_by = graph.names[number]
                 reasons[parent] = f"its result was released, and {needed_by!r} needs it"

@@ -55,13 +55,15 @@ class Resumer:
             names = self._graphs.task_names(graph, from_tasks, "from_tasks")
         return graph, old, plan_resume(graph, old, names)
 
-    async def resume(
+    async def resume(  # noqa: PLR0913 - the options of a run
         self,
         run_id: str,
         from_tasks: Sequence[str] | None,
         context: RunContext[Any] | None,
         timeout_s: float | None,
         metadata: Mapping[str, object] | None,
+        *,
+        fail_fast: bool,
     ) -> str:
         """Carry out a new run that takes over from an old one; return the new run's id."""
         graph, old, plan = await self._off_loop(partial(self.plan, run_id, from_tasks))
@@ -70,10 +72,12 @@ class Resumer:
         record = take_over(record, graph, old, plan)
         record = record._replace(sole_heir=not from_tasks and old.status is not RunStatus.SUCCESS)
         values: dict[str, object] = {}
-        wanted = inputs_to_load(graph, plan)
+        wanted = inputs_to_load(graph, old, plan)
         if wanted:
             values = await self._off_loop(partial(self._store.load_results, old.run_id, wanted))
-        return await self._starter.execute(graph, record, context, timeout_s, values)
+        return await self._starter.execute(
+            graph, record, context, timeout_s, values, fail_fast=fail_fast
+        )
 
     async def _off_loop(self, function: Callable[[], Any]) -> Any:  # noqa: ANN401 - its result
         if not self._store.blocking:
@@ -84,8 +88,8 @@ class Resumer:
         for attempt in list(self._services.abandoned):
             if attempt.seen.run_id == old.run_id:
                 self._log.warning(
-                    "task %r of run %r was abandoned and still runs, while a new run resumes that"
-                    " run",
+                    "task %r of run %r was abandoned and still runs, beside the run that resumes"
+                    " it",
                     attempt.spec.name,
                     old.run_id,
                     extra={"run_id": old.run_id, "dag": old.dag_name, "task": attempt.spec.name},

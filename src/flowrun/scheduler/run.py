@@ -69,6 +69,7 @@ class Run:
         context: What the caller gave for tasks that ask for a ``RunContext``.
         limits: Where its slots come from.
         values: Results of tasks that a resume keeps, by name, as far as others need them.
+        fails_fast: Whether the first final failure ends the run.
     """
 
     def __init__(  # noqa: PLR0913 - wired in one place, of an engine's parts
@@ -79,6 +80,8 @@ class Run:
         context: RunContext[Any] | None,
         limits: SharedLimits,
         values: Mapping[str, object],
+        *,
+        fails_fast: bool = False,
     ) -> None:
         self.graph = graph
         self.record = record
@@ -108,6 +111,7 @@ class Run:
             reports_successes=self._notifier.reports_successes,
             # A report of a live run asks the run itself for what runs now.
             save_starts_after_s=SAVE_STARTS_AFTER_S if self._blocks else None,
+            fails_fast=fails_fast,
         )
         self._attempts = Attempts(
             services,
@@ -115,7 +119,7 @@ class Run:
             record,
             context,
             self._base,
-            self._state.value,
+            self._state,
             self._inbox,
             self._attempt_ended,
         )

@@ -17,13 +17,15 @@ the table of transitions::
                 |-- LINGERING (an abandoned attempt has to end first) <-|
 
     WAITING, READY, DELAYED -> SKIPPING -> DONE
+    WAITING, RUNNING -> OMITTING -> DONE
 
-SAVING, FAILING and SKIPPING wait for the store: an outcome is committed, then shown (D8).
+SAVING, FAILING, SKIPPING and OMITTING wait for the store: an outcome is committed, then shown (D8).
 Children become ready, and slots become free, by these rules:
 
 - A slot is held from the start instruction until the code has ended or was given up.
-- A child is ready when all its parents are DONE with SUCCESS.
-- A final failure skips all descendants, once it is committed (UPSTREAM_FAILED).
+- When all parents of a unit are DONE, its trigger rule says whether it runs, is skipped or omitted.
+- A final failure skips at once, when it is committed, all descendants that need a success.
+- A branch omits the children that it has not chosen.
 - A run that is stopped tells running attempts to stop. When all have ended, it skips the rest.
 - A value is dropped when every consumer is DONE, its retries included (I2).
 """
@@ -32,6 +34,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from flowrun.registry import TriggerRule
 from flowrun.scheduler.attempt_rules import DUE, TRANSITIONS, fail, fail_lingering
 from flowrun.scheduler.deadlines import Deadlines, Wait
 from flowrun.scheduler.messages import (
@@ -48,6 +51,7 @@ from flowrun.scheduler.messages import (
     Subject,
     Succeeded,
 )
+from flowrun.scheduler.trigger_rules import Verdict, verdict
 from flowrun.scheduler.units import ACTIVE, DROPPED, IDLE, Phase, UnitTable, require
 from flowrun.state import Reason, RunStatus, TaskStatus, TransitionError
 
@@ -82,6 +86,7 @@ class RunState:
         reports_successes: Whether anyone wants to know of successes.
         save_starts_after_s: After how long starts are saved, if their attempts still run;
             ``None``: never.
+        fails_fast: Whether the first final failure ends the run.
         validates: Check all invariants after every call.
 
     Attributes:
@@ -104,6 +109,7 @@ class RunState:
         reports_starts: bool = True,
         reports_successes: bool = True,
         save_starts_after_s: float | None = SAVE_STARTS_AFTER_S,
+        fails_fast: bool = False,
         validates: bool = False,
     ) -> None:
         self.graph = graph
@@ -122,6 +128,7 @@ class RunState:
         self._reports_starts = reports_starts
         self._reports_successes = reports_successes
         self._save_starts_after_s = save_starts_after_s
+        self._fails_fast = fails_fast
         self._validates = validates
         self._cause = ""
         self._is_broken = False
@@ -161,7 +168,10 @@ class RunState:
         if timeout_s is not None:
             self._run_timeout_s = timeout_s
             self.deadlines.add(now + timeout_s, Wait.RUN)
-        self.table.begin(now + self.offset)
+        self.now = now
+        for unit in self.table.units:
+            if not unit.unmet and unit.phase is Phase.WAITING:
+                self._judge(unit)
         return self.apply((), now)
 
     def apply(self, events: Iterable[Event], now: float) -> list[Instruction]:
@@ -216,8 +226,7 @@ class RunState:
             unit = self.table.units[number]
             refusal = None if event.refusals is None else event.refusals.get(number)
             if unit.phase is not Phase.SAVING:
-                self.table.settle(unit)
-                self._report_end(unit)
+                self._settle(unit)
             elif refusal is None:
                 self._settle_success(unit)
             else:
@@ -225,11 +234,18 @@ class RunState:
 
     def _settle_success(self, unit: Unit) -> None:
         value = unit.value
-        self.table.settle(unit)
+        if unit.follows is not None and self.stopping is None:
+            why = f"the branch {unit.record.name!r} did not choose it"
+            for number in self.graph.children[unit.number]:
+                child = self.table.units[number]
+                if number not in unit.follows and child.phase is Phase.WAITING:
+                    self.omit(child, Reason.NOT_CHOSEN, why)
+        freed = self.table.settle(unit)
         if self._reports_successes:
             self.out.append(Report(Subject.SUCCESS, unit.record, "", value))
         if self.stopping is None:
-            self.table.release_children(unit, self.epoch)
+            for child in freed:
+                self._judge(child)
 
     def _refuse(self, unit: Unit, refusal: Refusal) -> None:
         """The store did not keep a success."""
@@ -244,19 +260,44 @@ class RunState:
         # The driver reports the store as broken beside this, which ends the run.
         unit.line = f"its result could not be saved: {refusal.line}"
         unit.pending = unit.record.fail(self.epoch, unit.line, Reason.RUN_BROKEN)
-        self.table.settle(unit)
-        self._report_end(unit)
+        self._settle(unit)
 
-    def _report_end(self, unit: Unit) -> None:
-        """Report a final failure, which skips what depends on it, or a skip."""
+    def _settle(self, unit: Unit) -> None:
+        """A final failure, a skip or an omission is committed."""
+        freed = self.table.settle(unit)
         record = unit.record
-        if record.status is TaskStatus.SKIPPED:
-            self.out.append(Report(Subject.SKIP, record))
+        self.out.append(Report(_SUBJECTS[record.status], record, unit.line))
+        if record.status is TaskStatus.FAILED and self.stopping is None:
+            if self._fails_fast:
+                self.stop(Reason.FAIL_FAST, f"the task {record.name!r} failed")
+            else:
+                why = f"the task {record.name!r} upstream of it failed"
+                self._skip(self.table.waiting_descendants(unit), Reason.UPSTREAM_FAILED, why)
+        for child in freed:
+            if self.stopping is None and child.phase is Phase.WAITING:
+                self._judge(child)
+
+    def _judge(self, unit: Unit) -> None:
+        """Decide what becomes of a unit whose parents have all ended."""
+        total = len(self.graph.parents[unit.number])
+        if not (unit.bad or unit.omitted) and unit.rule is TriggerRule.ALL_SUCCESS:
+            self.table.make_ready(unit, self.epoch)
             return
-        self.out.append(Report(Subject.FAILURE, record, unit.line))
-        if self.stopping is None:
-            why = f"the task {record.name!r} upstream of it failed"
-            self._skip(self.table.waiting_descendants(unit), Reason.UPSTREAM_FAILED, why)
+        decided = verdict(unit.rule, total, unit.bad, unit.omitted)
+        if decided is Verdict.RUN:
+            self.table.make_ready(unit, self.epoch)
+        elif decided is Verdict.SKIP:
+            why = f"its trigger_rule {unit.rule} was not met, as a task upstream of it failed"
+            self._skip([unit], Reason.UPSTREAM_FAILED, why)
+        elif unit.rule is TriggerRule.ALL_SUCCESS:
+            why = "a task upstream of it was omitted"
+            self.omit(unit, Reason.UPSTREAM_OMITTED, why)
+        else:
+            self.omit(unit, Reason.RULE_NOT_MET, f"its trigger_rule {unit.rule} was not met")
+
+    def omit(self, unit: Unit, reason: Reason, why: str) -> None:
+        """A unit has nothing to do in this run."""
+        self.table.commit(unit, Phase.OMITTING, unit.record.omit(self.epoch, reason, why))
 
     def _skip(self, units: Sequence[Unit], reason: Reason, why: str) -> None:
         for unit in units:
@@ -403,6 +444,13 @@ class RunState:
         is_open = bool(self.table.open)
         require(self.is_finished != is_open, "the run ends when all its units have")
         require(not (self.is_finished and self.table.active), "nothing runs after the end")
+
+
+_SUBJECTS = {
+    TaskStatus.FAILED: Subject.FAILURE,
+    TaskStatus.SKIPPED: Subject.SKIP,
+    TaskStatus.OMITTED: Subject.OMIT,
+}
 
 
 def _may_be_late(unit: Unit, event: UnitEvent) -> bool:

@@ -52,17 +52,22 @@ class Starter:
             targets=graph.targets,
         )
 
-    async def execute(
+    async def execute(  # noqa: PLR0913 - the options of a run
         self,
         graph: Graph,
         record: RunRecord,
         context: RunContext[Any] | None,
         timeout_s: float | None,
         values: Mapping[str, object] | None = None,
+        *,
+        fail_fast: bool = False,
     ) -> str:
         """Create a run, carry it out, and return its id."""
         check_context(graph, context)
         check_run_timeout(graph, timeout_s)
+        if not isinstance(fail_fast, bool):
+            msg = f"fail_fast must be True or False, not {fail_fast!r:.80}"
+            raise TypeError(msg)
         self.lifecycle.end_lost()
         loop = asyncio.get_running_loop()
         with contextlib.ExitStack() as stack:
@@ -70,7 +75,9 @@ class Starter:
             if caller is not None:
                 record = record._replace(started_by=caller.run_id)
             limits = self._nesting.enter(caller, stack)
-            run = Run(self.services, graph, record, context, limits, values or {})
+            run = Run(
+                self.services, graph, record, context, limits, values or {}, fails_fast=fail_fast
+            )
             stack.enter_context(self.lifecycle.alive(run, loop))
             if caller is not None and not is_cancelled_with:
                 end_with(caller, run.request_cancel, stack)

@@ -169,7 +169,14 @@ class PoolAttempt(SyncAttempt):
         from flowrun.executors.remote_call import Facts, RemoteCall  # noqa: PLC0415 - see start()
 
         seen = self.seen
-        facts = Facts(seen.run_id, seen.dag_name, seen.task_name, seen.attempt, self.spec.timeout_s)
+        facts = Facts(
+            seen.run_id,
+            seen.dag_name,
+            seen.task_name,
+            seen.attempt,
+            self.spec.timeout_s,
+            seen.upstream,
+        )
         args, kwargs = self.arguments
         return RemoteCall(self.spec.function, args, kwargs, facts)
 

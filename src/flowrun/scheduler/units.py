@@ -10,10 +10,12 @@ from enum import IntEnum
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
+from flowrun.registry import TriggerRule
+from flowrun.scheduler.trigger_rules import Verdict, verdict
 from flowrun.state import NoResult, TaskStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from flowrun.graph import Graph
     from flowrun.scheduler.messages import Failure
@@ -36,13 +38,14 @@ class Phase(IntEnum):
     LINGERING = 7
     FAILING = 8
     SKIPPING = 9
-    DONE = 10
+    OMITTING = 10
+    DONE = 11
 
 
 ACTIVE = frozenset((Phase.RUNNING, Phase.EXPIRING, Phase.STOPPING))
 """An attempt of the unit runs, and holds a slot."""
 
-COMMITTING = frozenset((Phase.SAVING, Phase.FAILING, Phase.SKIPPING))
+COMMITTING = frozenset((Phase.SAVING, Phase.FAILING, Phase.SKIPPING, Phase.OMITTING))
 """The unit's outcome waits for the store."""
 
 IDLE = frozenset((Phase.WAITING, Phase.READY, Phase.DELAYED))
@@ -58,7 +61,10 @@ class Unit:
         number: Its place in the order of starts.
         phase: Its phase.
         record: What is known of it and may be shown.
-        unmet: Parents that are not DONE with SUCCESS.
+        rule: When it runs.
+        unmet: Parents that are not DONE.
+        bad: Parents that are DONE and FAILED or SKIPPED.
+        omitted: Parents that are DONE and OMITTED.
         consumers: Children that are not DONE.
         value: What it returned, until no consumer needs it.
         ready_at: When it became ready, in epoch seconds.
@@ -69,30 +75,39 @@ class Unit:
         timeout: The failure of its attempt, once that was told that its time is up.
         is_overdue: Whether the result of its attempt is encoded in a second ``timeout_s``.
         is_start_saved: Whether the store has been given the start of its attempt.
+        follows: Of a branch, the children that it has chosen.
     """
 
     __slots__ = (
+        "bad",
         "consumers",
         "delay_s",
+        "follows",
         "is_overdue",
         "is_start_saved",
         "line",
         "number",
+        "omitted",
         "pending",
         "phase",
         "ready_at",
         "record",
+        "rule",
         "started_at",
         "timeout",
         "unmet",
         "value",
     )
 
-    def __init__(self, number: int, record: TaskRecord, unmet: int, consumers: int) -> None:
+    def __init__(
+        self, number: int, record: TaskRecord, rule: TriggerRule, unmet: int, consumers: int
+    ) -> None:
         self.number = number
+        self.rule = rule
         self.phase = _WAITING
         self.record = record
         self.unmet = unmet
+        self.bad = self.omitted = 0
         self.consumers = consumers
         self.value: object = DROPPED
         self.ready_at = 0.0
@@ -102,6 +117,7 @@ class Unit:
         self.delay_s = 0.0
         self.timeout: Failure | None = None
         self.is_overdue = self.is_start_saved = False
+        self.follows: frozenset[int] | None = None
 
 
 class UnitTable:
@@ -114,7 +130,7 @@ class UnitTable:
 
     Attributes:
         units: By number.
-        ready: A heap of the numbers of READY units.
+        ready: A heap of the ranks of READY units: the higher priority first, then the lower number.
         active: Units whose attempt runs, by number.
         open: Number of units that are not DONE.
         committing: Number of units whose outcome waits for the store.
@@ -123,7 +139,9 @@ class UnitTable:
     """
 
     __slots__ = (
+        "_at_rank",
         "_graph",
+        "_rank",
         "active",
         "changed",
         "committing",
@@ -141,14 +159,19 @@ class UnitTable:
         self.changed: list[TaskRecord] = []
         self.outcomes: list[int] = []
         self.units = [
-            Unit(number, record.tasks[name], len(parents), len(children))
-            for number, (name, parents, children) in enumerate(
-                zip(graph.names, graph.parents, graph.children, strict=True)
+            Unit(number, record.tasks[spec.name], spec.trigger_rule, len(parents), len(children))
+            for number, (spec, parents, children) in enumerate(
+                zip(graph.specs, graph.parents, graph.children, strict=True)
             )
         ]
+        self._rank: Sequence[int] = range(len(self.units))
+        self._at_rank: Sequence[int] = self._rank
+        if any(spec.priority for spec in graph.specs):
+            self._at_rank = sorted(self._rank, key=lambda each: -graph.specs[each].priority)
+            self._rank = sorted(self._rank, key=self._at_rank.__getitem__)
         self.open = len(self.units)
         for unit in self.units:
-            if unit.record.status is TaskStatus.SUCCESS:
+            if unit.record.status in (TaskStatus.SUCCESS, TaskStatus.OMITTED):
                 self._carry_over(unit, values.get(unit.record.name, DROPPED))
 
     def _carry_over(self, unit: Unit, value: object) -> None:
@@ -156,33 +179,41 @@ class UnitTable:
         unit.phase = _DONE
         unit.value = value
         self.open -= 1
-        for number in self._graph.children[unit.number]:
-            self.units[number].unmet -= 1
+        self._tell_children(unit)
         for number in self._graph.parents[unit.number]:
             self.units[number].consumers -= 1
 
-    def begin(self, now: float) -> None:
-        """Make ready what waits for nothing; ``now`` in epoch seconds."""
-        for unit in self.units:
-            if not unit.unmet and unit.phase is _WAITING:
-                self.make_ready(unit, now)
+    def _tell_children(self, unit: Unit) -> list[Unit]:
+        """Count a unit as an ended parent; return the children that have no other left."""
+        status, units = unit.record.status, self.units
+        found: list[Unit] = []
+        for number in self._graph.children[unit.number]:
+            child = units[number]
+            child.unmet -= 1
+            if status is TaskStatus.OMITTED:
+                child.omitted += 1
+            elif status is not TaskStatus.SUCCESS:
+                child.bad += 1
+            if not child.unmet and child.phase is _WAITING:
+                found.append(child)
+        return found
 
     def make_ready(self, unit: Unit, now: float) -> None:
         """Queue a unit to be started; ``now`` in epoch seconds."""
         unit.phase = _READY
         unit.ready_at = now
-        heappush(self.ready, unit.number)
+        heappush(self.ready, self._rank[unit.number])
 
     def pop_ready(self) -> Unit:
         """Remove and return the ready unit that is to start first."""
-        unit = self.units[heappop(self.ready)]
+        unit = self.units[self._at_rank[heappop(self.ready)]]
         self.active[unit.number] = unit
         return unit
 
     def clear_ready(self) -> None:
         """Start nothing more: what is READY waits, to be skipped."""
-        for number in self.ready:
-            self.units[number].phase = _WAITING
+        for rank in self.ready:
+            self.units[self._at_rank[rank]].phase = _WAITING
         self.ready.clear()
 
     def commit(self, unit: Unit, phase: Phase, record: TaskRecord) -> None:
@@ -193,8 +224,12 @@ class UnitTable:
         self.changed.append(record)
         self.outcomes.append(unit.number)
 
-    def settle(self, unit: Unit) -> None:
-        """An outcome is committed: the unit is DONE, and needs its parents' values no more."""
+    def settle(self, unit: Unit) -> list[Unit]:
+        """An outcome is committed: the unit is DONE, and needs its parents' values no more.
+
+        Returns:
+            The units that waited for this one last.
+        """
         unit.record = unit.pending or unit.record
         unit.pending = None
         unit.phase = _DONE
@@ -208,24 +243,18 @@ class UnitTable:
                 parent.value = DROPPED
         if not unit.consumers:
             unit.value = DROPPED
-
-    def release_children(self, unit: Unit, now: float) -> None:
-        """A unit has succeeded: make ready which of its children wait for no other."""
-        units = self.units
-        for number in self._graph.children[unit.number]:
-            child = units[number]
-            child.unmet -= 1
-            if not child.unmet and child.phase is _WAITING:
-                self.make_ready(child, now)
+        return self._tell_children(unit)
 
     def waiting_descendants(self, unit: Unit) -> list[Unit]:
-        """Return the units that wait for this one, directly or not, in order."""
+        """Return the units that need this one's success, directly or not, in order."""
         found: dict[int, Unit] = {}
         stack = [unit.number]
         while stack:
             for number in self._graph.children[stack.pop()]:
-                if number not in found and self.units[number].phase is _WAITING:
-                    found[number] = self.units[number]
+                child = self.units[number]
+                needs_it = child.rule is TriggerRule.ALL_SUCCESS and child.phase is _WAITING
+                if needs_it and number not in found:
+                    found[number] = child
                     stack.append(number)
         return [found[number] for number in sorted(found)]
 
@@ -243,16 +272,21 @@ class UnitTable:
         require(sum(phase is not _DONE for phase in phases) == self.open, "open units")
         require(sum(phase in COMMITTING for phase in phases) == self.committing, "commits")
         ready = sorted(unit.number for unit in self.units if unit.phase is _READY)
-        require(ready == sorted(self.ready), f"READY are {ready}, queued {sorted(self.ready)}")
+        queued = sorted(self._at_rank[rank] for rank in self.ready)
+        require(ready == queued, f"READY are {ready}, queued {queued}")
         for unit in self.units:
             story = f"task {unit.record.name!r} in phase {unit.phase.name}"
             require((unit.phase in ACTIVE) == (unit.number in self.active), story)
             require((unit.phase in COMMITTING) == (unit.pending is not None), story)
             require(unit.record.status in _STATUSES[unit.phase], story)
             parents = [self.units[each] for each in self._graph.parents[unit.number]]
+            done = [each.record.status for each in parents if each.phase is _DONE]
+            require(unit.unmet == len(parents) - len(done), story)
+            require(unit.omitted == done.count(TaskStatus.OMITTED), story)
+            require(unit.bad == len(done) - done.count(TaskStatus.SUCCESS) - unit.omitted, story)
             if unit.phase in ACTIVE or unit.phase is _READY:
-                succeeded = all(each.record.status is TaskStatus.SUCCESS for each in parents)
-                require(succeeded and not unit.unmet, story)
+                runs = verdict(unit.rule, len(parents), unit.bad, unit.omitted) is Verdict.RUN
+                require(runs and not unit.unmet, story)
             children = [self.units[each] for each in self._graph.children[unit.number]]
             left = sum(child.phase is not _DONE for child in children)
             require(unit.consumers == left, story)
@@ -274,11 +308,14 @@ _STATUSES = {
     Phase.READY: _PENDING,
     Phase.DELAYED: _PENDING,
     Phase.SKIPPING: _PENDING,
+    Phase.OMITTING: _PENDING | _RUNNING,
     Phase.RUNNING: _RUNNING,
     Phase.EXPIRING: _RUNNING,
     Phase.STOPPING: _RUNNING,
     Phase.SAVING: _RUNNING,
     Phase.LINGERING: frozenset((TaskStatus.FAILED,)),
     Phase.FAILING: frozenset((TaskStatus.RUNNING, TaskStatus.FAILED)),
-    Phase.DONE: frozenset((TaskStatus.SUCCESS, TaskStatus.FAILED, TaskStatus.SKIPPED)),
+    Phase.DONE: frozenset(
+        (TaskStatus.SUCCESS, TaskStatus.FAILED, TaskStatus.SKIPPED, TaskStatus.OMITTED)
+    ),
 }

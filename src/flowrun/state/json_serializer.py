@@ -29,7 +29,7 @@ from flowrun.errors import ResultNotReadableError, ResultNotStorableError
 from flowrun.state.serializers import kind_of, short, type_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
 _TAG = "$flowrun"
 _TAG_KEY = b'"$flowrun"'
@@ -98,9 +98,9 @@ class JsonSerializer:
             return b"null"
         try:
             try:
-                text = _written(_Walk(_ATOMS, self._max_depth).plain(obj))
+                text = _Walk(_ATOMS, self._max_depth).text(obj)
             except ValueError:  # JSON or UTF-8 cannot express a number or a text
-                text = _written(_Walk(_CERTAIN, self._max_depth).plain(obj))
+                text = _Walk(_CERTAIN, self._max_depth).text(obj)
         except _UnstorableError as error:
             problem = f"{error.place()}: {error}."
         except RuntimeError as error:
@@ -161,7 +161,7 @@ _BROKEN = (
 
 
 class _Walk:
-    """Makes plain JSON of a value.
+    """Makes plain JSON of a value, and text of that.
 
     Args:
         atoms: Ids of the types whose values are taken as they are: ``_ATOMS``, and where the
@@ -169,12 +169,18 @@ class _Walk:
         max_depth: How many brackets may stand inside each other.
     """
 
-    __slots__ = ("_atoms", "_max_depth", "_open")
+    __slots__ = ("_atoms", "_has_long", "_max_depth", "_open")
 
     def __init__(self, atoms: frozenset[int], max_depth: int) -> None:
         self._atoms = atoms
         self._max_depth = max_depth
         self._open: set[int] = set()
+        self._has_long = False
+
+    def text(self, value: object) -> bytes:
+        """Return the text of a value."""
+        plain = self.plain(value)
+        return _written(plain) if self._has_long else _encode(plain).encode()
 
     def plain(self, value: Any, depth: int = 0) -> Any:  # noqa: ANN401 - what a task returned
         """Return a value in plain JSON types.
@@ -196,6 +202,7 @@ class _Walk:
             raise _UnstorableError(self._problem_of(value))
         if len(parts) <= _PIECE and atoms.issuperset(map(id, map(type, parts))):
             return {_TAG: [name, *parts]} if name else value
+        self._has_long |= len(parts) > _PIECE
         self._open.add(id(value))
         keys, parts = [*value] if kind is dict else (), [*parts]
         found: list[Any] = []
@@ -279,16 +286,17 @@ _encode = json.JSONEncoder(
 
 def _written(plain: Any) -> bytes:  # noqa: ANN401 - plain JSON
     """Return the text of plain JSON: a long container in pieces, one of long ones item by item."""
-    is_tagged = type(plain) is dict and _TAG in plain
+    is_tagged = kind_of(plain) is dict and _TAG in plain
     content = plain[_TAG] if is_tagged else plain
-    is_object = type(content) is dict
+    is_object = kind_of(content) is dict
     if _is_long(content):
-        make, rest = (dict, iter(content.items())) if is_object else (list, iter(content))
-        pieces = iter(lambda: make(islice(rest, _PIECE)), make())
+        make: Any = dict if is_object else list
+        rest = iter(content.items() if is_object else content)
+        pieces: Iterator[Any] = iter(lambda: make(islice(rest, _PIECE)), make())
         texts = [_encode(piece)[1:-1].encode() for piece in pieces]
     elif is_object and any(map(_is_long, content.values())):
         texts = [b"%b:%b" % (_encode(key).encode(), _written(content[key])) for key in content]
-    elif type(content) is list and any(map(_is_long, content)):
+    elif kind_of(content) is list and any(map(_is_long, content)):
         texts = [*map(_written, content)]
     else:
         return _encode(plain).encode()
@@ -346,10 +354,10 @@ def _revived(found: dict[str, Any]) -> object:
     if _TAG not in found:
         return found
     content = found[_TAG]
-    is_tagged = len(found) == 1 and type(content) is list and bool(content)
+    is_tagged = len(found) == 1 and kind_of(content) is list and bool(content)
     _require(is_tagged, f"an object with the key {_TAG!r} that flowrun did not write")
     name, *parts = content
-    if type(name) is not str or name not in _BY_TAG:
+    if kind_of(name) is not str or name not in _BY_TAG:
         message = f"a kind of value, {ascii(name)[:80]}, that only a newer flowrun may have written"
         raise ValueError(message)
     return _BY_TAG[name](*parts)
@@ -474,9 +482,9 @@ _TYPES: dict[type, _Row] = {  # a type's tag, how it is taken apart, how it is r
     str: (  # with a lone surrogate: UTF-8 has none, and JSON's escapes would join two of them
         "str",
         lambda value: _base64(value.encode("utf-8", "surrogatepass")),
-        lambda text: _bytes_of(text).decode("utf-8", "surrogatepass"),
+        lambda *parts: _bytes_of(*parts).decode("utf-8", "surrogatepass"),
     ),
-    int: ("int", lambda value: [hex(value)], lambda text: int(text, 16)),
+    int: ("int", lambda value: [hex(value)], partial(int, base=16)),
     float: ("float", _float_parts, _float_of),
     tuple: ("tuple", tuple, lambda *parts: parts),
     set: ("set", list, partial(_set_of, set)),

@@ -22,6 +22,7 @@ class TaskStatus(StrEnum):
     SUCCESS = "SUCCESS"
     FAILED = "FAILED"
     SKIPPED = "SKIPPED"
+    OMITTED = "OMITTED"
 
 
 class RunStatus(StrEnum):
@@ -33,7 +34,7 @@ class RunStatus(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a task is FAILED or SKIPPED."""
+    """Why a task is FAILED, SKIPPED or OMITTED."""
 
     ERROR = "ERROR"
     TIMEOUT = "TIMEOUT"
@@ -42,6 +43,11 @@ class Reason(StrEnum):
     RUN_TIMED_OUT = "RUN_TIMED_OUT"
     RUN_BROKEN = "RUN_BROKEN"
     OWNER_DIED = "OWNER_DIED"
+    FAIL_FAST = "FAIL_FAST"
+    SKIP_TASK = "SKIP_TASK"
+    NOT_CHOSEN = "NOT_CHOSEN"
+    UPSTREAM_OMITTED = "UPSTREAM_OMITTED"
+    RULE_NOT_MET = "RULE_NOT_MET"
 
 
 class NoResult(Enum):
@@ -96,7 +102,7 @@ class TransitionError(RuntimeError):
 
 # Module names cost less to read than an enum's attributes, and are read for every task.
 _PENDING, _RUNNING, _SUCCESS = TaskStatus.PENDING, TaskStatus.RUNNING, TaskStatus.SUCCESS
-_FAILED, _SKIPPED = TaskStatus.FAILED, TaskStatus.SKIPPED
+_FAILED, _SKIPPED, _OMITTED = TaskStatus.FAILED, TaskStatus.SKIPPED, TaskStatus.OMITTED
 _status_of = attrgetter("status")
 # Twice as fast as the constructor, which every task of every run needs twice.
 _new_record: Callable[[type[TaskRecord], tuple[object, ...]], TaskRecord] = cast(
@@ -109,7 +115,8 @@ class TaskRecord(NamedTuple):
     """One task of one run; a value. Each transition returns a new record.
 
     ``PENDING -> RUNNING -> SUCCESS``, ``RUNNING -> FAILED (-> PENDING)``,
-    ``PENDING -> SKIPPED``, and ``RUNNING -> PENDING`` for an attempt whose code never began.
+    ``PENDING -> SKIPPED``, ``PENDING`` or ``RUNNING -> OMITTED``, and ``RUNNING -> PENDING`` for an
+    attempt whose code never began.
     Every other transition raises :class:`TransitionError`.
 
     Attributes:
@@ -120,8 +127,9 @@ class TaskRecord(NamedTuple):
         ready_at: When that attempt could have started.
         started_at: When that attempt's code started.
         finished_at: When the task ended.
-        error: Error text with traceback of the last attempt, or why the task was skipped.
-        reason: Why the task is FAILED or SKIPPED.
+        error: Error text with traceback of the last attempt, or why the task was skipped or
+            omitted.
+        reason: Why the task is FAILED, SKIPPED or OMITTED.
         abandoned: Whether the code of its last attempt still ran when it was given up.
         result: The value, an :class:`EncodedResult`, or a :class:`NoResult`.
         earlier: The attempts before the last one.
@@ -187,6 +195,13 @@ class TaskRecord(NamedTuple):
             self._refuse("fail")
         return self._ended(_FAILED, now, error, reason, abandoned, self.result, self.started_at)
 
+    def omit(self, now: float, reason: Reason, why: str) -> TaskRecord:
+        """PENDING or RUNNING -> OMITTED: it has nothing to do in this run."""
+        if self.status is not _PENDING and self.status is not _RUNNING:
+            self._refuse("be omitted")
+        at = self.started_at
+        return self._ended(_OMITTED, now, why, reason, self.abandoned, self.result, at)
+
     def amend(self, error: str) -> TaskRecord:
         """Replace the error text of a FAILED task by a longer one."""
         if self.status is not _FAILED:
@@ -215,7 +230,7 @@ class TaskRecord(NamedTuple):
     @property
     def attempts(self) -> tuple[AttemptRecord, ...]:
         """Every attempt that has ended, the first one first."""
-        if self.attempt > len(self.earlier) and self.status in (_SUCCESS, _FAILED):
+        if self.attempt > len(self.earlier) and self.status in (_SUCCESS, _FAILED, _OMITTED):
             return (*self.earlier, self._last_attempt())
         return self.earlier
 
@@ -366,11 +381,12 @@ class RunSummary(NamedTuple):
 def run_status(statuses: Iterable[str]) -> RunStatus:
     """Apply the contract's rule: FAILED, else SUCCESS, else RUNNING.
 
-    FAILED if any task is FAILED or SKIPPED; SUCCESS if all are SUCCESS; RUNNING otherwise.
+    FAILED if any task is FAILED or SKIPPED; SUCCESS if all are SUCCESS; RUNNING otherwise. A task
+    that is OMITTED counts as SUCCESS.
     """
     seen = set(statuses)
     if TaskStatus.FAILED in seen or TaskStatus.SKIPPED in seen:
         return RunStatus.FAILED
-    if seen <= {TaskStatus.SUCCESS}:
+    if seen <= {TaskStatus.SUCCESS, TaskStatus.OMITTED}:
         return RunStatus.SUCCESS
     return RunStatus.RUNNING

@@ -83,14 +83,15 @@ def task_checksum_with(run: int, place: int, row: Row, earlier: str) -> int:
     """Return the checksum of a task's row with this text in the place of its earlier attempts."""
     name, deps, status, attempt, ready_at, started_at, finished_at = row[:7]
     error, reason, abandoned, _, state = row[7:]
-    texts = (name, deps, status, error, reason, earlier, state)
+    error = _NULL if error is None else error
+    texts = (name, deps, status, error, _NULL if reason is None else reason, earlier, state)
     return _crc(run, place, attempt, abandoned, ready_at, started_at, finished_at, texts)
 
 
 def attempt_checksum(run: int, place: int, row: Row) -> int:
     """Return the CRC-32 of an attempt's values, and of where they stand."""
     number, ready_at, started_at, finished_at, error, reason, abandoned = row
-    texts = (error, reason)
+    texts = (_NULL if error is None else error, _NULL if reason is None else reason)
     return _crc(run, place, number, abandoned, ready_at, started_at, finished_at, texts)
 
 
@@ -102,7 +103,7 @@ def _crc(  # noqa: PLR0913 - what attempts and tasks have
     ready_at: float | None,
     started_at: float | None,
     finished_at: float | None,
-    texts: Iterable[str | None],
+    texts: Iterable[str],
 ) -> int:
     # Numbers as they are in memory: to write floats as text would take longer than all the rest.
     # NaN stands for NULL, as SQLite makes NULL of NaN.
@@ -115,8 +116,7 @@ def _crc(  # noqa: PLR0913 - what attempts and tasks have
         _NAN if started_at is None else started_at,
         _NAN if finished_at is None else finished_at,
     )
-    text = "\0".join([_NULL if text is None else text for text in texts])
-    return _crc32(text.encode("utf-8", "surrogatepass"), _crc32(numbers))
+    return _crc32("\0".join(texts).encode("utf-8", "surrogatepass"), _crc32(numbers))
 
 
 def run_row(run: RunRecord, owner: int | None) -> Row:

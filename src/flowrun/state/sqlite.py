@@ -189,8 +189,10 @@ class SqliteStateStore:
         if not results:
             return self._reader.run(run_id, results=False)[0]
         with self._lock:
-            run, stored, until = self._cache.get(run_id, (None, {}, 0.0))
-        if run is None or time.monotonic() >= until:
+            cached = self._cache.get(run_id)
+        if cached is not None and time.monotonic() < cached[-1]:
+            run, stored, _ = cached
+        else:
             run, stored = self._reader.run(run_id, results=True)
             if run.finished_at is not None and self._cache_ttl_s is not None:
                 self._keep_in_cache(run, stored, time.monotonic() + self._cache_ttl_s)

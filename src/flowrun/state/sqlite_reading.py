@@ -6,6 +6,7 @@ import heapq
 import operator
 import zlib
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from flowrun.errors import DamagedRecordError, ResultNotReadableError, UnknownRunError
@@ -54,22 +55,20 @@ def find_run(db: sqlite3.Connection, run_id: str) -> tuple[int, object, RunRecor
     return seq, row[_OWNER], run
 
 
-def row_of_id(db: sqlite3.Connection, statement: str, run_id: str) -> Row | None:
-    """Return the row that a statement finds for a run id; no id that cannot be encoded has one."""
-    try:
-        row: Row | None = db.execute(statement, (run_id,)).fetchone()
-    except UnicodeEncodeError:
-        return None
+def _row_of_id(db: sqlite3.Connection, run_id: str) -> Row:
+    """Return a run's number, its values and their checksum, unchecked."""
+    row: Row | None = None
+    with suppress(UnicodeEncodeError):  # no run has an id that cannot be encoded
+        row = db.execute(sql.SELECT_RUN, (run_id,)).fetchone()
+    if row is None:
+        raise UnknownRunError(run_id)
     return row
 
 
 def _run_row(db: sqlite3.Connection, run_id: str) -> tuple[int, Row]:
-    found = row_of_id(db, sql.SELECT_RUN, run_id)
-    if found is None:
-        raise UnknownRunError(run_id)
-    seq, *row, stored = found
+    seq, *row, stored = _row_of_id(db, run_id)
     check_run_row(tuple(row), stored)
-    return int(seq), tuple(row)
+    return seq, tuple(row)
 
 
 def _found_tasks(
@@ -170,6 +169,7 @@ class SqliteReader:
     def runs(self, query: RunQuery, *, from_view: bool) -> list[RunSummary]:
         """Return the runs that match, newest first; see :func:`statements.list_runs`."""
         texts = sql.list_runs(query, from_view=from_view)
+        before = query.before
 
         def read(db: sqlite3.Connection) -> tuple[list[RunSummary], DamagedRecordError | None]:
             found: list[RunSummary] = []
@@ -178,8 +178,9 @@ class SqliteReader:
                 "dag": query.dag_name,
                 "ancestor": query.resumed_from,
                 "status": None if query.status is None else str(query.status),
-                "seq": _seq_before(db, query.before),
-                "time": query.before if isinstance(query.before, int | float) else None,
+                # Only where it stands: the runs before a damaged one can be listed.
+                "seq": _row_of_id(db, before)[0] if isinstance(before, str) else None,
+                "time": before,
             }
             cursors = [db.execute(text, values) for text in texts]
             for _, counts, *row, stored in heapq.merge(*cursors, key=_seq_of, reverse=True):
@@ -264,13 +265,3 @@ class SqliteReader:
             why = error if isinstance(error, ResultNotReadableError) else repr(error)
             msg = f"the result of task {name!r} in run {run_id!r} cannot be read: {why}"
             raise ResultNotReadableError(msg) from error
-
-
-def _seq_before(db: sqlite3.Connection, before: str | float | None) -> int | None:
-    if not isinstance(before, str):
-        return None
-    # Only where it stands: the runs before a damaged one can be listed.
-    found = row_of_id(db, sql.SEQ_OF, before)
-    if found is None:
-        raise UnknownRunError(before)
-    return int(found[0])

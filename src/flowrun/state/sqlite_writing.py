@@ -160,7 +160,7 @@ def insert_run(db: sqlite3.Connection, run: RunRecord, owner: int) -> Owned:
     found = db.execute(sql.INSERT_RUN, (*row, run_checksum(row))).fetchall()
     if not found:
         raise duplicate_run(run.run_id)
-    ((seq,),) = found
+    seq = found[0][0]
     plan, deps = plan_of(run.tasks)
     db.execute(sql.INSERT_PLAN, (seq, plan, checksum((plan,))))
     owned = Owned(seq, {name: place for place, name in enumerate(run.tasks)}, deps, {})

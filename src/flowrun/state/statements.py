@@ -54,7 +54,6 @@ UPDATE_TASK = (
 )
 SELECT_TASKS = f"SELECT place, {TASK_COLUMNS}, checksum FROM tasks WHERE run = ? ORDER BY place"  # noqa: S608 - constants
 RUN_OF = "SELECT run_id FROM runs WHERE seq = ?"
-SEQ_OF = "SELECT seq FROM runs WHERE run_id = ?"
 PUT_RESULT = (
     "INSERT OR REPLACE INTO results (run, place, serializer, data, checksum) VALUES (?, ?, ?, ?, ?)"
 )
