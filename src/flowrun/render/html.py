@@ -281,7 +281,7 @@ def _timeline(report: RunReport, critical: list[str]) -> str:
     if not shown:
         return ""
     kinds = [("wait", "waiting for a slot"), ("SUCCESS", "succeeded")]
-    if any(attempt["error"] is not None for task in tasks for attempt in task["attempts"]):
+    if any(attempt["status"] == "FAILED" for task in tasks for attempt in task["attempts"]):
         kinds.append(("FAILED", "failed"))
     if any(task["status"] == "RUNNING" for task in tasks):
         kinds.append(("RUNNING", "running"))

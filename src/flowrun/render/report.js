@@ -1,8 +1,8 @@
 (() => {
 "use strict";
 const SVG = "http://www.w3.org/2000/svg";
-const WORDS = {SUCCESS: "succeeded", FAILED: "failed", SKIPPED: "skipped", RUNNING: "running", PENDING: "pending"};
-const URGENCY = {FAILED: 0, RUNNING: 1, SUCCESS: 2, SKIPPED: 2, PENDING: 2};
+const WORDS = {SUCCESS: "succeeded", FAILED: "failed", SKIPPED: "skipped", OMITTED: "omitted", RUNNING: "running", PENDING: "pending"};
+const URGENCY = {FAILED: 0, RUNNING: 1, SUCCESS: 2, SKIPPED: 2, OMITTED: 2, PENDING: 2};
 const WHOLE = 200; // rows up to which a list is built at once
 const byId = id => document.getElementById(id);
 const data = JSON.parse(byId("data").textContent);
@@ -186,17 +186,18 @@ function outcome(task) {
     const shown = task.result === undefined ? make("p", {class: "hint", text: RESULTS[task.state] ?? ""}) : make("pre", {text: task.result, tabindex: "0"});
     return [make("h3", {text: "Result"}), shown];
   }
-  if (task.status === "SKIPPED" && task.error !== undefined) {
-    return [make("h3", {text: "Why it was skipped"}), make("pre", {text: data.texts[task.error], tabindex: "0"})];
+  if (["SKIPPED", "OMITTED"].includes(task.status) && task.error !== undefined) {
+    return [make("h3", {text: `Why it was ${WORDS[task.status]}`}), make("pre", {text: data.texts[task.error], tabindex: "0"})];
   }
   return [];
 }
 
+const endOf = attempt => attempt.error === null ? "SUCCESS" : attempt.reason === "SKIP_TASK" ? "OMITTED" : "FAILED";
 function attempts(task) {
   const blocks = task.attempts.map((attempt, place) => {
-    const failed = attempt.error !== null;
+    const failed = attempt.error !== null, status = endOf(attempt);
     const last = place === task.attempts.length - 1;
-    const head = make("p", {}, sign(failed ? "FAILED" : "SUCCESS"), make("b", {text: `Attempt ${attempt.number}`}),
+    const head = make("p", {}, sign(status), make("b", {text: `Attempt ${attempt.number}`}),
       make("span", {class: "hint", text: duration(span(attempt.started, attempt.finished))}));
     const waited = span(attempt.ready, attempt.started);
     const notes = [
@@ -363,8 +364,8 @@ if (lanes) {
       const ready = attempt.ready ?? attempt.started, end = attempt.finished ?? total;
       if (previous !== null && ready > previous) bars.append(draw("line", {class: "gap", x1: percent(previous), x2: percent(ready), y1: 14, y2: 14}));
       if (attempt.started > ready) bars.append(bar("wait", ready, attempt.started, 9, 10, `waited ${duration(attempt.started - ready)}`));
-      const failed = attempt.error !== null;
-      const kind = (failed ? "FAILED" : "SUCCESS") + (task.critical ? " critical" : "");
+      const status = endOf(attempt), failed = status === "FAILED";
+      const kind = status + (task.critical ? " critical" : "");
       bars.append(bar(kind, attempt.started, end, 7, 14, `attempt ${attempt.number}: ${failed ? "failed after" : "ran"} ${duration(end - attempt.started)}`));
       if (failed) bars.append(draw("svg", {x: percent(end), y: 14, width: 1, height: 1, overflow: "visible"},
         draw("circle", {class: "cross-ground", r: 6.5}), draw("path", {class: "cross", d: "M-3.4-3.4 3.4 3.4M3.4-3.4-3.4 3.4"})));
