@@ -73,8 +73,11 @@ def _row(run: RunSummary) -> tuple[str, ...]:
 def show_report(options: argparse.Namespace, output: Output) -> int:
     """``flowrun report``."""
     check_latest(options)
+    if options.json and options.html is not None:
+        msg = "--json and --html are two ways to report; leave one of them out"
+        raise UsageError(msg)
     with closing(_open_to_read(options.db)) as store:
-        if options.html is not None and options.run is None:
+        if options.html is not None and options.run is None and options.html.suffix != ".html":
             return _write_pages(store, options, output)
         report = build_report(load_from_file(store, options.run or LATEST, options.dag))
         usual = _usual(store, report)

@@ -113,9 +113,9 @@ def plan_resume(graph: Graph, old: RunRecord, from_tasks: Sequence[str] | None) 
     reasons: list[str | None] = []
     for number in range(len(graph)):
         if number in checkpoints:
-            reasons.append("named in from_tasks")
+            reasons.append("named to run again")
         elif number in again:
-            reasons.append("depends on a task named in from_tasks")
+            reasons.append("depends on a task named to run again")
         else:
             reasons.append(_why_again(graph, number, old, reasons))
     _add_makers(graph, old, reasons)
