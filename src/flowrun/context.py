@@ -93,7 +93,7 @@ class Attempt:
         deadline: When it times out, on the run's monotonic clock; ``None`` if it has no timeout,
             or its code has not started.
         ended: Whether its outcome is settled; abandoned code may still see the attempt.
-        first_run_id: The run that its chain of resumes began with; ``None`` if it is the run itself.
+        first_run_id: The run that its chain of resumes began with; ``None`` if that is this run.
         upstream: Names of the dependencies, and what has become of them; ``None``: all succeeded.
         was_asked_for: Whether :func:`current_attempt` has returned it.
     """
