@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -30,14 +30,18 @@ async def note_keys_on_the_loop(context: RunContext[Path]) -> None:
     note_keys(context)
 
 
-def store_of(kind: str, folder: Path) -> StateStoreProtocol:
-    return InMemoryStateStore() if kind == "memory" else SqliteStateStore(folder / "runs.db")
+@pytest.fixture(params=["memory", "sqlite"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StateStoreProtocol]:
+    if request.param == "memory":
+        yield InMemoryStateStore()
+        return
+    with closing(SqliteStateStore(tmp_path / "runs.db")) as store:
+        yield store
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite"])
 @pytest.mark.parametrize("where", ["loop", "thread", "threads", "processes", "each"])
 async def test_all_retries_and_resumes_have_one_idempotency_key(  # D9
-    make_engine: MakeEngine, tmp_path: Path, kind: str, where: str
+    store: StateStoreProtocol, make_engine: MakeEngine, tmp_path: Path, where: str
 ) -> None:
     pools: dict[str, Callable[[], Executor]] = {
         "threads": lambda: ThreadPoolExecutor(1),
@@ -47,9 +51,7 @@ async def test_all_retries_and_resumes_have_one_idempotency_key(  # D9
         "each": lambda: ProcessPerAttemptExecutor(1),
     }
     pool = pools[where]() if where in pools else None
-    engine = make_engine(
-        state_store=store_of(kind, tmp_path), executors={"there": pool} if pool else None
-    )
+    engine = make_engine(state_store=store, executors={"there": pool} if pool else None)
     function = note_keys_on_the_loop if where == "loop" else note_keys
     dag = engine.dag("d")
     dag.task("write", executor="there" if pool else None, retries=1)(function)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import enum
 import functools
 import pickle
 import sys
+from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -346,9 +348,15 @@ class Moody:
         self.value = value
 
 
-def open_engine(path: Path, *classes: type) -> Engine:
-    store = SqliteStateStore(path, JsonSerializer(classes=classes))
-    engine = build_default_engine(state_store=store)
+@contextlib.asynccontextmanager
+async def open_engine(path: Path, *classes: type) -> AsyncIterator[Engine]:
+    with closing(SqliteStateStore(path, JsonSerializer(classes=classes))) as store:
+        async with build_default_engine(state_store=store) as engine:
+            declare(engine)
+            yield engine
+
+
+def declare(engine: Engine) -> None:
     engine.task("rows", dag="d")(lambda: [Row(1, Status.DONE), Point(1)])
 
     @engine.task(dag="d")
@@ -357,7 +365,6 @@ def open_engine(path: Path, *classes: type) -> Engine:
         return int(rows[0].id)
 
     engine.task("moody", dag="moody")(lambda: Moody(3))
-    return engine
 
 
 async def test_a_file_keeps_them_and_says_what_it_needs(  # D1
