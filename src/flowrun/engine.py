@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from flowrun import render
 from flowrun.config import SchedulerConfig, checked_limits
 from flowrun.dag_scope import DagScope
-from flowrun.errors import DefinitionError, listed
+from flowrun.errors import DefinitionError, UnknownRunError, listed
 from flowrun.executors import WorkerThreads
 from flowrun.graph import Graphs
 from flowrun.hooks import HookDispatcher, RunHook
@@ -289,6 +289,8 @@ class Engine(Declaring):
         Raises:
             UnknownRunError: The engine and its store have no such run.
         """
+        if not isinstance(run_id, str):
+            raise UnknownRunError(run_id)
         alive = self._lifecycle.find(run_id)
         if alive is None:
             self._store.load_run(run_id, results=False)

@@ -12,7 +12,12 @@ from flowrun.cli.engine_commands import FAILED, SUCCESS, check_latest
 from flowrun.cli.latest import LATEST, load_from_file
 from flowrun.cli.loading import UsageError
 from flowrun.cli.output import complain
-from flowrun.errors import DamagedRecordError, UnknownRunError, UnknownTaskError
+from flowrun.errors import (
+    DamagedRecordError,
+    ResultNotReadableError,
+    UnknownRunError,
+    UnknownTaskError,
+)
 from flowrun.escape import for_terminal
 from flowrun.render import (
     counted,
@@ -172,8 +177,13 @@ def show_result(options: argparse.Namespace, output: Output) -> int:
         return FAILED
     if options.json:
         output.say(data.decode())
-    else:
-        output.say(for_terminal(pprint.pformat(JsonSerializer().deserialize(data)), multiline=True))
+        return SUCCESS
+    try:
+        value = JsonSerializer().deserialize(data)
+    except ResultNotReadableError as error:
+        complain(f"{error}; to print its JSON text add --json")
+        return FAILED
+    output.say(for_terminal(pprint.pformat(value), multiline=True))
     return SUCCESS
 
 
