@@ -7,7 +7,6 @@ import contextlib
 import contextvars
 import dataclasses
 import logging
-import threading
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, cast, overload
@@ -23,7 +22,8 @@ from flowrun.errors import (
     UnknownRunError,
     listed,
 )
-from flowrun.executors import WorkerThreads
+from flowrun.executors import InheritedPool, WorkerThreads
+from flowrun.forks import call_in_children
 from flowrun.graph import Graph
 from flowrun.hooks import HookDispatcher, RunHook, checked_hooks
 from flowrun.registry import (
@@ -82,8 +82,8 @@ GraphStyle = Literal["tree", "mermaid", "dot"]
 
 _HOOK_THREADS = 32
 _DEFAULT_LIST_LIMIT = 100
-_STANDSTILL_S = 1.0
-_CLOSE_JOURNAL_S = 30.0
+_LOST_IN_CHILDREN = ("thread", "process")
+"""Kinds of pools whose workers a forked child does not have, nor ever gets."""
 
 
 def build_default_engine(  # noqa: PLR0913 - the contract's parameters and their extensions
@@ -165,40 +165,64 @@ class Engine:
         redact: Callable[[str], str] | None,
         config: SchedulerConfig,
     ) -> None:
-        log = logger or logging.getLogger("flowrun.scheduler")
         self.registry = registry
         self._log = logger or logging.getLogger("flowrun.engine")
+        self._logger = logger
         self._store = checked_store(store)
         self._config = config
-        self._workers = None if executor is not None else WorkerThreads(max_workers)
-        pools: dict[str | None, tuple[Executor, str]] = {
-            None: with_kind("executor", self._workers if executor is None else executor)
-        }
-        pools.update({name: with_kind(name, pool) for name, pool in executors.items()})
-        self._hook_threads = WorkerThreads(_HOOK_THREADS)
-        self._services = Services(
-            config=config,
-            journal=Journal(store, logger or logging.getLogger("flowrun.journal"), redact),
-            hooks=HookDispatcher(
-                checked_hooks(hooks),
-                self._hook_threads,
-                config.hook_timeout_s,
-                logger or logging.getLogger("flowrun.hooks"),
-                redact,
-            ),
-            pools=pools,
-            encoders=self._hook_threads,
-            log=log,
-            redact=redact,
-        )
-        limits = SharedLimits(config.max_parallel)
-        self._nesting = Nesting(limits, self._workers, self._hook_threads)
-        owned = [pool for pool in (self._workers, self._hook_threads) if pool is not None]
-        self._lifecycle = Lifecycle(self._services, tuple(owned), self._log)
-        self._lock = threading.Lock()
+        self._redact = redact
+        self._max_workers = max_workers
+        # Those that were handed in; without one the engine has worker threads of its own.
+        self._pools: dict[str | None, tuple[Executor, str]] = {}
+        if executor is not None:
+            self._pools[None] = with_kind("executor", executor)
+        self._pools.update({name: with_kind(name, pool) for name, pool in executors.items()})
+        self._has_run = False
+        self._wire(checked_hooks(hooks))
         self._graphs: dict[str, tuple[int, Graph]] = {}
         self._told_unscoped = -1
+        call_in_children(self._start_over)
         self._report_recovered()
+
+    def _wire(self, hooks: Sequence[RunHook]) -> None:
+        """Make the parts that have locks, threads or runs."""
+        logger, config = self._logger, self._config
+        hook_threads = WorkerThreads(_HOOK_THREADS)
+        workers = None if None in self._pools else WorkerThreads(self._max_workers)
+        own: dict[str | None, tuple[Executor, str]] = {}
+        if workers is not None:
+            own[None] = (workers, "thread")
+        self._services = Services(
+            config=config,
+            journal=Journal(
+                self._store, logger or logging.getLogger("flowrun.journal"), self._redact
+            ),
+            hooks=HookDispatcher(
+                hooks,
+                hook_threads,
+                config.hook_timeout_s,
+                logger or logging.getLogger("flowrun.hooks"),
+                self._redact,
+            ),
+            pools=own | self._pools,
+            encoders=hook_threads,
+            log=logger or logging.getLogger("flowrun.scheduler"),
+            redact=self._redact,
+        )
+        self._nesting = Nesting(SharedLimits(config.max_parallel), workers, hook_threads)
+        owned = (hook_threads,) if workers is None else (workers, hook_threads)
+        self._lifecycle = Lifecycle(self._services, owned, self._log)
+
+    def _start_over(self) -> None:
+        """Forget, in a forked child, the runs: they, their slots and threads are the parent's."""
+        is_closed = self._lifecycle.is_closed
+        if self._has_run:
+            self._pools = {
+                name: (InheritedPool(pool) if kind in _LOST_IN_CHILDREN else pool, kind)
+                for name, (pool, kind) in self._pools.items()
+            }
+        self._wire(self.hooks)
+        self._lifecycle.is_closed = is_closed
 
     # -- declaring ------------------------------------------------------------------------
 
@@ -710,6 +734,7 @@ class Engine:
         check_context(graph, context)
         check_run_timeout(graph, timeout_s)
         self._lifecycle.end_lost()
+        self._has_run = True
         loop = asyncio.get_running_loop()
         with contextlib.ExitStack() as stack:
             caller, is_cancelled_with = self._caller(loop)

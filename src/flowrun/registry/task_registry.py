@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NoReturn, TypeVar, Unpack, overload
 
 from flowrun.errors import DefinitionError, TaskDefinitionError, TaskTypeError
+from flowrun.forks import call_in_children
 from flowrun.registry.signature import bind_positions, inspect_callable
 from flowrun.registry.task_spec import (
     TaskFunction,
@@ -42,10 +43,15 @@ class TaskRegistry:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._start_over()
+        call_in_children(self._start_over)
         self._dags: dict[str | None, dict[str, TaskSpec]] = {}
         self._homes: dict[object, list[tuple[str | None, str]]] = {}
         self._version = 0
+
+    def _start_over(self) -> None:
+        """Begin with a lock of its own: a forked child has a copy of the tasks."""
+        self._lock = threading.Lock()
 
     @property
     def version(self) -> int:

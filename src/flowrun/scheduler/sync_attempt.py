@@ -26,7 +26,7 @@ from flowrun.scheduler.messages import Failed, Started, StopAnswer, Succeeded
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from flowrun.executors import WorkerThreads
+    from flowrun.executors import ProcessPerAttemptExecutor, WorkerThreads
     from flowrun.executors.remote_call import RemoteCall
 
 
@@ -85,8 +85,8 @@ class SyncAttempt(RunningAttempt):
 
         Args:
             pool: The pool.
-            kind: ``"process"`` for processes on this machine, ``"thread"`` for threads,
-                ``"other"`` for any other executor.
+            kind: ``"thread"`` for threads, ``"process"`` for processes on this machine,
+                ``"fresh process"`` for flowrun's own, ``"other"`` for any other executor.
 
         Raises:
             RuntimeError: The pool is broken or shut down.
@@ -118,12 +118,15 @@ class SyncAttempt(RunningAttempt):
         CURRENT.set(self.seen)
         try:
             args, kwargs = self.call_arguments()
-            self.start_clock()
-            started = Started(self.unit, self.seen.attempt, self.started_at or 0.0)
-            self.services.post_quietly(started)
+            self._code_begins()
             self._value = self.spec.function(*args, **kwargs)
         except BaseException as error:  # noqa: BLE001 - everything is the task's failure (A5)
             self._error = error
+
+    def _code_begins(self) -> None:
+        self.start_clock()
+        started = Started(self.unit, self.seen.attempt, self.started_at or 0.0)
+        self.services.post_quietly(started)
 
     def _send(self, ended_at: float) -> None:
         value, error = self._value, self._error
@@ -193,7 +196,7 @@ class ThreadAttempt(SyncAttempt):
 class PoolAttempt(SyncAttempt):
     """A call on an executor that flowrun did not make."""
 
-    __slots__ = ("_future", "_is_withdrawing", "_ran_here")
+    __slots__ = ("_asks_to_begin", "_future", "_is_withdrawing", "_ran_here")
 
     def start(self, pool: Executor, kind: str) -> None:
         """Submit the call; see :meth:`SyncAttempt.start`.
@@ -206,14 +209,24 @@ class PoolAttempt(SyncAttempt):
 
         self.prepare()
         self._ran_here = self._is_withdrawing = False
-        call = PackedCall(self.remote_call()) if kind == "process" else PoolCall(self)
-        if kind != "thread":  # which alone shows when it begins a call (A1)
-            self.start_clock()
-            self.services.post_quietly(
-                Started(self.unit, self.seen.attempt, self.started_at or 0.0)
-            )
-        self._future: Future[Any] = pool.submit(call)
+        self._future: Future[Any]
+        self._asks_to_begin = kind == "fresh process"
+        if self._asks_to_begin:
+            own = cast("ProcessPerAttemptExecutor", pool)
+            self._future = own.submit_task(PackedCall(self.remote_call()), self._begin_there)
+        else:
+            if kind != "thread":  # the others do not show when they begin a call (A1)
+                self._code_begins()
+            call = PackedCall(self.remote_call()) if kind == "process" else PoolCall(self)
+            self._future = pool.submit(call)
         self._future.add_done_callback(self._future_done)
+
+    def _begin_there(self) -> bool:
+        """Return whether the code may begin in its process, which is ready for it."""
+        begins = self._begin.acquire(blocking=False)
+        if begins:
+            self._code_begins()
+        return begins
 
     def remote_call(self) -> RemoteCall:
         """Return the call in the form in which it can leave this process."""
@@ -246,6 +259,8 @@ class PoolAttempt(SyncAttempt):
             cancelled = self._future.cancel()
         except Exception:  # noqa: BLE001 - see waits_in_pool
             cancelled = False
+        if self._asks_to_begin and self._end.acquire(blocking=False):
+            return True  # the answer is no from now on, and its process is being killed
         self._is_withdrawing = False
         # The standard library's futures can be cancelled only before their call begins; one of
         # another kind may have had its call killed, which takes a moment.
@@ -269,14 +284,16 @@ class PoolAttempt(SyncAttempt):
 
     def _future_done(self, future: Future[Any]) -> None:
         """Take the outcome of a call that ran in another process; in any thread."""
-        if self._ran_here or (
-            self._is_withdrawing and type(future) is Future and future.cancelled()
-        ):
+        is_withdrawn = self._is_withdrawing and (
+            self._asks_to_begin or (type(future) is Future and future.cancelled())
+        )
+        if self._ran_here or is_withdrawn:
             return
         try:
             ended_at = self.services.config.clock.monotonic()
             if not self._end.acquire(blocking=False):
-                self.ended_late()
+                if not self._is_withdrawing:
+                    self.ended_late()
                 return
             self.has_ended = True
             value, error, text, duration_s = self._collected(future)

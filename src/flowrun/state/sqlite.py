@@ -205,6 +205,7 @@ class SqliteStateStore:
 
     def load_run(self, run_id: str, *, results: bool) -> RunRecord:
         """Return a run as last saved; see :meth:`StateStoreProtocol.load_run`."""
+        self._file.check_process()
         cached = self._cached(run_id) if results else None
         if cached is not None:
             # Results are made anew for each reader, who may change what it is given (D1).
