@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from flowrun import Engine, RunReport, build_default_engine
+from flowrun.config import Clock
 
 WAIT_S = 20.0
 """No test waits longer than this for something that must happen; it is never slept."""
@@ -157,6 +158,15 @@ def _is_a_helper(process: Path) -> bool:
     except OSError:
         return False
     return of_a_nanny or b"resource_tracker" in command or b"forkserver" in command
+
+
+class SkippingClock(Clock):
+    """The real clock, but for seconds that a test skips."""
+
+    skipped_s = 0.0
+
+    def monotonic(self) -> float:  # type: ignore[override]
+        return time.monotonic() + self.skipped_s
 
 
 def statuses(report: RunReport) -> dict[str, str]:

@@ -18,11 +18,10 @@ from typing import Any
 import pytest
 
 from flowrun import Engine, ProcessPerAttemptExecutor, RunContext, SchedulerConfig, fn_hook
-from flowrun.config import Clock
 from flowrun.errors import ProcessDiedError
 from flowrun.executors.remote_call import Facts, PackedCall, RemoteCall, unpacked
 
-from ..conftest import WAIT_S, statuses
+from ..conftest import WAIT_S, SkippingClock, statuses
 from . import remote_tasks
 
 pytestmark = pytest.mark.usefixtures("pools_collected")
@@ -183,22 +182,21 @@ async def test_executor_that_cancels_a_call_by_itself(make_engine: MakeEngine) -
 
 
 async def test_handed_in_threads_clock_starts_with_the_code(make_engine: MakeEngine) -> None:  # A1
-    hold = threading.Event()
+    clock, launched = SkippingClock(), threading.Semaphore(0)
+    hook = fn_hook(on_task_start=lambda event: launched.release())
     with ThreadPoolExecutor(1) as threads:
-        engine = make_engine(executor=threads, max_parallel=3)
-        engine.task(name="first", dag="d", timeout_s=None)(lambda: hold.wait(WAIT_S))
-
-        @engine.task(dag="d", timeout_s=0.05)
-        def second() -> None:
-            return None
+        engine = make_engine(executor=threads, config=SchedulerConfig(clock=clock), hooks=[hook])
 
         @engine.task(dag="d", timeout_s=None)
-        async def open_later() -> None:
-            await asyncio.sleep(0.2)
-            hold.set()
+        def first() -> None:
+            for _ in range(2):
+                assert launched.acquire(timeout=WAIT_S)
+            clock.skipped_s += 3600  # the second attempt waits for the thread
 
+        engine.task(name="second", dag="d", timeout_s=60)(lambda: None)
         run_id = await asyncio.wait_for(engine.run_once("d"), WAIT_S)
-    assert engine.get_run_report(run_id)["status"] == "SUCCESS"
+    report = engine.get_run_report(run_id)
+    assert statuses(report) == {"first": "SUCCESS", "second": "SUCCESS"}
 
 
 async def test_pool_that_cannot_tell_has_its_clock_start_at_submission(  # A1
@@ -253,15 +251,6 @@ def is_gone(pid: int) -> bool:
 def noted(path: Path) -> list[int]:
     wait_until(lambda: path.exists() and path.read_text())
     return [int(word) for word in path.read_text().split()]
-
-
-class SkippingClock(Clock):
-    """The real clock, but for seconds that a test skips."""
-
-    skipped_s = 0.0
-
-    def monotonic(self) -> float:  # type: ignore[override]
-        return time.monotonic() + self.skipped_s
 
 
 async def test_fresh_processs_clock_starts_with_the_code(  # A1

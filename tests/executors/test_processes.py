@@ -282,12 +282,21 @@ def test_process_that_ignores_sigterm_is_killed_after_its_grace(
     _, pid = board.answer()
     began = time.monotonic()
     assert future.cancel()
-    assert time.monotonic() - began < 0.2  # nobody who cancels has to wait
     assert future.cancel()
     with pytest.raises(CancelledError):
         future.result(WAIT_S)
     assert time.monotonic() - began >= 0.3
     assert not exists(pid)
+
+
+def test_who_cancels_does_not_wait_for_the_grace(make_pool: MakePool, board: Switchboard) -> None:
+    future = make_pool(grace_s=3600).submit(process_calls.ignore_sigterm, board.address)
+    board.answer()
+    assert future.cancel()
+    assert not future.done()
+    assert future.kill()
+    with pytest.raises(CancelledError):
+        future.result(WAIT_S)
 
 
 def test_process_may_clean_up_when_it_is_cancelled(make_pool: MakePool, board: Switchboard) -> None:
@@ -661,15 +670,12 @@ def test_running_calls_do_not_hold_up_the_end_of_the_interpreter(
             Client(sys.argv[1]).send(0)
             while not os.path.exists(sys.argv[1] + ".go"):
                 time.sleep(0.001)
-            print(time.time())
         """,
     )
     phones = [board.answer()[0] for _ in range(2)]
     Path(board.address + ".go").touch()
-    out, err, code = finish(parent)
-    ended_at = time.time()
-    assert (err, code) == ("", 0)
-    assert ended_at - float(out) < 1
+    out, err, code = finish(parent)  # long before the call's grace is over
+    assert (out, err, code) == ("", "", 0)
     assert all(gone(phone) for phone in phones)
 
 

@@ -650,7 +650,7 @@ async def test_hook_that_never_returns_is_left_behind(  # R4
     events: list[tuple[Any, ...]] = []
     stuck = fn_hook(on_task_start=lambda event: release.wait(WAIT_S))
     engine = make_engine(
-        hooks=[stuck, recording_hook(events)], config=SchedulerConfig(hook_timeout_s=0.05)
+        hooks=[stuck, recording_hook(events)], config=SchedulerConfig(hook_timeout_s=1)
     )
     for name in "abc":
         engine.task(name=name, dag="d")(lambda: 1)
