@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from flowrun.errors import NotPicklableError, ProcessDiedError, RemoteTaskError
+from flowrun.errors import ExecutorError, NotPicklableError, ProcessDiedError, RemoteTaskError
 from flowrun.executors.process_per_attempt import ProcessFuture, ProcessPerAttemptExecutor
 
 from ..conftest import WAIT_S
@@ -505,7 +505,7 @@ def test_shutdown_waits_for_what_was_taken(make_pool: MakePool, board: Switchboa
     with pool:
         pass
     assert [future.result(0) for future in futures] == ["go", "queued"]
-    with pytest.raises(RuntimeError, match="cannot submit: this executor was shut down"):
+    with pytest.raises(ExecutorError, match="cannot submit: this executor was shut down"):
         pool.submit(str)
 
 
@@ -602,7 +602,7 @@ def test_system_that_gives_no_thread(
     future = pool.submit(process_calls.ignore_sigterm, board.address)
     board.answer()
     no_more_threads()
-    with pytest.raises(RuntimeError, match="thread"):
+    with pytest.raises(ExecutorError, match="no thread could be started to look after"):
         idle.submit(str)
     queued = pool.submit(str, "queued")  # has to wait for the one thread there is
     assert future.cancel()  # nobody can wait for the end of the grace: there is none

@@ -17,7 +17,7 @@ from collections import deque
 from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar
 
-from flowrun.errors import NotPicklableError, ProcessDiedError
+from flowrun.errors import ExecutorError, NotPicklableError, ProcessDiedError
 from flowrun.executors.child_processes import (
     children,
     context_of,
@@ -271,7 +271,8 @@ class ProcessPerAttemptExecutor(Executor):
 
         Raises:
             NotPicklableError: The function or an argument cannot be sent to another process.
-            RuntimeError: The executor was shut down, or the system gives it no thread.
+            ExecutorError: The executor was shut down, or the system gives it no thread: it has too
+                few, or the interpreter is ending.
         """
         return self._submitted(_packed_call(fn, args, kwargs), _always)
 
@@ -284,7 +285,8 @@ class ProcessPerAttemptExecutor(Executor):
                 begin; it never does if this returns ``False``.
 
         Raises:
-            RuntimeError: The executor was shut down, or the system gives it no thread.
+            ExecutorError: The executor was shut down, or the system gives it no thread: it has too
+                few, or the interpreter is ending.
         """
         return self._submitted(_packed_call(call, (), {}), may_begin)
 
@@ -293,7 +295,7 @@ class ProcessPerAttemptExecutor(Executor):
         with self._lock:
             if self._closed:
                 msg = "cannot submit: this executor was shut down"
-                raise RuntimeError(msg)
+                raise ExecutorError(msg)
             self._queue.append(future)
             if self._busy < self._limit:
                 self._start_thread(future)
@@ -338,10 +340,11 @@ class ProcessPerAttemptExecutor(Executor):
         thread = threading.Thread(target=self._work, name="flowrun-process-keeper", daemon=True)
         try:
             thread.start()
-        except RuntimeError:
+        except RuntimeError as error:
             if not self._busy:
                 self._queue.remove(future)
-                raise
+                msg = f"no thread could be started to look after the process: {error_line(error)}"
+                raise ExecutorError(msg) from error
         else:
             self._busy += 1
             self._threads = [one for one in self._threads if one.is_alive()]

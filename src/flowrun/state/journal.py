@@ -137,7 +137,7 @@ class Journal:
                 before this returns if the store does not block.
 
         Raises:
-            RuntimeError: The system gives no thread.
+            StoreError: The system gives no thread.
         """
         if self.store.blocking:
             self._put(_Entry(changes, reply))
@@ -148,7 +148,7 @@ class Journal:
         """Call something that writes to the store, after everything submitted before.
 
         Raises:
-            RuntimeError: The system gives no thread.
+            StoreError: The system gives no thread.
         """
         answer = Answer(function)
         if self.store.blocking:
@@ -235,6 +235,9 @@ class Journal:
                 )
                 try:
                     thread.start()
+                except RuntimeError as error:
+                    msg = f"no thread could be started to write with: {error_line(error)}"
+                    raise StoreError(msg) from error
                 except BaseException:
                     is_wanted.clear()  # a KeyboardInterrupt: the thread may run all the same
                     raise
