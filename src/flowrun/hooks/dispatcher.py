@@ -6,9 +6,11 @@ import threading
 import time
 import weakref
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flowrun.failure import error_text, redacted
+from flowrun.errors import ExecutorError
+from flowrun.failure import error_line, error_text, redacted
 from flowrun.hooks.events import EVENT_METHODS
 from flowrun.hooks.hook import RunHook
 
@@ -177,9 +179,12 @@ class HookChannel:
         if not self._turn:
             self._dispatcher.watch(self)
         self._turn += 1
-        self._thread = self._dispatcher.executor.submit(
-            self._context.copy().run, self._deliver, self._turn
-        )
+        deliver = partial(self._context.copy().run, self._deliver, self._turn)
+        try:
+            self._thread = self._dispatcher.executor.submit(deliver)
+        except RuntimeError as error:
+            msg = f"no thread could be started to call the hooks with: {error_line(error)}"
+            raise ExecutorError(msg) from error
         self._delivering = True
 
     def _deliver(self, turn: int) -> None:
