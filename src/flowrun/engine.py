@@ -713,7 +713,8 @@ class Engine:
                 raise ResumeError(old.run_id, problem)
             graph = graph.subgraph(targets)
         names = self._task_names(graph, from_tasks, "from_tasks") if from_tasks else None
-        return graph, old, plan_resume(graph, old, names)
+        unreadable: Callable[[str], set[str]] = getattr(self._store, "unreadable_results", set[str])
+        return graph, old, plan_resume(graph, old, names, unreadable(old.run_id))
 
     async def _off_loop(self, function: Callable[[], Any]) -> Any:  # noqa: ANN401 - its result
         if not self._store.blocking:

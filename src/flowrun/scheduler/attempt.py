@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from asyncio import isfuture
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from inspect import CO_ITERABLE_COROUTINE
 from typing import TYPE_CHECKING, Any, cast
 
 from flowrun.errors import FlowrunError, NonRetryableError, ResultNotStorableError
@@ -253,6 +254,9 @@ def is_to_be_awaited(value: object) -> bool:
         return False
     if kind is types.CoroutineType:
         return True
+    if kind is types.GeneratorType:  # perhaps one that types.coroutine has marked
+        code = cast("types.GeneratorType[Any, Any, Any]", value).gi_code
+        return bool(code.co_flags & CO_ITERABLE_COROUTINE)
     try:
         return issubclass(kind, Coroutine) or bool(isfuture(value))
     except KeyboardInterrupt:

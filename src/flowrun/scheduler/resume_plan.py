@@ -102,13 +102,19 @@ def _refuse_alive_heirs(store: StateStoreProtocol, run: RunRecord) -> None:
             ancestors.append(heir.run_id)
 
 
-def plan_resume(graph: Graph, old: RunRecord, from_tasks: Sequence[str] | None) -> ResumePlan:
+def plan_resume(
+    graph: Graph,
+    old: RunRecord,
+    from_tasks: Sequence[str] | None,
+    unreadable: Collection[str] = (),
+) -> ResumePlan:
     """Decide per task whether its old result is kept or it runs again.
 
     Args:
         graph: The DAG as it is now, cut to the old run's targets.
         old: The old run; results need not be loaded.
         from_tasks: Tasks that run again together with everything that depends on them.
+        unreadable: Tasks whose results are kept, but cannot be read by the store.
 
     Raises:
         UnknownTaskError: One of ``from_tasks`` is no task of the graph.
@@ -128,7 +134,7 @@ def plan_resume(graph: Graph, old: RunRecord, from_tasks: Sequence[str] | None) 
             if why is None:
                 why = _why_outdated(graph, number, reasons)
         reasons.append(why)
-    _add_makers(graph, old, reasons)
+    _add_makers(graph, old, reasons, unreadable)
     tasks = {
         name: PlannedTask("keep", "succeeded before") if why is None else PlannedTask("run", why)
         for name, why in zip(graph.names, reasons, strict=True)
@@ -181,7 +187,9 @@ def _why_outdated(graph: Graph, number: int, reasons: Sequence[str | None]) -> s
     return None
 
 
-def _add_makers(graph: Graph, old: RunRecord, reasons: list[str | None]) -> None:
+def _add_makers(
+    graph: Graph, old: RunRecord, reasons: list[str | None], unreadable: Collection[str]
+) -> None:
     """A task that must run needs its inputs: who made one that is gone runs again too (S2).
 
     From the last task to the first, so that one pass follows a chain of any length.
@@ -191,11 +199,11 @@ def _add_makers(graph: Graph, old: RunRecord, reasons: list[str | None]) -> None
             continue
         for parent in _inputs(graph, number):
             if reasons[parent] is None:
-                name = graph.names[parent]
+                name, needs = graph.names[parent], f"and {graph.names[number]!r} needs it"
                 if any(old.tasks[name].result is gone for gone in _GONE):
-                    reasons[parent] = (
-                        f"its result was released, and {graph.names[number]!r} needs it"
-                    )
+                    reasons[parent] = f"its result was released, {needs}"
+                elif name in unreadable:
+                    reasons[parent] = f"another serializer has written its result, {needs}"
 
 
 _GONE: Collection[object] = (NoResult.RELEASED, NoResult.ABSENT)

@@ -27,7 +27,7 @@ from flowrun.state.serializers import checked_serializer
 from flowrun.state.sqlite_connections import SqliteConnections
 from flowrun.state.sqlite_file import SqliteFile
 from flowrun.state.sqlite_pruning import give_back, prune
-from flowrun.state.sqlite_reading import SqliteReader, peek, peek_all
+from flowrun.state.sqlite_reading import SqliteReader, peek, peek_all, written_by_others
 from flowrun.state.sqlite_settings import check_settings
 from flowrun.state.sqlite_writing import Batch, Owned, end_dead, insert_run, write_end
 
@@ -256,6 +256,11 @@ class SqliteStateStore:
         """Return every kept result of a run undecoded, by task; see :meth:`stored_result`."""
         with self._connections.reading() as db:
             return peek_all(db, run_id, most)
+
+    def unreadable_results(self, run_id: str) -> set[str]:
+        """Return the tasks of a run whose results a serializer made that is not the store's."""
+        with self._connections.reading() as db:
+            return written_by_others(db, run_id, self.serializer)
 
     @property
     def _owner(self) -> int:

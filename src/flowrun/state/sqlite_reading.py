@@ -22,7 +22,7 @@ from flowrun.state.checked_rows import (
     tasks_of_plan,
     text_of,
 )
-from flowrun.state.encoding import decode
+from flowrun.state.encoding import decode, is_readable
 from flowrun.state.legacy_rows import renewed
 from flowrun.state.records import NoResult
 
@@ -300,6 +300,18 @@ def peek_all(db: sqlite3.Connection, run_id: str, most: int) -> dict[str, tuple[
     """Return every kept result of a run undecoded, by task; see :func:`peek`."""
     rows = db.execute(sql.PEEK_RESULTS, (most, most, run_id)).fetchall()
     return {text_of(name): _peeked(run_id, text_of(name), row) for name, *row in rows}
+
+
+def written_by_others(
+    db: sqlite3.Connection, run_id: str, serializer: ResultSerializer
+) -> set[str]:
+    """Return the tasks of a run whose results this serializer cannot read."""
+    rows = db.execute(sql.PEEK_RESULTS, (0, 0, run_id)).fetchall()
+    return {
+        text_of(name)
+        for name, by, *_ in rows
+        if isinstance(by, str) and not is_readable(serializer, by)
+    }
 
 
 def _peeked(run_id: str, name: str, row: Any) -> tuple[str, int, bytes]:  # noqa: ANN401 - a row
