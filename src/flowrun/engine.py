@@ -713,8 +713,9 @@ class Engine:
                 raise ResumeError(old.run_id, problem)
             graph = graph.subgraph(targets)
         names = self._task_names(graph, from_tasks, "from_tasks") if from_tasks else None
-        unreadable: Callable[[str], set[str]] = getattr(self._store, "unreadable_results", set[str])
-        return graph, old, plan_resume(graph, old, names, unreadable(old.run_id))
+        find = getattr(self._store, "unreadable_results", None)
+        unreadable = () if find is None else find(old.run_id)
+        return graph, old, plan_resume(graph, old, names, unreadable)
 
     async def _off_loop(self, function: Callable[[], Any]) -> Any:  # noqa: ANN401 - its result
         if not self._store.blocking:

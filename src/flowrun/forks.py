@@ -25,10 +25,8 @@ def call_in_children(method: Callable[[], object]) -> None:
 
 
 def _call_all() -> None:
-    for reference in list(_methods):
-        method = reference()
-        if method is not None:
-            method()
+    for method in filter(None, [reference() for reference in list(_methods)]):
+        method()
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch - there is none on Windows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import multiprocessing
 import os
 import re
 import signal
@@ -413,6 +414,15 @@ def test_call_that_is_just_being_cancelled_gets_no_process(
     assert future.cancel()
     assert future.cancelled()
     assert seen == ["later"]
+
+
+def test_call_withdrawn_as_a_thread_takes_it_is_not_run(make_pool: MakePool) -> None:
+    pool = make_pool()
+    future = ProcessFuture[str](pool, b"no call", 1.0, lambda: True)
+    assert future.cancel()
+    future.run(multiprocessing.get_context("spawn"))
+    assert future.cancelled()
+    assert not future.running()
 
 
 def test_call_cancelled_while_its_process_is_being_started(make_pool: MakePool) -> None:
