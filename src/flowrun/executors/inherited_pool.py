@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from concurrent.futures import Executor
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn, ParamSpec
 
 from flowrun.errors import ExecutorError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+P = ParamSpec("P")
 
 
 class InheritedPool(Executor):
@@ -18,7 +23,7 @@ class InheritedPool(Executor):
     def __init__(self, pool: Executor) -> None:
         self._name = type(pool).__name__
 
-    def submit(self, *_: object, **__: object) -> NoReturn:
+    def submit(self, fn: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> NoReturn:  # noqa: ARG002 - the stdlib's signature
         """Refuse a call.
 
         Raises:

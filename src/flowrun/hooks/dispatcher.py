@@ -6,7 +6,6 @@ import threading
 import time
 import weakref
 from collections import deque
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flowrun.errors import ExecutorError
@@ -179,9 +178,10 @@ class HookChannel:
         if not self._turn:
             self._dispatcher.watch(self)
         self._turn += 1
-        deliver = partial(self._context.copy().run, self._deliver, self._turn)
         try:
-            self._thread = self._dispatcher.executor.submit(deliver)
+            self._thread = self._dispatcher.executor.submit(
+                self._context.copy().run, self._deliver, self._turn
+            )
         except RuntimeError as error:
             msg = f"no thread could be started to call the hooks with: {error_line(error)}"
             raise ExecutorError(msg) from error
