@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from flowrun import Engine, RunReport, build_default_engine
@@ -20,6 +21,11 @@ from flowrun.config import Clock
 
 WAIT_S = 20.0
 """No test waits longer than this for something that must happen; it is never slept."""
+
+
+# A busy machine may stall any example; what hangs ends by the test's timeout.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 
 _MARK = b"FLOWRUN_TEST_SESSION="
