@@ -91,7 +91,7 @@ class Journal:
                 before this returns if the store does not block.
 
         Raises:
-            RuntimeError: The system gives no thread.
+            StoreError: The system gives no thread.
         """
         if self.store.blocking:
             self._put(_Entry(changes, reply))
@@ -102,7 +102,7 @@ class Journal:
         """Call something that writes to the store, after everything submitted before.
 
         Raises:
-            RuntimeError: The system gives no thread.
+            StoreError: The system gives no thread.
             BaseException: What the function has raised.
         """
         if not self.store.blocking or threading.current_thread() is self._thread:
@@ -195,7 +195,11 @@ class Journal:
             if self._thread is None or self._process != os.getpid():
                 # Daemonic: a store that hangs must not keep the interpreter from ending.
                 thread = threading.Thread(target=self._work, name="flowrun-journal", daemon=True)
-                thread.start()
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    msg = f"no thread could be started to write with: {error_line(error)}"
+                    raise StoreError(msg) from error
                 self._thread, self._process = thread, os.getpid()
             self._queue.put(item)
 
