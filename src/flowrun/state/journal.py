@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import queue
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, cast
@@ -79,7 +78,6 @@ class Journal:
         self._queue: _Queue = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._process = 0
         self._unsaved: dict[str, RunRecord] = {}
 
     def submit(self, changes: Sequence[Change], reply: Callable[[Errors], object]) -> None:
@@ -192,7 +190,7 @@ class Journal:
 
     def _put(self, item: _Entry | _Call) -> None:
         with self._lock:
-            if self._thread is None or self._process != os.getpid():
+            if self._thread is None:
                 # Daemonic: a store that hangs must not keep the interpreter from ending.
                 thread = threading.Thread(target=self._work, name="flowrun-journal", daemon=True)
                 try:
@@ -200,7 +198,7 @@ class Journal:
                 except RuntimeError as error:
                     msg = f"no thread could be started to write with: {error_line(error)}"
                     raise StoreError(msg) from error
-                self._thread, self._process = thread, os.getpid()
+                self._thread = thread
             self._queue.put(item)
 
     def _work(self) -> None:
