@@ -348,6 +348,44 @@ async def test_attempt_given_up_while_its_process_boots_never_begins(  # A1
     assert not ran.exists()
 
 
+class AnswersLate(ProcessPerAttemptExecutor):
+    """Let a test do something between a process's question whether to begin and the answer."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.asked, self.goes_on = threading.Event(), threading.Event()
+        self.answers: list[bool] = []
+
+    def submit_task(self, call: Any, may_begin: Any) -> Any:
+        def late() -> bool:
+            self.asked.set()
+            assert self.goes_on.wait(WAIT_S)
+            self.answers.append(may_begin())
+            return self.answers[-1]
+
+        return super().submit_task(call, late)
+
+
+async def test_attempt_given_up_as_its_process_asks_never_begins(  # A1
+    make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    ran = tmp_path / "ran"
+    with AnswersLate() as pool:
+        engine = make_engine(executor=pool)
+        engine.task(name="asks", dag="d")(functools.partial(remote_tasks.note, str(ran)))
+        running = asyncio.create_task(engine.run_once("d"))
+        assert await asyncio.to_thread(pool.asked.wait, WAIT_S)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(running, WAIT_S)
+        pool.goes_on.set()
+    assert pool.answers == [False]
+    assert not ran.exists()
+    (run,) = engine.list_runs()
+    report = engine.get_run_report(run.run_id)["tasks"]["asks"]
+    assert (report["status"], report["reason"]) == ("SKIPPED", "RUN_CANCELLED")
+
+
 async def test_attempt_given_up_while_it_waits_for_a_process_never_begins(  # A1
     make_engine: MakeEngine, tmp_path: Path
 ) -> None:
