@@ -6,13 +6,13 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from flowrun import render
-from flowrun.config import SchedulerConfig
+from flowrun.config import SchedulerConfig, checked_limits
 from flowrun.dag_scope import DagScope
-from flowrun.errors import DefinitionError, listed
-from flowrun.parts import Parts
+from flowrun.errors import DefinitionError, UnknownRunError, listed
 from flowrun.registry import Declaring, TaskRegistry
 from flowrun.report import RunReport, build_report
-from flowrun.scheduler.checks import check_parts, checked_store, with_kind
+from flowrun.scheduler.checks import check_parts, checked_store
+from flowrun.scheduler.parts import Parts
 from flowrun.state import InMemoryStateStore
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from concurrent.futures import Executor
 
+    from flowrun.config import Limit
     from flowrun.context import RunContext
     from flowrun.graph import Graph
     from flowrun.hooks import RunHook
@@ -40,6 +41,7 @@ def build_default_engine(  # noqa: PLR0913 - the contract's parameters and their
     state_store: StateStoreProtocol | None = None,
     *,
     executors: Mapping[str, Executor] | None = None,
+    limits: Mapping[str, int | Limit] | None = None,
     registry: TaskRegistry | None = None,
     redact: Callable[[str], str] | None = None,
     config: SchedulerConfig | None = None,
@@ -47,22 +49,21 @@ def build_default_engine(  # noqa: PLR0913 - the contract's parameters and their
     """Build an engine with sensible parts.
 
     Args:
-        executor: Where sync tasks run, if not on worker threads of the engine. The engine never
-            shuts it down.
+        executor: Where sync tasks run, if not on the engine's threads; never shut down by it.
         max_workers: The most worker threads of the engine.
         max_parallel: Tasks that run at the same time, over all runs of the engine; 1 or more.
         logger: Used by every part in place of the ``flowrun`` loggers.
         hooks: Handlers of the runs' events.
         state_store: Where runs are kept; in memory by default.
         executors: Further executors, by the name that ``@task(executor=...)`` uses.
-        registry: The tasks; a new, empty registry by default.
-        redact: Takes every error text before it is stored, logged or given to a hook, and
-            returns the text to use instead.
-        config: Finer settings; its ``max_parallel`` is replaced by the one given here.
+        limits: What tasks with ``uses=[...]`` share, by name: how many at once, or a ``Limit``.
+        registry: The tasks; a new registry by default.
+        redact: Takes every error text before anybody sees it, and returns what they may see.
+        config: Finer settings, but for ``max_parallel``.
 
     Raises:
-        ValueError: ``max_parallel`` or ``max_workers`` is below 1.
-        TypeError: An executor, hook or store is not one.
+        ValueError: A number is below 1.
+        TypeError: An executor, hook, limit or store is not one.
 
     Example:
         >>> import asyncio
@@ -77,23 +78,19 @@ def build_default_engine(  # noqa: PLR0913 - the contract's parameters and their
     """
     check_parts(registry, config, logger, redact)
     config = dataclasses.replace(config or SchedulerConfig(), max_parallel=max_parallel)
-    store = checked_store(InMemoryStateStore() if state_store is None else state_store)
-    pools: dict[str | None, tuple[Executor, str]] = {}
-    if executor is not None:
-        pools[None] = with_kind("executor", executor)
-    pools.update({name: with_kind(name, pool) for name, pool in (executors or {}).items()})
-    return Engine(
-        Parts(
-            registry=TaskRegistry() if registry is None else registry,
-            store=store,
-            max_workers=max_workers,
-            pools=pools,
-            hooks=hooks or (),
-            logger=logger,
-            redact=redact,
-            config=config,
-        )
+    parts = Parts(
+        registry=TaskRegistry() if registry is None else registry,
+        store=checked_store(InMemoryStateStore() if state_store is None else state_store),
+        max_workers=max_workers,
+        executor=executor,
+        executors=executors or {},
+        hooks=hooks or (),
+        logger=logger,
+        redact=redact,
+        config=config,
+        limits=checked_limits(limits),
     )
+    return Engine(parts)
 
 
 class Engine(Declaring):
@@ -252,6 +249,8 @@ class Engine(Declaring):
         Raises:
             UnknownRunError: The engine and its store have no such run.
         """
+        if not isinstance(run_id, str):
+            raise UnknownRunError(run_id)
         alive = self._parts.lifecycle.find(run_id)
         if alive is None:
             self._parts.store.load_run(run_id, results=False)

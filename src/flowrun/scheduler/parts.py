@@ -9,6 +9,7 @@ from flowrun.executors import InheritedPool, WorkerThreads
 from flowrun.forks import call_in_children
 from flowrun.graph import Graphs
 from flowrun.hooks import HookDispatcher
+from flowrun.scheduler.checks import with_kind
 from flowrun.scheduler.history import History
 from flowrun.scheduler.lifecycle import Lifecycle
 from flowrun.scheduler.limits import SharedLimits
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from concurrent.futures import Executor
 
-    from flowrun.config import SchedulerConfig
+    from flowrun.config import Limit, SchedulerConfig
     from flowrun.hooks import RunHook
     from flowrun.registry import TaskRegistry
     from flowrun.state import StateStoreProtocol
@@ -38,12 +39,14 @@ class Parts:
     Args:
         registry: The tasks.
         store: Where runs are kept.
-        max_workers: How many threads the engine has for tasks, unless there is a pool ``None``.
-        pools: Executors that were handed in, by name, each with its kind.
+        max_workers: How many threads the engine has for tasks, if it is given no ``executor``.
+        executor: Where sync tasks run instead.
+        executors: Further executors, by name.
         hooks: Handlers of the runs' events.
         logger: Used by every part in place of the ``flowrun`` loggers.
         redact: What error texts go through.
         config: The finer settings.
+        limits: The named limits.
     """
 
     def __init__(  # noqa: PLR0913 - everything an engine is wired of
@@ -52,20 +55,26 @@ class Parts:
         registry: TaskRegistry,
         store: StateStoreProtocol,
         max_workers: int,
-        pools: Mapping[str | None, tuple[Executor, str]],
+        executor: Executor | None,
+        executors: Mapping[str, Executor],
         hooks: Sequence[RunHook],
         logger: logging.Logger | None,
         redact: Callable[[str], str] | None,
         config: SchedulerConfig,
+        limits: Mapping[str, Limit],
     ) -> None:
         self.registry = registry
         self.store = store
         self._max_workers = max_workers
-        self._pools = pools
+        self._pools: dict[str | None, tuple[Executor, str]] = {}
+        if executor is not None:
+            self._pools[None] = with_kind("executor", executor)
+        self._pools.update({name: with_kind(name, pool) for name, pool in executors.items()})
         self._logger = logger
         self._redact = redact
         self._config = config
-        self.graphs = Graphs(registry, [name for name in pools if name], self._log("engine"))
+        self._limits = limits
+        self.graphs = Graphs(registry, list(executors), limits, self._log("engine"))
         self._wire(hooks)
         call_in_children(self._start_over)
         self.history.report_recovered()
@@ -78,7 +87,7 @@ class Parts:
         config, redact, log = self._config, self._redact, self._log
         hook_threads = WorkerThreads(_HOOK_THREADS)
         workers = None if None in self._pools else WorkerThreads(self._max_workers)
-        pools = dict(self._pools) if workers is None else {None: (workers, "thread"), **self._pools}
+        pools = self._pools if workers is None else {None: (workers, "thread"), **self._pools}
         self.services = Services(
             config=config,
             journal=Journal(self.store, log("journal"), redact),
@@ -90,7 +99,8 @@ class Parts:
         )
         owned = (hook_threads,) if workers is None else (workers, hook_threads)
         self.lifecycle = Lifecycle(self.services, owned, log("engine"))
-        nesting = Nesting(SharedLimits(config.max_parallel), workers, hook_threads)
+        limits = SharedLimits(config.max_parallel, self._limits)
+        nesting = Nesting(limits, workers, hook_threads)
         starter = self.starter = Starter(self.store, self.services, self.lifecycle, nesting)
         self.resumer = Resumer(starter, self.graphs, log("engine"))
         self.history = History(self.store, self.services, self.lifecycle)
