@@ -4,7 +4,7 @@ The lint, type and floor checks and the suite with coverage run on the Python of
 suite alone runs on every other CPython >= 3.11 that this machine has, each in a virtual
 environment of its own under ``.venvs``; without the tests in a browser, to which one page is
 like another, and those that are marked "once". Those marked "no_cover" or "slow", which take long,
-run on the oldest and on the newest of all.
+run on the oldest and on the newest of all; these two have the libraries of group ``data``.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def main() -> int:
             name: pool.submit(run, name, command, beside_others=True) for name, command in static
         }
         environments = {
-            minor: pool.submit(prepared, minor, python) for minor, python in sorted(others.items())
+            minor: pool.submit(prepared, minor, python, with_data=minor == max(others))
+            for minor, python in sorted(others.items())
         }
     failed = [name for name, check in checks.items() if not check.result()]
 
@@ -146,13 +147,13 @@ def cpython_version(python: str) -> tuple[int, int, int] | None:
     return (major, minor, micro)
 
 
-def prepared(minor: tuple[int, int], python: str) -> str | None:
+def prepared(minor: tuple[int, int], python: str, *, with_data: bool) -> str | None:
     """Return the Python of an up-to-date environment; ``None`` if it cannot be made."""
     folder = ENVIRONMENTS / dotted(minor)
     stamp = folder / ".prepared"
     inside = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     wanted = hashlib.sha256(
-        (ROOT / "pyproject.toml").read_bytes() + os.path.realpath(python).encode()
+        (ROOT / "pyproject.toml").read_bytes() + f"{os.path.realpath(python)} {with_data}".encode()
     ).hexdigest()
     if stamp.exists() and stamp.read_text() == wanted:
         return str(inside)
@@ -165,6 +166,8 @@ def prepared(minor: tuple[int, int], python: str) -> str | None:
         [*pip, *groups],
         [*pip, "--no-build-isolation", "--editable", "."],
     ]
+    if with_data:
+        steps.append([inside, ROOT / ".ci/data.py"])
     for step in steps:
         if subprocess.run(step, check=False).returncode != 0:
             return None

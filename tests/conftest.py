@@ -13,12 +13,24 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from flowrun import Engine, RunReport, build_default_engine
+from flowrun.config import Clock
 
 WAIT_S = 20.0
 """No test waits longer than this for something that must happen; it is never slept."""
+
+
+# A busy machine may stall any example; what hangs ends by the test's timeout.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
+
+
+_MARK = b"FLOWRUN_TEST_SESSION="
+_is_outermost = os.environ.setdefault(_MARK.decode()[:-1], str(os.getpid())) == str(os.getpid())
+"""Whether this is not a worker of pytest-xdist; all that a session starts inherits its mark."""
 
 
 WATCHED = (
@@ -51,6 +63,38 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             and item.module.__name__.rpartition(".")[2] in WATCHED
         ):
             item.fixturenames.insert(0, "no_task_left")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    """Fail a session that leaves processes behind, once its workers have ended."""
+    yield
+    deadline = time.monotonic() + WAIT_S
+    while _is_outermost and (left := processes_left()):
+        if time.monotonic() > deadline:
+            print("\nProcesses that the tests have left behind:", *left.items(), sep="\n")
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            break
+        threading.Event().wait(0.05)
+
+
+def processes_left() -> dict[int, str]:
+    """Return the command lines of processes that were started by this session.
+
+    Not counted are those that ``multiprocessing`` keeps for this process, and ends with it.
+    """
+    mark = _MARK + str(os.getpid()).encode()
+    left: dict[int, str] = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended, or is somebody else's
+            parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+            is_child = int(parent) == os.getpid()
+            is_marked = mark in (process / "environ").read_bytes().split(b"\0")
+            if is_child and _is_a_helper(process):
+                continue
+            if is_child or is_marked:
+                left[int(process.name)] = (process / "cmdline").read_bytes().decode()
+    return left
 
 
 @pytest.fixture(autouse=True)
@@ -157,6 +201,15 @@ def _is_a_helper(process: Path) -> bool:
     except OSError:
         return False
     return of_a_nanny or b"resource_tracker" in command or b"forkserver" in command
+
+
+class SkippingClock(Clock):
+    """The real clock, but for seconds that a test skips."""
+
+    skipped_s = 0.0
+
+    def monotonic(self) -> float:  # type: ignore[override]
+        return time.monotonic() + self.skipped_s
 
 
 def statuses(report: RunReport) -> dict[str, str]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextvars
-import threading
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 from flowrun.errors import AttemptCancelledError, NoCurrentAttemptError, listed
 
@@ -79,9 +78,6 @@ class RunContext(Generic[T]):
         return hash(self.deps)
 
 
-_listening = threading.Lock()
-
-
 class Attempt:
     """One call of one task, as the task itself sees it.
 
@@ -100,7 +96,7 @@ class Attempt:
 
     # Defaults of the class: most attempts are never cancelled.
     _cancel_cause: str | None = None
-    _listeners: tuple[Callable[[str], object], ...] = ()
+    _listeners: ClassVar[dict[Callable[[str], object], None]] = {}
     _monotonic: Callable[[], float] = staticmethod(time.monotonic)
     deadline: float | None = None
     ended = False
@@ -172,7 +168,7 @@ class Attempt:
     def tell(self, cause: str) -> None:
         """Cancel the attempt; only flowrun calls this."""
         self._cancel_cause = cause
-        for listener in self._listeners:
+        for listener in list(self._listeners):
             listener(cause)
 
     def listen(self, listener: Callable[[str], object]) -> None:
@@ -180,15 +176,14 @@ class Attempt:
 
         The cancelling thread calls it, perhaps twice. Only flowrun calls this method.
         """
-        with _listening:
-            self._listeners = (*self._listeners, listener)
+        # A lock would stay taken in a child that is forked meanwhile; each of these is atomic.
+        self.__dict__.setdefault("_listeners", {})[listener] = None
         if self._cancel_cause is not None:
             listener(self._cancel_cause)
 
     def listen_no_more(self, listener: Callable[[str], object]) -> None:
         """Undo :meth:`listen`."""
-        with _listening:
-            self._listeners = tuple(one for one in self._listeners if one != listener)
+        self._listeners.pop(listener, None)
 
     def __repr__(self) -> str:
         """Show which attempt it is."""

@@ -1,44 +1,34 @@
-"""``Engine``, the facade, and ``build_default_engine``, which picks the parts and wires them."""
+"""``Engine``, the facade, and ``build_default_engine``, which picks its parts."""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from flowrun import render
 from flowrun.config import SchedulerConfig, checked_limits
 from flowrun.dag_scope import DagScope
 from flowrun.errors import DefinitionError, UnknownRunError, listed
-from flowrun.executors import WorkerThreads
-from flowrun.graph import Graphs
-from flowrun.hooks import HookDispatcher, RunHook
 from flowrun.registry import Declaring, TaskRegistry
 from flowrun.report import RunReport, build_report
-from flowrun.scheduler.checks import check_parts, checked_store, with_kind
-from flowrun.scheduler.history import History
-from flowrun.scheduler.lifecycle import Lifecycle
-from flowrun.scheduler.limits import SharedLimits
-from flowrun.scheduler.nesting import Nesting
-from flowrun.scheduler.resuming import Resumer
-from flowrun.scheduler.services import Services
-from flowrun.scheduler.starting import Starter
+from flowrun.scheduler.checks import check_parts, checked_store
+from flowrun.scheduler.parts import Parts
 from flowrun.state import InMemoryStateStore
-from flowrun.state.journal import Journal
 
 if TYPE_CHECKING:
+    import logging
     from collections.abc import Callable, Mapping, Sequence
     from concurrent.futures import Executor
 
     from flowrun.config import Limit
     from flowrun.context import RunContext
     from flowrun.graph import Graph
+    from flowrun.hooks import RunHook
     from flowrun.registry import TemplateOptions
     from flowrun.render import GraphStyle
     from flowrun.scheduler import ResumePlan
     from flowrun.state import RunSummary, StateStoreProtocol
 
-_HOOK_THREADS = 32
 _DEFAULT_LIST_LIMIT = 100
 
 
@@ -88,20 +78,19 @@ def build_default_engine(  # noqa: PLR0913 - the contract's parameters and their
     """
     check_parts(registry, config, logger, redact)
     config = dataclasses.replace(config or SchedulerConfig(), max_parallel=max_parallel)
-    store = checked_store(InMemoryStateStore() if state_store is None else state_store)
-    workers = WorkerThreads(max_workers) if executor is None else None
-    pools = {None: with_kind("executor", workers if executor is None else executor)}
-    return Engine(
+    parts = Parts(
         registry=TaskRegistry() if registry is None else registry,
-        store=store,
-        workers=workers,
-        pools=pools | {name: with_kind(name, pool) for name, pool in (executors or {}).items()},
+        store=checked_store(InMemoryStateStore() if state_store is None else state_store),
+        max_workers=max_workers,
+        executor=executor,
+        executors=executors or {},
         hooks=hooks or (),
         logger=logger,
         redact=redact,
         config=config,
         limits=checked_limits(limits),
     )
+    return Engine(parts)
 
 
 class Engine(Declaring):
@@ -110,42 +99,9 @@ class Engine(Declaring):
     An engine may be used from several event loops in several threads at once.
     """
 
-    def __init__(  # noqa: PLR0913 - everything it is wired of
-        self,
-        *,
-        registry: TaskRegistry,
-        store: StateStoreProtocol,
-        workers: WorkerThreads | None,
-        pools: Mapping[str | None, tuple[Executor, str]],
-        hooks: Sequence[RunHook],
-        logger: logging.Logger | None,
-        redact: Callable[[str], str] | None,
-        config: SchedulerConfig,
-        limits: Mapping[str, Limit],
-    ) -> None:
-        def log(part: str) -> logging.Logger:
-            return logger or logging.getLogger(f"flowrun.{part}")
-
-        hook_threads = WorkerThreads(_HOOK_THREADS)
-        self._services = Services(
-            config=config,
-            journal=Journal(store, log("journal"), redact),
-            hooks=HookDispatcher(hooks, hook_threads, config.hook_timeout_s, log("hooks"), redact),
-            pools=pools,
-            encoders=hook_threads,
-            log=log("scheduler"),
-            redact=redact,
-        )
-        owned = (hook_threads,) if workers is None else (workers, hook_threads)
-        self._lifecycle = Lifecycle(self._services, owned, log("engine"))
-        nesting = Nesting(SharedLimits(config.max_parallel, limits), workers, hook_threads)
-        self.registry = registry
-        self._store = store
-        self._graphs = Graphs(registry, [name for name in pools if name], limits, log("engine"))
-        self._starter = Starter(store, self._services, self._lifecycle, nesting)
-        self._resumer = Resumer(self._starter, self._graphs, log("engine"))
-        self._history = History(store, self._services, self._lifecycle)
-        self._history.report_recovered()
+    def __init__(self, parts: Parts) -> None:
+        self.registry = parts.registry
+        self._parts = parts
 
     def _registry_for(self, what: str, options: TemplateOptions) -> TaskRegistry:  # noqa: ARG002
         self.require_open(f"register a {what}")
@@ -162,7 +118,7 @@ class Engine(Declaring):
     @property
     def hooks(self) -> tuple[RunHook, ...]:
         """The hooks that are called, in their order."""
-        return self._services.hooks.hooks
+        return self._parts.services.hooks.hooks
 
     def add_hook(self, hook: RunHook) -> None:
         """Add a hook for the runs that start from now on.
@@ -170,7 +126,7 @@ class Engine(Declaring):
         Raises:
             TypeError: It has no handler, or is a class.
         """
-        self._services.hooks.add([hook])
+        self._parts.services.hooks.add([hook])
 
     async def run_once(
         self,
@@ -201,8 +157,10 @@ class Engine(Declaring):
         """
         self.require_open("run a DAG")
         graph = self.graph(dag_name)
-        record = self._starter.new_record(graph, metadata)
-        return await self._starter.execute(graph, record, context, timeout_s, fail_fast=fail_fast)
+        record = self._parts.starter.new_record(graph, metadata)
+        return await self._parts.starter.execute(
+            graph, record, context, timeout_s, fail_fast=fail_fast
+        )
 
     async def run_subgraph(  # noqa: PLR0913 - the options of a run
         self,
@@ -230,7 +188,7 @@ class Engine(Declaring):
         """
         self.require_open("run a sub-graph")
         graph = self.graph(dag_name)
-        names = self._graphs.task_names(graph, targets, "targets")
+        names = self._parts.graphs.task_names(graph, targets, "targets")
         if not names:
             msg = (
                 f"DAG {dag_name!r}: targets is empty, so there is nothing to run; name at least"
@@ -238,8 +196,10 @@ class Engine(Declaring):
             )
             raise DefinitionError(msg)
         graph = graph.subgraph(names)
-        record = self._starter.new_record(graph, metadata)
-        return await self._starter.execute(graph, record, context, timeout_s, fail_fast=fail_fast)
+        record = self._parts.starter.new_record(graph, metadata)
+        return await self._parts.starter.execute(
+            graph, record, context, timeout_s, fail_fast=fail_fast
+        )
 
     async def resume(  # noqa: PLR0913 - the options of a run
         self,
@@ -266,7 +226,7 @@ class Engine(Declaring):
             metadata: As for :meth:`run_once`; by default that of the old run.
         """
         self.require_open("resume a run")
-        return await self._resumer.resume(
+        return await self._parts.resumer.resume(
             run_id, from_tasks, context, timeout_s, metadata, fail_fast=fail_fast
         )
 
@@ -279,7 +239,7 @@ class Engine(Declaring):
             RunAliveError: It, or a run that resumes it, is still alive.
             AlreadyResumedError: A later run has finished it.
         """
-        return self._resumer.plan(run_id, from_tasks)[2]
+        return self._parts.resumer.plan(run_id, from_tasks)[2]
 
     def cancel(self, run_id: str) -> bool:
         """Cancel a run of this engine, from any thread; return whether it was alive.
@@ -291,9 +251,9 @@ class Engine(Declaring):
         """
         if not isinstance(run_id, str):
             raise UnknownRunError(run_id)
-        alive = self._lifecycle.find(run_id)
+        alive = self._parts.lifecycle.find(run_id)
         if alive is None:
-            self._store.load_run(run_id, results=False)
+            self._parts.store.load_run(run_id, results=False)
             return False
         alive[0].request_cancel("engine.cancel() was called")
         return True
@@ -358,13 +318,13 @@ class Engine(Declaring):
         Raises:
             UnknownRunError: There is no such run.
         """
-        report = build_report(self._history.load(run_id, results=results))
+        report = build_report(self._parts.history.load(run_id, results=results))
         return cast("RunReport", render.ShownReport(report))
 
     def report_text(self, run_id: str, *, width: int = 80) -> str:
         """Return the report of a run as a plain table of ``width`` columns, without results."""
         report = self.get_run_report(run_id, results=False)
-        usual = render.usual_s(report, self._history.last_successes(report["dag_name"]))
+        usual = render.usual_s(report, self._parts.history.last_successes(report["dag_name"]))
         return render.report_table(report, width=width, usual=usual)
 
     def report_html(self, run_id: str) -> str:
@@ -372,10 +332,10 @@ class Engine(Declaring):
 
         Of each result in a SQLite store it reads only the beginning, and decodes no pickle.
         """
-        peek = getattr(self._store, "stored_results", None)
+        peek = getattr(self._parts.store, "stored_results", None)
         report = self.get_run_report(run_id, results=peek is None)
         stored = None if peek is None else render.stored_previews(report, peek)
-        usual = render.usual_s(report, self._history.last_successes(report["dag_name"]))
+        usual = render.usual_s(report, self._parts.history.last_successes(report["dag_name"]))
         return render.report_html(report, stored=stored, usual=usual)
 
     def list_runs(
@@ -397,7 +357,7 @@ class Engine(Declaring):
             ValueError: The status is unknown, or the limit is below 1.
             UnknownRunError: There is no run ``before``.
         """
-        return self._history.list_runs(dag_name, status, limit, before)
+        return self._parts.history.list_runs(dag_name, status, limit, before)
 
     def prune_runs(self, *, keep_last: int | None = None, older_than_s: float | None = None) -> int:
         """Delete finished runs and free their space; return how many were deleted.
@@ -412,7 +372,7 @@ class Engine(Declaring):
             TypeError: ``keep_last`` is not an ``int``.
             ValueError: Neither is given, or one is negative.
         """
-        return self._history.prune(keep_last, older_than_s)
+        return self._parts.history.prune(keep_last, older_than_s)
 
     def close(self) -> None:
         """Cancel the runs that are alive, wait for them, and release threads and journal.
@@ -422,11 +382,11 @@ class Engine(Declaring):
         for a run whose loop has stopped, as after a Ctrl-C in ``run_until_complete``.
         Reports can still be read, and closing twice is fine.
         """
-        self._lifecycle.close()
+        self._parts.lifecycle.close()
 
     async def aclose(self) -> None:
         """Close the engine, and wait for its runs without blocking the event loop."""
-        await self._lifecycle.aclose()
+        await self._parts.lifecycle.aclose()
 
     async def __aenter__(self) -> Self:
         """Return the engine; leaving closes it."""
@@ -439,7 +399,7 @@ class Engine(Declaring):
 
     def __repr__(self) -> str:
         """Show its DAGs."""
-        state = "closed" if self._lifecycle.is_closed else "open"
+        state = "closed" if self._parts.lifecycle.is_closed else "open"
         return f"<Engine {state}, DAGs: {listed(self.list_dags())}>"
 
     def require_open(self, action: str) -> None:
@@ -448,8 +408,8 @@ class Engine(Declaring):
         Raises:
             EngineClosedError: It is closed.
         """
-        self._lifecycle.require_open(action)
+        self._parts.lifecycle.require_open(action)
 
     def graph(self, dag_name: str) -> Graph:
         """Return the validated graph of a DAG; built once, until the registry changes."""
-        return self._graphs.get(dag_name)
+        return self._parts.graphs.get(dag_name)

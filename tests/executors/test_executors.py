@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import multiprocessing
 import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,9 +17,11 @@ from typing import Any
 
 import pytest
 
-from flowrun import Engine, ProcessPerAttemptExecutor, RunContext
+from flowrun import Engine, ProcessPerAttemptExecutor, RunContext, SchedulerConfig, fn_hook
+from flowrun.errors import ProcessDiedError
+from flowrun.executors.remote_call import Facts, PackedCall, RemoteCall, unpacked
 
-from ..conftest import WAIT_S, statuses
+from ..conftest import WAIT_S, SkippingClock, statuses
 from . import remote_tasks
 
 pytestmark = pytest.mark.usefixtures("pools_collected")
@@ -177,22 +182,21 @@ async def test_executor_that_cancels_a_call_by_itself(make_engine: MakeEngine) -
 
 
 async def test_handed_in_threads_clock_starts_with_the_code(make_engine: MakeEngine) -> None:  # A1
-    hold = threading.Event()
+    clock, launched = SkippingClock(), threading.Semaphore(0)
+    hook = fn_hook(on_task_start=lambda event: launched.release())
     with ThreadPoolExecutor(1) as threads:
-        engine = make_engine(executor=threads, max_parallel=3)
-        engine.task(name="first", dag="d", timeout_s=None)(lambda: hold.wait(WAIT_S))
-
-        @engine.task(dag="d", timeout_s=0.05)
-        def second() -> None:
-            return None
+        engine = make_engine(executor=threads, config=SchedulerConfig(clock=clock), hooks=[hook])
 
         @engine.task(dag="d", timeout_s=None)
-        async def open_later() -> None:
-            await asyncio.sleep(0.2)
-            hold.set()
+        def first() -> None:
+            for _ in range(2):
+                assert launched.acquire(timeout=WAIT_S)
+            clock.skipped_s += 3600  # the second attempt waits for the thread
 
+        engine.task(name="second", dag="d", timeout_s=60)(lambda: None)
         run_id = await asyncio.wait_for(engine.run_once("d"), WAIT_S)
-    assert engine.get_run_report(run_id)["status"] == "SUCCESS"
+    report = engine.get_run_report(run_id)
+    assert statuses(report) == {"first": "SUCCESS", "second": "SUCCESS"}
 
 
 async def test_pool_that_cannot_tell_has_its_clock_start_at_submission(  # A1
@@ -247,6 +251,159 @@ def is_gone(pid: int) -> bool:
 def noted(path: Path) -> list[int]:
     wait_until(lambda: path.exists() and path.read_text())
     return [int(word) for word in path.read_text().split()]
+
+
+async def test_fresh_processs_clock_starts_with_the_code(  # A1
+    make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    clock = SkippingClock()
+    began, go_on = str(tmp_path / "began"), str(tmp_path / "go on")
+    launched = threading.Semaphore(0)
+    with ProcessPerAttemptExecutor(1) as pool:
+        engine = make_engine(
+            executors={"own": pool},
+            config=SchedulerConfig(clock=clock),
+            hooks=[fn_hook(on_task_start=lambda event: launched.release())],
+        )
+
+        @engine.task(name="skip", dag="d", timeout_s=None)
+        def skip() -> None:
+            for _ in range(3):
+                assert launched.acquire(timeout=WAIT_S)
+            wait_until(Path(began).exists)
+            clock.skipped_s += 3600  # the second attempt waits for its process
+            Path(go_on).touch()
+
+        for name, timeout_s in (("first", None), ("second", 60)):
+            template = engine.task_template(
+                remote_tasks.wait_for_file, dag="d", executor="own", timeout_s=timeout_s
+            )
+            template.bind(name, started=began, go_on=go_on)
+        run_id = await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+    report = engine.get_run_report(run_id)
+    assert statuses(report) == dict.fromkeys(("skip", "first", "second"), "SUCCESS"), report
+    assert (report["tasks"]["second"]["started_at"] or 0.0) > report["created_at"] + 3000
+
+
+def test_code_that_may_not_begin_never_does(tmp_path: Path) -> None:  # A1
+    unpickled, ran = tmp_path / "unpickled", tmp_path / "ran"
+    seen: list[tuple[bool, bool]] = []
+
+    def call() -> PackedCall:
+        arguments = (str(ran), remote_tasks.NotesUnpickling(str(unpickled)))
+        return PackedCall(RemoteCall(remote_tasks.note, arguments, {}, Facts("r", "d", "t", 1, 9)))
+
+    def refuse() -> bool:
+        seen.append((unpickled.exists(), ran.exists()))
+        return False
+
+    with ProcessPerAttemptExecutor(1) as pool:
+        with pytest.raises(ProcessDiedError, match="exited with code 0 without a result"):
+            pool.submit_task(call(), refuse).result(WAIT_S)
+        assert seen == [(True, False)]
+        assert not ran.exists()
+        assert unpacked(pool.submit_task(call(), lambda: True).result(WAIT_S)).value == "ran"
+        assert unpacked(pool.submit(call()).result(WAIT_S)).value == "ran"
+
+
+class ShowsItsFutures(ProcessPerAttemptExecutor):
+    """Keep the futures of tasks where a test finds them."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.futures: list[Future[Any]] = []
+
+    def submit_task(self, call: Any, may_begin: Any) -> Any:
+        self.futures.append(super().submit_task(call, may_begin))
+        return self.futures[-1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="stops the fork server")
+async def test_attempt_given_up_while_its_process_boots_never_begins(  # A1
+    make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    ran = tmp_path / "ran"
+    started = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    with ShowsItsFutures() as pool:
+        server = pool.submit(os.getppid).result(WAIT_S)
+        engine = make_engine(
+            executor=pool,
+            hooks=[fn_hook(on_task_start=lambda e: loop.call_soon_threadsafe(started.set))],
+        )
+        engine.task(name="boots", dag="d")(functools.partial(remote_tasks.note, str(ran)))
+        os.kill(server, signal.SIGSTOP)
+        try:
+            running = asyncio.create_task(engine.run_once("d"))
+            await asyncio.wait_for(started.wait(), WAIT_S)
+            await asyncio.to_thread(wait_until, lambda: pool.futures[0].running())
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(running, WAIT_S)
+        finally:
+            os.kill(server, signal.SIGCONT)
+        (run,) = engine.list_runs()
+        report = engine.get_run_report(run.run_id)["tasks"]["boots"]
+        assert (report["status"], report["reason"]) == ("SKIPPED", "RUN_CANCELLED")
+    assert not ran.exists()
+
+
+class AnswersLate(ProcessPerAttemptExecutor):
+    """Let a test do something between a process's question whether to begin and the answer."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.asked, self.goes_on = threading.Event(), threading.Event()
+        self.answers: list[bool] = []
+
+    def submit_task(self, call: Any, may_begin: Any) -> Any:
+        def late() -> bool:
+            self.asked.set()
+            assert self.goes_on.wait(WAIT_S)
+            self.answers.append(may_begin())
+            return self.answers[-1]
+
+        return super().submit_task(call, late)
+
+
+async def test_attempt_given_up_as_its_process_asks_never_begins(  # A1
+    make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    ran = tmp_path / "ran"
+    with AnswersLate() as pool:
+        engine = make_engine(executor=pool)
+        engine.task(name="asks", dag="d")(functools.partial(remote_tasks.note, str(ran)))
+        running = asyncio.create_task(engine.run_once("d"))
+        assert await asyncio.to_thread(pool.asked.wait, WAIT_S)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(running, WAIT_S)
+        pool.goes_on.set()
+    assert pool.answers == [False]
+    assert not ran.exists()
+    (run,) = engine.list_runs()
+    report = engine.get_run_report(run.run_id)["tasks"]["asks"]
+    assert (report["status"], report["reason"]) == ("SKIPPED", "RUN_CANCELLED")
+
+
+async def test_attempt_given_up_while_it_waits_for_a_process_never_begins(  # A1
+    make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    began, ran = tmp_path / "began", tmp_path / "ran"
+    with ShowsItsFutures() as pool:
+        pool.submit(remote_tasks.wait_for_file, str(began), str(ran))
+        engine = make_engine(executor=pool)
+        engine.task(name="waits", dag="d")(functools.partial(remote_tasks.note, str(ran)))
+        running = asyncio.create_task(engine.run_once("d"))
+        await asyncio.to_thread(wait_until, lambda: pool.futures and began.exists())
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(running, WAIT_S)
+        assert not ran.exists()
+        pool.kill()
+    (run,) = engine.list_runs()
+    report = engine.get_run_report(run.run_id)["tasks"]["waits"]
+    assert (report["status"], report["reason"]) == ("SKIPPED", "RUN_CANCELLED")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import multiprocessing
 import os
 import re
 import signal
@@ -20,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from flowrun.errors import NotPicklableError, ProcessDiedError, RemoteTaskError
+from flowrun.errors import ExecutorError, NotPicklableError, ProcessDiedError, RemoteTaskError
 from flowrun.executors.process_per_attempt import ProcessFuture, ProcessPerAttemptExecutor
 
 from ..conftest import WAIT_S
@@ -282,12 +283,21 @@ def test_process_that_ignores_sigterm_is_killed_after_its_grace(
     _, pid = board.answer()
     began = time.monotonic()
     assert future.cancel()
-    assert time.monotonic() - began < 0.2  # nobody who cancels has to wait
     assert future.cancel()
     with pytest.raises(CancelledError):
         future.result(WAIT_S)
     assert time.monotonic() - began >= 0.3
     assert not exists(pid)
+
+
+def test_who_cancels_does_not_wait_for_the_grace(make_pool: MakePool, board: Switchboard) -> None:
+    future = make_pool(grace_s=3600).submit(process_calls.ignore_sigterm, board.address)
+    board.answer()
+    assert future.cancel()
+    assert not future.done()
+    assert future.kill()
+    with pytest.raises(CancelledError):
+        future.result(WAIT_S)
 
 
 def test_process_may_clean_up_when_it_is_cancelled(make_pool: MakePool, board: Switchboard) -> None:
@@ -406,6 +416,15 @@ def test_call_that_is_just_being_cancelled_gets_no_process(
     assert seen == ["later"]
 
 
+def test_call_withdrawn_as_a_thread_takes_it_is_not_run(make_pool: MakePool) -> None:
+    pool = make_pool()
+    future = ProcessFuture[str](pool, b"no call", 1.0, lambda: True)
+    assert future.cancel()
+    future.run(multiprocessing.get_context("spawn"))
+    assert future.cancelled()
+    assert not future.running()
+
+
 def test_call_cancelled_while_its_process_is_being_started(make_pool: MakePool) -> None:
     pool = make_pool()
     server = pool.submit(os.getppid).result(WAIT_S)
@@ -442,8 +461,7 @@ async def test_asyncio_sees_a_killed_call_as_cancelled(
     future.cancel()
     with pytest.raises(asyncio.CancelledError):
         await wrapped
-    # From Python 3.15 on asyncio no longer asks a future of another class whether it was cancelled.
-    assert wrapped.cancelled() or sys.version_info >= (3, 15)
+    assert wrapped.cancelled()
 
 
 @pytest.mark.no_cover
@@ -497,7 +515,7 @@ def test_shutdown_waits_for_what_was_taken(make_pool: MakePool, board: Switchboa
     with pool:
         pass
     assert [future.result(0) for future in futures] == ["go", "queued"]
-    with pytest.raises(RuntimeError, match="cannot submit: this executor was shut down"):
+    with pytest.raises(ExecutorError, match="cannot submit: this executor was shut down"):
         pool.submit(str)
 
 
@@ -594,7 +612,7 @@ def test_system_that_gives_no_thread(
     future = pool.submit(process_calls.ignore_sigterm, board.address)
     board.answer()
     no_more_threads()
-    with pytest.raises(RuntimeError, match="thread"):
+    with pytest.raises(ExecutorError, match="no thread could be started to look after"):
         idle.submit(str)
     queued = pool.submit(str, "queued")  # has to wait for the one thread there is
     assert future.cancel()  # nobody can wait for the end of the grace: there is none
@@ -662,15 +680,12 @@ def test_running_calls_do_not_hold_up_the_end_of_the_interpreter(
             Client(sys.argv[1]).send(0)
             while not os.path.exists(sys.argv[1] + ".go"):
                 time.sleep(0.001)
-            print(time.time())
         """,
     )
     phones = [board.answer()[0] for _ in range(2)]
     Path(board.address + ".go").touch()
-    out, err, code = finish(parent)
-    ended_at = time.time()
-    assert (err, code) == ("", 0)
-    assert ended_at - float(out) < 1
+    out, err, code = finish(parent)  # long before the call's grace is over
+    assert (out, err, code) == ("", "", 0)
     assert all(gone(phone) for phone in phones)
 
 
@@ -688,8 +703,9 @@ def test_script_without_a_guard_is_told_so(tmp_path: Path, board: Switchboard, m
     out, _, code = finish(script)
     assert code == 3
     # From Python 3.14 on the fork server itself imports the main module, and ends with it.
-    ends = r"exited with code \d before the call began|the fork server does not run"
-    assert re.search(ends, out.splitlines()[-1])
+    is_servers = method == "forkserver" and sys.version_info >= (3, 14)
+    ended = "fork server does not run" if is_servers else r"exited with code \d before the call"
+    assert re.search(ended, out.splitlines()[-1])
     assert "if __name__ ==" in out.splitlines()[-1]
 
 

@@ -703,11 +703,7 @@ def test_process_exits_at_once_though_hundred_abandoned_calls_hang() -> None:  #
             while not future.abandon():
                 pass
         queued = [pool.submit(hang) for _ in range(10)]
-        print(pool.abandoned_threads, time.time())
+        print(pool.abandoned_threads)
         """
-    )
-    ended_at = time.time()
-    assert (done.stderr, done.returncode) == ("", 0)
-    count, printed_at = done.stdout.split()
-    assert count == "100"
-    assert ended_at - float(printed_at) < 1
+    )  # they hang for an hour, and run_script() waits for the end of the process
+    assert (done.stdout, done.stderr, done.returncode) == ("100\n", "", 0)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextvars
+import logging
 from typing import Any
 
 import pytest
 
 from flowrun import RunHook, fn_hook
+from flowrun.errors import ExecutorError
+from flowrun.executors import WorkerThreads
 from flowrun.hooks import (
     EVENT_METHODS,
     DagEndEvent,
     DagStartEvent,
+    HookDispatcher,
     TaskFailureEvent,
     TaskRetryEvent,
     TaskSkipEvent,
@@ -78,3 +83,14 @@ def test_hooks_that_cannot_be_right_are_refused() -> None:
             checked_hooks([wrong])  # type: ignore[list-item]
     with pytest.raises(TypeError, match=r"hooks= takes a list .*write hooks=\[\.\.\.\]"):
         checked_hooks(7)  # type: ignore[arg-type]
+
+
+def test_events_without_a_thread_for_them_are_a_clear_error() -> None:  # R4
+    pool = WorkerThreads(1)
+    pool.shutdown()
+    hook = fn_hook(on_dag_end=lambda event: None)
+    dispatcher = HookDispatcher([hook], pool, 1.0, logging.getLogger("flowrun.hooks"))
+    channel = dispatcher.channel(contextvars.copy_context(), lambda: None)
+    with pytest.raises(ExecutorError, match="no thread could be started to call the hooks with"):
+        channel.emit(DagEndEvent("run", "dag"))
+    assert channel.notify_when_idle(lambda: None)  # nobody waits for it

@@ -198,7 +198,7 @@ async def test_hooks_that_hang_in_other_runs_keep_no_run_from_ending(  # R4 R5
         else:
             told.append(event.dag_name)
 
-    config = SchedulerConfig(hook_timeout_s=0.1)
+    config = SchedulerConfig(hook_timeout_s=1)
     engine = make_engine(max_parallel=100, hooks=[fn_hook(on_dag_start=hangs)], config=config)
 
     @engine.task(dag="long", timeout_s=None)

@@ -183,13 +183,13 @@ async def test_timeout_during_a_cancellation_changes_nothing(make_engine: MakeEn
     engine = make_engine(config=SchedulerConfig(cancel_grace_s=WAIT_S))
     begun = asyncio.Event()
 
-    @engine.task(dag="d", timeout_s=0.05)
+    @engine.task(dag="d", timeout_s=1)
     async def slow() -> None:
         begun.set()
         try:
             await asyncio.Event().wait()
         finally:
-            await asyncio.sleep(0.1)  # beyond its own timeout
+            await asyncio.sleep(1.2)  # beyond its own timeout
 
     run = asyncio.create_task(engine.run_once("d"))
     await begun.wait()

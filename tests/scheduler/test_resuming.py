@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 from collections.abc import Callable
 from contextlib import closing
@@ -13,6 +14,8 @@ import pytest
 from flowrun import (
     Engine,
     InMemoryStateStore,
+    JsonSerializer,
+    PickleSerializer,
     RunContext,
     RunRecord,
     SqliteStateStore,
@@ -429,3 +432,62 @@ async def test_what_depends_on_a_task_that_runs_again_runs_again_too(  # S3
     report = changed.get_run_report(await changed.resume(run_id))
     assert report["tasks"]["mail"]["result"] == 2
     assert sorted(ran) == ["refunds", "total"]
+
+
+class ReprSerializer:
+    """A serializer of somebody else's."""
+
+    name = "repr"
+
+    def serialize(self, value: object) -> bytes:
+        return repr(value).encode()
+
+    def deserialize(self, data: bytes) -> object:
+        return ast.literal_eval(data.decode())
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reads"),
+    [
+        (JsonSerializer(), PickleSerializer(), True),
+        (JsonSerializer(), ReprSerializer(), True),
+        (PickleSerializer(), JsonSerializer(), False),
+        (ReprSerializer(), PickleSerializer(), False),
+    ],
+)
+async def test_task_whose_result_the_new_serializer_cannot_read_runs_again(  # D1 S2
+    make_engine: MakeEngine, tmp_path: Path, first: Any, second: Any, reads: bool
+) -> None:
+    calls: list[str] = []
+
+    def declare(store: SqliteStateStore) -> Engine:
+        engine = make_engine(state_store=store)
+        dag = engine.dag("d")
+        dag.task("extract")(lambda: calls.append("extract") or (1, 2))
+        dag.task("unneeded", deps=["extract"])(lambda upstream: calls.append("unneeded"))
+
+        @dag.task("load")
+        def load(extract: object) -> object:
+            calls.append("load")
+            if calls.count("load") == 1:
+                raise OSError
+            return extract
+
+        return engine
+
+    with closing(SqliteStateStore(tmp_path / "runs.db", first)) as store:
+        failed = await declare(store).run_once("d")
+    with closing(SqliteStateStore(tmp_path / "runs.db", second)) as store:
+        engine = declare(store)
+        plan = engine.plan_resume(failed)
+        actions = {name: task.action for name, task in plan.tasks.items()}
+        again = "keep" if reads else "run"
+        assert actions == {"extract": again, "unneeded": "keep", "load": "run"}
+        if not reads:
+            why = "another serializer has written its result, and 'load' needs it"
+            assert plan.tasks["extract"].why == why
+        new = await engine.resume(failed)
+        assert store.load_results(new, ["load"]) == {"load": (1, 2)}
+        assert calls.count("extract") == (1 if reads else 2)
+        assert calls.count("unneeded") == 1
+        engine.close()

@@ -8,6 +8,7 @@ import csv
 import itertools
 import threading
 import time
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -208,6 +209,22 @@ async def test_sync_callable_that_returns_an_awaitable_has_it_awaited(engine: En
     assert tasks["good"]["result"] == "good"
     assert tasks["bad"]["status"] == "FAILED"
     assert "awaited and failed" in (tasks["bad"]["error"] or "")
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_generator_based_coroutine_is_awaited(engine: Engine, is_async: bool) -> None:  # I3
+    @types.coroutine
+    def steps() -> Any:
+        yield from asyncio.sleep(0).__await__()
+        return current_attempt().task_name
+
+    async def returns_steps() -> object:
+        return steps()
+
+    engine.task(name="direct", dag="d")(steps)
+    engine.task(name="returned", dag="d")(returns_steps if is_async else lambda: steps())
+    tasks = engine.get_run_report(await engine.run_once("d"))["tasks"]
+    assert [task["result"] for task in tasks.values()] == ["direct", "returned"]
 
 
 @pytest.mark.parametrize(
@@ -650,7 +667,7 @@ async def test_hook_that_never_returns_is_left_behind(  # R4
     events: list[tuple[Any, ...]] = []
     stuck = fn_hook(on_task_start=lambda event: release.wait(WAIT_S))
     engine = make_engine(
-        hooks=[stuck, recording_hook(events)], config=SchedulerConfig(hook_timeout_s=0.05)
+        hooks=[stuck, recording_hook(events)], config=SchedulerConfig(hook_timeout_s=1)
     )
     for name in "abc":
         engine.task(name=name, dag="d")(lambda: 1)

@@ -205,7 +205,7 @@ async def test_what_kills_one_save_leaves_the_others(make_engine: MakeEngine) ->
             super().save(changes)
 
     async def three_more_wait() -> None:
-        while engine._services.journal._queue.qsize() < 3:
+        while engine._parts.services.journal._queue.qsize() < 3:
             await asyncio.sleep(0)
 
     engine = make_engine(state_store=Store())
@@ -461,7 +461,7 @@ async def test_store_that_does_not_say_what_it_refuses_is_asked_run_by_run(  # R
 
     for dag in ("bad", "good"):
         engine.task(name="a", dag=dag)(work)
-    journal = engine._services.journal
+    journal = engine._parts.services.journal
     runs = [asyncio.create_task(engine.run_once(dag)) for dag in ("bad", "good")]
     await asyncio.wait_for(begun.wait(), WAIT_S)
     held = journal.call_from_loop(lambda: go_on.wait(WAIT_S))

@@ -14,6 +14,8 @@ SERIALIZERS = [PickleSerializer(), PickleSerializer(key=bytes(16)), PickleSerial
 # A pickler writes a buffer of 64 KiB or more by itself.
 SIZES = [0, 1, 1 << 13, (1 << 13) + 1, 1 << 15]
 
+REASON = "the data group is not installed, or has no wheel of this for this Python"
+
 pytestmark = [
     pytest.mark.no_cover,
     pytest.mark.parametrize("serializer", SERIALIZERS, ids=repr),
@@ -29,7 +31,7 @@ def kept(value: object, serializer: Any) -> Any:
 
 
 def test_numpy_arrays_come_back(serializer: Any, size: int) -> None:
-    np = pytest.importorskip("numpy")
+    np = pytest.importorskip("numpy", reason=REASON)
     array = np.arange(size, dtype="int64")
     read_only = array.copy()
     read_only.flags.writeable = False
@@ -57,13 +59,13 @@ class InFortranOrder:
 
 
 def test_memory_in_fortran_order_comes_back_as_it_is(serializer: Any, size: int) -> None:
-    np = pytest.importorskip("numpy")
+    np = pytest.importorskip("numpy", reason=REASON)
     value = np.asfortranarray(np.arange(2 * size, dtype="int64").reshape(2, size))
     assert bytes(kept(InFortranOrder(value), serializer).data) == value.tobytes("A")
 
 
 def test_pandas_tables_come_back(serializer: Any, size: int) -> None:
-    pd = pytest.importorskip("pandas")
+    pd = pytest.importorskip("pandas", reason=REASON)
     table = pd.DataFrame({"number": range(size), "text": "x", "when": pd.Timestamp(2024, 1, 1)})
     table["kind"] = table["text"].astype("category")
     pd.testing.assert_frame_equal(kept(table, serializer), table)
@@ -73,7 +75,7 @@ def test_pandas_tables_come_back(serializer: Any, size: int) -> None:
 
 
 def test_polars_tables_come_back(serializer: Any, size: int) -> None:
-    pl = pytest.importorskip("polars")
+    pl = pytest.importorskip("polars", reason=REASON)
     table = pl.DataFrame({"number": range(size), "text": ["x"] * size, "part": [[1, 2]] * size})
     assert kept(table, serializer).equals(table)
     assert kept(table["number"], serializer).equals(table["number"])
@@ -81,7 +83,7 @@ def test_polars_tables_come_back(serializer: Any, size: int) -> None:
 
 
 def test_arrow_tables_come_back(serializer: Any, size: int) -> None:
-    pa = pytest.importorskip("pyarrow")
+    pa = pytest.importorskip("pyarrow", reason=REASON)
     table = pa.table({"number": range(size), "text": ["x"] * size, "part": [[1, 2]] * size})
     assert kept(table, serializer).equals(table)
     assert kept(table["number"], serializer).equals(table["number"])

@@ -148,7 +148,9 @@ async def test_system_that_had_no_thread_for_once_is_asked_again(  # R4
 
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", refuse)
-            with pytest.raises(RuntimeError, match="can't start new thread"):
+            with pytest.raises(StoreError, match="can't start new thread"):
+                engine.prune_runs(keep_last=1)
+            with pytest.raises(StoreError, match="can't start new thread"):
                 await asyncio.wait_for(engine.run_once("d"), WAIT_S)
         assert statuses(
             engine.get_run_report(await asyncio.wait_for(engine.run_once("d"), WAIT_S))
@@ -316,7 +318,7 @@ async def test_error_in_closing_is_raised(
         raise ZeroDivisionError
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine._services.journal, "close", broken)
+        patch.setattr(engine._parts.services.journal, "close", broken)
         with pytest.raises(ZeroDivisionError):
             await engine.aclose()
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flowrun.door import lazy_exports
+from flowrun.executors.inherited_pool import InheritedPool
 from flowrun.executors.worker_threads import Job, WorkerFuture, WorkerThreads
 
 if TYPE_CHECKING:
     from flowrun.executors.process_per_attempt import ProcessPerAttemptExecutor
 
-__all__ = ["Job", "ProcessPerAttemptExecutor", "WorkerFuture", "WorkerThreads"]
+__all__ = ["InheritedPool", "Job", "ProcessPerAttemptExecutor", "WorkerFuture", "WorkerThreads"]
 
 # It loads multiprocessing, which few programs need.
 __getattr__ = lazy_exports(

@@ -128,6 +128,10 @@ def started(context: Context) -> tuple[Pipe, BaseProcess]:
                 raise ExecutorError(msg) from error
             time.sleep(pauses_s.pop(0))  # there is no event to wait for
         except Exception as error:
+            if isinstance(error, ChildProcessError) and context.get_start_method() != "spawn":
+                # The fork server is a child of the process of which this one is a fork.
+                context = multiprocessing.get_context("spawn")
+                continue
             msg = f"no process could be started: {error_line(error)}"
             raise ExecutorError(msg) from error
 

@@ -8,14 +8,17 @@ import pickle
 import signal
 import sys
 import threading
+from functools import partial
 from multiprocessing import connection
 from multiprocessing.process import parent_process
 from typing import TYPE_CHECKING
 
 from flowrun.errors import NotPicklableError, RemoteTaskError
+from flowrun.executors.remote_call import PackedCall
 from flowrun.failure import encodable, error_line, error_text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from multiprocessing.process import BaseProcess
     from typing import Any, TypeAlias
 
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
 READY = b"ready"
 """What it sends first."""
 
+BEGIN = b"begin"
+"""What it sends before the code of a task begins, and what it then waits for."""
+
 
 def serve(pipe: Pipe) -> None:
     """Run one call: the main function of a process."""
@@ -41,7 +47,12 @@ def serve(pipe: Pipe) -> None:
         environment = pipe.recv()
         os.environ.clear()
         os.environ.update(environment)
-        pipe.send_bytes(_reply_to(pipe.recv_bytes()))
+        pipe.send_bytes(_reply_to(pipe.recv_bytes(), partial(_ask_to_begin, pipe)))
+
+
+def _ask_to_begin(pipe: Pipe) -> None:
+    pipe.send_bytes(BEGIN)
+    pipe.recv_bytes()  # it raises EOFError if the code is not to begin
 
 
 def _settle_in(pipe: Pipe) -> None:
@@ -90,12 +101,14 @@ else:  # pragma: no cover - the tests run on Linux
         threading.Thread(target=watch, name="flowrun-parent-watch", daemon=True).start()
 
 
-def _reply_to(payload: bytes) -> bytes:
+def _reply_to(payload: bytes, ask_to_begin: Callable[[], object]) -> bytes:
     """Run a call and return what is to be sent back."""
     try:
         function, args, kwargs = pickle.loads(payload)  # noqa: S301 - written by our parent
     except BaseException as error:  # noqa: BLE001 - unpickling may raise anything
         return _refusal("the call could not be unpickled in its process", error)
+    if type(function) is PackedCall:
+        function.before_code = ask_to_begin
     try:
         value = function(*args, **kwargs)
     except BaseException as error:  # noqa: BLE001 - everything is the call's own failure

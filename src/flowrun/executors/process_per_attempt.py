@@ -14,10 +14,10 @@ import threading
 import time
 import weakref
 from collections import deque
-from concurrent.futures import CancelledError, Executor, Future
+from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar
 
-from flowrun.errors import NotPicklableError, ProcessDiedError
+from flowrun.errors import ExecutorError, NotPicklableError, ProcessDiedError
 from flowrun.executors.child_processes import (
     children,
     context_of,
@@ -27,7 +27,7 @@ from flowrun.executors.child_processes import (
     send_signal,
     started,
 )
-from flowrun.executors.process_child import READY
+from flowrun.executors.process_child import BEGIN, READY
 from flowrun.failure import error_line
 
 if TYPE_CHECKING:
@@ -55,15 +55,25 @@ class ProcessFuture(Future[T]):
     ``cancelled()`` is true, ``result()`` raises ``CancelledError``, and the callbacks are run.
     """
 
-    def __init__(self, executor: ProcessPerAttemptExecutor, payload: bytes, grace_s: float) -> None:
+    # To the base class a running call is one that waits: that alone can still become cancelled.
+
+    def __init__(
+        self,
+        executor: ProcessPerAttemptExecutor,
+        payload: bytes,
+        grace_s: float,
+        may_begin: Callable[[], bool],
+    ) -> None:
         super().__init__()
         self._executor = executor
         self._payload = payload
         self._environment = dict(os.environ)
         self._grace_s = grace_s
+        self._may_begin = may_begin
         self._lock = threading.Lock()
         self._process: BaseProcess | None = None
         self._timer: threading.Timer | None = None
+        self._is_running = False
         self._killed = False
         self._settled = False
 
@@ -79,26 +89,16 @@ class ProcessFuture(Future[T]):
         """Do as :meth:`cancel` does, but with SIGKILL at once."""
         return self._end(0.0)
 
-    def cancelled(self) -> bool:
-        """Return whether the call was withdrawn, or killed by :meth:`cancel` or :meth:`kill`."""
-        return super().cancelled() or (self._killed and self.done())
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Return what the call raised, if it did; see ``concurrent.futures.Future``.
-
-        Raises:
-            CancelledError: The call was withdrawn or killed.
-        """
-        error = super().exception(timeout)
-        if self._killed and error is not None:
-            raise error
-        return error
+    def running(self) -> bool:
+        """Return whether the call has a process, or is about to get one."""
+        return self._is_running and not self.done()
 
     def run(self, context: Context) -> None:
         """Run the call; called by the executor, in a thread that has nothing else to do."""
-        if not self.set_running_or_notify_cancel():
-            self._payload = b""
-            return
+        with self._lock:
+            if self._settled:
+                return  # it was withdrawn
+            self._is_running = True
         value: Any = None
         error: BaseException | None = None
         try:
@@ -107,30 +107,35 @@ class ProcessFuture(Future[T]):
             error = raised
         with self._lock:
             self._settled = True  # from here on it is too late to kill
-            if self._killed:
-                error = CancelledError()
         if self._timer is not None:
             self._timer.cancel()
             self._timer.join()
-        if error is None:
+        if self._killed:
+            self._set_cancelled()
+        elif error is None:
             self.set_result(value)
         else:
             self.set_exception(error)
-            del error  # its traceback holds this frame
+        del error  # its traceback holds this frame
 
     def _end(self, grace_s: float) -> bool:
-        if super().cancel():
-            if self._executor.withdraw(self):
-                self._payload = b""
-                self.set_running_or_notify_cancel()  # tells those who wait
-            return True
         with self._lock:
-            if self._settled or self.done():
-                return False
-            if not self._killed or not grace_s:
-                self._killed = True
-                self._signal(grace_s)
-            return True
+            if self._settled:
+                return self.cancelled() and not self._killed
+            if self._is_running:
+                if not self._killed or not grace_s:
+                    self._killed = True
+                    self._signal(grace_s)
+                return True
+            self._settled = True
+        self._executor.withdraw(self)
+        self._payload = b""
+        self._set_cancelled()
+        return True
+
+    def _set_cancelled(self) -> None:
+        super().cancel()
+        self.set_running_or_notify_cancel()  # tells those who wait
 
     def _signal(self, grace_s: float) -> None:
         """Tell the process, if there is one now, to end; the lock is held."""
@@ -171,7 +176,13 @@ class ProcessFuture(Future[T]):
             pipe.send(self._environment)
             pipe.send_bytes(self._payload)
             self._payload = b""
-            return ready, pipe.recv_bytes()
+            data = pipe.recv_bytes()
+            if data == BEGIN:
+                if self._killed or not self._may_begin():
+                    return ready, None  # without an answer the code never begins
+                pipe.send_bytes(BEGIN)
+                data = pipe.recv_bytes()
+            return ready, data
         return ready, None
 
     def _reap(self, process: BaseProcess) -> int | None:
@@ -260,26 +271,40 @@ class ProcessPerAttemptExecutor(Executor):
 
         Raises:
             NotPicklableError: The function or an argument cannot be sent to another process.
-            RuntimeError: The executor was shut down, or the system gives it no thread.
+            ExecutorError: The executor was shut down, or the system gives it no thread: it has too
+                few, or the interpreter is ending.
         """
-        payload = _packed_call(fn, args, kwargs)
-        future: ProcessFuture[T] = ProcessFuture(self, payload, self._grace_s)
+        return self._submitted(_packed_call(fn, args, kwargs), _always)
+
+    def submit_task(self, call: Callable[[], T], may_begin: Callable[[], bool]) -> ProcessFuture[T]:
+        """Have a fresh process run the code of a task.
+
+        Args:
+            call: A :class:`~flowrun.executors.remote_call.PackedCall`.
+            may_begin: Called in a thread of this process when all is ready for the code to
+                begin; it never does if this returns ``False``.
+
+        Raises:
+            ExecutorError: The executor was shut down, or the system gives it no thread: it has too
+                few, or the interpreter is ending.
+        """
+        return self._submitted(_packed_call(call, (), {}), may_begin)
+
+    def _submitted(self, payload: bytes, may_begin: Callable[[], bool]) -> ProcessFuture[Any]:
+        future: ProcessFuture[Any] = ProcessFuture(self, payload, self._grace_s, may_begin)
         with self._lock:
             if self._closed:
                 msg = "cannot submit: this executor was shut down"
-                raise RuntimeError(msg)
+                raise ExecutorError(msg)
             self._queue.append(future)
             if self._busy < self._limit:
                 self._start_thread(future)
         return future
 
-    def withdraw(self, future: ProcessFuture[Any]) -> bool:
-        """Take a cancelled call out of the queue; return whether it was there."""
-        with self._lock:
-            if future not in self._queue:
-                return False
+    def withdraw(self, future: ProcessFuture[Any]) -> None:
+        """Take a cancelled call out of the queue, if it is there."""
+        with self._lock, contextlib.suppress(ValueError):
             self._queue.remove(future)
-            return True
 
     def kill(self) -> None:
         """Take no more calls, cancel the queued ones, kill the running ones with SIGKILL.
@@ -297,11 +322,8 @@ class ProcessPerAttemptExecutor(Executor):
         with self._lock:
             self._closed = True
             queued = list(self._queue) if cancel_futures else []
-            if cancel_futures:
-                self._queue.clear()
         for future in queued:
             future.cancel()
-            future.set_running_or_notify_cancel()
         if wait:
             self.join()
 
@@ -318,10 +340,11 @@ class ProcessPerAttemptExecutor(Executor):
         thread = threading.Thread(target=self._work, name="flowrun-process-keeper", daemon=True)
         try:
             thread.start()
-        except RuntimeError:
+        except RuntimeError as error:
             if not self._busy:
                 self._queue.remove(future)
-                raise
+                msg = f"no thread could be started to look after the process: {error_line(error)}"
+                raise ExecutorError(msg) from error
         else:
             self._busy += 1
             self._threads = [one for one in self._threads if one.is_alive()]
@@ -344,6 +367,10 @@ class ProcessPerAttemptExecutor(Executor):
                 with self._lock:
                     self._running.discard(future)
                 del future
+
+
+def _always() -> bool:
+    return True
 
 
 def _packed_call(

@@ -91,13 +91,17 @@ class PackedCall:
     A pool breaks for good if its worker cannot unpickle a call, or its parent a result; bytes
     always arrive.
 
+    Attributes:
+        before_code: Called just before the task's code begins, which it does not if this raises.
+
     Raises:
         NotPicklableError: The message names what could not be pickled, and why.
     """
 
-    __slots__ = ("payload",)
+    __slots__ = ("before_code", "payload")
 
     def __init__(self, call: RemoteCall) -> None:
+        self.before_code: Callable[[], object] | None = None
         try:
             self.payload = pickle.dumps(call, pickle.HIGHEST_PROTOCOL)
         except KeyboardInterrupt:  # the user's, not the value's
@@ -116,6 +120,8 @@ class PackedCall:
                 f" ({error_line(error)}); define them at the top level of an importable module"
             )
             return _packed(Reply(None, NotPicklableError(problem), problem, 0.0))
+        if self.before_code is not None:
+            self.before_code()
         return _packed(call())
 
 

@@ -8,7 +8,8 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flowrun.failure import error_text, redacted
+from flowrun.errors import ExecutorError
+from flowrun.failure import error_line, error_text, redacted
 from flowrun.hooks.events import EVENT_METHODS
 from flowrun.hooks.hook import RunHook, checked_hooks
 
@@ -177,9 +178,13 @@ class HookChannel:
         if not self._turn:
             self._dispatcher.watch(self)
         self._turn += 1
-        self._thread = self._dispatcher.executor.submit(
-            self._context.copy().run, self._deliver, self._turn
-        )
+        try:
+            self._thread = self._dispatcher.executor.submit(
+                self._context.copy().run, self._deliver, self._turn
+            )
+        except RuntimeError as error:
+            msg = f"no thread could be started to call the hooks with: {error_line(error)}"
+            raise ExecutorError(msg) from error
         self._delivering = True
 
     def _deliver(self, turn: int) -> None:

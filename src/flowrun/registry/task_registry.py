@@ -8,6 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 from flowrun.errors import DefinitionError, TaskDefinitionError, TaskTypeError
+from flowrun.forks import call_in_children
 from flowrun.registry.declaring import Declaring, TaskTemplate
 from flowrun.registry.task_spec import (
     TaskFunction,
@@ -41,10 +42,15 @@ class TaskRegistry(Declaring):
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._start_over()
+        call_in_children(self._start_over)
         self._dags: dict[str | None, dict[str, TaskSpec]] = {}
         self._homes: dict[object, list[tuple[str | None, str]]] = {}
         self._version = 0
+
+    def _start_over(self) -> None:
+        """Begin with a lock of its own: a forked child has a copy of the tasks."""
+        self._lock = threading.Lock()
 
     def _registry_for(self, what: str, options: TemplateOptions) -> TaskRegistry:  # noqa: ARG002
         return self

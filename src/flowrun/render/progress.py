@@ -12,6 +12,7 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, TextIO, cast
 
 from flowrun.escape import columns, for_terminal, shortened
+from flowrun.forks import call_in_children
 from flowrun.hooks import RunHook
 from flowrun.render.wording import coloured, counted, has_colours
 
@@ -65,6 +66,12 @@ class ProgressHook(RunHook):
         dumb = os.environ.get("TERM") == "dumb"
         self._live = (self._stream.isatty() and not dumb) if live is None else live
         self._colour = self._live and has_colours(self._stream)
+        self._diverted: _Diverted | None = None
+        self._start_over()
+        call_in_children(self._start_over)
+
+    def _start_over(self) -> None:
+        """Show nothing yet; in a forked child, nothing of what the parent shows."""
         self._lock = threading.RLock()
         # Held while streams are diverted, which takes the locks of log handlers. Who writes holds
         # such a lock already and takes only the other one.
@@ -76,10 +83,12 @@ class ProgressHook(RunHook):
         self._kept: deque[str] = deque(maxlen=_KEPT_PIECES)
         self._mid_line = False
         self._stop = threading.Event()
-        self._diverted: _Diverted | None = None
         # Not before the first redraw: a print that had begun as the streams were diverted goes
         # straight to the terminal, and would be written over below a drawing.
         self._drawing = False
+        diverted, self._diverted = self._diverted, None
+        if diverted is not None:
+            diverted.undo(writes=False)
 
     def on_dag_start(self, event: DagStartEvent) -> None:
         """Begin to show a run."""
@@ -278,12 +287,16 @@ class _Diverted:
                 self._handlers.append((handler, written))
                 handler.setStream(cast("TextIO", above[id(written)]))
 
-    def undo(self) -> None:
-        """Put everything back."""
+    def undo(self, *, writes: bool = True) -> None:
+        """Put everything back.
+
+        Args:
+            writes: Whether to write what threads have not ended.
+        """
         for name, original, proxy in self._proxies:
             if getattr(sys, name) is proxy:
                 setattr(sys, name, original)
-            proxy.finish()
+            proxy.finish(writes=writes)
         for handler, original in self._handlers:
             handler.setStream(original)
 
@@ -331,10 +344,11 @@ class _Above:
         if held:
             self._hook.write_above(held)
 
-    def finish(self) -> None:
-        """Write what threads have not ended."""
+    def finish(self, *, writes: bool) -> None:
         while self._held:
-            self._hook.write_above(self._held.popitem()[1] + "\n")
+            _, text = self._held.popitem()
+            if writes:
+                self._hook.write_above(text + "\n")
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._original, name)

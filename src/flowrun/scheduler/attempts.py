@@ -226,7 +226,8 @@ class Attempts:
         self.running.clear()
         for attempt in attempts:
             with contextlib.suppress(BaseException):
-                attempt.stop(cause)
+                if attempt.stop(cause) is StopAnswer.WITHDRAWN:
+                    continue
             with contextlib.suppress(BaseException):
                 attempt.give_up()
         return [attempt.task for attempt in attempts if attempt.task is not None]

@@ -74,13 +74,13 @@ def with_kind(name: str, pool: Executor | None) -> tuple[Executor, str]:
     if isinstance(pool, ThreadPoolExecutor):
         return pool, "thread"
     # Looked up by name: importing them here would load multiprocessing for everybody.
-    for module, kind in (
-        ("concurrent.futures.process", "ProcessPoolExecutor"),
-        ("flowrun.executors.process_per_attempt", "ProcessPerAttemptExecutor"),
+    for module, name_of_class, kind in (
+        ("concurrent.futures.process", "ProcessPoolExecutor", "process"),
+        ("flowrun.executors.process_per_attempt", "ProcessPerAttemptExecutor", "fresh process"),
     ):
         loaded = sys.modules.get(module)
-        if loaded is not None and isinstance(pool, getattr(loaded, kind)):
-            return pool, "process"
+        if loaded is not None and isinstance(pool, getattr(loaded, name_of_class)):
+            return pool, kind
     return pool, "other"
 
 

@@ -29,6 +29,10 @@ class Lifecycle:
         services: What the runs share; the journal is closed with the engine.
         threads: Worker threads that the engine owns, shut down with it.
         log: Where it reports what still runs when the engine is closed.
+
+    Attributes:
+        is_closed: Whether the engine is closed.
+        has_run: Whether a run was started.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class Lifecycle:
         self._releases = threading.Lock()
         self._is_released = False
         self.is_closed = False
+        self.has_run = False
 
     def require_open(self, action: str) -> None:
         """Refuse to do something once the engine is closed.
@@ -67,7 +72,7 @@ class Lifecycle:
             EngineClosedError: The engine is closed.
         """
         run_id = run.record.run_id
-        waits = True
+        waits = self.has_run = True
         self.require_open("run a DAG")
         try:
             with self._lock:

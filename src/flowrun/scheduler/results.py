@@ -7,6 +7,7 @@ import itertools
 import types
 from asyncio import isfuture
 from collections.abc import Coroutine
+from inspect import CO_ITERABLE_COROUTINE
 from typing import Any, cast
 
 _EMPTY: dict[Any, Any] = {}
@@ -57,6 +58,9 @@ def is_to_be_awaited(value: object) -> bool:
         return False
     if kind is types.CoroutineType:
         return True
+    if kind is types.GeneratorType:  # perhaps one that types.coroutine has marked
+        code = cast("types.GeneratorType[Any, Any, Any]", value).gi_code
+        return bool(code.co_flags & CO_ITERABLE_COROUTINE)
     try:
         return issubclass(kind, Coroutine) or bool(isfuture(value))
     except KeyboardInterrupt:

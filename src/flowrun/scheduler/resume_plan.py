@@ -13,7 +13,7 @@ from flowrun.errors import (
 from flowrun.state import NoResult, RunQuery, RunStatus, TaskStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from flowrun.graph import Graph
     from flowrun.state import RunRecord, RunSummary, StateStoreProtocol, TaskRecord
@@ -112,13 +112,19 @@ def _refuse_alive_heirs(store: StateStoreProtocol, run: RunRecord) -> None:
             ancestors.append(heir.run_id)
 
 
-def plan_resume(graph: Graph, old: RunRecord, from_tasks: Sequence[str] | None) -> ResumePlan:
+def plan_resume(
+    graph: Graph,
+    old: RunRecord,
+    from_tasks: Sequence[str] | None,
+    unreadable: Collection[str] = (),
+) -> ResumePlan:
     """Decide per task whether its old result is kept or it runs again.
 
     Args:
         graph: The DAG as it is now, cut to the old run's targets.
         old: The old run; results need not be loaded.
         from_tasks: Tasks that run again together with everything that depends on them.
+        unreadable: Tasks whose results are kept, but cannot be read by the store.
     """
     checkpoints = {graph.number(name) for name in from_tasks or ()}
     again = graph.descendants(checkpoints)
@@ -130,7 +136,7 @@ def plan_resume(graph: Graph, old: RunRecord, from_tasks: Sequence[str] | None) 
             reasons.append("depends on a task named to run again")
         else:
             reasons.append(_why_again(graph, number, old, reasons))
-    _add_makers(graph, old, reasons)
+    _add_makers(graph, old, reasons, unreadable)
     tasks = {
         name: PlannedTask("run", why) if why is not None else _kept(old.tasks[name])
         for name, why in zip(graph.names, reasons, strict=True)
@@ -190,7 +196,9 @@ def _why_again(
     return None
 
 
-def _add_makers(graph: Graph, old: RunRecord, reasons: list[str | None]) -> None:
+def _add_makers(
+    graph: Graph, old: RunRecord, reasons: list[str | None], unreadable: Collection[str]
+) -> None:
     """Also run the tasks whose results are gone and needed by a task that runs (S2).
 
     From the last task to the first, so that one pass follows a chain of any length.
@@ -202,10 +210,11 @@ def _add_makers(graph: Graph, old: RunRecord, reasons: list[str | None]) -> None
             before = None if reasons[parent] is not None else old.tasks[graph.names[parent]]
             if before is None or before.status is TaskStatus.OMITTED:
                 continue
-            result = before.result
+            result, needs = before.result, f"and {graph.names[number]!r} needs it"
             if result is NoResult.RELEASED or result is NoResult.ABSENT:
-                needed_by = graph.names[number]
-                reasons[parent] = f"its result was released, and {needed_by!r} needs it"
+                reasons[parent] = f"its result was released, {needs}"
+            elif before.name in unreadable:
+                reasons[parent] = f"another serializer has written its result, {needs}"
 
 
 def _inputs(graph: Graph, number: int) -> Sequence[int]:

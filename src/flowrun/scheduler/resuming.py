@@ -54,7 +54,9 @@ class Resumer:
         names = None
         if from_tasks:
             names = self._graphs.task_names(graph, from_tasks, "from_tasks")
-        return graph, old, plan_resume(graph, old, names)
+        find = getattr(self._store, "unreadable_results", None)
+        unreadable = () if find is None else find(old.run_id)
+        return graph, old, plan_resume(graph, old, names, unreadable)
 
     async def resume(  # noqa: PLR0913 - the options of a run
         self,

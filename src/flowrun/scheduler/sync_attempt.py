@@ -23,7 +23,7 @@ from flowrun.scheduler.results import is_to_be_awaited
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from flowrun.executors import WorkerThreads
+    from flowrun.executors import ProcessPerAttemptExecutor, WorkerThreads
     from flowrun.executors.remote_call import RemoteCall
 
 
@@ -72,8 +72,8 @@ class SyncAttempt(RunningAttempt):
 
         Args:
             pool: The pool.
-            kind: ``"process"`` for processes on this machine, ``"thread"`` for threads,
-                ``"other"`` for any other executor.
+            kind: ``"thread"`` for threads, ``"process"`` for processes on this machine,
+                ``"fresh process"`` for flowrun's own, ``"other"`` for any other executor.
 
         Raises:
             RuntimeError: The pool is broken or shut down.
@@ -102,14 +102,17 @@ class SyncAttempt(RunningAttempt):
         CURRENT.set(self.seen)
         try:
             args, kwargs = self.call_arguments()
-            self.start_clock()
-            started_at = self.started_at or 0.0
-            self.services.post_quietly(Started(self.unit, self.seen.attempt, started_at))
+            self._code_begins()
             value = self.spec.function(*args, **kwargs)
             self.ended_at = self.services.monotonic()
         except BaseException as error:  # noqa: BLE001 - everything is the task's failure (A5)
             return None, error
         return value, None
+
+    def _code_begins(self) -> None:
+        self.start_clock()
+        started = Started(self.unit, self.seen.attempt, self.started_at or 0.0)
+        self.services.post_quietly(started)
 
 
 class ThreadAttempt(SyncAttempt):
@@ -141,7 +144,7 @@ class ThreadAttempt(SyncAttempt):
 class PoolAttempt(SyncAttempt):
     """A call on an executor that flowrun did not make."""
 
-    __slots__ = ("_future", "_is_withdrawing", "_kind", "_ran_here")
+    __slots__ = ("_future", "_has_begun_there", "_is_withdrawing", "_kind", "_ran_here")
 
     def start(self, pool: Executor, kind: str) -> None:
         """Submit the call; see :meth:`SyncAttempt.start`.
@@ -154,15 +157,24 @@ class PoolAttempt(SyncAttempt):
 
         self._begin = threading.Lock()
         self._kind = kind
-        self._ran_here = self._is_withdrawing = False
-        call = PackedCall(self.remote_call()) if kind == "process" else PoolCall(self)
-        if kind != "thread":  # which alone shows when it begins a call (A1)
-            self.start_clock()
-            self.services.post_quietly(
-                Started(self.unit, self.seen.attempt, self.started_at or 0.0)
-            )
-        self._future: Future[Any] = pool.submit(call)
+        self._ran_here = self._is_withdrawing = self._has_begun_there = False
+        self._future: Future[Any]
+        if kind == "fresh process":
+            own = cast("ProcessPerAttemptExecutor", pool)
+            self._future = own.submit_task(PackedCall(self.remote_call()), self._begin_there)
+        else:
+            if kind != "thread":  # the others do not show when they begin a call (A1)
+                self._code_begins()
+            call = PackedCall(self.remote_call()) if kind == "process" else PoolCall(self)
+            self._future = pool.submit(call)
         self._future.add_done_callback(self._future_done)
+
+    def _begin_there(self) -> bool:
+        """Return whether the code may begin in its process, which is ready for it."""
+        self._has_begun_there = self._begin.acquire(blocking=False)
+        if self._has_begun_there:
+            self._code_begins()
+        return self._has_begun_there
 
     def remote_call(self) -> RemoteCall:
         """Return the call in the form in which it can leave this process."""
@@ -197,12 +209,14 @@ class PoolAttempt(SyncAttempt):
     def withdraw(self) -> bool:
         """Cancel the future; see :meth:`SyncAttempt.withdraw`."""
         if not self._begin.acquire(blocking=False):
-            return False  # it has begun in a thread of this process
+            return False  # it has begun, or its process has ended before it could
         self._is_withdrawing = True
         try:
             cancelled = self._future.cancel()
         except Exception:  # noqa: BLE001 - see waits_in_pool
             cancelled = False
+        if self._kind == "fresh process":
+            return True  # the answer is no from now on, and its process is being killed
         self._is_withdrawing = False
         # The standard library's futures can be cancelled only before their call begins; one of
         # another kind may have had its call killed, which takes a moment.
@@ -222,8 +236,8 @@ class PoolAttempt(SyncAttempt):
         """Go on without the code; see :meth:`RunningAttempt.give_up`."""
         if super().give_up():
             return True
-        # It never begins in this process; where else it may run, nobody can see.
-        if self._kind == "thread":
+        # It never begins in this process; where else it may run, only two kinds show.
+        if self._kind in ("thread", "fresh process"):
             return False
         self.services.abandoned.add(self)
         return True
@@ -236,9 +250,7 @@ class PoolAttempt(SyncAttempt):
 
     def _future_done(self, future: Future[Any]) -> None:
         """Take the outcome of a call that ran in another process; in any thread."""
-        if self._ran_here or (
-            self._is_withdrawing and type(future) is Future and future.cancelled()
-        ):
+        if self._ran_here or self._is_withdrawn(future):
             return
         try:
             self.has_ended = True
@@ -249,6 +261,11 @@ class PoolAttempt(SyncAttempt):
             self.send(value, error, text)
         except BaseException as wrong:  # noqa: BLE001 - flowrun's own
             self.deliver(self.crashed(wrong))
+
+    def _is_withdrawn(self, future: Future[Any]) -> bool:
+        if self._kind == "fresh process":
+            return not self._has_begun_there and not self._begin.acquire(blocking=False)
+        return self._is_withdrawing and type(future) is Future and future.cancelled()
 
     def _collected(
         self, future: Future[Any]

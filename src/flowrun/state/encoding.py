@@ -51,6 +51,11 @@ def encode(
     raise ResultNotStorableError(message, run_id, task_name) from cause
 
 
+def is_readable(serializer: ResultSerializer, stored_name: str) -> bool:
+    """Return whether a store with this serializer reads what the one of that name has made."""
+    return stored_name in (serializer_name(serializer), _JSON.name)
+
+
 def decode(serializer: ResultSerializer, stored_name: str, data: bytes) -> object:
     """Return the value of a stored result.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import queue
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, cast
@@ -79,7 +78,6 @@ class Journal:
         self._queue: _Queue = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._process = 0
         self._unsaved: dict[str, RunRecord] = {}
 
     def submit(self, changes: Sequence[Change], reply: Callable[[Errors], object]) -> None:
@@ -91,7 +89,7 @@ class Journal:
                 before this returns if the store does not block.
 
         Raises:
-            RuntimeError: The system gives no thread.
+            StoreError: The system gives no thread.
         """
         if self.store.blocking:
             self._put(_Entry(changes, reply))
@@ -102,7 +100,7 @@ class Journal:
         """Call something that writes to the store, after everything submitted before.
 
         Raises:
-            RuntimeError: The system gives no thread.
+            StoreError: The system gives no thread.
             BaseException: What the function has raised.
         """
         if not self.store.blocking or threading.current_thread() is self._thread:
@@ -192,11 +190,15 @@ class Journal:
 
     def _put(self, item: _Entry | _Call) -> None:
         with self._lock:
-            if self._thread is None or self._process != os.getpid():
+            if self._thread is None:
                 # Daemonic: a store that hangs must not keep the interpreter from ending.
                 thread = threading.Thread(target=self._work, name="flowrun-journal", daemon=True)
-                thread.start()
-                self._thread, self._process = thread, os.getpid()
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    msg = f"no thread could be started to write with: {error_line(error)}"
+                    raise StoreError(msg) from error
+                self._thread = thread
             self._queue.put(item)
 
     def _work(self) -> None:

@@ -14,6 +14,7 @@ from flowrun.errors import (
     UnknownRunError,
     duplicate_run,
 )
+from flowrun.forks import call_in_children
 from flowrun.state.protocol import ALL_RUNS
 from flowrun.state.records import NoResult, TaskRecord, TaskStatus
 
@@ -59,11 +60,16 @@ class InMemoryStateStore:
         _check_bound("keep_results_of", keep_results_of)
         self._max_finished_runs = max_finished_runs
         self._keep_results_of = keep_results_of
-        self._lock = threading.Lock()
+        self._start_over()
         # The tasks of a run are in a dict of the store's own, which is replaced entry by entry.
         self._runs: dict[str, RunRecord] = {}
         self._tasks: dict[str, dict[str, TaskRecord]] = {}
         self._finished: deque[str] = deque()
+        call_in_children(self._start_over)
+
+    def _start_over(self) -> None:
+        """Begin with a lock of its own: a forked child has a copy of the runs."""
+        self._lock = threading.Lock()
 
     def create_run(self, run: RunRecord) -> None:
         """Keep a new run; see :meth:`StateStoreProtocol.create_run`."""
@@ -74,8 +80,8 @@ class InMemoryStateStore:
             if run.resumed_from is not None:
                 self._check_ancestor(run, run.resumed_from)
                 self._carry_over(tasks, run.resumed_from)
+            self._tasks[run.run_id] = tasks  # first, as a fork may come between the two
             self._runs[run.run_id] = run._replace(tasks={})
-            self._tasks[run.run_id] = tasks
 
     def save(self, changes: Sequence[Change]) -> None:
         """Keep changes; see :meth:`StateStoreProtocol.save`."""

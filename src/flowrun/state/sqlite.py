@@ -186,6 +186,7 @@ class SqliteStateStore:
 
     def load_run(self, run_id: str, *, results: bool) -> RunRecord:
         """Return a run as last saved; see :meth:`StateStoreProtocol.load_run`."""
+        self._file.check_process()
         if not results:
             return self._reader.run(run_id, results=False)[0]
         with self._lock:
@@ -226,6 +227,10 @@ class SqliteStateStore:
     def stored_results(self, run_id: str, most: int = 200) -> dict[str, tuple[str, int, bytes]]:
         """Return every kept result of a run undecoded, by task; see :meth:`stored_result`."""
         return self._reader.peek(run_id, None, most)
+
+    def unreadable_results(self, run_id: str) -> set[str]:
+        """Return the tasks of a run whose results a serializer made that is not the store's."""
+        return self._reader.written_by_others(run_id)
 
     @property
     def _owner(self) -> int:

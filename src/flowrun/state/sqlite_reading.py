@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from flowrun.errors import DamagedRecordError, ResultNotReadableError, UnknownRunError
 from flowrun.state import statements as sql
-from flowrun.state.encoding import decode
+from flowrun.state.encoding import decode, is_readable
 from flowrun.state.records import NoResult
 from flowrun.state.rows import (
     check_run_row,
@@ -224,6 +224,16 @@ class SqliteReader:
                     raise DamagedRecordError(run_id, text_of(name), problem)
                 found[text_of(name)] = serializer, size, head
         return found
+
+    def written_by_others(self, run_id: str) -> set[str]:
+        """Return the tasks of a run whose results this store's serializer cannot read."""
+        with self._connections.reading() as db:
+            rows = db.execute(sql.PEEK_RESULTS, {"run_id": run_id, "name": None, "most": 0})
+            return {
+                text_of(name)
+                for name, by, *_ in rows
+                if isinstance(by, str) and not is_readable(self._serializer, by)
+            }
 
     def _certain(self, read: Callable[[sqlite3.Connection], T]) -> T:
         """Read again if an owner is found dead: it may have ended its run since (D3).
