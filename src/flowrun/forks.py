@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import MethodType
 
-_methods: set[weakref.WeakMethod[Callable[[], object]]] = set()
+_methods: weakref.WeakKeyDictionary[object, str] = weakref.WeakKeyDictionary()
 
 
 def call_in_children(method: Callable[[], object]) -> None:
@@ -21,12 +22,13 @@ def call_in_children(method: Callable[[], object]) -> None:
     Args:
         method: A bound method that replaces locks and forgets threads; it must not wait.
     """
-    _methods.add(weakref.WeakMethod(method, _methods.discard))
+    bound = cast("MethodType", method)
+    _methods[bound.__self__] = bound.__name__
 
 
 def _call_all() -> None:
-    for method in filter(None, [reference() for reference in list(_methods)]):
-        method()
+    for owner, method in list(_methods.items()):
+        getattr(owner, method)()
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch - there is none on Windows
