@@ -8,7 +8,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from flowrun.errors import ResultNotReadableError
-from flowrun.state.serializers import short, type_name
+from flowrun.state.serializers import kind_of, short, type_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     """By module and name."""
 
 _MOST_OF_A_NAME = 200
+
+_TUPLE: Any = tuple
+"""Its own methods are called: a class may have others of these names."""
 
 
 class UnstorableError(Exception):
@@ -42,7 +45,7 @@ def require(fits: bool, otherwise: str) -> None:  # noqa: FBT001 - reads as an a
 
 def may_be_given(kind: type) -> bool:
     """Return whether objects of a class can be kept if the class is given."""
-    mark = "_fields" if issubclass(kind, tuple) else "__dataclass_fields__"
+    mark = "_fields" if _is_tuple(kind) else "__dataclass_fields__"
     try:
         type.__getattribute__(kind, mark)  # a metaclass has no say
     except AttributeError:
@@ -70,10 +73,14 @@ def short_name(name: str) -> str:
 
 
 def _fields_of(kind: Any) -> Sequence[str]:  # noqa: ANN401 - a dataclass or a named tuple
-    return kind._fields if issubclass(kind, tuple) else [field.name for field in fields(kind)]
+    return kind._fields if _is_tuple(kind) else [field.name for field in fields(kind)]
 
 
-def object_parts(kind: type, value: Any) -> list[object]:  # noqa: ANN401 - an object of it
+def _is_tuple(kind: type) -> bool:
+    return issubclass(kind, tuple)
+
+
+def object_parts(kind: Any, value: Any) -> list[object]:  # noqa: ANN401 - an object of it
     """Return the name of a class, then its object's fields and values by turns, or the member.
 
     Raises:
@@ -85,8 +92,8 @@ def object_parts(kind: type, value: Any) -> list[object]:  # noqa: ANN401 - an o
         require(kind.__members__.get(value._name_) is value, "the enum has no member of that name")
         return [type_name(kind), value._name_]
     names, found = _fields_of(kind), attributes(value)
-    if issubclass(kind, tuple):
-        found |= zip(names, tuple.__iter__(value), strict=True)
+    if _is_tuple(kind):
+        found |= zip(names, _TUPLE.__iter__(value), strict=True)
     for name in sorted(found.keys() ^ names, key=str):
         what = "is no field" if name in found else "is not set"
         problem = f"its attribute {short(name)} {what}, so it would not come back as it is"
@@ -117,8 +124,8 @@ def object_of(classes: Classes, name: str, *parts: Any) -> object:  # noqa: ANN4
             f"the fields of {name} are not those of the stored result any more; run its task again"
         )
         raise ResultNotReadableError(message)
-    if issubclass(kind, tuple):
-        return tuple.__new__(kind, map(found.__getitem__, names))
+    if _is_tuple(kind):
+        return _TUPLE.__new__(kind, map(found.__getitem__, names))
     made = object.__new__(kind)
     for field in names:
         object.__setattr__(made, field, found[field])  # it may be frozen
@@ -128,8 +135,10 @@ def object_of(classes: Classes, name: str, *parts: Any) -> object:  # noqa: ANN4
 def attributes(value: object) -> dict[str, object]:
     """Return all that an object keeps in its ``__dict__`` and its slots."""
     state: Any = object.__getstate__(value)
-    both = state if type(state) is tuple else (state,)
-    return {name: part for some in both for name, part in (some or {}).items()}
+    if kind_of(state) is tuple:
+        in_dict, in_slots = state
+        return {**(in_dict or {}), **in_slots}
+    return state or {}
 
 
 def dict_of(*parts: object) -> dict[object, object]:
