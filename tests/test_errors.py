@@ -28,7 +28,7 @@ def drawn() -> dict[str, tuple[str | None, list[str]]]:
     found: dict[str, tuple[str | None, list[str]]] = {}
     path: list[str] = []
     for line in (errors.__doc__ or "").splitlines():
-        match = re.match(r"^(    [│ ├└─]*)([A-Z]\w+Error)\b(?: \(([\w., ]+)\))?", line)
+        match = re.match(r"^(    [│ ├└─]*)([A-Z]\w+)\b(?: \(([\w., ]+)\))?", line)
         if match is None:
             continue
         depth = (len(match[1]) - 4) // 4
@@ -65,6 +65,7 @@ MADE: list[FlowrunError] = [
     errors.CycleError("d", ["p"]),
     errors.UnfilledParameterError("d", ["p"]),
     errors.UnknownExecutorError("d", ["p"]),
+    errors.UnknownLimitError("d", ["p"]),
     errors.UnknownDagError("d", ["e"], ["t"]),
     errors.UnknownTaskError("d", "t", ["u"]),
     errors.UnknownRunError("r"),
@@ -78,6 +79,8 @@ MADE: list[FlowrunError] = [
     errors.TaskTimeoutError("x"),
     errors.AttemptCancelledError("x"),
     errors.NonRetryableError("x"),
+    errors.RetryAfter(3.0, "m"),
+    errors.SkipTask("m"),
     errors.ExecutorError("x"),
     errors.NotPicklableError("x"),
     errors.ProcessDiedError("x"),

@@ -2,8 +2,7 @@
 
 A value that is not plain JSON is written as ``{"$flowrun": [name, part, ...]}``. A user's dict
 that has this key is tagged too, so that the two are never confused. The table at the end says
-how each type is taken apart and rebuilt. Objects of classes that were given are taken apart into
-their fields, and rebuilt without their constructor.
+how each type is taken apart and rebuilt; ``json_objects`` does it for objects of given classes.
 
 One walk makes plain JSON of a value; the C encoder writes it. A call of that encoder holds the
 interpreter, so the items of a long outermost container are written some hundred at a time, with a
@@ -18,10 +17,8 @@ import struct
 from base64 import b64decode, b64encode
 from collections import Counter, OrderedDict, defaultdict, deque
 from contextlib import suppress
-from dataclasses import fields
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
-from enum import Enum, Flag
 from functools import partial
 from itertools import chain, islice
 from pathlib import PosixPath, PurePath, PurePosixPath, PureWindowsPath, WindowsPath
@@ -30,12 +27,23 @@ from uuid import UUID, SafeUUID
 from zoneinfo import ZoneInfo
 
 from flowrun.errors import ResultNotReadableError, ResultNotStorableError
+from flowrun.state.json_objects import (
+    UnstorableError,
+    attributes,
+    dict_of,
+    may_be_given,
+    name_to_keep,
+    object_of,
+    object_parts,
+    require,
+    short_name,
+)
 from flowrun.state.serializers import kind_of, short, type_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
-    _Classes: TypeAlias = Mapping[str, type]
+    from flowrun.state.json_objects import Classes
 
 _TAG = "$flowrun"
 _TAG_KEY = b'"$flowrun"'
@@ -44,7 +52,6 @@ _DEEPEST = 500  # Python 3.11 shares its limit of 1,000 calls between the decode
 _LONGEST = 1 << 29  # SQLite keeps at most 1,000,000,000 bytes in a row.
 _PIECE = 512  # items of the outermost container for one call of the encoder
 _LONG_TEXT = 1 << 18
-_MOST_OF_A_NAME = 200
 
 
 class JsonSerializer:
@@ -99,7 +106,7 @@ class JsonSerializer:
         self.name = "json"
         self._max_bytes = max_bytes
         self._max_depth = max_depth
-        self._classes: _Classes = {_name_to_keep(kind): kind for kind in classes}
+        self._classes: Classes = {name_to_keep(kind): kind for kind in classes}
 
     @property
     def faithful(self) -> bool:
@@ -123,7 +130,7 @@ class JsonSerializer:
                 text = _Walk(_ATOMS, self._max_depth, self._classes).text(obj)
             except ValueError:  # JSON or UTF-8 cannot express a number or a text
                 text = _Walk(_CERTAIN, self._max_depth, self._classes).text(obj)
-        except _UnstorableError as error:
+        except UnstorableError as error:
             problem = f"{error.place()}: {error}."
         except RuntimeError as error:
             problem = f"result: it changed while it was written, or the stack is full: {error}"
@@ -167,23 +174,9 @@ class JsonSerializer:
 _Revive: TypeAlias = "Callable[[dict[str, Any]], object]"
 
 
-class _UnstorableError(Exception):
-    """A part of a value that cannot be kept, and the way to it, innermost step first."""
-
-    def __init__(self, problem: str) -> None:
-        super().__init__(problem)
-        self.steps: list[tuple[str, str]] = []
-
-    def place(self) -> str:
-        place = "result"
-        for before, after in reversed(self.steps):
-            place = f"{before}{place}{after}"
-        return place
-
-
 _BROKEN = (
     *(ArithmeticError, AttributeError, LookupError, NotImplementedError, OSError),
-    *(RecursionError, TypeError, ValueError, struct.error, _UnstorableError),
+    *(RecursionError, TypeError, ValueError, struct.error, UnstorableError),
 )  # what constructors of the tagged types raise for parts that they cannot take
 
 
@@ -199,7 +192,7 @@ class _Walk:
 
     __slots__ = ("_atoms", "_classes", "_has_long", "_max_depth", "_open")
 
-    def __init__(self, atoms: frozenset[int], max_depth: int, classes: _Classes) -> None:
+    def __init__(self, atoms: frozenset[int], max_depth: int, classes: Classes) -> None:
         self._atoms = atoms
         self._classes = classes
         self._max_depth = max_depth
@@ -228,7 +221,7 @@ class _Walk:
             name, parts = _taken_apart(kind, value, self._classes)
         depth += 2 if name else 1
         if id(value) in self._open or depth > self._max_depth:
-            raise _UnstorableError(self._problem_of(value))
+            raise UnstorableError(self._problem_of(value))
         if len(parts) <= _PIECE and atoms.issuperset(map(id, map(type, parts))):
             return {_TAG: [name, *parts]} if name else value
         self._has_long |= len(parts) > _PIECE
@@ -239,7 +232,7 @@ class _Walk:
             for part in parts:
                 plain = part if id(kind_of(part)) in atoms else self.plain(part, depth)
                 found.append(plain)  # one by one: its length is the number of a refused part
-        except _UnstorableError as error:
+        except UnstorableError as error:
             error.steps.append(_step(name, len(found), parts if name else keys))
             raise
         self._open.discard(id(value))
@@ -271,11 +264,11 @@ def _is_expressible(value: Any) -> bool:  # noqa: ANN401 - a text or a number
         return False
 
 
-def _taken_apart(kind: type, value: object, classes: _Classes) -> tuple[str, Collection[Any]]:
+def _taken_apart(kind: type, value: object, classes: Classes) -> tuple[str, Collection[Any]]:
     """Return the tag of a value, and its parts.
 
     Raises:
-        _UnstorableError: It has no tag, or would come back as something else.
+        UnstorableError: It has no tag, or would come back as something else.
     """
     problem, remedy = "it has no JSON form", "Return"
     try:
@@ -283,21 +276,21 @@ def _taken_apart(kind: type, value: object, classes: _Classes) -> tuple[str, Col
         if row is not None:
             return row[0], row[1](value)
         if classes.get(type_name(kind)) is kind:
-            return "object", _object_parts(kind, value)
-    except _UnstorableError as error:
+            return "object", object_parts(kind, value)
+    except UnstorableError as error:
         problem = str(error)
     else:
         bases = [base.__name__ for base in (*_TYPES, list) if issubclass(kind, base)]
-        if _may_be_given(kind):
+        if may_be_given(kind):
             problem = "its class is not among those it was given"
-            remedy = f"Write JsonSerializer(classes=[{_short_name(type_name(kind))}]), return"
+            remedy = f"Write JsonSerializer(classes=[{short_name(type_name(kind))}]), return"
         elif bases:
             problem = f"it is a subclass of {bases[0]} and would come back as a plain one"
     message = (
         f"{type_name(kind)} cannot be kept by JsonSerializer: {problem}."
         f" {remedy} what it is made of, or use PickleSerializer"
     )
-    raise _UnstorableError(message)
+    raise UnstorableError(message)
 
 
 def _step(name: str, number: int, around: Sequence[object]) -> tuple[str, str]:
@@ -357,7 +350,7 @@ def _read(data: bytes, max_depth: int, revive: _Revive) -> Any:  # noqa: ANN401 
             with suppress(*_BROKEN):  # other line breaks, or damage: the whole text will tell
                 for line in data[len(head) : -len(tail)].split(b",\n"):
                     items = _decoded(b"[%b]" % line, max_depth - levels, revive)
-                    _require(bool(items), "a comma without an item")
+                    require(bool(items), "a comma without an item")
                     found += items
                 return revive({_TAG: found}) if levels else found
     return _decoded(data, max_depth, revive)
@@ -393,101 +386,20 @@ def _check_nesting(data: bytes, max_depth: int) -> None:
 _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b'[]{}"')
 
 
-def _revived(classes: _Classes, found: dict[str, Any]) -> object:
+def _revived(classes: Classes, found: dict[str, Any]) -> object:
     """Return what a decoded JSON object stands for: itself, unless it carries the tag."""
     if _TAG not in found:
         return found
     content = found[_TAG]
     is_tagged = len(found) == 1 and kind_of(content) is list and bool(content)
-    _require(is_tagged, f"an object with the key {_TAG!r} that flowrun did not write")
+    require(is_tagged, f"an object with the key {_TAG!r} that flowrun did not write")
     name, *parts = content
     if name == "object":
-        return _object_of(classes, *parts)
+        return object_of(classes, *parts)
     if kind_of(name) is not str or name not in _BY_TAG:
         message = f"a kind of value, {ascii(name)[:80]}, that only a newer flowrun may have written"
         raise ValueError(message)
     return _BY_TAG[name](*parts)
-
-
-def _may_be_given(kind: type) -> bool:
-    """Return whether objects of a class can be kept if the class is given."""
-    mark = "_fields" if issubclass(kind, tuple) else "__dataclass_fields__"
-    try:
-        type.__getattribute__(kind, mark)  # a metaclass has no say
-    except AttributeError:
-        return issubclass(kind, Enum)
-    return True
-
-
-def _name_to_keep(kind: Any) -> str:  # noqa: ANN401 - what the caller gave
-    if isinstance(kind, type) and _may_be_given(kind):
-        return type_name(kind)
-    message = (
-        f"JsonSerializer(classes=) takes dataclasses, enums and named tuples, not {short(kind)}"
-    )
-    raise TypeError(message)
-
-
-def _short_name(name: str) -> str:
-    return name.rpartition(".")[2]
-
-
-def _fields_of(kind: Any) -> Sequence[str]:  # noqa: ANN401 - a dataclass or a named tuple
-    return kind._fields if issubclass(kind, tuple) else [field.name for field in fields(kind)]
-
-
-def _object_parts(kind: type, value: Any) -> list[object]:  # noqa: ANN401 - an object of it
-    if issubclass(kind, Flag):
-        return [type_name(kind), value._value_]
-    if issubclass(kind, Enum):
-        _require(kind.__members__.get(value._name_) is value, "the enum has no member of that name")
-        return [type_name(kind), value._name_]
-    names, found = _fields_of(kind), _attributes(value)
-    if issubclass(kind, tuple):
-        found |= zip(names, value, strict=True)
-    for name in found.keys() ^ names:
-        what = "is no field" if name in found else "is not set"
-        problem = f"its attribute {name!r} {what}, so it would not come back as it is"
-        raise _UnstorableError(problem)
-    return [type_name(kind), *chain.from_iterable((name, found[name]) for name in names)]
-
-
-def _object_of(classes: _Classes, name: str, *parts: Any) -> object:  # noqa: ANN401 - plain JSON
-    kind: Any = classes.get(name)
-    if kind is None:
-        shown = ascii(str(name))[1:-1][:_MOST_OF_A_NAME]
-        message = (
-            f"the stored result holds a {shown}, and objects are made only of classes that"
-            f" JsonSerializer was given: write JsonSerializer(classes=[{_short_name(shown)}])"
-        )
-        raise ResultNotReadableError(message)
-    if issubclass(kind, Enum):
-        (part,) = parts
-        return kind(part) if issubclass(kind, Flag) else kind.__members__[part]
-    found, names = _dict_of(*parts), _fields_of(kind)
-    if found.keys() != {*names}:
-        message = (
-            f"the fields of {name} are not those of the stored result any more; run its task again"
-        )
-        raise ResultNotReadableError(message)
-    if issubclass(kind, tuple):
-        return tuple.__new__(kind, map(found.__getitem__, names))
-    made = object.__new__(kind)
-    for field in names:
-        object.__setattr__(made, field, found[field])  # it may be frozen
-    return made
-
-
-def _attributes(value: object) -> dict[str, object]:
-    """Return all that an object keeps in its ``__dict__`` and its slots."""
-    state: Any = object.__getstate__(value)
-    both = state if type(state) is tuple else (state,)
-    return {name: part for some in both for name, part in (some or {}).items()}
-
-
-def _require(fits: bool, otherwise: str) -> None:  # noqa: FBT001 - reads as an assertion
-    if not fits:
-        raise _UnstorableError(otherwise)
 
 
 _USUAL_NAN = struct.pack(">d", math.nan)
@@ -511,14 +423,14 @@ def _float_of(text: str) -> float:
     if text in {"nan", "inf", "-inf"}:
         return float(text)
     value: float = struct.unpack(">d", bytes.fromhex(text))[0]
-    _require(math.isnan(value), "a tagged float that is an ordinary number")
+    require(math.isnan(value), "a tagged float that is an ordinary number")
     return value
 
 
 def _moment_parts(value: datetime | time) -> list[object]:
     zone = value.tzinfo
     if type(zone) is ZoneInfo:
-        _require(bool(zone.key), "its ZoneInfo has no key to find it by again")
+        require(bool(zone.key), "its ZoneInfo has no key to find it by again")
         return [value.isoformat(), value.fold, "zone", zone.key]
     if type(zone) is timezone:
         offset, name = zone.utcoffset(None), zone.tzname(None)
@@ -528,7 +440,7 @@ def _moment_parts(value: datetime | time) -> list[object]:
             return [value.isoformat(), value.fold, "offset", [microseconds, name]]
     elif zone is not None:
         problem = f"its tzinfo is a {type_name(type(zone))}; a timezone or a ZoneInfo can be kept"
-        raise _UnstorableError(problem)
+        raise UnstorableError(problem)
     return [value.isoformat(), value.fold] if value.fold else [value.isoformat()]
 
 
@@ -554,7 +466,7 @@ def _moment_of(
 def _decimal_of(text: str) -> Decimal:
     value = Decimal(text)
     # A thread that switched decimal's traps off gets NaN instead of an error.
-    _require(not value.is_nan() or "nan" in text.lower(), "a Decimal that is no number")
+    require(not value.is_nan() or "nan" in text.lower(), "a Decimal that is no number")
     return value
 
 
@@ -569,7 +481,7 @@ def _uuid_of(text: str, safe: int | None = None) -> UUID:
 
 def _path_parts(value: PurePath) -> list[object]:
     text = str(value)
-    _require(type(value)(text).parts == value.parts, "its text would be read as another path")
+    require(type(value)(text).parts == value.parts, "its text would be read as another path")
     return [text]
 
 
@@ -579,38 +491,32 @@ def _complex_of(real: object, imaginary: object) -> complex:
     raise TypeError
 
 
-def _dict_of(*parts: object) -> dict[object, object]:
-    found = dict(zip(parts[::2], parts[1::2], strict=True))
-    _require(len(found) * 2 == len(parts), "a key that stands in its dict twice")
-    return found
-
-
 def _items(value: dict[object, object]) -> list[object]:
     # A class that is written in Python gives its objects a ``__dict__``.
-    _require(not _attributes(value), "it has attributes, which would be lost")
+    require(not attributes(value), "it has attributes, which would be lost")
     return [*chain.from_iterable(value.items())]
 
 
 def _defaultdict_parts(value: defaultdict[object, object]) -> list[object]:
     names = [name for name, factory in _FACTORIES.items() if factory is value.default_factory]
     problem = f"its factory is none of {', '.join(map(str, _FACTORIES))}"
-    _require(bool(names), problem)
+    require(bool(names), problem)
     return [*names, *_items(value)]
 
 
 def _defaultdict_of(factory: str | None, *parts: object) -> object:
-    return defaultdict(_FACTORIES[factory], _dict_of(*parts))
+    return defaultdict(_FACTORIES[factory], dict_of(*parts))
 
 
 def _deque_of(max_length: int | None, *parts: object) -> object:
     found = deque(parts, max_length)
-    _require(len(found) == len(parts), "a deque of more items than it may have")
+    require(len(found) == len(parts), "a deque of more items than it may have")
     return found
 
 
 def _set_of(kind: type[set[object] | frozenset[object]], *parts: object) -> object:
     found = kind(parts)
-    _require(len(found) == len(parts), "an element that stands in its set twice")
+    require(len(found) == len(parts), "an element that stands in its set twice")
     return found
 
 
@@ -628,12 +534,12 @@ _FACTORIES: dict[str | None, Callable[[], object] | None] = {
 _Row: TypeAlias = "tuple[str, Callable[[Any], Collection[Any]], Callable[..., object]]"
 
 _TYPES: dict[type, _Row] = {  # a type's tag, how it is taken apart, how it is rebuilt
-    OrderedDict: ("OrderedDict", _items, lambda *parts: OrderedDict(_dict_of(*parts))),
-    Counter: ("Counter", _items, lambda *parts: Counter(_dict_of(*parts))),
+    OrderedDict: ("OrderedDict", _items, lambda *parts: OrderedDict(dict_of(*parts))),
+    Counter: ("Counter", _items, lambda *parts: Counter(dict_of(*parts))),
     defaultdict: ("defaultdict", _defaultdict_parts, _defaultdict_of),
     deque: ("deque", lambda value: [value.maxlen, *value], _deque_of),
     # JSON has the next four; they are tagged only where it cannot express the value.
-    dict: ("dict", lambda value: [*chain.from_iterable(value.items())], _dict_of),
+    dict: ("dict", lambda value: [*chain.from_iterable(value.items())], dict_of),
     str: (  # with a lone surrogate: UTF-8 has none, and JSON's escapes would join two of them
         "str",
         lambda value: _base64(value.encode("utf-8", "surrogatepass")),
