@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from flowrun.registry import TaskRegistry, TaskSpec, TaskTemplate, task, task_template
     from flowrun.render import ProgressHook
     from flowrun.report import AttemptReport, RunReport, TaskReport
-    from flowrun.scheduler import PlannedTask, ResumePlan
+    from flowrun.scheduler import PlannedTask, ResumePlan, RunOptions
     from flowrun.state import (
         Change,
         InMemoryStateStore,
@@ -74,6 +74,7 @@ __all__ = [
     "RunCancelledError",
     "RunContext",
     "RunHook",
+    "RunOptions",
     "RunQuery",
     "RunRecord",
     "RunReport",
@@ -127,7 +128,7 @@ _HOMES = {
     "flowrun.registry": ("TaskRegistry", "TaskSpec", "TaskTemplate", "task", "task_template"),
     "flowrun.render": ("ProgressHook",),
     "flowrun.report": ("AttemptReport", "RunReport", "TaskReport"),
-    "flowrun.scheduler": ("PlannedTask", "ResumePlan"),
+    "flowrun.scheduler": ("PlannedTask", "ResumePlan", "RunOptions"),
     "flowrun.state": (
         "Change",
         "InMemoryStateStore",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from flowrun import render
 from flowrun.config import SchedulerConfig
 from flowrun.dag_scope import DagScope
-from flowrun.errors import DefinitionError, listed
+from flowrun.errors import listed
 from flowrun.executors import WorkerThreads
 from flowrun.graph import Graphs
 from flowrun.hooks import HookDispatcher, RunHook
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from flowrun.graph import Graph
     from flowrun.registry import TemplateOptions
     from flowrun.render import GraphStyle
-    from flowrun.scheduler import ResumePlan
+    from flowrun.scheduler import ResumePlan, RunOptions
     from flowrun.state import RunSummary, StateStoreProtocol
 
 _HOOK_THREADS = 32
@@ -173,21 +173,14 @@ class Engine(Declaring):
         self,
         dag_name: str,
         context: RunContext[Any] | None = None,
-        *,
-        timeout_s: float | None = None,
-        fail_fast: bool = False,
-        metadata: Mapping[str, object] | None = None,
+        **options: Unpack[RunOptions],
     ) -> str:
         """Run a DAG and return the run's id, whether its tasks succeeded or not.
 
         Args:
             dag_name: The DAG.
             context: Passed to every task with a ``RunContext`` parameter.
-            timeout_s: Seconds for the whole run. The engine then stops the run, and the report
-                says so.
-            fail_fast: ``True`` ends the run at the first final failure: what runs is cancelled,
-                the rest is skipped, and this returns.
-            metadata: JSON values that are kept with the run and shown in its report.
+            **options: See :class:`RunOptions`.
 
         Raises:
             ValueError: The DAG is unknown or has mistakes; nothing was started.
@@ -198,18 +191,15 @@ class Engine(Declaring):
         """
         self.require_open("run a DAG")
         graph = self.graph(dag_name)
-        record = self._starter.new_record(graph, metadata)
-        return await self._starter.execute(graph, record, context, timeout_s, fail_fast=fail_fast)
+        record = self._starter.new_record(graph, context, options)
+        return await self._starter.execute(graph, record, context, options)
 
-    async def run_subgraph(  # noqa: PLR0913 - the options of a run
+    async def run_subgraph(
         self,
         dag_name: str,
         targets: Sequence[str],
         context: RunContext[Any] | None = None,
-        *,
-        timeout_s: float | None = None,
-        fail_fast: bool = False,
-        metadata: Mapping[str, object] | None = None,
+        **options: Unpack[RunOptions],
     ) -> str:
         """Run these tasks and everything they depend on; return the run's id.
 
@@ -217,36 +207,23 @@ class Engine(Declaring):
             dag_name: The DAG.
             targets: Names of tasks, or decorated callables; at least one.
             context: As for :meth:`run_once`.
-            timeout_s: As for :meth:`run_once`.
-            fail_fast: As for :meth:`run_once`.
-            metadata: As for :meth:`run_once`.
+            **options: See :class:`RunOptions`.
 
         Raises:
             UnknownTaskError: A target is not a task of the DAG.
             ValueError: The DAG is unknown or has mistakes, or there is no target.
         """
         self.require_open("run a sub-graph")
-        graph = self.graph(dag_name)
-        names = self._graphs.task_names(graph, targets, "targets")
-        if not names:
-            msg = (
-                f"DAG {dag_name!r}: targets is empty, so there is nothing to run; name at least"
-                f" one of {listed(graph.names)}, or use run_once() for the whole DAG"
-            )
-            raise DefinitionError(msg)
-        graph = graph.subgraph(names)
-        record = self._starter.new_record(graph, metadata)
-        return await self._starter.execute(graph, record, context, timeout_s, fail_fast=fail_fast)
+        graph = self._graphs.subgraph(dag_name, targets)
+        record = self._starter.new_record(graph, context, options)
+        return await self._starter.execute(graph, record, context, options)
 
-    async def resume(  # noqa: PLR0913 - the options of a run
+    async def resume(
         self,
         run_id: str,
         from_tasks: Sequence[str] | None = None,
         context: RunContext[Any] | None = None,
-        *,
-        timeout_s: float | None = None,
-        fail_fast: bool = False,
-        metadata: Mapping[str, object] | None = None,
+        **options: Unpack[RunOptions],
     ) -> str:
         """Finish an ended run in a new run; return the new run's id.
 
@@ -258,14 +235,10 @@ class Engine(Declaring):
                 of those runs.
             from_tasks: Run these again, and everything that depends on them.
             context: As for :meth:`run_once`.
-            timeout_s: As for :meth:`run_once`.
-            fail_fast: As for :meth:`run_once`.
-            metadata: As for :meth:`run_once`; by default that of the old run.
+            **options: See :class:`RunOptions`.
         """
         self.require_open("resume a run")
-        return await self._resumer.resume(
-            run_id, from_tasks, context, timeout_s, metadata, fail_fast=fail_fast
-        )
+        return await self._resumer.resume(run_id, from_tasks, context, options)
 
     def plan_resume(self, run_id: str, from_tasks: Sequence[str] | None = None) -> ResumePlan:
         """Return what :meth:`resume` would do with each task, keep or run, and why.

@@ -8,13 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flowrun.context import CURRENT
-from flowrun.scheduler.checks import (
-    check_context,
-    check_run_timeout,
-    checked_metadata,
-    checked_run_id,
-)
+from flowrun.scheduler.checks import checked_metadata, checked_run_id
 from flowrun.scheduler.nesting import Nesting, end_with
+from flowrun.scheduler.options import check_options
 from flowrun.scheduler.run import Run
 from flowrun.state import RunRecord, TaskRecord
 from flowrun.state.journal import store_error
@@ -25,6 +21,7 @@ if TYPE_CHECKING:
     from flowrun.context import Attempt, RunContext
     from flowrun.graph import Graph
     from flowrun.scheduler.lifecycle import Lifecycle
+    from flowrun.scheduler.options import RunOptions
     from flowrun.scheduler.services import Services
     from flowrun.state import StateStoreProtocol
 
@@ -40,34 +37,30 @@ class Starter:
         self.lifecycle = lifecycle
         self._nesting = nesting
 
-    def new_record(self, graph: Graph, metadata: Mapping[str, object] | None) -> RunRecord:
-        """Return the record of a new run, in which no task has started."""
+    def new_record(
+        self, graph: Graph, context: RunContext[Any] | None, options: RunOptions
+    ) -> RunRecord:
+        """Check what a caller gave, and return the record of a run in which no task has started."""
+        check_options(graph, context, options)
         names, config = graph.names, self.services.config
         return RunRecord(
             checked_run_id(config.new_run_id()),
             graph.dag_name,
             config.clock.time(),
             dict(zip(names, map(TaskRecord, names, graph.dependency_names), strict=True)),
-            metadata=checked_metadata(metadata),
+            metadata=checked_metadata(options.get("metadata")),
             targets=graph.targets,
         )
 
-    async def execute(  # noqa: PLR0913 - the options of a run
+    async def execute(
         self,
         graph: Graph,
         record: RunRecord,
         context: RunContext[Any] | None,
-        timeout_s: float | None,
+        options: RunOptions,
         values: Mapping[str, object] | None = None,
-        *,
-        fail_fast: bool = False,
     ) -> str:
-        """Create a run, carry it out, and return its id."""
-        check_context(graph, context)
-        check_run_timeout(graph, timeout_s)
-        if not isinstance(fail_fast, bool):
-            msg = f"fail_fast must be True or False, not {fail_fast!r:.80}"
-            raise TypeError(msg)
+        """Create a run, carry it out, and return its id; :meth:`new_record` has checked it."""
         self.lifecycle.end_lost()
         loop = asyncio.get_running_loop()
         with contextlib.ExitStack() as stack:
@@ -75,14 +68,15 @@ class Starter:
             if caller is not None:
                 record = record._replace(started_by=caller.run_id)
             limits = self._nesting.enter(caller, stack)
+            fails_fast = options.get("fail_fast", False)
             run = Run(
-                self.services, graph, record, context, limits, values or {}, fails_fast=fail_fast
+                self.services, graph, record, context, limits, values or {}, fails_fast=fails_fast
             )
             stack.enter_context(self.lifecycle.alive(run, loop))
             if caller is not None and not is_cancelled_with:
                 end_with(caller, run.request_cancel, stack)
             await run.create(partial(self._create, record))
-            await run.execute(timeout_s)
+            await run.execute(options.get("timeout_s"))
         return record.run_id
 
     def _create(self, record: RunRecord) -> None:
