@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from flowrun.context import Attempt, RunContext, current_attempt
     from flowrun.dag_scope import DagScope
     from flowrun.engine import Engine, build_default_engine
-    from flowrun.errors import FlowrunError, NonRetryableError, RunCancelledError
+    from flowrun.errors import FlowrunError, NonRetryableError, RunCancelledError, RunFailedError
     from flowrun.executors import ProcessPerAttemptExecutor
     from flowrun.hooks import (
         DagEndEvent,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from flowrun.registry import TaskRegistry, TaskSpec, TaskTemplate, task, task_template
     from flowrun.render import ProgressHook
     from flowrun.report import AttemptReport, RunReport, TaskReport
-    from flowrun.scheduler import PlannedTask, ResumePlan, RunOptions
+    from flowrun.scheduler import PlannedTask, ResumePlan, RunHandle, RunOptions
     from flowrun.state import (
         Change,
         InMemoryStateStore,
@@ -73,6 +73,8 @@ __all__ = [
     "RetryPolicy",
     "RunCancelledError",
     "RunContext",
+    "RunFailedError",
+    "RunHandle",
     "RunHook",
     "RunOptions",
     "RunQuery",
@@ -110,7 +112,7 @@ _HOMES = {
     "flowrun.context": ("Attempt", "RunContext", "current_attempt"),
     "flowrun.dag_scope": ("DagScope",),
     "flowrun.engine": ("Engine", "build_default_engine"),
-    "flowrun.errors": ("FlowrunError", "NonRetryableError", "RunCancelledError"),
+    "flowrun.errors": ("FlowrunError", "NonRetryableError", "RunCancelledError", "RunFailedError"),
     "flowrun.executors": ("ProcessPerAttemptExecutor",),
     "flowrun.hooks": (
         "DagEndEvent",
@@ -128,7 +130,7 @@ _HOMES = {
     "flowrun.registry": ("TaskRegistry", "TaskSpec", "TaskTemplate", "task", "task_template"),
     "flowrun.render": ("ProgressHook",),
     "flowrun.report": ("AttemptReport", "RunReport", "TaskReport"),
-    "flowrun.scheduler": ("PlannedTask", "ResumePlan", "RunOptions"),
+    "flowrun.scheduler": ("PlannedTask", "ResumePlan", "RunHandle", "RunOptions"),
     "flowrun.state": (
         "Change",
         "InMemoryStateStore",

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from flowrun.engine import Engine
     from flowrun.registry import TaskRegistry, TemplateOptions
     from flowrun.render import GraphStyle
-    from flowrun.scheduler import RunOptions
+    from flowrun.report import RunReport
+    from flowrun.scheduler import RunHandle, RunOptions
 
 
 class DagScope(Declaring):
@@ -46,6 +47,18 @@ class DagScope(Declaring):
     ) -> str:
         """Run the DAG; see :meth:`Engine.run_once`."""
         return await self._engine.run_once(self.name, context, **options)
+
+    def run(
+        self, context: RunContext[Any] | None = None, **options: Unpack[RunOptions]
+    ) -> RunReport:
+        """Run the DAG from code that is not async; see :meth:`Engine.run`."""
+        return self._engine.run(self.name, context, **options)
+
+    def start(
+        self, context: RunContext[Any] | None = None, **options: Unpack[RunOptions]
+    ) -> RunHandle:
+        """Start a run of the DAG; see :meth:`Engine.start`."""
+        return self._engine.start(self.name, context, **options)
 
     async def run_subgraph(
         self,

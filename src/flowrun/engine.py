@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
@@ -22,7 +23,7 @@ from flowrun.scheduler.limits import SharedLimits
 from flowrun.scheduler.nesting import Nesting
 from flowrun.scheduler.resuming import Resumer
 from flowrun.scheduler.services import Services
-from flowrun.scheduler.starting import Starter
+from flowrun.scheduler.starting import Starter, require_no_loop
 from flowrun.state import InMemoryStateStore
 from flowrun.state.journal import Journal
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from flowrun.graph import Graph
     from flowrun.registry import TemplateOptions
     from flowrun.render import GraphStyle
-    from flowrun.scheduler import ResumePlan, RunOptions
+    from flowrun.scheduler import ResumePlan, RunHandle, RunOptions
     from flowrun.state import RunSummary, StateStoreProtocol
 
 _HOOK_THREADS = 32
@@ -139,7 +140,8 @@ class Engine(Declaring):
         self.registry = registry
         self._store = store
         self._graphs = Graphs(registry, [name for name in pools if name], log("engine"))
-        self._starter = Starter(store, self._services, self._lifecycle, nesting)
+        read = self.get_run_report
+        self._starter = Starter(store, self._services, self._lifecycle, nesting, read)
         self._resumer = Resumer(self._starter, self._graphs, log("engine"))
         self._history = History(store, self._services, self._lifecycle)
         self._history.report_recovered()
@@ -187,12 +189,67 @@ class Engine(Declaring):
             ContextError: The context is not a ``RunContext``, or one is needed.
             EngineClosedError: The engine is closed.
             asyncio.CancelledError: The run was cancelled; it has ended.
+            RunFailedError: It has failed, with ``raise_on_failure=True``.
+            RunAliveError: The DAG runs already, with ``if_running="refuse"``.
             StoreError: The store failed; the run has ended.
         """
         self.require_open("run a DAG")
         graph = self.graph(dag_name)
         record = self._starter.new_record(graph, context, options)
         return await self._starter.execute(graph, record, context, options)
+
+    def run(
+        self,
+        dag_name: str,
+        context: RunContext[Any] | None = None,
+        **options: Unpack[RunOptions],
+    ) -> RunReport:
+        """Run a DAG from code that is not async, and return the run's report.
+
+        It uses ``asyncio.run``: Ctrl-C ends the run and raises ``KeyboardInterrupt``.
+
+        Args:
+            dag_name: The DAG.
+            context: As for :meth:`run_once`.
+            **options: See :class:`RunOptions`.
+
+        Raises:
+            WrongCallError: An event loop runs here already.
+
+        Example:
+            >>> with build_default_engine() as engine:
+            ...     @engine.task(dag="hello")
+            ...     def greet() -> str:
+            ...         return "hello"
+            ...     report = engine.run("hello")
+            >>> report["status"]
+            'SUCCESS'
+        """
+        require_no_loop(dag_name)
+        return self.get_run_report(asyncio.run(self.run_once(dag_name, context, **options)))
+
+    def start(
+        self,
+        dag_name: str,
+        context: RunContext[Any] | None = None,
+        **options: Unpack[RunOptions],
+    ) -> RunHandle:
+        """Start a run on the event loop that runs here, and return its handle at once.
+
+        Args:
+            dag_name: The DAG.
+            context: As for :meth:`run_once`.
+            **options: See :class:`RunOptions`.
+
+        Raises:
+            WrongCallError: No event loop runs here, or a task calls.
+            ValueError: The DAG is unknown or has mistakes.
+            ContextError: The context is not a ``RunContext``, or one is needed.
+        """
+        self.require_open("start a run")
+        graph = self.graph(dag_name)
+        record = self._starter.new_record(graph, context, options)
+        return self._starter.start(graph, record, context, options)
 
     async def run_subgraph(
         self,
@@ -382,24 +439,44 @@ class Engine(Declaring):
         """
         return self._history.prune(keep_last, older_than_s)
 
-    def close(self) -> None:
+    def close(self, *, drain: bool = False) -> None:
         """Cancel the runs that are alive, wait for them, and release threads and journal.
 
         Called on the event loop of a run, it cannot wait for that run, which ends when the loop
         goes on; ``async with engine`` and ``await engine.aclose()`` do wait. Nor does it wait
         for a run whose loop has stopped, as after a Ctrl-C in ``run_until_complete``.
         Reports can still be read, and closing twice is fine.
+
+        Args:
+            drain: ``True`` lets the runs end, however long they take, instead of cancelling them.
+                No other run can be started meanwhile, except by their tasks.
+
+        Raises:
+            WrongCallError: A task closes the engine with ``drain=True``.
         """
-        self._lifecycle.close()
+        self._lifecycle.close(drain=drain)
 
-    async def aclose(self) -> None:
-        """Close the engine, and wait for its runs without blocking the event loop."""
-        await self._lifecycle.aclose()
+    async def aclose(self, *, drain: bool = False, timeout_s: float | None = None) -> None:
+        """Close the engine, and wait for its runs without blocking the event loop.
 
-    async def __aenter__(self) -> Self:
+        Args:
+            drain: As for :meth:`close`.
+            timeout_s: With ``drain``, the seconds after which runs that still go on are cancelled.
+        """
+        await self._lifecycle.aclose(drain=drain, timeout_s=timeout_s)
+
+    def __enter__(self) -> Self:
         """Return the engine; leaving closes it."""
         self.require_open("enter it")
         return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the engine."""
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        """Return the engine; leaving closes it."""
+        return self.__enter__()
 
     async def __aexit__(self, *_: object) -> None:
         """Close the engine."""

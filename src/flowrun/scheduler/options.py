@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from flowrun.errors import close_match
 from flowrun.scheduler.checks import check_context, check_run_timeout, checked_metadata
@@ -23,15 +23,22 @@ class RunOptions(TypedDict, total=False):
             the rest is skipped, and the call returns.
         metadata: JSON values that are kept with the run and shown in its report. A resumed run
             has those of the old run by default.
+        raise_on_failure: ``True`` raises a ``RunFailedError`` once the run has ended, if it has
+            failed. By default only the report says so.
+        if_running: ``"refuse"`` raises a ``RunAliveError``, and starts nothing, while another run
+            of the DAG is alive, in any process that uses the same store. ``"start"``, the
+            default, runs both at once.
     """
 
     timeout_s: float | None
     fail_fast: bool
     metadata: Mapping[str, object] | None
+    raise_on_failure: bool
+    if_running: Literal["start", "refuse"]
 
 
 _NAMES = tuple(RunOptions.__annotations__)
-_FLAGS = ("fail_fast",)
+_FLAGS = ("fail_fast", "raise_on_failure")
 
 
 def check_options(graph: Graph, context: object, options: RunOptions) -> None:
@@ -55,3 +62,7 @@ def check_options(graph: Graph, context: object, options: RunOptions) -> None:
         if not isinstance(given.get(name, False), bool):
             msg = f"{name} must be True or False, not {given[name]!r:.80}"
             raise TypeError(msg)
+    choice = given.get("if_running", "start")
+    if choice not in ("start", "refuse"):
+        msg = f"if_running must be 'start' or 'refuse', not {choice!r:.80}"
+        raise ValueError(msg)

@@ -22,6 +22,7 @@ from flowrun.errors import (
 )
 from flowrun.failure import described, error_line
 from flowrun.scheduler.attempts import Attempts
+from flowrun.scheduler.first_error import FirstError
 from flowrun.scheduler.inbox import Inbox
 from flowrun.scheduler.messages import (
     Failed,
@@ -37,10 +38,11 @@ from flowrun.scheduler.messages import (
     StopAnswer,
     StopAnswered,
     StopRequested,
+    Subject,
 )
 from flowrun.scheduler.notifier import Notifier
 from flowrun.scheduler.run_state import SAVE_STARTS_AFTER_S, RunState
-from flowrun.state import Change, Reason, TaskStatus
+from flowrun.state import Change, Reason, RunStatus, TaskStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -48,9 +50,11 @@ if TYPE_CHECKING:
     from flowrun.config import Timer
     from flowrun.context import RunContext
     from flowrun.graph import Graph
+    from flowrun.hooks import Event as RunEvent
     from flowrun.scheduler.attempt import RunningAttempt
     from flowrun.scheduler.limits import SharedLimits
     from flowrun.scheduler.messages import Event, Instruction, Succeeded
+    from flowrun.scheduler.options import RunOptions
     from flowrun.scheduler.services import Services
     from flowrun.state import RunRecord, TaskRecord
     from flowrun.state.journal import Errors
@@ -69,7 +73,8 @@ class Run:
         context: What the caller gave for tasks that ask for a ``RunContext``.
         limits: Where its slots come from.
         values: Results of tasks that a resume keeps, by name, as far as others need them.
-        fails_fast: Whether the first final failure ends the run.
+        options: The options of the run.
+        listener: Called on the loop with each event, if anybody wants them beside the hooks.
     """
 
     def __init__(  # noqa: PLR0913 - wired in one place, of an engine's parts
@@ -80,8 +85,8 @@ class Run:
         context: RunContext[Any] | None,
         limits: SharedLimits,
         values: Mapping[str, object],
-        *,
-        fails_fast: bool = False,
+        options: RunOptions,
+        listener: Callable[[RunEvent], object] | None = None,
     ) -> None:
         self.graph = graph
         self.record = record
@@ -95,7 +100,8 @@ class Run:
         self._base = contextvars.copy_context()
         self._inbox = Inbox(self._loop, self._read_inbox)
         self._channel = services.hooks.channel(self._base, partial(self._inbox.put, _nothing))
-        self._notifier = Notifier(record, self._channel, services.log)
+        self._notifier = Notifier(record, self._channel, services.log, listener)
+        self._errors = FirstError() if options.get("raise_on_failure") else None
         self._begun_at = self._monotonic()
         self._state = RunState(
             graph,
@@ -111,7 +117,7 @@ class Run:
             reports_successes=self._notifier.reports_successes,
             # A report of a live run asks the run itself for what runs now.
             save_starts_after_s=SAVE_STARTS_AFTER_S if self._blocks else None,
-            fails_fast=fails_fast,
+            fails_fast=options.get("fail_fast", False),
         )
         self._attempts = Attempts(
             services,
@@ -122,6 +128,7 @@ class Run:
             self._state,
             self._inbox,
             self._attempt_ended,
+            errors=self._errors,
         )
         self._events: list[Event] = []
         self._instructions: deque[Instruction] = deque()
@@ -138,7 +145,7 @@ class Run:
         self._raise: BaseException | None = None
         self._ended: RunRecord | None = None
         self._done: asyncio.Future[None] = self._loop.create_future()
-        self._awaiter = asyncio.current_task()  # see close_awaiter()
+        self._awaiter: asyncio.Task[Any] | None = None  # see close_awaiter()
 
     # -- from outside ----------------------------------------------------------------------------
 
@@ -149,6 +156,7 @@ class Run:
             StoreError: The store could not.
         """
         self._may_exist = True
+        self._awaiter = asyncio.current_task()
         try:
             if not self._blocks:
                 create()
@@ -192,6 +200,23 @@ class Run:
     def running(self) -> dict[str, TaskRecord]:
         """Return the records of the tasks that run now, from any thread (they are values)."""
         return {unit.record.name: unit.record for unit in self._state.table.active.copy().values()}
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it has ended as FAILED."""
+        return self._ended is not None and self._ended.status is RunStatus.FAILED
+
+    @property
+    def first_error(self) -> BaseException | None:
+        """The error of the task that failed first, if it was asked for and is known."""
+        return None if self._errors is None else self._errors.first
+
+    def task_counts(self) -> dict[str, int]:
+        """Return the number of tasks by status, from any thread."""
+        tasks = self._state.records() if self._ended is None else self._ended.tasks
+        return {
+            str(status): n for status, n in self.record._replace(tasks=tasks).task_counts().items()
+        }
 
     def request_cancel(self, cause: str) -> None:
         """Cancel the run, from any thread."""
@@ -352,6 +377,8 @@ class Run:
         self._events += self._attempts.give_up(instruction)
 
     def _report(self, report: Report) -> None:
+        if self._errors is not None and report.subject is Subject.FAILURE:
+            self._errors.failed(report.record)
         try:
             self._notifier.report(report)
         except BaseException as error:  # noqa: BLE001 - a log may raise; the others are told
@@ -382,6 +409,8 @@ class Run:
                 continue
             unit = numbers.get(record.name, -1)  # a record that is no outcome belongs to no unit
             of_result = unit >= 0 and isinstance(error, ResultNotStorableError)
+            if self._errors is not None:
+                self._errors.note(record.name, record.attempt, error)
             refusals[unit] = Refusal(*described(error, self._services.redact), of_result)
             if not of_result:
                 broken = broken or error

@@ -1,4 +1,4 @@
-"""Start runs: the one way of ``run_once``, ``run_subgraph`` and ``resume``."""
+"""Start runs: the one way of ``run_once``, ``start``, ``run_subgraph`` and ``resume``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flowrun.context import CURRENT
+from flowrun.errors import RunFailedError, WrongCallError
 from flowrun.scheduler.checks import checked_metadata, checked_run_id
+from flowrun.scheduler.handle import RunHandle
+from flowrun.scheduler.lifecycle import running_loop
 from flowrun.scheduler.nesting import Nesting, end_with
 from flowrun.scheduler.options import check_options
 from flowrun.scheduler.run import Run
@@ -16,10 +19,12 @@ from flowrun.state import RunRecord, TaskRecord
 from flowrun.state.journal import store_error
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from flowrun.context import Attempt, RunContext
     from flowrun.graph import Graph
+    from flowrun.hooks import Event
+    from flowrun.report import RunReport
     from flowrun.scheduler.lifecycle import Lifecycle
     from flowrun.scheduler.options import RunOptions
     from flowrun.scheduler.services import Services
@@ -30,12 +35,18 @@ class Starter:
     """Create the runs of one engine and carry them out."""
 
     def __init__(
-        self, store: StateStoreProtocol, services: Services, lifecycle: Lifecycle, nesting: Nesting
+        self,
+        store: StateStoreProtocol,
+        services: Services,
+        lifecycle: Lifecycle,
+        nesting: Nesting,
+        read_report: Callable[[str], RunReport],
     ) -> None:
         self.store = store
         self.services = services
         self.lifecycle = lifecycle
         self._nesting = nesting
+        self._read_report = read_report
 
     def new_record(
         self, graph: Graph, context: RunContext[Any] | None, options: RunOptions
@@ -50,6 +61,7 @@ class Starter:
             dict(zip(names, map(TaskRecord, names, graph.dependency_names), strict=True)),
             metadata=checked_metadata(options.get("metadata")),
             targets=graph.targets,
+            sole_of_dag=options.get("if_running") == "refuse",
         )
 
     async def execute(
@@ -61,26 +73,79 @@ class Starter:
         values: Mapping[str, object] | None = None,
     ) -> str:
         """Create a run, carry it out, and return its id; :meth:`new_record` has checked it."""
+        caller, is_cancelled_with = self._caller(asyncio.get_running_loop())
+        if caller is not None:
+            record = record._replace(started_by=caller.run_id)
+        run, stack = self._begin(graph, record, context, options, values or {}, caller=caller)
+        if caller is not None and not is_cancelled_with:
+            end_with(caller, run.request_cancel, stack)
+        await self._carry_out(run, stack, options)
+        return record.run_id
+
+    def start(
+        self, graph: Graph, record: RunRecord, context: RunContext[Any] | None, options: RunOptions
+    ) -> RunHandle:
+        """Have the running event loop carry out a run; return its handle at once.
+
+        Raises:
+            WrongCallError: No event loop runs here, or a task calls.
+        """
+        dag = record.dag_name
+        loop = running_loop()
+        if loop is None:
+            msg = (
+                "start() needs a running event loop, and there is none here; from plain code write"
+                f" report = engine.run({dag!r})"
+            )
+            raise WrongCallError(msg)
+        if self._caller(loop)[0] is not None:
+            msg = (
+                "start() is refused inside a task, which could end before the run does; write"
+                f" run_id = await engine.run_once({dag!r})"
+            )
+            raise WrongCallError(msg)
+        handle = RunHandle(record, self.report, self.services.log, self.services.redact)
+        run, stack = self._begin(graph, record, context, options, {}, listener=handle.take)
+        handle.begin(run, self._carry_out(run, stack, options), stack.close)
+        return handle
+
+    async def report(self, run_id: str) -> RunReport:
+        """Return the report of a run; the event loop goes on meanwhile."""
+        if not self.store.blocking:
+            return self._read_report(run_id)
+        return await asyncio.to_thread(self._read_report, run_id)
+
+    def _begin(  # noqa: PLR0913 - what a run is made of
+        self,
+        graph: Graph,
+        record: RunRecord,
+        context: RunContext[Any] | None,
+        options: RunOptions,
+        values: Mapping[str, object],
+        *,
+        caller: Attempt | None = None,
+        listener: Callable[[Event], object] | None = None,
+    ) -> tuple[Run, contextlib.ExitStack]:
+        """Return a run that counts as alive, and what is left when it has ended."""
         self.lifecycle.end_lost()
         loop = asyncio.get_running_loop()
         with contextlib.ExitStack() as stack:
-            caller, is_cancelled_with = self._caller(loop)
-            if caller is not None:
-                record = record._replace(started_by=caller.run_id)
             limits = self._nesting.enter(caller, stack)
-            fails_fast = options.get("fail_fast", False)
-            run = Run(
-                self.services, graph, record, context, limits, values or {}, fails_fast=fails_fast
-            )
+            run = Run(self.services, graph, record, context, limits, values, options, listener)
             stack.enter_context(self.lifecycle.alive(run, loop))
-            if caller is not None and not is_cancelled_with:
-                end_with(caller, run.request_cancel, stack)
-            await run.create(partial(self._create, record))
+            return run, stack.pop_all()
+
+    async def _carry_out(self, run: Run, stack: contextlib.ExitStack, options: RunOptions) -> None:
+        with stack:
+            await run.create(partial(self._create, run.record))
             await run.execute(options.get("timeout_s"))
-        return record.run_id
+            if options.get("raise_on_failure") and run.has_failed:
+                raise RunFailedError(await self.report(run.record.run_id)) from run.first_error
 
     def _create(self, record: RunRecord) -> None:
         """Create a run in the store; report its errors as a store's errors."""
+        if record.sole_of_dag:  # the DAG's last run may be one whose end was not written
+            self.services.journal.save_unsaved()
         try:
             self.store.create_run(record)
         except Exception as error:
@@ -102,3 +167,17 @@ class Starter:
             return None, False
         run, home = alive
         return attempt, home is loop and run.graph.is_async[run.graph.number(attempt.task_name)]
+
+
+def require_no_loop(dag_name: str) -> None:
+    """Refuse ``engine.run`` where an event loop runs.
+
+    Raises:
+        WrongCallError: One runs here.
+    """
+    if running_loop() is not None:
+        msg = (
+            "engine.run() cannot work here, where an event loop runs already (in async code, in a"
+            f" notebook); write run_id = await engine.run_once({dag_name!r}, ...)"
+        )
+        raise WrongCallError(msg)

@@ -286,6 +286,7 @@ class RunRecord(NamedTuple):
         started_by: The run whose task or hook started this one.
         sole_heir: Whether no other run may have resumed ``resumed_from`` (a plain resume: it
             would repeat what the other has done).
+        sole_of_dag: Whether it must not start while another run of the DAG is alive.
         finished_at: When it ended; ``None`` while it has not.
         error: What ended the run from outside its tasks (cancelled, timed out, broken).
         alive: Whether a living process is working on it.
@@ -300,6 +301,7 @@ class RunRecord(NamedTuple):
     targets: tuple[str, ...] | None = None
     started_by: str | None = None
     sole_heir: bool = False
+    sole_of_dag: bool = False
     finished_at: float | None = None
     error: str | None = None
     alive: bool = True
