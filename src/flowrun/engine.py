@@ -208,10 +208,7 @@ class Engine(Declaring):
 
         It uses ``asyncio.run``: Ctrl-C ends the run and raises ``KeyboardInterrupt``.
 
-        Args:
-            dag_name: The DAG.
-            context: As for :meth:`run_once`.
-            **options: See :class:`RunOptions`.
+        Takes what :meth:`run_once` takes.
 
         Raises:
             WrongCallError: An event loop runs here already.
@@ -236,10 +233,7 @@ class Engine(Declaring):
     ) -> RunHandle:
         """Start a run on the event loop that runs here, and return its handle at once.
 
-        Args:
-            dag_name: The DAG.
-            context: As for :meth:`run_once`.
-            **options: See :class:`RunOptions`.
+        Takes what :meth:`run_once` takes.
 
         Raises:
             WrongCallError: No event loop runs here, or a task calls.

@@ -159,6 +159,7 @@ class RunHandle:
             await asyncio.wait([self._task])
         if self._error is not None:
             raise self._error
+        self._task.result()  # raises if it was cancelled before it had begun
         return await self._read_report(self.run_id)
 
     async def _keep_outcome(self, work: Coroutine[None, None, None]) -> None:
@@ -172,10 +173,9 @@ class RunHandle:
     def _ended(self, work: Coroutine[None, None, None], leave: Callable[[], object]) -> None:
         work.close()
         leave()
-        if self._task.cancelled():  # before it had begun
-            self._error = asyncio.CancelledError("the event loop ended before the run began")
         self._wake()
-        if self._is_awaited or isinstance(self._error, asyncio.CancelledError):
+        is_cancelled = self._task.cancelled() or isinstance(self._error, asyncio.CancelledError)
+        if self._is_awaited or is_cancelled:
             return
         if self._error is not None:
             from flowrun.escape import for_terminal  # noqa: PLC0415 - for errors only

@@ -10,7 +10,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from flowrun.context import CURRENT
-from flowrun.errors import EngineClosedError, WrongCallError
+from flowrun.errors import EngineClosedError, WrongCallError, overlap
 from flowrun.scheduler.checks import check_drain_timeout
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from flowrun.executors import WorkerThreads
     from flowrun.scheduler.run import Run
     from flowrun.scheduler.services import Services
+    from flowrun.state import RunRecord
 
 _STANDSTILL_S = 1.0
 _CLOSE_JOURNAL_S = 30.0
@@ -71,6 +72,8 @@ class Lifecycle:
 
         Raises:
             EngineClosedError: The engine is closed.
+            RunAliveError: It must be the only run of its DAG, and this engine has another one. The
+                store knows of those of other engines, but not of one that it has yet to create.
         """
         run_id = run.record.run_id
         waits = True
@@ -78,6 +81,7 @@ class Lifecycle:
         try:
             with self._lock:
                 self.require_open("run a DAG")
+                self._refuse_overlap(run.record)
                 self._alive[run_id] = (run, loop)
             yield
         except BaseException as error:
@@ -91,6 +95,12 @@ class Lifecycle:
             raise
         finally:
             self._leave(run_id, waits=waits)
+
+    def _refuse_overlap(self, record: RunRecord) -> None:
+        dag_name = record.dag_name
+        for run_id, (run, _) in self._alive.items() if record.sole_of_dag else ():
+            if run.record.dag_name == dag_name:
+                raise overlap(dag_name, run_id)
 
     def end_lost(self) -> None:
         """End the runs whose loop was closed under them, so that they hold nothing up."""
