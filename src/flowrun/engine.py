@@ -76,15 +76,13 @@ def build_default_engine(  # noqa: PLR0913 - the contract's parameters and their
         TypeError: An executor, hook or store is not one.
 
     Example:
-        >>> import asyncio
-        >>> engine = build_default_engine(max_parallel=2)
-        >>> @engine.task(dag="hello")
-        ... def greet() -> str:
-        ...     return "hello"
-        >>> run_id = asyncio.run(engine.run_once("hello"))
-        >>> engine.get_run_report(run_id)["tasks"]["greet"]["result"]
+        >>> with build_default_engine(max_parallel=2) as engine:
+        ...     @engine.task(dag="hello")
+        ...     def greet() -> str:
+        ...         return "hello"
+        ...     report = engine.run("hello")
+        >>> report["tasks"]["greet"]["result"]
         'hello'
-        >>> engine.close()
     """
     check_parts(registry, config, logger, redact)
     config = dataclasses.replace(config or SchedulerConfig(), max_parallel=max_parallel)
@@ -194,9 +192,7 @@ class Engine(Declaring):
             StoreError: The store failed; the run has ended.
         """
         self.require_open("run a DAG")
-        graph = self.graph(dag_name)
-        record = self._starter.new_record(graph, context, options)
-        return await self._starter.execute(graph, record, context, options)
+        return await self._starter.run(self.graph(dag_name), context, options)
 
     def run(
         self,
@@ -212,15 +208,6 @@ class Engine(Declaring):
 
         Raises:
             WrongCallError: An event loop runs here already.
-
-        Example:
-            >>> with build_default_engine() as engine:
-            ...     @engine.task(dag="hello")
-            ...     def greet() -> str:
-            ...         return "hello"
-            ...     report = engine.run("hello")
-            >>> report["status"]
-            'SUCCESS'
         """
         require_no_loop(dag_name)
         return self.get_run_report(asyncio.run(self.run_once(dag_name, context, **options)))
@@ -237,13 +224,9 @@ class Engine(Declaring):
 
         Raises:
             WrongCallError: No event loop runs here, or a task calls.
-            ValueError: The DAG is unknown or has mistakes.
-            ContextError: The context is not a ``RunContext``, or one is needed.
         """
         self.require_open("start a run")
-        graph = self.graph(dag_name)
-        record = self._starter.new_record(graph, context, options)
-        return self._starter.start(graph, record, context, options)
+        return self._starter.start(self.graph(dag_name), context, options)
 
     async def run_subgraph(
         self,
@@ -254,11 +237,7 @@ class Engine(Declaring):
     ) -> str:
         """Run these tasks and everything they depend on; return the run's id.
 
-        Args:
-            dag_name: The DAG.
-            targets: Names of tasks, or decorated callables; at least one.
-            context: As for :meth:`run_once`.
-            **options: See :class:`RunOptions`.
+        Takes what :meth:`run_once` takes, and ``targets``: names of tasks, or decorated callables.
 
         Raises:
             UnknownTaskError: A target is not a task of the DAG.
@@ -266,8 +245,7 @@ class Engine(Declaring):
         """
         self.require_open("run a sub-graph")
         graph = self._graphs.subgraph(dag_name, targets)
-        record = self._starter.new_record(graph, context, options)
-        return await self._starter.execute(graph, record, context, options)
+        return await self._starter.run(graph, context, options)
 
     async def resume(
         self,
@@ -276,10 +254,9 @@ class Engine(Declaring):
         context: RunContext[Any] | None = None,
         **options: Unpack[RunOptions],
     ) -> str:
-        """Finish an ended run in a new run; return the new run's id.
+        """Finish an ended run in a new run, which keeps what succeeded; return the new run's id.
 
-        The new run keeps the results of the tasks that succeeded. See :meth:`plan_resume`, also
-        for what it raises.
+        See :meth:`plan_resume`, also for what it raises.
 
         Args:
             run_id: The run to resume. If it was resumed before, the new run continues the last
@@ -442,8 +419,8 @@ class Engine(Declaring):
         Reports can still be read, and closing twice is fine.
 
         Args:
-            drain: ``True`` lets the runs end, however long they take, instead of cancelling them.
-                No other run can be started meanwhile, except by their tasks.
+            drain: ``True`` lets the runs end, however long they take. Meanwhile only their tasks
+                can start others.
 
         Raises:
             WrongCallError: A task closes the engine with ``drain=True``.

@@ -64,6 +64,11 @@ class Starter:
             sole_of_dag=options.get("if_running") == "refuse",
         )
 
+    async def run(self, graph: Graph, context: RunContext[Any] | None, options: RunOptions) -> str:
+        """Check what a caller gave, carry out a new run, and return its id."""
+        record = self.new_record(graph, context, options)
+        return await self.execute(graph, record, context, options)
+
     async def execute(
         self,
         graph: Graph,
@@ -83,13 +88,14 @@ class Starter:
         return record.run_id
 
     def start(
-        self, graph: Graph, record: RunRecord, context: RunContext[Any] | None, options: RunOptions
+        self, graph: Graph, context: RunContext[Any] | None, options: RunOptions
     ) -> RunHandle:
-        """Have the running event loop carry out a run; return its handle at once.
+        """Have the running event loop carry out a new run; return its handle at once.
 
         Raises:
             WrongCallError: No event loop runs here, or a task calls.
         """
+        record = self.new_record(graph, context, options)
         dag = record.dag_name
         loop = running_loop()
         if loop is None:
