@@ -10,11 +10,18 @@ from typing import TYPE_CHECKING
 from flowrun.door import lazy_exports as _lazy_exports
 
 if TYPE_CHECKING:
-    from flowrun.config import SchedulerConfig
+    from flowrun.config import Limit, Rate, SchedulerConfig
     from flowrun.context import Attempt, RunContext, current_attempt
     from flowrun.dag_scope import DagScope
     from flowrun.engine import Engine, build_default_engine
-    from flowrun.errors import FlowrunError, NonRetryableError, RunCancelledError, RunFailedError
+    from flowrun.errors import (
+        FlowrunError,
+        NonRetryableError,
+        RetryAfter,
+        RunCancelledError,
+        RunFailedError,
+        SkipTask,
+    )
     from flowrun.executors import ProcessPerAttemptExecutor
     from flowrun.hooks import (
         DagEndEvent,
@@ -29,7 +36,14 @@ if TYPE_CHECKING:
         fn_hook,
     )
     from flowrun.policy import RetryPolicy
-    from flowrun.registry import TaskRegistry, TaskSpec, TaskTemplate, task, task_template
+    from flowrun.registry import (
+        TaskRegistry,
+        TaskSpec,
+        TaskTemplate,
+        TriggerRule,
+        task,
+        task_template,
+    )
     from flowrun.render import ProgressHook
     from flowrun.report import AttemptReport, RunReport, TaskReport
     from flowrun.scheduler import PlannedTask, ResumePlan, RunHandle, RunOptions
@@ -63,13 +77,16 @@ __all__ = [
     "FlowrunError",
     "InMemoryStateStore",
     "JsonSerializer",
+    "Limit",
     "NonRetryableError",
     "PickleSerializer",
     "PlannedTask",
     "ProcessPerAttemptExecutor",
     "ProgressHook",
+    "Rate",
     "ResultSerializer",
     "ResumePlan",
+    "RetryAfter",
     "RetryPolicy",
     "RunCancelledError",
     "RunContext",
@@ -83,6 +100,7 @@ __all__ = [
     "RunStatus",
     "RunSummary",
     "SchedulerConfig",
+    "SkipTask",
     "SqliteStateStore",
     "StateStore",
     "StateStoreProtocol",
@@ -98,6 +116,7 @@ __all__ = [
     "TaskStatus",
     "TaskSuccessEvent",
     "TaskTemplate",
+    "TriggerRule",
     "build_default_engine",
     "current_attempt",
     "fn_hook",
@@ -108,11 +127,18 @@ __all__ = [
 # Everything is loaded when it is first asked for: a program that only looks at a file of runs
 # needs no scheduler, and one that only declares tasks no SQLite, and importing costs nothing.
 _HOMES = {
-    "flowrun.config": ("SchedulerConfig",),
+    "flowrun.config": ("Limit", "Rate", "SchedulerConfig"),
     "flowrun.context": ("Attempt", "RunContext", "current_attempt"),
     "flowrun.dag_scope": ("DagScope",),
     "flowrun.engine": ("Engine", "build_default_engine"),
-    "flowrun.errors": ("FlowrunError", "NonRetryableError", "RunCancelledError", "RunFailedError"),
+    "flowrun.errors": (
+        "FlowrunError",
+        "NonRetryableError",
+        "RetryAfter",
+        "RunCancelledError",
+        "RunFailedError",
+        "SkipTask",
+    ),
     "flowrun.executors": ("ProcessPerAttemptExecutor",),
     "flowrun.hooks": (
         "DagEndEvent",
@@ -127,7 +153,14 @@ _HOMES = {
         "fn_hook",
     ),
     "flowrun.policy": ("RetryPolicy",),
-    "flowrun.registry": ("TaskRegistry", "TaskSpec", "TaskTemplate", "task", "task_template"),
+    "flowrun.registry": (
+        "TaskRegistry",
+        "TaskSpec",
+        "TaskTemplate",
+        "TriggerRule",
+        "task",
+        "task_template",
+    ),
     "flowrun.render": ("ProgressHook",),
     "flowrun.report": ("AttemptReport", "RunReport", "TaskReport"),
     "flowrun.scheduler": ("PlannedTask", "ResumePlan", "RunHandle", "RunOptions"),

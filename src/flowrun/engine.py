@@ -8,7 +8,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from flowrun import render
-from flowrun.config import SchedulerConfig
+from flowrun.config import SchedulerConfig, checked_limits
 from flowrun.dag_scope import DagScope
 from flowrun.errors import listed
 from flowrun.executors import WorkerThreads
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from concurrent.futures import Executor
 
+    from flowrun.config import Limit
     from flowrun.context import RunContext
     from flowrun.graph import Graph
     from flowrun.registry import TemplateOptions
@@ -51,6 +52,7 @@ def build_default_engine(  # noqa: PLR0913 - the contract's parameters and their
     state_store: StateStoreProtocol | None = None,
     *,
     executors: Mapping[str, Executor] | None = None,
+    limits: Mapping[str, int | Limit] | None = None,
     registry: TaskRegistry | None = None,
     redact: Callable[[str], str] | None = None,
     config: SchedulerConfig | None = None,
@@ -66,6 +68,8 @@ def build_default_engine(  # noqa: PLR0913 - the contract's parameters and their
         hooks: Handlers of the runs' events.
         state_store: Where runs are kept; in memory by default.
         executors: Further executors, by the name that ``@task(executor=...)`` uses.
+        limits: What tasks with ``uses=[...]`` share over all runs of the engine, by name: how
+            many at once, or a :class:`flowrun.Limit`.
         registry: The tasks; a new, empty registry by default.
         redact: Takes every error text before it is stored, logged or given to a hook, and
             returns the text to use instead.
@@ -73,7 +77,7 @@ def build_default_engine(  # noqa: PLR0913 - the contract's parameters and their
 
     Raises:
         ValueError: ``max_parallel`` or ``max_workers`` is below 1.
-        TypeError: An executor, hook or store is not one.
+        TypeError: An executor, hook, limit or store is not one.
 
     Example:
         >>> with build_default_engine(max_parallel=2) as engine:
@@ -88,16 +92,31 @@ def build_default_engine(  # noqa: PLR0913 - the contract's parameters and their
     config = dataclasses.replace(config or SchedulerConfig(), max_parallel=max_parallel)
     store = checked_store(InMemoryStateStore() if state_store is None else state_store)
     workers = WorkerThreads(max_workers) if executor is None else None
-    pools = {None: with_kind("executor", workers if executor is None else executor)}
+    own = {None: with_kind("executor", workers if executor is None else executor)}
+    pools = own | {name: with_kind(name, pool) for name, pool in (executors or {}).items()}
+    declared = checked_limits(limits)
+    hook_threads = WorkerThreads(_HOOK_THREADS)
+
+    def log(part: str) -> logging.Logger:
+        return logger or logging.getLogger(f"flowrun.{part}")
+
     return Engine(
-        registry=TaskRegistry() if registry is None else registry,
-        store=store,
-        workers=workers,
-        pools=pools | {name: with_kind(name, pool) for name, pool in (executors or {}).items()},
-        hooks=hooks or (),
-        logger=logger,
-        redact=redact,
-        config=config,
+        TaskRegistry() if registry is None else registry,
+        Services(
+            config=config,
+            journal=Journal(store, log("journal"), redact),
+            hooks=HookDispatcher(
+                hooks or (), hook_threads, config.hook_timeout_s, log("hooks"), redact
+            ),
+            pools=pools,
+            encoders=hook_threads,
+            log=log("scheduler"),
+            redact=redact,
+        ),
+        declared,
+        workers,
+        hook_threads,
+        log("engine"),
     )
 
 
@@ -107,41 +126,26 @@ class Engine(Declaring):
     An engine may be used from several event loops in several threads at once.
     """
 
-    def __init__(  # noqa: PLR0913 - everything it is wired of
+    def __init__(  # noqa: PLR0913 - what it is wired of
         self,
-        *,
         registry: TaskRegistry,
-        store: StateStoreProtocol,
+        services: Services,
+        limits: Mapping[str, Limit],
         workers: WorkerThreads | None,
-        pools: Mapping[str | None, tuple[Executor, str]],
-        hooks: Sequence[RunHook],
-        logger: logging.Logger | None,
-        redact: Callable[[str], str] | None,
-        config: SchedulerConfig,
+        hook_threads: WorkerThreads,
+        log: logging.Logger,
     ) -> None:
-        def log(part: str) -> logging.Logger:
-            return logger or logging.getLogger(f"flowrun.{part}")
-
-        hook_threads = WorkerThreads(_HOOK_THREADS)
-        self._services = Services(
-            config=config,
-            journal=Journal(store, log("journal"), redact),
-            hooks=HookDispatcher(hooks, hook_threads, config.hook_timeout_s, log("hooks"), redact),
-            pools=pools,
-            encoders=hook_threads,
-            log=log("scheduler"),
-            redact=redact,
-        )
-        owned = (hook_threads,) if workers is None else (workers, hook_threads)
-        self._lifecycle = Lifecycle(self._services, owned, log("engine"))
-        nesting = Nesting(SharedLimits(config.max_parallel), workers, hook_threads)
         self.registry = registry
-        self._store = store
-        self._graphs = Graphs(registry, [name for name in pools if name], log("engine"))
-        read = self.get_run_report
-        self._starter = Starter(store, self._services, self._lifecycle, nesting, read)
-        self._resumer = Resumer(self._starter, self._graphs, log("engine"))
-        self._history = History(store, self._services, self._lifecycle)
+        self._services = services
+        self._store = store = services.journal.store
+        owned = (hook_threads,) if workers is None else (workers, hook_threads)
+        self._lifecycle = Lifecycle(services, owned, log)
+        slots = SharedLimits(services.config.max_parallel, limits)
+        nesting = Nesting(slots, workers, hook_threads)
+        self._graphs = Graphs(registry, [name for name in services.pools if name], limits, log)
+        self._starter = Starter(store, services, self._lifecycle, nesting, self.get_run_report)
+        self._resumer = Resumer(self._starter, self._graphs, log)
+        self._history = History(store, services, self._lifecycle)
         self._history.report_recovered()
 
     def _registry_for(self, what: str, options: TemplateOptions) -> TaskRegistry:  # noqa: ARG002
@@ -187,8 +191,6 @@ class Engine(Declaring):
             ContextError: The context is not a ``RunContext``, or one is needed.
             EngineClosedError: The engine is closed.
             asyncio.CancelledError: The run was cancelled; it has ended.
-            RunFailedError: It has failed, with ``raise_on_failure=True``.
-            RunAliveError: The DAG runs already, with ``if_running="refuse"``.
             StoreError: The store failed; the run has ended.
         """
         self.require_open("run a DAG")
@@ -202,9 +204,8 @@ class Engine(Declaring):
     ) -> RunReport:
         """Run a DAG from code that is not async, and return the run's report.
 
-        It uses ``asyncio.run``: Ctrl-C ends the run and raises ``KeyboardInterrupt``.
-
-        Takes what :meth:`run_once` takes.
+        It takes what :meth:`run_once` takes and uses ``asyncio.run``: Ctrl-C ends the run and
+        raises ``KeyboardInterrupt``.
 
         Raises:
             WrongCallError: An event loop runs here already.
@@ -220,7 +221,7 @@ class Engine(Declaring):
     ) -> RunHandle:
         """Start a run on the event loop that runs here, and return its handle at once.
 
-        Takes what :meth:`run_once` takes.
+        It takes what :meth:`run_once` takes.
 
         Raises:
             WrongCallError: No event loop runs here, or a task calls.

@@ -12,6 +12,7 @@
     │       ├── AmbiguousDependencyError
     │       ├── CycleError
     │       ├── UnfilledParameterError
+    │       ├── UnknownLimitError
     │       └── UnknownExecutorError
     ├── UnknownDagError (ValueError)          nothing is registered under that DAG
     ├── UnknownTaskError (ValueError)         a target or checkpoint that is not a task
@@ -141,6 +142,10 @@ class CycleError(GraphError):
 
 class UnfilledParameterError(GraphError):
     """Nothing fills a required parameter."""
+
+
+class UnknownLimitError(GraphError):
+    """A task uses a limit that the engine does not have, or more of one than there is."""
 
 
 class UnknownExecutorError(GraphError):
@@ -331,9 +336,10 @@ class RetryAfter(FlowrunError):  # noqa: N818 - it asks for something, as HTTP's
     Args:
         delay_s: Seconds until the next attempt, 0 or more.
         message: Why, for the report.
+        pause: Limits of the engine that nobody may use before then.
 
     Raises:
-        TypeError: ``delay_s`` is not a number.
+        TypeError: ``delay_s`` is not a number, or ``pause`` is not a list of names.
         ValueError: ``delay_s`` is negative or not finite.
 
     Example:
@@ -343,7 +349,9 @@ class RetryAfter(FlowrunError):  # noqa: N818 - it asks for something, as HTTP's
         flowrun.errors.RetryAfter: 429 from the API (retry after 30 s)
     """
 
-    def __init__(self, delay_s: float, message: str = "the task asked for it") -> None:
+    def __init__(
+        self, delay_s: float, message: str = "the task asked for it", *, pause: Iterable[str] = ()
+    ) -> None:
         number: object = delay_s
         if isinstance(number, bool) or not isinstance(number, int | float):
             msg = f"RetryAfter takes seconds, not {number!r:.80}"
@@ -351,8 +359,12 @@ class RetryAfter(FlowrunError):  # noqa: N818 - it asks for something, as HTTP's
         if not 0 <= number < float("inf"):
             msg = f"RetryAfter takes seconds, 0 or more and finite, not {number!r}"
             raise ValueError(msg)
+        if isinstance(pause, str):
+            msg = f"pause takes a list of limits; write pause=[{pause!r}]"
+            raise TypeError(msg)
         self.delay_s = float(number)
         self.message = message
+        self.pause = tuple(pause)
         super().__init__(f"{message} (retry after {number:g} s)")
 
 

@@ -15,8 +15,9 @@ from flowrun.graph.problems import Problems
 from flowrun.graph.resolving import Resolver
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
+    from flowrun.config import Limit
     from flowrun.registry import TaskRegistry, TaskSpec
 
 _FEW = 8  # children up to here are added to a tuple, which is copied each time
@@ -88,6 +89,7 @@ class Graph:
         specs: Sequence[TaskSpec],
         registry: TaskRegistry,
         executors: Collection[str] = (),
+        limits: Mapping[str, Limit] | None = None,
     ) -> Graph:
         """Resolve and validate the tasks of a DAG.
 
@@ -96,6 +98,7 @@ class Graph:
             specs: Its tasks, as declared.
             registry: Where callables and other DAGs' tasks are looked up.
             executors: Names of the executors that tasks may use.
+            limits: The limits that tasks may use.
 
         Raises:
             GraphError: Every mistake in the DAG, in one error (G1).
@@ -107,7 +110,7 @@ class Graph:
             names = cast("tuple[tuple[str, ...], ...]", declared)
         else:
             problems = Problems(dag_name)
-            resolver = Resolver(specs, registry, executors, problems)
+            resolver = Resolver(specs, registry, executors, limits or {}, problems)
             names = tuple([resolver.dependencies(spec) for spec in specs])
             order = _declared_order(specs, names)
             if order is None:
@@ -170,7 +173,7 @@ class Graph:
 
 def _needs_care(specs: Sequence[TaskSpec]) -> bool:
     """Return whether more must be resolved than the dependencies that tasks list."""
-    if {spec.executor for spec in specs} != {None}:
+    if any(spec.executor is not None or spec.uses for spec in specs):
         return True
     return any(
         signature.required or signature.leaves_star_arguments

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from flowrun.errors import listed
 from flowrun.failure import bounded
 from flowrun.scheduler.deadlines import Wait
 from flowrun.scheduler.messages import (
@@ -175,6 +176,11 @@ def fail(  # noqa: PLR0913 - what is known of one failure
     """
     if failure.note:
         run.out.append(Report(Subject.NOTE, unit.record, failure.note))
+    if failure.pauses:
+        unknown = run.pause(failure.pauses, run.now + failure.delay_s)
+        if unknown:
+            text = f"RetryAfter asked to pause {listed(unknown)}, which is no limit of the engine"
+            run.out.append(Report(Subject.NOTE, unit.record, text))
     record = unit.record.fail(
         run.epoch, failure.text if text is None else text, reason, abandoned=abandoned
     )

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from flowrun.graph import Graph
     from flowrun.hooks import Event as RunEvent
     from flowrun.scheduler.attempt import RunningAttempt
-    from flowrun.scheduler.limits import SharedLimits
+    from flowrun.scheduler.limits import Amounts, RunLimits
     from flowrun.scheduler.messages import Event, Instruction, Succeeded
     from flowrun.scheduler.options import RunOptions
     from flowrun.scheduler.services import Services
@@ -83,7 +83,7 @@ class Run:
         graph: Graph,
         record: RunRecord,
         context: RunContext[Any] | None,
-        limits: SharedLimits,
+        limits: RunLimits,
         values: Mapping[str, object],
         options: RunOptions,
         listener: Callable[[RunEvent], object] | None = None,
@@ -91,7 +91,7 @@ class Run:
         self.graph = graph
         self.record = record
         self._services = services
-        self._limits = limits
+        self._limits = limits.shared
         self._clock = services.config.clock
         self._monotonic = self._clock.monotonic
         self._journal = services.journal
@@ -107,7 +107,9 @@ class Run:
             graph,
             record,
             dict(values),
-            partial(limits.exchange, self),
+            [limits.needs(spec.uses) for spec in graph.specs],
+            partial(self._limits.exchange, self),
+            self._limits.pause,
             # The clock may have been set back since the run was created.
             offset=max(self._clock.time(), record.created_at) - self._begun_at,
             cancel_grace_s=services.config.cancel_grace_s,
@@ -222,9 +224,9 @@ class Run:
         """Cancel the run, from any thread."""
         self._inbox.put(partial(self._cancel, cause))
 
-    def grant(self, count: int) -> bool:
+    def grant(self, slots: Amounts, ask_again_at: float) -> bool:
         """Take slots that the run has asked for; see :class:`SlotHolder`."""
-        return self._inbox.put(SlotsGranted(count))
+        return self._inbox.put(SlotsGranted(slots, ask_again_at))
 
     def end_lost(self, error: BaseException | None = None, *, at_exit: bool = False) -> None:
         """End a run that nobody awaits any more; called by one thread only.
@@ -420,7 +422,7 @@ class Run:
 
     def _finish(self, finish: Finish) -> None:
         self._ended = run = finish.record
-        self._limits.leave(self)
+        self._limits.leave(self, self._state.now)
         self._drop_timer()
         changes = [*(Change(run, record) for record in finish.records), Change(run, None)]
         reply = self._post_end_saved if self._blocks else self._end_saved
@@ -500,7 +502,7 @@ class Run:
             raise error
         cause = self._note_error(error)
         self._left = self._attempts.leave(cause)
-        self._limits.leave(self)
+        self._limits.leave(self, self._state.now)
         changed: list[TaskRecord] = []
         if self._ended is None:
             is_interrupt = isinstance(error, KeyboardInterrupt)

@@ -32,6 +32,7 @@ Children become ready, and slots become free, by these rules:
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from flowrun.registry import TriggerRule
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 
     from flowrun.graph import Graph
     from flowrun.scheduler.deadlines import Deadline
+    from flowrun.scheduler.limits import Amounts, Needs
     from flowrun.scheduler.messages import Event, Instruction, Refusal, UnitEvent
     from flowrun.scheduler.units import Unit
     from flowrun.state import RunRecord, TaskRecord
@@ -75,9 +77,11 @@ class RunState:
         graph: The graph.
         record: The run as it was created; tasks that are already SUCCESS were carried over.
         values: Results of carried-over tasks, by name, that tasks of this run are given.
-        exchange: The engine's limits, the second machine: given how many slots the run gives
-            back and how many it could use, it returns how many the run has got. The others come
-            as :class:`SlotsGranted` when they are free.
+        needs: What each unit needs at once to start, by number.
+        exchange: The engine's limits, the second machine: given how many units of each kind have
+            ended, how many could start, and the time, it returns how many may start, and when to
+            ask again. The others come as :class:`SlotsGranted` when they can start.
+        pause: Holds limits for everybody until a time; returns those that do not exist.
         offset: What makes epoch seconds of the monotonic clock's.
         cancel_grace_s: How long an attempt that will end is waited for.
         thread_grace_s: How long a thread that was only told to stop is waited for.
@@ -100,7 +104,9 @@ class RunState:
         graph: Graph,
         record: RunRecord,
         values: dict[str, object],
-        exchange: Callable[[int, int], int],
+        needs: Sequence[Needs],
+        exchange: Callable[[Amounts, Amounts, float], tuple[Amounts, float]],
+        pause: Callable[[Sequence[str], float], Sequence[str]],
         *,
         offset: float,
         cancel_grace_s: float,
@@ -117,13 +123,14 @@ class RunState:
         self.cancel_grace_s = cancel_grace_s
         self.thread_grace_s = thread_grace_s
         self.now = 0.0
-        self.table = UnitTable(graph, record, values)
+        self.table = UnitTable(graph, record, values, needs)
         self.deadlines = Deadlines(self._is_current)
         self.out: list[Instruction] = []
         self.stopping: Reason | None = None
         self.is_finished = False
         self._record = record
         self._exchange = exchange
+        self.pause = pause
         self._is_saved_at_once = is_saved_at_once
         self._reports_starts = reports_starts
         self._reports_successes = reports_successes
@@ -134,9 +141,10 @@ class RunState:
         self._is_broken = False
         self._run_timeout_s = 0.0
         self._saves_starts = False
-        self._granted = 0
-        self._freed = 0
-        self._wanted = 0
+        self._granted: Amounts = {}
+        self._freed: Amounts = {}
+        self._wanted: Amounts = {}
+        self._asks_again = False
 
     # -- what the driver asks ----------------------------------------------------------------
 
@@ -214,8 +222,12 @@ class RunState:
             raise TransitionError(msg)
 
     def _book_granted(self, event: SlotsGranted) -> None:
-        self._granted += event.count
-        self._wanted -= event.count
+        for needs, count in event.slots.items():
+            self._granted[needs] = self._granted.get(needs, 0) + count
+        if event.slots:
+            self._asks_again = True
+        if event.ask_again_at < inf:
+            self.deadlines.add(event.ask_again_at, Wait.LIMITS)
 
     def _book_stop(self, event: StopRequested) -> None:
         self._is_broken = self._is_broken or event.broken
@@ -307,7 +319,8 @@ class RunState:
     def end_attempt(self, unit: Unit) -> None:
         """The code of a unit's attempt has ended, or goes on without the run: its slot is free."""
         del self.table.active[unit.number]
-        self._freed += 1
+        needs = self.table.needs[unit.number]
+        self._freed[needs] = self._freed.get(needs, 0) + 1
 
     # -- deadlines -------------------------------------------------------------------------------
 
@@ -316,7 +329,7 @@ class RunState:
         if wait in DUE:
             unit = self.table.units[number]
             return unit.phase in DUE[wait][0] and unit.record.attempt == attempt
-        return not self.is_finished and (wait is Wait.STARTS or self.stopping is None)
+        return not self.is_finished and (wait is not Wait.RUN or self.stopping is None)
 
     def _meet_deadlines(self) -> None:
         for deadline in self.deadlines.pop_due(self.now):
@@ -327,6 +340,8 @@ class RunState:
                 DUE[wait][1](self, self.table.units[deadline[2]])
             elif wait is Wait.STARTS:
                 self._save_starts()
+            elif wait is Wait.LIMITS:
+                self._asks_again = True
             else:
                 cause = f"the run took longer than timeout_s={self._run_timeout_s:g}"
                 self.stop(Reason.RUN_TIMED_OUT, cause)
@@ -392,25 +407,38 @@ class RunState:
             rest = [unit for unit in table.units if unit.phase in IDLE]
             self._skip(rest, reason, self._cause)
 
-    def _take_slots(self) -> int:
+    def _take_slots(self) -> Amounts:
         """Give back the slots that are free, and return those that can be used now."""
-        ready = len(self.table.ready)
-        used = min(self._granted, ready)
-        freed = self._freed + self._granted - used
-        self._granted = self._freed = 0
-        wanted = ready - used
-        if freed or wanted != self._wanted:
-            taken = self._exchange(freed, wanted)
-            self._wanted = wanted - taken
-            used += taken
+        used: Amounts = {}
+        if not (self.table.is_ready_changed or self._freed or self._granted or self._asks_again):
+            return used
+        self.table.is_ready_changed = False
+        wanted = self.table.wanted()
+        freed, self._freed = self._freed, {}
+        if self._granted:
+            for needs, count in self._granted.items():
+                used[needs] = min(count, wanted.get(needs, 0))
+                wanted[needs] = wanted.get(needs, 0) - used[needs]
+                if count > used[needs]:
+                    freed[needs] = freed.get(needs, 0) + count - used[needs]
+            self._granted = {}
+            wanted = {needs: count for needs, count in wanted.items() if count}
+        if freed or wanted != self._wanted or self._asks_again:
+            self._asks_again = False
+            taken, again_at = self._exchange(freed, wanted, self.now)
+            for needs, count in taken.items():
+                used[needs] = used.get(needs, 0) + count
+                wanted[needs] -= count
+            self._wanted = {needs: count for needs, count in wanted.items() if count}
+            if again_at < inf:
+                self.deadlines.add(again_at, Wait.LIMITS)
         return used
 
-    def _start(self, slots: int) -> list[Unit]:
+    def _start(self, slots: Amounts) -> list[Unit]:
         """Turn so many ready units into running ones."""
         starts: list[Unit] = []
         table, specs, now, epoch = self.table, self.graph.specs, self.now, self.epoch
-        for _ in range(slots):
-            unit = table.pop_ready()
+        for unit in table.pop_ready(slots):
             unit.phase = Phase.RUNNING
             unit.record = record = unit.record.start(epoch, unit.ready_at)
             unit.started_at = now if self.graph.is_async[unit.number] else None
