@@ -69,6 +69,7 @@ MADE: list[FlowrunError] = [
     errors.CycleError("d", ["p"]),
     errors.UnfilledParameterError("d", ["p"]),
     errors.UnknownExecutorError("d", ["p"]),
+    errors.UnknownLimitError("d", ["p"]),
     errors.UnknownDagError("d", ["e"], ["t"]),
     errors.UnknownTaskError("d", "t", ["u"]),
     errors.UnknownRunError("r"),

@@ -314,7 +314,7 @@ async def test_overlap_is_refused_before_anything_starts(stored: MakeEngine) -> 
             ) as e:
                 await way()
             assert e.value.run_id == handle.run_id
-    await second.run_once("e", if_running="refuse")
+        await engine.run_once("e", if_running="refuse")
     both = second.start("d", if_running="start")
     go.set()
     await handle

@@ -37,6 +37,4 @@ class FirstError:
         """A task has failed for good."""
         if task.reason in (Reason.ERROR, Reason.TIMEOUT) and not self._is_known:
             self._is_known = True
-            noted = self._noted.get(task.name)
-            if noted is not None and noted[0] == task.attempt:
-                self.first = noted[1]
+            self.first = self._noted.get(task.name, (0, None))[1]
