@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 from flowrun import render
 from flowrun.config import SchedulerConfig, checked_limits
 from flowrun.dag_scope import DagScope
-from flowrun.errors import listed
+from flowrun.errors import UnknownRunError, listed
 from flowrun.executors import WorkerThreads
 from flowrun.graph import Graphs
 from flowrun.hooks import HookDispatcher, RunHook
@@ -60,23 +60,20 @@ def build_default_engine(  # noqa: PLR0913 - the contract's parameters and their
     """Build an engine with sensible parts.
 
     Args:
-        executor: Where sync tasks run, if not on worker threads of the engine. The engine never
-            shuts it down.
+        executor: Where sync tasks run, if not on the engine's threads; never shut down by it.
         max_workers: The most worker threads of the engine.
         max_parallel: Tasks that run at the same time, over all runs of the engine; 1 or more.
         logger: Used by every part in place of the ``flowrun`` loggers.
         hooks: Handlers of the runs' events.
         state_store: Where runs are kept; in memory by default.
         executors: Further executors, by the name that ``@task(executor=...)`` uses.
-        limits: What tasks with ``uses=[...]`` share over all runs of the engine, by name: how
-            many at once, or a :class:`flowrun.Limit`.
-        registry: The tasks; a new, empty registry by default.
-        redact: Takes every error text before it is stored, logged or given to a hook, and
-            returns the text to use instead.
-        config: Finer settings; its ``max_parallel`` is replaced by the one given here.
+        limits: What tasks with ``uses=[...]`` share, by name: how many at once, or a ``Limit``.
+        registry: The tasks; a new registry by default.
+        redact: Takes every error text before anybody sees it, and returns what they may see.
+        config: Finer settings, but for ``max_parallel``.
 
     Raises:
-        ValueError: ``max_parallel`` or ``max_workers`` is below 1.
+        ValueError: A number is below 1.
         TypeError: An executor, hook, limit or store is not one.
 
     Example:
@@ -288,6 +285,8 @@ class Engine(Declaring):
         Raises:
             UnknownRunError: The engine and its store have no such run.
         """
+        if not isinstance(run_id, str):
+            raise UnknownRunError(run_id)
         alive = self._lifecycle.find(run_id)
         if alive is None:
             self._store.load_run(run_id, results=False)

@@ -169,6 +169,8 @@ class UnknownDagError(FlowrunError, ValueError):
         names = ", ".join(repr(name) for name in self.available) or "none"
         text = f"unknown DAG {_short(dag_name)}; available DAGs: {names}."
         text += close_match(dag_name, self.available)
+        if not isinstance(dag_name, str):
+            text += " A DAG is given by its name, a str."
         if not self.available and not self.unscoped:
             text += " No task is registered yet: declare one with @engine.task(dag=...)."
         if self.unscoped:
@@ -202,6 +204,11 @@ class UnknownRunError(FlowrunError, KeyError, ValueError):
             text = (
                 f"{_short(run_id)} was not awaited, so it is not a run's id; write"
                 " run_id = await engine.run_once(...)"
+            )
+        elif not isinstance(run_id, str):
+            text = (
+                f"no run {_short(run_id)}: a run's id is the str that run_once() returned, and"
+                ' report["run_id"] in its report'
             )
         else:
             text = (

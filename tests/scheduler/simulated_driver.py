@@ -35,7 +35,7 @@ from flowrun.scheduler.messages import (
     Subject,
     Succeeded,
 )
-from flowrun.scheduler.run_state import RunState
+from flowrun.scheduler.run_state import RunSettings, RunState
 from flowrun.scheduler.units import Phase
 from flowrun.state import NoResult, Reason, RunRecord, RunStatus, TaskRecord
 
@@ -135,14 +135,16 @@ class SimulatedDriver:
             self.needs,
             self.exchange,
             lambda names, until: (),
-            offset=OFFSET,
-            cancel_grace_s=setup.cancel_grace_s,
-            thread_grace_s=setup.thread_grace_s,
-            reports_starts=setup.reports_starts,
-            reports_successes=setup.reports_successes,
-            save_starts_after_s=None,
-            fails_fast=setup.fails_fast,
-            validates=True,
+            RunSettings(
+                offset=OFFSET,
+                cancel_grace_s=setup.cancel_grace_s,
+                thread_grace_s=setup.thread_grace_s,
+                reports_starts=setup.reports_starts,
+                reports_successes=setup.reports_successes,
+                save_starts_after_s=None,
+                fails_fast=setup.fails_fast,
+                validates=True,
+            ),
         )
         until = None if setup.run_timeout_s is None else self.now + setup.run_timeout_s
         kept = {number: values.get(number) for number in setup.carried}

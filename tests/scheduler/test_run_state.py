@@ -38,7 +38,7 @@ from flowrun.scheduler.messages import (
     Subject,
     Succeeded,
 )
-from flowrun.scheduler.run_state import RunState
+from flowrun.scheduler.run_state import RunSettings, RunState
 from flowrun.scheduler.units import Phase as UnitPhase
 from flowrun.state import NoResult, Reason, RunRecord, TaskRecord, TransitionError
 
@@ -185,9 +185,11 @@ class Machine:
             [NEEDS] * len(graph),
             self.exchange,
             self.pause,
-            offset=0.0,
-            validates=True,
-            **{**settings, **options},
+            RunSettings(
+                offset=0.0,
+                validates=True,
+                **{**settings, **options},
+            ),
         )
         self.now = 100.0
         self.released = self.wanted = 0

@@ -109,7 +109,7 @@ def _stop_answered(run: RunState, unit: Unit, event: StopAnswered) -> None:
         unit.phase = Phase.WAITING  # it is skipped with all that has not started (R2)
     else:
         is_willing = answer is StopAnswer.WILLING
-        _wait(run, unit, run.cancel_grace_s if is_willing else run.thread_grace_s)
+        _wait(run, unit, run.settings.cancel_grace_s if is_willing else run.settings.thread_grace_s)
 
 
 def _expiry_answered(run: RunState, unit: Unit, event: StopAnswered) -> None:
@@ -125,7 +125,7 @@ def _expiry_answered(run: RunState, unit: Unit, event: StopAnswered) -> None:
         run.end_attempt(unit)
         fail(run, unit, timeout, Reason.TIMEOUT)
     elif answer is StopAnswer.WILLING:  # it gets time to clean up, a bounded one
-        _wait(run, unit, run.cancel_grace_s)
+        _wait(run, unit, run.settings.cancel_grace_s)
     else:
         _give_up(run, unit)
 

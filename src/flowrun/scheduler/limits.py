@@ -53,10 +53,11 @@ class Limits(Generic[H]):
 
     def __init__(self, capacity: int, named: Mapping[str, Limit] | None = None) -> None:
         named = named or {}
-        self.free: dict[str, int] = {SLOT: capacity}
-        self.free.update(
+        self._capacity: dict[str, int] = {SLOT: capacity}
+        self._capacity.update(
             {name: limit.count for name, limit in named.items() if limit.count is not None}
         )
+        self.free = self._capacity.copy()
         self.held: dict[H, dict[str, int]] = {}
         self.waiting: dict[H, Amounts] = {}
         self.wake_at: dict[H, float] = {}
@@ -111,9 +112,10 @@ class Limits(Generic[H]):
         """Take everything back from a holder, grants that are on their way included."""
         self.waiting.pop(holder, None)
         self.wake_at.pop(holder, None)
-        for name, amount in self.held.pop(holder, {}).items():
-            if name in self.free:
-                self.free[name] += amount
+        self.held.pop(holder, None)
+        # Counted anew, for a bare KeyboardInterrupt may have come between two lines of an exchange.
+        for name, capacity in self._capacity.items():
+            self.free[name] = capacity - sum(held.get(name, 0) for held in self.held.values())
         return self._grant(now)
 
     def pause(self, names: Iterable[str], until: float) -> None:
@@ -123,11 +125,11 @@ class Limits(Generic[H]):
 
     def add_slot(self, name: str) -> None:
         """Add one slot of its own name, for the runs inside one task."""
-        self.free[name] = 1
+        self._capacity[name] = self.free[name] = 1
 
     def remove_slot(self, name: str) -> None:
         """Remove a slot that :meth:`add_slot` has added."""
-        del self.free[name]
+        del self._capacity[name], self.free[name]
 
     def _grant(self, now: float) -> dict[H, Amounts]:
         granted: dict[H, Amounts] = {}

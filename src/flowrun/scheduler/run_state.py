@@ -32,6 +32,7 @@ Children become ready, and slots become free, by these rules:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,7 @@ from flowrun.scheduler.messages import (
     Subject,
     Succeeded,
 )
+from flowrun.scheduler.slot_requests import SlotRequests
 from flowrun.scheduler.trigger_rules import Verdict, verdict
 from flowrun.scheduler.units import ACTIVE, DROPPED, IDLE, Phase, UnitTable, require
 from flowrun.state import Reason, RunStatus, TaskStatus, TransitionError
@@ -70,6 +72,34 @@ SAVE_STARTS_AFTER_S = 0.01
 """The store is given the start of an attempt that runs for longer; most end before."""
 
 
+@dataclass(frozen=True)
+class RunSettings:
+    """How a run goes on.
+
+    Attributes:
+        offset: What makes epoch seconds of the monotonic clock's.
+        cancel_grace_s: How long an attempt that will end is waited for.
+        thread_grace_s: How long a thread that was only told to stop is waited for.
+        is_saved_at_once: Whether the answer to a ``Save`` is the next event.
+        reports_starts: Whether anyone wants to know of starts.
+        reports_successes: Whether anyone wants to know of successes.
+        save_starts_after_s: After how long starts are saved, if their attempts still run;
+            ``None``: never.
+        fails_fast: Whether the first final failure ends the run.
+        validates: Check all invariants after every call.
+    """
+
+    offset: float
+    cancel_grace_s: float
+    thread_grace_s: float
+    is_saved_at_once: bool = False
+    reports_starts: bool = True
+    reports_successes: bool = True
+    save_starts_after_s: float | None = SAVE_STARTS_AFTER_S
+    fails_fast: bool = False
+    validates: bool = False
+
+
 class RunState:
     """The state machine of one run.
 
@@ -82,16 +112,7 @@ class RunState:
             ended, how many could start, and the time, it returns how many may start, and when to
             ask again. The others come as :class:`SlotsGranted` when they can start.
         pause: Holds limits for everybody until a time; returns those that do not exist.
-        offset: What makes epoch seconds of the monotonic clock's.
-        cancel_grace_s: How long an attempt that will end is waited for.
-        thread_grace_s: How long a thread that was only told to stop is waited for.
-        is_saved_at_once: Whether the answer to a ``Save`` is the next event.
-        reports_starts: Whether anyone wants to know of starts.
-        reports_successes: Whether anyone wants to know of successes.
-        save_starts_after_s: After how long starts are saved, if their attempts still run;
-            ``None``: never.
-        fails_fast: Whether the first final failure ends the run.
-        validates: Check all invariants after every call.
+        settings: How it goes on.
 
     Attributes:
         table: All units.
@@ -99,7 +120,7 @@ class RunState:
         is_finished: Whether the last instruction was given.
     """
 
-    def __init__(  # noqa: PLR0913 - settings of one machine, given in one place
+    def __init__(  # noqa: PLR0913 - wired in one place
         self,
         graph: Graph,
         record: RunRecord,
@@ -107,44 +128,24 @@ class RunState:
         needs: Sequence[Needs],
         exchange: Callable[[Amounts, Amounts, float], tuple[Amounts, float]],
         pause: Callable[[Sequence[str], float], Sequence[str]],
-        *,
-        offset: float,
-        cancel_grace_s: float,
-        thread_grace_s: float,
-        is_saved_at_once: bool = False,
-        reports_starts: bool = True,
-        reports_successes: bool = True,
-        save_starts_after_s: float | None = SAVE_STARTS_AFTER_S,
-        fails_fast: bool = False,
-        validates: bool = False,
+        settings: RunSettings,
     ) -> None:
         self.graph = graph
-        self.offset = offset
-        self.cancel_grace_s = cancel_grace_s
-        self.thread_grace_s = thread_grace_s
+        self.settings = settings
+        self.offset = settings.offset
         self.now = 0.0
         self.table = UnitTable(graph, record, values, needs)
         self.deadlines = Deadlines(self._is_current)
         self.out: list[Instruction] = []
         self.stopping: Reason | None = None
         self.is_finished = False
-        self._record = record
-        self._exchange = exchange
         self.pause = pause
-        self._is_saved_at_once = is_saved_at_once
-        self._reports_starts = reports_starts
-        self._reports_successes = reports_successes
-        self._save_starts_after_s = save_starts_after_s
-        self._fails_fast = fails_fast
-        self._validates = validates
+        self._record = record
+        self._requests = SlotRequests(exchange)
         self._cause = ""
         self._is_broken = False
         self._run_timeout_s = 0.0
         self._saves_starts = False
-        self._granted: Amounts = {}
-        self._freed: Amounts = {}
-        self._wanted: Amounts = {}
-        self._asks_again = False
 
     # -- what the driver asks ----------------------------------------------------------------
 
@@ -200,7 +201,7 @@ class RunState:
         if self.deadlines.earliest <= now:
             self._meet_deadlines()
         self._decide()
-        if self._validates:
+        if self.settings.validates:
             self.check()
         out, self.out = self.out, []
         return out
@@ -222,12 +223,8 @@ class RunState:
             raise TransitionError(msg)
 
     def _book_granted(self, event: SlotsGranted) -> None:
-        for needs, count in event.slots.items():
-            self._granted[needs] = self._granted.get(needs, 0) + count
-        if event.slots:
-            self._asks_again = True
-        if event.ask_again_at < inf:
-            self.deadlines.add(event.ask_again_at, Wait.LIMITS)
+        self._requests.book(event)
+        self._ask_at(event.ask_again_at)
 
     def _book_stop(self, event: StopRequested) -> None:
         self._is_broken = self._is_broken or event.broken
@@ -253,7 +250,7 @@ class RunState:
                 if number not in unit.follows and child.phase is Phase.WAITING:
                     self.omit(child, Reason.NOT_CHOSEN, why)
         freed = self.table.settle(unit)
-        if self._reports_successes:
+        if self.settings.reports_successes:
             self.out.append(Report(Subject.SUCCESS, unit.record, "", value))
         if self.stopping is None:
             for child in freed:
@@ -280,7 +277,7 @@ class RunState:
         record = unit.record
         self.out.append(Report(_SUBJECTS[record.status], record, unit.line))
         if record.status is TaskStatus.FAILED and self.stopping is None:
-            if self._fails_fast:
+            if self.settings.fails_fast:
                 self.stop(Reason.FAIL_FAST, f"the task {record.name!r} failed")
             else:
                 why = f"the task {record.name!r} upstream of it failed"
@@ -319,8 +316,7 @@ class RunState:
     def end_attempt(self, unit: Unit) -> None:
         """The code of a unit's attempt has ended, or goes on without the run: its slot is free."""
         del self.table.active[unit.number]
-        needs = self.table.needs[unit.number]
-        self._freed[needs] = self._freed.get(needs, 0) + 1
+        self._requests.free(self.table.needs[unit.number])
 
     # -- deadlines -------------------------------------------------------------------------------
 
@@ -341,7 +337,7 @@ class RunState:
             elif wait is Wait.STARTS:
                 self._save_starts()
             elif wait is Wait.LIMITS:
-                self._asks_again = True
+                self._requests.ask_again()
             else:
                 cause = f"the run took longer than timeout_s={self._run_timeout_s:g}"
                 self.stop(Reason.RUN_TIMED_OUT, cause)
@@ -386,15 +382,16 @@ class RunState:
             self._skip_rest(self.stopping)
         # What is saved at once may have a child that comes first (R6).
         starts: list[Unit] = []
-        if not (self._is_saved_at_once and table.outcomes):
-            slots = self._take_slots()
+        if not (self.settings.is_saved_at_once and table.outcomes):
+            slots, again_at = self._requests.take(table, self.now)
+            self._ask_at(again_at)
             if slots:
                 starts = self._start(slots)
         if table.changed:
             self.out.append(Save(table.changed, table.outcomes))
             table.changed, table.outcomes = [], []
         for unit in starts:
-            if self._reports_starts:
+            if self.settings.reports_starts:
                 self.out.append(Report(Subject.START, unit.record))
             self.out.append(Start(unit.number, unit.record.attempt))
         if not table.open and not self.is_finished:
@@ -407,32 +404,10 @@ class RunState:
             rest = [unit for unit in table.units if unit.phase in IDLE]
             self._skip(rest, reason, self._cause)
 
-    def _take_slots(self) -> Amounts:
-        """Give back the slots that are free, and return those that can be used now."""
-        used: Amounts = {}
-        if not (self.table.is_ready_changed or self._freed or self._granted or self._asks_again):
-            return used
-        self.table.is_ready_changed = False
-        wanted = self.table.wanted()
-        freed, self._freed = self._freed, {}
-        if self._granted:
-            for needs, count in self._granted.items():
-                used[needs] = min(count, wanted.get(needs, 0))
-                wanted[needs] = wanted.get(needs, 0) - used[needs]
-                if count > used[needs]:
-                    freed[needs] = freed.get(needs, 0) + count - used[needs]
-            self._granted = {}
-            wanted = {needs: count for needs, count in wanted.items() if count}
-        if freed or wanted != self._wanted or self._asks_again:
-            self._asks_again = False
-            taken, again_at = self._exchange(freed, wanted, self.now)
-            for needs, count in taken.items():
-                used[needs] = used.get(needs, 0) + count
-                wanted[needs] -= count
-            self._wanted = {needs: count for needs, count in wanted.items() if count}
-            if again_at < inf:
-                self.deadlines.add(again_at, Wait.LIMITS)
-        return used
+    def _ask_at(self, time: float) -> None:
+        """Ask the limits again when a time has come."""
+        if time < inf:
+            self.deadlines.add(time, Wait.LIMITS)
 
     def _start(self, slots: Amounts) -> list[Unit]:
         """Turn so many ready units into running ones."""
@@ -447,9 +422,9 @@ class RunState:
             if timeout_s is not None:
                 self.deadlines.add_timeout(now, timeout_s, unit.number, record.attempt)
             starts.append(unit)
-        if self._save_starts_after_s is not None and not self._saves_starts:
+        if self.settings.save_starts_after_s is not None and not self._saves_starts:
             self._saves_starts = True
-            self.deadlines.add(now + self._save_starts_after_s, Wait.STARTS)
+            self.deadlines.add(now + self.settings.save_starts_after_s, Wait.STARTS)
         return starts
 
     def _finish(self) -> None:
