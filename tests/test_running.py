@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import closing
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
@@ -249,15 +250,16 @@ async def test_cause_of_a_timeout_is_the_timeout(engine: Engine) -> None:
 
 
 async def test_cause_of_a_result_that_cannot_be_kept(make_engine: MakeEngine) -> None:
-    engine = make_engine(state_store=SqliteStateStore(":memory:"))
+    with closing(SqliteStateStore(":memory:")) as store:
+        engine = make_engine(state_store=store)
 
-    @engine.task(dag="d")
-    def odd() -> object:
-        return object()
+        @engine.task(dag="d")
+        def odd() -> object:
+            return object()
 
-    with pytest.raises(RunFailedError) as raised:
-        await engine.run_once("d", raise_on_failure=True)
-    assert isinstance(raised.value.__cause__, ResultNotStorableError)
+        with pytest.raises(RunFailedError) as raised:
+            await engine.run_once("d", raise_on_failure=True)
+        assert isinstance(raised.value.__cause__, ResultNotStorableError)
 
 
 async def test_run_that_timed_out_raises_without_a_cause(engine: Engine) -> None:

@@ -185,7 +185,8 @@ def _name_taken(spec: TaskSpec, options: TaskOptions) -> str:
         remedy = (
             f"this one got the name of its callable; give it its own: name={spec.name + '_2'!r}"
         )
-    return f"a task of that name is already registered; {remedy}"
+    taken = "a task of that name is already registered"
+    return f"{taken}; {remedy}, or take its place with replace=True"
 
 
 @overload
