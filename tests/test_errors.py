@@ -15,6 +15,8 @@ import pytest
 import flowrun
 from flowrun import errors
 from flowrun.errors import FlowrunError, close_match, listed
+from flowrun.report import build_report
+from flowrun.state import RunRecord
 
 CLASSES = {
     name: kind
@@ -71,9 +73,13 @@ MADE: list[FlowrunError] = [
     errors.UnknownRunError("r"),
     errors.ContextError("x"),
     errors.EngineClosedError("resume"),
+    errors.WrongCallError("x"),
     errors.NoCurrentAttemptError(),
     errors.ResumeError("r", "p"),
     errors.RunAliveError("r", "p"),
+    errors.RunFailedError(build_report(RunRecord("r", "d", 1.0, {}, error="why"))),
+    errors.RetryAfter(2.5),
+    errors.SkipTask(),
     errors.AlreadyResumedError("r", "p"),
     errors.RunCancelledError("r", "closed"),
     errors.TaskTimeoutError("x"),

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from flowrun import render
 from flowrun.config import SchedulerConfig, checked_limits
 from flowrun.dag_scope import DagScope
-from flowrun.errors import DefinitionError, UnknownRunError, listed
+from flowrun.errors import UnknownRunError, listed
 from flowrun.registry import Declaring, TaskRegistry
 from flowrun.report import RunReport, build_report
 from flowrun.scheduler.checks import check_parts, checked_store
 from flowrun.scheduler.parts import Parts
+from flowrun.scheduler.starting import require_no_loop
 from flowrun.state import InMemoryStateStore
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from flowrun.hooks import RunHook
     from flowrun.registry import TemplateOptions
     from flowrun.render import GraphStyle
-    from flowrun.scheduler import ResumePlan
+    from flowrun.scheduler import ResumePlan, RunHandle, RunOptions
     from flowrun.state import RunSummary, StateStoreProtocol
 
 _DEFAULT_LIST_LIMIT = 100
@@ -66,15 +68,13 @@ def build_default_engine(  # noqa: PLR0913 - the contract's parameters and their
         TypeError: An executor, hook, limit or store is not one.
 
     Example:
-        >>> import asyncio
-        >>> engine = build_default_engine(max_parallel=2)
-        >>> @engine.task(dag="hello")
-        ... def greet() -> str:
-        ...     return "hello"
-        >>> run_id = asyncio.run(engine.run_once("hello"))
-        >>> engine.get_run_report(run_id)["tasks"]["greet"]["result"]
+        >>> with build_default_engine(max_parallel=2) as engine:
+        ...     @engine.task(dag="hello")
+        ...     def greet() -> str:
+        ...         return "hello"
+        ...     report = engine.run("hello")
+        >>> report["tasks"]["greet"]["result"]
         'hello'
-        >>> engine.close()
     """
     check_parts(registry, config, logger, redact)
     config = dataclasses.replace(config or SchedulerConfig(), max_parallel=max_parallel)
@@ -102,6 +102,7 @@ class Engine(Declaring):
     def __init__(self, parts: Parts) -> None:
         self.registry = parts.registry
         self._parts = parts
+        parts.report = self.get_run_report
 
     def _registry_for(self, what: str, options: TemplateOptions) -> TaskRegistry:  # noqa: ARG002
         self.require_open(f"register a {what}")
@@ -132,21 +133,14 @@ class Engine(Declaring):
         self,
         dag_name: str,
         context: RunContext[Any] | None = None,
-        *,
-        timeout_s: float | None = None,
-        fail_fast: bool = False,
-        metadata: Mapping[str, object] | None = None,
+        **options: Unpack[RunOptions],
     ) -> str:
         """Run a DAG and return the run's id, whether its tasks succeeded or not.
 
         Args:
             dag_name: The DAG.
             context: Passed to every task with a ``RunContext`` parameter.
-            timeout_s: Seconds for the whole run. The engine then stops the run, and the report
-                says so.
-            fail_fast: ``True`` ends the run at the first final failure: what runs is cancelled,
-                the rest is skipped, and this returns.
-            metadata: JSON values that are kept with the run and shown in its report.
+            **options: See :class:`RunOptions`.
 
         Raises:
             ValueError: The DAG is unknown or has mistakes; nothing was started.
@@ -156,79 +150,80 @@ class Engine(Declaring):
             StoreError: The store failed; the run has ended.
         """
         self.require_open("run a DAG")
-        graph = self.graph(dag_name)
-        record = self._parts.starter.new_record(graph, metadata)
-        return await self._parts.starter.execute(
-            graph, record, context, timeout_s, fail_fast=fail_fast
-        )
+        return await self._parts.starter.run(self.graph(dag_name), context, options)
 
-    async def run_subgraph(  # noqa: PLR0913 - the options of a run
+    def run(
+        self,
+        dag_name: str,
+        context: RunContext[Any] | None = None,
+        **options: Unpack[RunOptions],
+    ) -> RunReport:
+        """Run a DAG from code that is not async, and return the run's report.
+
+        It takes what :meth:`run_once` takes and uses ``asyncio.run``: Ctrl-C ends the run and
+        raises ``KeyboardInterrupt``.
+
+        Raises:
+            WrongCallError: An event loop runs here already.
+        """
+        require_no_loop(dag_name)
+        return self.get_run_report(asyncio.run(self.run_once(dag_name, context, **options)))
+
+    def start(
+        self,
+        dag_name: str,
+        context: RunContext[Any] | None = None,
+        **options: Unpack[RunOptions],
+    ) -> RunHandle:
+        """Start a run on the event loop that runs here, and return its handle at once.
+
+        It takes what :meth:`run_once` takes.
+
+        Raises:
+            WrongCallError: No event loop runs here, or a task calls.
+        """
+        self.require_open("start a run")
+        return self._parts.starter.start(self.graph(dag_name), context, options)
+
+    async def run_subgraph(
         self,
         dag_name: str,
         targets: Sequence[str],
         context: RunContext[Any] | None = None,
-        *,
-        timeout_s: float | None = None,
-        fail_fast: bool = False,
-        metadata: Mapping[str, object] | None = None,
+        **options: Unpack[RunOptions],
     ) -> str:
         """Run these tasks and everything they depend on; return the run's id.
 
-        Args:
-            dag_name: The DAG.
-            targets: Names of tasks, or decorated callables; at least one.
-            context: As for :meth:`run_once`.
-            timeout_s: As for :meth:`run_once`.
-            fail_fast: As for :meth:`run_once`.
-            metadata: As for :meth:`run_once`.
+        Takes what :meth:`run_once` takes, and ``targets``: names of tasks, or decorated callables.
 
         Raises:
             UnknownTaskError: A target is not a task of the DAG.
             ValueError: The DAG is unknown or has mistakes, or there is no target.
         """
         self.require_open("run a sub-graph")
-        graph = self.graph(dag_name)
-        names = self._parts.graphs.task_names(graph, targets, "targets")
-        if not names:
-            msg = (
-                f"DAG {dag_name!r}: targets is empty, so there is nothing to run; name at least"
-                f" one of {listed(graph.names)}, or use run_once() for the whole DAG"
-            )
-            raise DefinitionError(msg)
-        graph = graph.subgraph(names)
-        record = self._parts.starter.new_record(graph, metadata)
-        return await self._parts.starter.execute(
-            graph, record, context, timeout_s, fail_fast=fail_fast
-        )
+        graph = self._parts.graphs.subgraph(dag_name, targets)
+        return await self._parts.starter.run(graph, context, options)
 
-    async def resume(  # noqa: PLR0913 - the options of a run
+    async def resume(
         self,
         run_id: str,
         from_tasks: Sequence[str] | None = None,
         context: RunContext[Any] | None = None,
-        *,
-        timeout_s: float | None = None,
-        fail_fast: bool = False,
-        metadata: Mapping[str, object] | None = None,
+        **options: Unpack[RunOptions],
     ) -> str:
-        """Finish an ended run in a new run; return the new run's id.
+        """Finish an ended run in a new run, which keeps what succeeded; return the new run's id.
 
-        The new run keeps the results of the tasks that succeeded. See :meth:`plan_resume`, also
-        for what it raises.
+        See :meth:`plan_resume`, also for what it raises.
 
         Args:
             run_id: The run to resume. If it was resumed before, the new run continues the last
                 of those runs.
             from_tasks: Run these again, and everything that depends on them.
             context: As for :meth:`run_once`.
-            timeout_s: As for :meth:`run_once`.
-            fail_fast: As for :meth:`run_once`.
-            metadata: As for :meth:`run_once`; by default that of the old run.
+            **options: See :class:`RunOptions`.
         """
         self.require_open("resume a run")
-        return await self._parts.resumer.resume(
-            run_id, from_tasks, context, timeout_s, metadata, fail_fast=fail_fast
-        )
+        return await self._parts.resumer.resume(run_id, from_tasks, context, options)
 
     def plan_resume(self, run_id: str, from_tasks: Sequence[str] | None = None) -> ResumePlan:
         """Return what :meth:`resume` would do with each task, keep or run, and why.
@@ -374,24 +369,44 @@ class Engine(Declaring):
         """
         return self._parts.history.prune(keep_last, older_than_s)
 
-    def close(self) -> None:
+    def close(self, *, drain: bool = False) -> None:
         """Cancel the runs that are alive, wait for them, and release threads and journal.
 
         Called on the event loop of a run, it cannot wait for that run, which ends when the loop
         goes on; ``async with engine`` and ``await engine.aclose()`` do wait. Nor does it wait
         for a run whose loop has stopped, as after a Ctrl-C in ``run_until_complete``.
         Reports can still be read, and closing twice is fine.
+
+        Args:
+            drain: ``True`` lets the runs end, however long they take. Meanwhile only their tasks
+                can start others.
+
+        Raises:
+            WrongCallError: A task closes the engine with ``drain=True``.
         """
-        self._parts.lifecycle.close()
+        self._parts.lifecycle.close(drain=drain)
 
-    async def aclose(self) -> None:
-        """Close the engine, and wait for its runs without blocking the event loop."""
-        await self._parts.lifecycle.aclose()
+    async def aclose(self, *, drain: bool = False, timeout_s: float | None = None) -> None:
+        """Close the engine, and wait for its runs without blocking the event loop.
 
-    async def __aenter__(self) -> Self:
+        Args:
+            drain: As for :meth:`close`.
+            timeout_s: With ``drain``, the seconds after which runs that still go on are cancelled.
+        """
+        await self._parts.lifecycle.aclose(drain=drain, timeout_s=timeout_s)
+
+    def __enter__(self) -> Self:
         """Return the engine; leaving closes it."""
         self.require_open("enter it")
         return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the engine."""
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        """Return the engine; leaving closes it."""
+        return self.__enter__()
 
     async def __aexit__(self, *_: object) -> None:
         """Close the engine."""

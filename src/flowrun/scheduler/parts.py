@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from flowrun.config import Limit, SchedulerConfig
     from flowrun.hooks import RunHook
     from flowrun.registry import TaskRegistry
+    from flowrun.report import RunReport
     from flowrun.state import StateStoreProtocol
 
 _HOOK_THREADS = 32
@@ -47,6 +48,9 @@ class Parts:
         redact: What error texts go through.
         config: The finer settings.
         limits: The named limits.
+
+    Attributes:
+        report: Returns the report of a run; the engine sets it.
     """
 
     def __init__(  # noqa: PLR0913 - everything an engine is wired of
@@ -63,6 +67,7 @@ class Parts:
         config: SchedulerConfig,
         limits: Mapping[str, Limit],
     ) -> None:
+        self.report: Callable[[str], RunReport] | None = None
         self.registry = registry
         self.store = store
         self._max_workers = max_workers
@@ -78,6 +83,10 @@ class Parts:
         self._wire(hooks)
         call_in_children(self._start_over)
         self.history.report_recovered()
+
+    def _read_report(self, run_id: str) -> RunReport:
+        assert self.report is not None  # noqa: S101 - the engine sets it
+        return self.report(run_id)
 
     def _log(self, part: str) -> logging.Logger:
         return self._logger or logging.getLogger(f"flowrun.{part}")
@@ -101,7 +110,9 @@ class Parts:
         self.lifecycle = Lifecycle(self.services, owned, log("engine"))
         limits = SharedLimits(config.max_parallel, self._limits)
         nesting = Nesting(limits, workers, hook_threads)
-        starter = self.starter = Starter(self.store, self.services, self.lifecycle, nesting)
+        starter = self.starter = Starter(
+            self.store, self.services, self.lifecycle, nesting, self._read_report
+        )
         self.resumer = Resumer(starter, self.graphs, log("engine"))
         self.history = History(self.store, self.services, self.lifecycle)
 

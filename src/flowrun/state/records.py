@@ -286,6 +286,7 @@ class RunRecord(NamedTuple):
         started_by: The run whose task or hook started this one.
         sole_heir: Whether no other run may have resumed ``resumed_from`` (a plain resume: it
             would repeat what the other has done).
+        sole_of_dag: Whether it must not start while another run of the DAG is alive.
         first_run_id: The run that the chain of resumes began with, while the run is carried out;
             no store keeps it.
         finished_at: When it ended; ``None`` while it has not.
@@ -302,6 +303,7 @@ class RunRecord(NamedTuple):
     targets: tuple[str, ...] | None = None
     started_by: str | None = None
     sole_heir: bool = False
+    sole_of_dag: bool = False
     first_run_id: str | None = None
     finished_at: float | None = None
     error: str | None = None
