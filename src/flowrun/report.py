@@ -31,7 +31,8 @@ class TaskReport(TypedDict):
 
     ``result`` is ``None`` unless ``result_state`` is ``"kept"``: ``"absent"`` means that
     there is none yet, ``"released"`` that it was released (``retain_result=False``), and
-    ``"stored"`` that it is in the store and was not loaded.
+    ``"stored"`` that it is in the store and was not loaded. ``overridden`` says by what the task
+    was overridden in this run: ``"value"`` or ``"function"``.
     """
 
     status: TaskStatusName
@@ -46,6 +47,7 @@ class TaskReport(TypedDict):
     abandoned: bool
     deps: list[str]
     attempts: list[AttemptReport]
+    overridden: str | None
 
 
 class RunReport(TypedDict):
@@ -65,6 +67,7 @@ class RunReport(TypedDict):
     resumed_from: str | None
     targets: list[str] | None
     started_by: str | None
+    params: dict[str, object]
     alive: bool
 
 
@@ -76,17 +79,20 @@ def build_report(run: RunRecord) -> RunReport:
         "created_at": run.created_at,
         "finished_at": run.finished_at,
         "status": run.status.value,
-        "tasks": {name: _task_report(task) for name, task in run.tasks.items()},
+        "tasks": {
+            name: _task_report(task, run.overridden.get(name)) for name, task in run.tasks.items()
+        },
         "error": run.error,
         "metadata": dict(run.metadata),
         "resumed_from": run.resumed_from,
         "targets": None if run.targets is None else list(run.targets),
         "started_by": run.started_by,
+        "params": dict(run.params),
         "alive": run.alive,
     }
 
 
-def _task_report(task: TaskRecord) -> TaskReport:
+def _task_report(task: TaskRecord, overridden: str | None) -> TaskReport:
     result = task.result
     absent = type(result) is NoResult
     return {
@@ -102,6 +108,7 @@ def _task_report(task: TaskRecord) -> TaskReport:
         "abandoned": task.abandoned,
         "deps": list(task.deps),
         "attempts": [_attempt_report(attempt) for attempt in task.attempts],
+        "overridden": overridden,
     }
 
 
