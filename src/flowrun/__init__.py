@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         fn_hook,
     )
     from flowrun.policy import RetryPolicy
-    from flowrun.registry import TaskRegistry, TaskSpec, TaskTemplate, task, task_template
+    from flowrun.registry import Param, TaskRegistry, TaskSpec, TaskTemplate, task, task_template
     from flowrun.render import ProgressHook
     from flowrun.report import AttemptReport, RunReport, TaskReport
     from flowrun.scheduler import PlannedTask, ResumePlan
@@ -64,6 +64,7 @@ __all__ = [
     "InMemoryStateStore",
     "JsonSerializer",
     "NonRetryableError",
+    "Param",
     "PickleSerializer",
     "PlannedTask",
     "ProcessPerAttemptExecutor",
@@ -124,7 +125,14 @@ _HOMES = {
         "fn_hook",
     ),
     "flowrun.policy": ("RetryPolicy",),
-    "flowrun.registry": ("TaskRegistry", "TaskSpec", "TaskTemplate", "task", "task_template"),
+    "flowrun.registry": (
+        "Param",
+        "TaskRegistry",
+        "TaskSpec",
+        "TaskTemplate",
+        "task",
+        "task_template",
+    ),
     "flowrun.render": ("ProgressHook",),
     "flowrun.report": ("AttemptReport", "RunReport", "TaskReport"),
     "flowrun.scheduler": ("PlannedTask", "ResumePlan"),

@@ -40,20 +40,28 @@ class DagScope(Declaring):
         options["dag"] = self.name
         return self._engine.registry
 
-    async def run_once(
+    async def run_once(  # noqa: PLR0913 - the options of a run
         self,
         context: RunContext[Any] | None = None,
         *,
         timeout_s: float | None = None,
         fail_fast: bool = False,
         metadata: Mapping[str, object] | None = None,
+        params: Mapping[str, object] | None = None,
+        overrides: Mapping[str, object] | None = None,
     ) -> str:
         """Run the DAG; see :meth:`Engine.run_once`."""
         return await self._engine.run_once(
-            self.name, context, timeout_s=timeout_s, fail_fast=fail_fast, metadata=metadata
+            self.name,
+            context,
+            timeout_s=timeout_s,
+            fail_fast=fail_fast,
+            metadata=metadata,
+            params=params,
+            overrides=overrides,
         )
 
-    async def run_subgraph(
+    async def run_subgraph(  # noqa: PLR0913 - the options of a run
         self,
         targets: Sequence[str],
         context: RunContext[Any] | None = None,
@@ -61,10 +69,19 @@ class DagScope(Declaring):
         timeout_s: float | None = None,
         fail_fast: bool = False,
         metadata: Mapping[str, object] | None = None,
+        params: Mapping[str, object] | None = None,
+        overrides: Mapping[str, object] | None = None,
     ) -> str:
         """Run these tasks and what they depend on; see :meth:`Engine.run_subgraph`."""
         return await self._engine.run_subgraph(
-            self.name, targets, context, timeout_s=timeout_s, fail_fast=fail_fast, metadata=metadata
+            self.name,
+            targets,
+            context,
+            timeout_s=timeout_s,
+            fail_fast=fail_fast,
+            metadata=metadata,
+            params=params,
+            overrides=overrides,
         )
 
     def validate(self) -> None:

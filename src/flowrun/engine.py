@@ -11,7 +11,7 @@ from flowrun.config import SchedulerConfig
 from flowrun.dag_scope import DagScope
 from flowrun.errors import DefinitionError, listed
 from flowrun.executors import WorkerThreads
-from flowrun.graph import Graphs
+from flowrun.graph import Graphs, override
 from flowrun.hooks import HookDispatcher, RunHook
 from flowrun.registry import Declaring, TaskRegistry
 from flowrun.report import RunReport, build_report
@@ -169,7 +169,7 @@ class Engine(Declaring):
         """
         self._services.hooks.add([hook])
 
-    async def run_once(
+    async def run_once(  # noqa: PLR0913 - the options of a run
         self,
         dag_name: str,
         context: RunContext[Any] | None = None,
@@ -177,6 +177,8 @@ class Engine(Declaring):
         timeout_s: float | None = None,
         fail_fast: bool = False,
         metadata: Mapping[str, object] | None = None,
+        params: Mapping[str, object] | None = None,
+        overrides: Mapping[str, object] | None = None,
     ) -> str:
         """Run a DAG and return the run's id, whether its tasks succeeded or not.
 
@@ -188,17 +190,23 @@ class Engine(Declaring):
             fail_fast: ``True`` ends the run at the first final failure: what runs is cancelled,
                 the rest is skipped, and this returns.
             metadata: JSON values that are kept with the run and shown in its report.
+            params: Values for the tasks' parameters that are annotated with ``Param``, also as
+                text. They are kept with the run and shown: secrets belong in the context.
+            overrides: By task, for this run alone, a callable in place of the task's function, or
+                a value in place of its result.
 
         Raises:
             ValueError: The DAG is unknown or has mistakes; nothing was started.
+            ParameterError: A parameter is missing, unknown, or of the wrong type.
+            OverrideError: An override is of no task, or does not fit.
             ContextError: The context is not a ``RunContext``, or one is needed.
             EngineClosedError: The engine is closed.
             asyncio.CancelledError: The run was cancelled; it has ended.
             StoreError: The store failed; the run has ended.
         """
         self.require_open("run a DAG")
-        graph = self.graph(dag_name)
-        record = self._starter.new_record(graph, metadata)
+        graph = override(self.graph(dag_name), overrides)
+        record = self._starter.new_record(graph, metadata, params)
         return await self._starter.execute(graph, record, context, timeout_s, fail_fast=fail_fast)
 
     async def run_subgraph(  # noqa: PLR0913 - the options of a run
@@ -210,6 +218,8 @@ class Engine(Declaring):
         timeout_s: float | None = None,
         fail_fast: bool = False,
         metadata: Mapping[str, object] | None = None,
+        params: Mapping[str, object] | None = None,
+        overrides: Mapping[str, object] | None = None,
     ) -> str:
         """Run these tasks and everything they depend on; return the run's id.
 
@@ -220,6 +230,8 @@ class Engine(Declaring):
             timeout_s: As for :meth:`run_once`.
             fail_fast: As for :meth:`run_once`.
             metadata: As for :meth:`run_once`.
+            params: As for :meth:`run_once`.
+            overrides: As for :meth:`run_once`.
 
         Raises:
             UnknownTaskError: A target is not a task of the DAG.
@@ -234,8 +246,8 @@ class Engine(Declaring):
                 f" one of {listed(graph.names)}, or use run_once() for the whole DAG"
             )
             raise DefinitionError(msg)
-        graph = graph.subgraph(names)
-        record = self._starter.new_record(graph, metadata)
+        graph = override(graph.subgraph(names), overrides)
+        record = self._starter.new_record(graph, metadata, params)
         return await self._starter.execute(graph, record, context, timeout_s, fail_fast=fail_fast)
 
     async def resume(  # noqa: PLR0913 - the options of a run
@@ -247,6 +259,8 @@ class Engine(Declaring):
         timeout_s: float | None = None,
         fail_fast: bool = False,
         metadata: Mapping[str, object] | None = None,
+        params: Mapping[str, object] | None = None,
+        overrides: Mapping[str, object] | None = None,
     ) -> str:
         """Finish an ended run in a new run; return the new run's id.
 
@@ -261,13 +275,31 @@ class Engine(Declaring):
             timeout_s: As for :meth:`run_once`.
             fail_fast: As for :meth:`run_once`.
             metadata: As for :meth:`run_once`; by default that of the old run.
+            params: Parameters that replace those of the old run; it keeps the others. What reads
+                a replaced one runs again, and what depends on that.
+            overrides: As for :meth:`run_once`; those of the old run do not count any more. What is
+                overridden in either run runs again, and what depends on that.
         """
         self.require_open("resume a run")
         return await self._resumer.resume(
-            run_id, from_tasks, context, timeout_s, metadata, fail_fast=fail_fast
+            run_id,
+            from_tasks,
+            context,
+            timeout_s,
+            metadata,
+            params,
+            overrides,
+            fail_fast=fail_fast,
         )
 
-    def plan_resume(self, run_id: str, from_tasks: Sequence[str] | None = None) -> ResumePlan:
+    def plan_resume(
+        self,
+        run_id: str,
+        from_tasks: Sequence[str] | None = None,
+        *,
+        params: Mapping[str, object] | None = None,
+        overrides: Mapping[str, object] | None = None,
+    ) -> ResumePlan:
         """Return what :meth:`resume` would do with each task, keep or run, and why.
 
         Raises:
@@ -276,7 +308,7 @@ class Engine(Declaring):
             RunAliveError: It, or a run that resumes it, is still alive.
             AlreadyResumedError: A later run has finished it.
         """
-        return self._resumer.plan(run_id, from_tasks)[2]
+        return self._resumer.plan(run_id, from_tasks, params, overrides).tasks
 
     def cancel(self, run_id: str) -> bool:
         """Cancel a run of this engine, from any thread; return whether it was alive.

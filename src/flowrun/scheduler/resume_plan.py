@@ -10,10 +10,12 @@ from flowrun.errors import (
     RunAliveError,
     UnknownRunError,
 )
+from flowrun.graph import NO_PARAMS
+from flowrun.scheduler.parameters import replaced_param
 from flowrun.state import NoResult, RunQuery, RunStatus, TaskStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from flowrun.graph import Graph
     from flowrun.state import RunRecord, RunSummary, StateStoreProtocol, TaskRecord
@@ -100,13 +102,19 @@ def _refuse_alive_heirs(store: StateStoreProtocol, run: RunRecord) -> None:
             ancestors.append(heir.run_id)
 
 
-def plan_resume(graph: Graph, old: RunRecord, from_tasks: Sequence[str] | None) -> ResumePlan:
+def plan_resume(
+    graph: Graph,
+    old: RunRecord,
+    from_tasks: Sequence[str] | None,
+    params: Mapping[str, object] = NO_PARAMS,
+) -> ResumePlan:
     """Decide per task whether its old result is kept or it runs again.
 
     Args:
         graph: The DAG as it is now, cut to the old run's targets.
         old: The old run; results need not be loaded.
         from_tasks: Tasks that run again together with everything that depends on them.
+        params: The parameters of the new run.
     """
     checkpoints = {graph.number(name) for name in from_tasks or ()}
     again = graph.descendants(checkpoints)
@@ -117,7 +125,7 @@ def plan_resume(graph: Graph, old: RunRecord, from_tasks: Sequence[str] | None) 
         elif number in again:
             reasons.append("depends on a task named in from_tasks")
         else:
-            reasons.append(_why_again(graph, number, old, reasons))
+            reasons.append(_why_again(graph, number, old, reasons, params))
     _add_makers(graph, old, reasons)
     tasks = {
         name: PlannedTask("run", why) if why is not None else _kept(old.tasks[name])
@@ -158,7 +166,11 @@ _WORDS = {TaskStatus.FAILED: "had failed", TaskStatus.SKIPPED: "was skipped"}
 
 
 def _why_again(
-    graph: Graph, number: int, old: RunRecord, reasons: Sequence[str | None]
+    graph: Graph,
+    number: int,
+    old: RunRecord,
+    reasons: Sequence[str | None],
+    params: Mapping[str, object],
 ) -> str | None:
     """Return why a task runs again (S3), given the reasons of its parents; ``None`` to keep it.
 
@@ -175,7 +187,19 @@ def _why_again(
     for parent in graph.parents[number]:
         if reasons[parent] is not None:
             return f"depends on {graph.names[parent]!r}, which runs again"
-    return None
+    return _why_given_anew(graph, number, old, params)
+
+
+def _why_given_anew(
+    graph: Graph, number: int, old: RunRecord, params: Mapping[str, object]
+) -> str | None:
+    """Return what the caller of either run gave to the task, and not to the other's."""
+    if graph.names[number] in old.overridden:
+        return "was overridden before"
+    if graph.names[number] in graph.overridden:
+        return "is overridden"
+    replaced = replaced_param(graph, number, old.params, params)
+    return None if replaced is None else f"its parameter {replaced!r} is replaced"
 
 
 def _add_makers(graph: Graph, old: RunRecord, reasons: list[str | None]) -> None:

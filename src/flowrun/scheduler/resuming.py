@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flowrun.errors import ResumeError, listed
+from flowrun.graph import override
+from flowrun.scheduler.parameters import checked_params
 from flowrun.scheduler.resume_plan import (
     ResumePlan,
     find_resumable,
@@ -25,6 +27,15 @@ if TYPE_CHECKING:
     from flowrun.state import RunRecord
 
 
+class PlannedResume(NamedTuple):
+    """The graph of the new run, the run to resume, what to do, and the new run's parameters."""
+
+    graph: Graph
+    old: RunRecord
+    tasks: ResumePlan
+    params: dict[str, object]
+
+
 class Resumer:
     """Resume the runs of one engine's store."""
 
@@ -37,8 +48,12 @@ class Resumer:
         self._log = log
 
     def plan(
-        self, run_id: str, from_tasks: Sequence[str] | None
-    ) -> tuple[Graph, RunRecord, ResumePlan]:
+        self,
+        run_id: str,
+        from_tasks: Sequence[str] | None,
+        params: Mapping[str, object] | None,
+        overrides: Mapping[str, object] | None,
+    ) -> PlannedResume:
         """Return the graph of the new run, the run to resume, and what to do."""
         self._lifecycle.end_lost()
         self._services.journal.save_unsaved()  # the run may be one whose end was not written
@@ -53,7 +68,10 @@ class Resumer:
         names = None
         if from_tasks:
             names = self._graphs.task_names(graph, from_tasks, "from_tasks")
-        return graph, old, plan_resume(graph, old, names)
+        graph = override(graph, overrides)
+        new_params = checked_params(graph, params, old.params)
+        plan = plan_resume(graph, old, names, new_params)
+        return PlannedResume(graph, old, plan, new_params)
 
     async def resume(  # noqa: PLR0913 - the options of a run
         self,
@@ -62,13 +80,17 @@ class Resumer:
         context: RunContext[Any] | None,
         timeout_s: float | None,
         metadata: Mapping[str, object] | None,
+        params: Mapping[str, object] | None,
+        overrides: Mapping[str, object] | None,
         *,
         fail_fast: bool,
     ) -> str:
         """Carry out a new run that takes over from an old one; return the new run's id."""
-        graph, old, plan = await self._off_loop(partial(self.plan, run_id, from_tasks))
+        planned = partial(self.plan, run_id, from_tasks, params, overrides)
+        graph, old, plan, new_params = await self._off_loop(planned)
         self._warn_of_abandoned(old)
-        record = self._starter.new_record(graph, old.metadata if metadata is None else metadata)
+        metadata = old.metadata if metadata is None else metadata
+        record = self._starter.new_record(graph, metadata, new_params)
         record = take_over(record, graph, old, plan)
         record = record._replace(sole_heir=not from_tasks and old.status is not RunStatus.SUCCESS)
         values: dict[str, object] = {}

@@ -39,7 +39,7 @@ from flowrun.scheduler.messages import (
     StopRequested,
 )
 from flowrun.scheduler.notifier import Notifier
-from flowrun.scheduler.run_state import SAVE_STARTS_AFTER_S, RunState
+from flowrun.scheduler.run_state import NO_STAND_INS, SAVE_STARTS_AFTER_S, RunState
 from flowrun.state import Change, Reason, TaskStatus
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from flowrun.scheduler.limits import SharedLimits
     from flowrun.scheduler.messages import Event, Instruction, Succeeded
     from flowrun.scheduler.services import Services
+    from flowrun.scheduler.stand_ins import StandIn
     from flowrun.state import RunRecord, TaskRecord
     from flowrun.state.journal import Errors
 
@@ -70,6 +71,7 @@ class Run:
         limits: Where its slots come from.
         values: Results of tasks that a resume keeps, by name, as far as others need them.
         fails_fast: Whether the first final failure ends the run.
+        stand_ins: Values that stand for the results of tasks.
     """
 
     def __init__(  # noqa: PLR0913 - wired in one place, of an engine's parts
@@ -82,6 +84,7 @@ class Run:
         values: Mapping[str, object],
         *,
         fails_fast: bool = False,
+        stand_ins: Mapping[int, StandIn] = NO_STAND_INS,
     ) -> None:
         self.graph = graph
         self.record = record
@@ -112,6 +115,7 @@ class Run:
             # A report of a live run asks the run itself for what runs now.
             save_starts_after_s=SAVE_STARTS_AFTER_S if self._blocks else None,
             fails_fast=fails_fast,
+            stand_ins=stand_ins,
         )
         self._attempts = Attempts(
             services,

@@ -9,6 +9,7 @@ A unit is a task of the run. Its number is its place in the order of starts, so 
 numbers is the queue of ready units. This is its way through its phases; ``attempt_rules.py`` has
 the table of transitions::
 
+    WAITING ----------------------> SAVING (a value overrides it)
     WAITING -> READY -> RUNNING -> SAVING -> DONE
                 ^          |-> EXPIRING (its time is up) -|
                 |          |-> STOPPING (the run stops) --|-> FAILING -> DONE
@@ -56,14 +57,16 @@ from flowrun.scheduler.units import ACTIVE, DROPPED, IDLE, Phase, UnitTable, req
 from flowrun.state import Reason, RunStatus, TaskStatus, TransitionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from flowrun.graph import Graph
     from flowrun.scheduler.deadlines import Deadline
     from flowrun.scheduler.messages import Event, Instruction, Refusal, UnitEvent
+    from flowrun.scheduler.stand_ins import StandIn
     from flowrun.scheduler.units import Unit
     from flowrun.state import RunRecord, TaskRecord
 
+NO_STAND_INS: Mapping[int, StandIn] = {}
 SAVE_STARTS_AFTER_S = 0.01
 """The store is given the start of an attempt that runs for longer; most end before."""
 
@@ -87,6 +90,7 @@ class RunState:
         save_starts_after_s: After how long starts are saved, if their attempts still run;
             ``None``: never.
         fails_fast: Whether the first final failure ends the run.
+        stand_ins: Values that stand for the results of tasks, which have no attempt.
         validates: Check all invariants after every call.
 
     Attributes:
@@ -110,6 +114,7 @@ class RunState:
         reports_successes: bool = True,
         save_starts_after_s: float | None = SAVE_STARTS_AFTER_S,
         fails_fast: bool = False,
+        stand_ins: Mapping[int, StandIn] = NO_STAND_INS,
         validates: bool = False,
     ) -> None:
         self.graph = graph
@@ -129,6 +134,7 @@ class RunState:
         self._reports_successes = reports_successes
         self._save_starts_after_s = save_starts_after_s
         self._fails_fast = fails_fast
+        self._stand_ins = stand_ins
         self._validates = validates
         self._cause = ""
         self._is_broken = False
@@ -251,6 +257,8 @@ class RunState:
         """The store did not keep a success."""
         if unit.pending is not None and unit.pending.started_at is not None:
             unit.record = unit.record.begun(unit.pending.started_at)
+        if unit.record.status is TaskStatus.PENDING:  # what a value has overridden
+            unit.record = unit.record.start(self.epoch, unit.ready_at)
         unit.pending = None
         unit.value = DROPPED
         if refusal.of_result:
@@ -281,11 +289,11 @@ class RunState:
         """Decide what becomes of a unit whose parents have all ended."""
         total = len(self.graph.parents[unit.number])
         if not (unit.bad or unit.omitted) and unit.rule is TriggerRule.ALL_SUCCESS:
-            self.table.make_ready(unit, self.epoch)
+            self._run(unit)
             return
         decided = verdict(unit.rule, total, unit.bad, unit.omitted)
         if decided is Verdict.RUN:
-            self.table.make_ready(unit, self.epoch)
+            self._run(unit)
         elif decided is Verdict.SKIP:
             why = f"its trigger_rule {unit.rule} was not met, as a task upstream of it failed"
             self._skip([unit], Reason.UPSTREAM_FAILED, why)
@@ -294,6 +302,16 @@ class RunState:
             self.omit(unit, Reason.UPSTREAM_OMITTED, why)
         else:
             self.omit(unit, Reason.RULE_NOT_MET, f"its trigger_rule {unit.rule} was not met")
+
+    def _run(self, unit: Unit) -> None:
+        """Start a unit when there is a slot; one that a value overrides has succeeded now."""
+        given = self._stand_ins.get(unit.number)
+        if given is None:
+            self.table.make_ready(unit, self.epoch)
+            return
+        unit.value, stored, unit.follows = given
+        unit.ready_at = self.epoch
+        self.table.commit(unit, Phase.SAVING, unit.record.stand_in(self.epoch, stored))
 
     def omit(self, unit: Unit, reason: Reason, why: str) -> None:
         """A unit has nothing to do in this run."""

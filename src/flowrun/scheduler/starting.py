@@ -15,7 +15,9 @@ from flowrun.scheduler.checks import (
     checked_run_id,
 )
 from flowrun.scheduler.nesting import Nesting, end_with
+from flowrun.scheduler.parameters import checked_params
 from flowrun.scheduler.run import Run
+from flowrun.scheduler.stand_ins import stand_ins
 from flowrun.state import RunRecord, TaskRecord
 from flowrun.state.journal import store_error
 
@@ -40,7 +42,12 @@ class Starter:
         self.lifecycle = lifecycle
         self._nesting = nesting
 
-    def new_record(self, graph: Graph, metadata: Mapping[str, object] | None) -> RunRecord:
+    def new_record(
+        self,
+        graph: Graph,
+        metadata: Mapping[str, object] | None,
+        params: Mapping[str, object] | None = None,
+    ) -> RunRecord:
         """Return the record of a new run, in which no task has started."""
         names, config = graph.names, self.services.config
         return RunRecord(
@@ -50,6 +57,8 @@ class Starter:
             dict(zip(names, map(TaskRecord, names, graph.dependency_names), strict=True)),
             metadata=checked_metadata(metadata),
             targets=graph.targets,
+            params=checked_params(graph, params),
+            overridden=graph.overridden,
         )
 
     async def execute(  # noqa: PLR0913 - the options of a run
@@ -68,6 +77,7 @@ class Starter:
         if not isinstance(fail_fast, bool):
             msg = f"fail_fast must be True or False, not {fail_fast!r:.80}"
             raise TypeError(msg)
+        given = stand_ins(graph, record, self.store)
         self.lifecycle.end_lost()
         loop = asyncio.get_running_loop()
         with contextlib.ExitStack() as stack:
@@ -76,7 +86,14 @@ class Starter:
                 record = record._replace(started_by=caller.run_id)
             limits = self._nesting.enter(caller, stack)
             run = Run(
-                self.services, graph, record, context, limits, values or {}, fails_fast=fail_fast
+                self.services,
+                graph,
+                record,
+                context,
+                limits,
+                values or {},
+                fails_fast=fail_fast,
+                stand_ins=given,
             )
             stack.enter_context(self.lifecycle.alive(run, loop))
             if caller is not None and not is_cancelled_with:
