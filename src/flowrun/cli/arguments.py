@@ -84,6 +84,14 @@ def _status(text: str) -> RunStatus:
     return RunStatus.SUCCESS if word == "SUCCEEDED" else RunStatus(word)
 
 
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        msg = f"{text!r} is not NAME=VALUE"
+        raise argparse.ArgumentTypeError(msg)
+    return name, value
+
+
 def print_completion(options: argparse.Namespace, output: Output) -> int:
     """``flowrun completion``."""
     output.say(script(COMMANDS, options.shell))
@@ -118,6 +126,28 @@ _ENGINE = _argument(
     metavar="MODULE:ENGINE",
 )
 _DAG = _argument("dag", "the name of a DAG; 'flowrun list MODULE:ENGINE' lists them", metavar="DAG")
+_GIVEN = (
+    _argument(
+        "--param",
+        "a parameter of the run, like day=2013-02-08; may be given more than once",
+        action="append",
+        type=_pair,
+        metavar="NAME=VALUE",
+    ),
+    _argument(
+        "--context",
+        "a function that is given the run's parameters as a dict and returns its RunContext, or"
+        " a context manager of one, like jobs.daily:make_context",
+        metavar="MODULE:FACTORY",
+    ),
+    _argument(
+        "--metadata",
+        "a text to keep with the run and show in its report; may be given more than once",
+        action="append",
+        type=_pair,
+        metavar="NAME=VALUE",
+    ),
+)
 _LIMIT = _argument(
     "--limit", "at most so many (20)", type=partial(_number, 1), default=20, metavar="N"
 )
@@ -148,6 +178,7 @@ COMMANDS = {
                 action="append",
                 metavar="TASK",
             ),
+            *_GIVEN,
             *_PROGRESS,
             _JSON,
         ),
@@ -165,6 +196,7 @@ COMMANDS = {
                 dest="from_tasks",
                 metavar="TASK",
             ),
+            *_GIVEN,
             _OF_DAG,
             _argument(
                 "--dry-run",
