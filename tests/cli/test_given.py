@@ -66,7 +66,7 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     (tmp_path / "jobs.py").write_text(textwrap.dedent(JOBS), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    import jobs  # type: ignore[import-not-found]  # noqa: PLC0415
+    import jobs  # type: ignore[import-not-found]
 
     yield jobs
     sys.modules.pop("jobs").store.close()

@@ -15,7 +15,7 @@ from flowrun.errors import TaskTypeError
 from flowrun.registry import Parameter, inspect_callable, stored_param
 
 if TYPE_CHECKING:
-    import datetime as away
+    import datetime as away  # noqa: ICN001 - known to type checkers alone
     from datetime import date, datetime
 
 
@@ -46,7 +46,7 @@ def found(function: Any) -> dict[str, tuple[Any, bool, bool]]:
 
 
 def test_parameters_are_found_by_their_annotation() -> None:
-    def task(  # noqa: PLR0913
+    def task(
         text: Param[str],
         n: Param[int] | None,
         day: Param[date],

@@ -138,7 +138,10 @@ async def test_resume_with_overrides(make_engine: MakeEngine, tmp_path: Path) ->
     assert plan.to_run == ["extract", "load"]
     new = await engine.resume(old, overrides={"extract": [7]})
     report = engine.get_run_report(new)
-    assert (job.ran, report["tasks"]["load"]["result"]) == (["first", "extract", "load"], "loaded [7]")
+    assert (job.ran, report["tasks"]["load"]["result"]) == (
+        ["first", "extract", "load"],
+        "loaded [7]",
+    )
     assert [task["overridden"] for task in report["tasks"].values()] == [None, "value", None]
 
 

@@ -260,7 +260,9 @@ def test_run_of_an_older_file_has_no_params(path: Path) -> None:  # D5
     with closing(sqlite3.connect(path)) as database:
         (row,) = database.execute(f"SELECT {OLD_RUN} FROM runs WHERE seq = 1")
         told = checksum((*row, "other"))
-        database.execute("UPDATE runs SET started_by = 'other', checksum = ? WHERE seq = 1", (told,))
+        database.execute(
+            "UPDATE runs SET started_by = 'other', checksum = ? WHERE seq = 1", (told,)
+        )
         database.commit()
     for open_it in (SqliteStateStore.open_readonly, SqliteStateStore):
         with closing(open_it(path)) as store:

@@ -41,7 +41,7 @@ def run_dag(options: argparse.Namespace, output: Output) -> int:
     with _opened_context(options, graph, {}) as context:
 
         def work() -> Awaitable[str]:
-            more = {"context": context, "timeout_s": options.timeout_s, **given}
+            more: dict[str, Any] = {"context": context, "timeout_s": options.timeout_s, **given}
             if options.target:
                 return engine.run_subgraph(options.dag, options.target, **more)
             return engine.run_once(options.dag, **more)

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import pkgutil
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from flowrun.context import RunContext
@@ -14,7 +14,7 @@ from flowrun.engine import Engine
 from flowrun.errors import FlowrunError, close_match, listed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Generator, Mapping
     from types import ModuleType
 
 
@@ -48,7 +48,9 @@ def load_engine(place: str) -> Engine:
 
 
 @contextmanager
-def opened_context(place: str, params: Mapping[str, object]) -> Iterator[RunContext[Any]]:
+def opened_context(
+    place: str, params: Mapping[str, object]
+) -> Generator[RunContext[Any], None, None]:
     """Have the factory ``MODULE:FACTORY`` make a run's context; close it in the end.
 
     Args:
@@ -65,8 +67,8 @@ def opened_context(place: str, params: Mapping[str, object]) -> Iterator[RunCont
         raise UsageError(msg)
     with ExitStack() as stack:
         try:
-            made = factory(dict(params))
-            if not isinstance(made, RunContext) and hasattr(type(made), "__enter__"):
+            made: Any = factory(dict(params))
+            if isinstance(made, AbstractContextManager):
                 made = stack.enter_context(made)
         except Exception as error:
             msg = f"{place!r} made no RunContext: {type(error).__name__}: {error}"

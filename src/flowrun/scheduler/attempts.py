@@ -15,7 +15,7 @@ from flowrun.errors import (
 )
 from flowrun.executors import WorkerThreads
 from flowrun.failure import error_line
-from flowrun.graph import MISSING
+from flowrun.graph import MISSING, NO_PARAMS
 from flowrun.registry import UPSTREAM, TriggerRule
 from flowrun.scheduler.async_attempt import AsyncAttempt
 from flowrun.scheduler.attempt import NO_ARGUMENTS, AttemptServices
@@ -130,7 +130,9 @@ class Attempts:
         if not plan.gives_any:
             return NO_ARGUMENTS
         names = graph.dependency_names[number]
-        params = task_params(graph, number, self._record.params)
+        params = NO_PARAMS
+        if graph.with_params:
+            params = task_params(graph, number, self._record.params)
         values = [self._state.value(parent) for parent in graph.parents[number]]
         if graph.specs[number].trigger_rule is not TriggerRule.ALL_SUCCESS:
             values = [MISSING if value is DROPPED else value for value in values]

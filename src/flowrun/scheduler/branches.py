@@ -19,9 +19,11 @@ def chosen(graph: Graph, number: int, value: object) -> tuple[list[str], frozens
         NonRetryableError: It has returned something else.
     """
     children = {graph.names[child]: child for child in graph.children[number]}
-    given = value if isinstance(value, list | tuple | set | frozenset) else [value]
+    given: list[object] = [] if value is None else [value]
+    if isinstance(value, list | tuple | set | frozenset):
+        given = list(cast("Iterable[object]", value))
     names: list[str] = []
-    for each in cast("Iterable[object]", () if value is None else given):
+    for each in given:
         name = each
         if callable(each):
             name = next(

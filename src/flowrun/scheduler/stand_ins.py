@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flowrun.errors import NonRetryableError, OverrideError, ResultNotStorableError
 from flowrun.scheduler.branches import chosen
@@ -44,16 +44,16 @@ def _stand_in(
     graph: Graph, number: int, value: object, record: RunRecord, store: StateStoreProtocol
 ) -> StandIn:
     spec, follows = graph.specs[number], None
-    problem = read_once_problem(value)
+    encode: Any = getattr(store, "encode_result", None)
     try:
-        if problem is None and spec.is_branch:
+        problem = read_once_problem(value)
+        if problem is not None:
+            raise NonRetryableError(problem)  # noqa: TRY301 - as an attempt with that result has it
+        if spec.is_branch:
             value, follows = chosen(graph, number, value)
         stored: object = value if spec.retain_result else NoResult.RELEASED
-        encode = getattr(store, "encode_result", None)
-        if problem is None and encode is not None and spec.retain_result:
+        if spec.retain_result and encode is not None:
             stored = encode(value, run_id=record.run_id, task_name=spec.name)
     except (NonRetryableError, ResultNotStorableError) as error:
-        problem = str(error)
-    if problem is not None:
-        raise OverrideError(graph.dag_name, spec.name, f"cannot be a result: {problem}")
+        raise OverrideError(graph.dag_name, spec.name, f"cannot be a result: {error}") from error
     return StandIn(value, stored, follows)
