@@ -7,7 +7,7 @@ import inspect
 import pkgutil
 import sys
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from flowrun.context import RunContext
 from flowrun.engine import Engine
@@ -67,9 +67,9 @@ def opened_context(
         raise UsageError(msg)
     with ExitStack() as stack:
         try:
-            made: Any = factory(dict(params))
+            made: object = factory(dict(params))
             if isinstance(made, AbstractContextManager):
-                made = stack.enter_context(made)
+                made = stack.enter_context(cast("AbstractContextManager[object]", made))
         except Exception as error:
             msg = f"{place!r} made no RunContext: {type(error).__name__}: {error}"
             raise UsageError(msg) from error
