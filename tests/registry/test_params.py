@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
+import sys
 from decimal import Decimal
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
@@ -94,6 +95,14 @@ def test_parameters_are_found_where_annotations_are_objects() -> None:
         "pick": (Literal["a"], False, True),
     }
     assert repr(Param[dt.date]).endswith("datetime.date, flowrun.Param]")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="such a name is an error before")
+def test_type_may_be_known_to_type_checkers_alone() -> None:
+    space: dict[str, Any] = {}
+    source = "from flowrun import Param\ndef task(day: Param[date], n: Param['int']): ..."
+    exec(compile(source, "<test>", "exec", dont_inherit=True), space)
+    assert found(space["task"]) == {"day": (dt.date, False, False), "n": (int, False, False)}
 
 
 def test_other_annotations_are_no_parameters() -> None:
