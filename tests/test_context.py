@@ -90,7 +90,7 @@ def test_half_made_context_has_no_attributes_and_does_not_recurse() -> None:
             getattr(half, name)
 
 
-def test_attempt_knows_what_it_is_and_its_key_is_its_own() -> None:  # D9
+def test_attempt_knows_what_it_is_and_its_keys() -> None:  # D9
     attempt = Attempt("r", "d", "t", 2)
     assert (attempt.run_id, attempt.dag_name, attempt.task_name, attempt.attempt) == (
         "r",
@@ -100,8 +100,11 @@ def test_attempt_knows_what_it_is_and_its_key_is_its_own() -> None:  # D9
     )
     assert repr(attempt) == "<Attempt 2 of 't' in run 'r'>"
     others = [Attempt("q", "d", "t", 2), Attempt("r", "d", "u", 2), Attempt("r", "d", "t", 3)]
-    assert len({attempt.idempotency_key, *(other.idempotency_key for other in others)}) == 4
-    assert attempt.idempotency_key == Attempt("r", "d", "t", 2).idempotency_key
+    assert len({attempt.attempt_key, *(other.attempt_key for other in others)}) == 4
+    assert attempt.idempotency_key == others[2].idempotency_key == "r/t"
+    assert [other.idempotency_key for other in others[:2]] == ["q/t", "r/u"]
+    others[0].first_run_id = "r"
+    assert (others[0].idempotency_key, others[0].attempt_key) == ("r/t", "q/t/2")
 
 
 def test_time_left_counts_down_and_stops_at_zero() -> None:

@@ -423,12 +423,38 @@ async def test_wrong_targets_are_refused(
 # -- reports, lists, pruning ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wrong", ["nope", 7, None])
-def test_unknown_run_id(engine: Engine, wrong: Any) -> None:
-    with pytest.raises(UnknownRunError, match="no run"):
-        engine.get_run_report(wrong)
+@pytest.mark.parametrize("wrong", ["nope", 7, None, {"run_id": "r"}])
+async def test_unknown_run_id(engine: Engine, wrong: Any) -> None:
+    remedy = r"list_runs\(\) lists" if isinstance(wrong, str) else r'report\["run_id"\] in its'
+    for ask in (engine.get_run_report, engine.report_text, engine.report_html, engine.cancel):
+        with pytest.raises(UnknownRunError, match=f"no run.*{remedy}"):
+            ask(wrong)
     with pytest.raises(KeyError):
         engine.plan_resume(wrong)
+    with pytest.raises(UnknownRunError, match=remedy):
+        await engine.resume(wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"status": "FAIL"}, "status must be one of 'RUNNING', 'SUCCESS', 'FAILED', or None, not"),
+        ({"dag_name": RunHook}, "dag_name must be the name of a DAG or None, not <class"),
+        ({"before": {"run_id": "r"}}, "no run"),
+    ],
+)
+def test_runs_are_not_listed_by_what_cannot_be_meant(
+    engine: Engine, wrong: Any, message: str
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        engine.list_runs(**wrong)
+
+
+async def test_a_function_is_no_name_of_a_dag(engine: Engine) -> None:
+    engine.task("t", dag="d")(task := (lambda: None))
+    not_a_name: Any = task
+    with pytest.raises(UnknownDagError, match=r"DAGs: 'd'\. A DAG is given by its name, a str\.$"):
+        await engine.run_once(not_a_name)
 
 
 async def test_metadata_is_kept_and_listed(engine: Engine) -> None:

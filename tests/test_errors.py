@@ -220,7 +220,15 @@ def test_long_values_cannot_flood_a_message() -> None:
 async def test_run_that_was_not_awaited_is_named(engine: flowrun.Engine) -> None:
     engine.task("t", dag="d")(lambda: 1)
     coroutine: Any = engine.run_once("d")
-    for ask in (engine.get_run_report, engine.report_text, engine.report_html):
+    asks: list[Any] = [
+        *(engine.get_run_report, engine.report_text, engine.report_html),
+        *(engine.cancel, engine.plan_resume),
+        lambda run_id: engine.display_dag("d", run_id=run_id),
+        lambda run_id: engine.list_runs(before=run_id),
+    ]
+    for ask in asks:
         with pytest.raises(errors.UnknownRunError, match="write run_id = await engine.run_once"):
             ask(coroutine)
+    with pytest.raises(errors.UnknownRunError, match="write run_id = await engine.run_once"):
+        await engine.resume(coroutine)
     coroutine.close()

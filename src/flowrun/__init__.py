@@ -10,11 +10,17 @@ from typing import TYPE_CHECKING
 from flowrun.door import lazy_exports as _lazy_exports
 
 if TYPE_CHECKING:
-    from flowrun.config import SchedulerConfig
+    from flowrun.config import Limit, Rate, SchedulerConfig
     from flowrun.context import Attempt, RunContext, current_attempt
     from flowrun.dag_scope import DagScope
     from flowrun.engine import Engine, build_default_engine
-    from flowrun.errors import FlowrunError, NonRetryableError, RunCancelledError
+    from flowrun.errors import (
+        FlowrunError,
+        NonRetryableError,
+        RetryAfter,
+        RunCancelledError,
+        SkipTask,
+    )
     from flowrun.executors import ProcessPerAttemptExecutor
     from flowrun.hooks import (
         DagEndEvent,
@@ -29,7 +35,15 @@ if TYPE_CHECKING:
         fn_hook,
     )
     from flowrun.policy import RetryPolicy
-    from flowrun.registry import Param, TaskRegistry, TaskSpec, TaskTemplate, task, task_template
+    from flowrun.registry import (
+        Param,
+        TaskRegistry,
+        TaskSpec,
+        TaskTemplate,
+        TriggerRule,
+        task,
+        task_template,
+    )
     from flowrun.render import ProgressHook
     from flowrun.report import AttemptReport, RunReport, TaskReport
     from flowrun.scheduler import PlannedTask, ResumePlan
@@ -63,14 +77,17 @@ __all__ = [
     "FlowrunError",
     "InMemoryStateStore",
     "JsonSerializer",
+    "Limit",
     "NonRetryableError",
     "Param",
     "PickleSerializer",
     "PlannedTask",
     "ProcessPerAttemptExecutor",
     "ProgressHook",
+    "Rate",
     "ResultSerializer",
     "ResumePlan",
+    "RetryAfter",
     "RetryPolicy",
     "RunCancelledError",
     "RunContext",
@@ -81,6 +98,7 @@ __all__ = [
     "RunStatus",
     "RunSummary",
     "SchedulerConfig",
+    "SkipTask",
     "SqliteStateStore",
     "StateStore",
     "StateStoreProtocol",
@@ -96,6 +114,7 @@ __all__ = [
     "TaskStatus",
     "TaskSuccessEvent",
     "TaskTemplate",
+    "TriggerRule",
     "build_default_engine",
     "current_attempt",
     "fn_hook",
@@ -106,11 +125,17 @@ __all__ = [
 # Everything is loaded when it is first asked for: a program that only looks at a file of runs
 # needs no scheduler, and one that only declares tasks no SQLite, and importing costs nothing.
 _HOMES = {
-    "flowrun.config": ("SchedulerConfig",),
+    "flowrun.config": ("Limit", "Rate", "SchedulerConfig"),
     "flowrun.context": ("Attempt", "RunContext", "current_attempt"),
     "flowrun.dag_scope": ("DagScope",),
     "flowrun.engine": ("Engine", "build_default_engine"),
-    "flowrun.errors": ("FlowrunError", "NonRetryableError", "RunCancelledError"),
+    "flowrun.errors": (
+        "FlowrunError",
+        "NonRetryableError",
+        "RetryAfter",
+        "RunCancelledError",
+        "SkipTask",
+    ),
     "flowrun.executors": ("ProcessPerAttemptExecutor",),
     "flowrun.hooks": (
         "DagEndEvent",
@@ -130,6 +155,7 @@ _HOMES = {
         "TaskRegistry",
         "TaskSpec",
         "TaskTemplate",
+        "TriggerRule",
         "task",
         "task_template",
     ),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 from time import monotonic as _monotonic
 from time import time as _epoch
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 if TYPE_CHECKING:
     import asyncio
@@ -46,6 +48,98 @@ def _chance() -> float:
     import random  # noqa: PLC0415 - few retries have a jitter
 
     return random.random()  # noqa: S311 - no secret
+
+
+@dataclass(frozen=True)
+class Rate:
+    """So many units may start in any span of ``per_s`` seconds.
+
+    Args:
+        count: 1 or more.
+        per_s: Seconds, above 0.
+
+    Raises:
+        TypeError: A value is not a number.
+        ValueError: It is out of its range.
+    """
+
+    count: int
+    per_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check both values."""
+        _check_count("the count of a Rate", self.count)
+        per_s: object = self.per_s
+        if not isinstance(per_s, int | float) or isinstance(per_s, bool):
+            msg = f"per_s of a Rate must be seconds, not {per_s!r:.80}"
+            raise TypeError(msg)
+        if not 0 < per_s < inf:
+            msg = f"per_s of a Rate must be finite and above 0, not {per_s!r}"
+            raise ValueError(msg)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What bounds the tasks that use a resource, over all runs of an engine.
+
+    Args:
+        count: How much of it is used at once; ``None`` for no bound.
+        rate: How often its use may begin; ``None`` for no bound.
+
+    Raises:
+        TypeError: A value is of the wrong type.
+        ValueError: ``count`` is below 1, or neither is given.
+
+    Example:
+        >>> Limit(3, rate=Rate(10, per_s=1.0)).count
+        3
+    """
+
+    count: int | None = None
+    rate: Rate | None = None
+
+    def __post_init__(self) -> None:
+        """Check both values."""
+        if self.count is not None:
+            _check_count("the count of a Limit", self.count)
+        if self.rate is not None and not isinstance(self.rate, Rate):
+            msg = f"rate of a Limit must be a Rate, not {self.rate!r:.80}"
+            raise TypeError(msg)
+        if self.count is None and self.rate is None:
+            msg = "a Limit needs a count, a rate or both: Limit(3), Limit(rate=Rate(10))"
+            raise ValueError(msg)
+
+
+def _check_count(what: str, number: object) -> None:
+    if not isinstance(number, int) or isinstance(number, bool):
+        msg = f"{what} must be an int, not {number!r:.80}"
+        raise TypeError(msg)
+    if number < 1:
+        msg = f"{what} must be 1 or more, not {number}"
+        raise ValueError(msg)
+
+
+def checked_limits(limits: object) -> dict[str, Limit]:
+    """Return an engine's named limits; an ``int`` stands for the count of a ``Limit``."""
+    if limits is None:
+        return {}
+    if not isinstance(limits, Mapping):
+        msg = f'limits= takes a dict such as {{"api": 3}}, not {limits!r:.80}'
+        raise TypeError(msg)
+    found: dict[str, Limit] = {}
+    for name, limit in cast("Mapping[object, object]", limits).items():
+        if not isinstance(name, str) or not name.strip():
+            msg = f"the name of a limit must be a str that is not empty, not {name!r:.80}"
+            raise TypeError(msg)
+        if not isinstance(limit, Limit | int) or isinstance(limit, bool):
+            msg = f"limit {name!r} must be an int or a Limit, not {limit!r:.80}"
+            raise TypeError(msg)
+        try:
+            found[name] = limit if isinstance(limit, Limit) else Limit(limit)
+        except ValueError as error:
+            msg = f"limit {name!r}: {error}"
+            raise ValueError(msg) from None
+    return found
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,7 @@ class Attempt:
         deadline: When it times out, on the run's monotonic clock; ``None`` if it has no timeout,
             or its code has not started.
         ended: Whether its outcome is settled; abandoned code may still see the attempt.
+        first_run_id: The run that its chain of resumes began with; ``None`` if that is this run.
         upstream: Names of the dependencies, and what has become of them; ``None``: all succeeded.
         was_asked_for: Whether :func:`current_attempt` has returned it.
     """
@@ -103,6 +104,7 @@ class Attempt:
     _monotonic: Callable[[], float] = staticmethod(time.monotonic)
     deadline: float | None = None
     ended = False
+    first_run_id: str | None = None
     upstream: tuple[Sequence[str], Sequence[str] | None] = ((), None)
     was_asked_for = False
 
@@ -150,7 +152,15 @@ class Attempt:
 
     @property
     def idempotency_key(self) -> str:
-        """A key that no other attempt has, for systems that can refuse a repeated write."""
+        """A key for systems that refuse a repeated write: all retries and resumes have the same.
+
+        It is made of the first run of the chain of resumes, and the task.
+        """
+        return f"{self.first_run_id or self.run_id}/{self.task_name}"
+
+    @property
+    def attempt_key(self) -> str:
+        """A key that no other attempt has."""
         return f"{self.run_id}/{self.task_name}/{self.attempt}"
 
     def raise_if_cancelled(self) -> None:

@@ -7,9 +7,9 @@ import logging
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from flowrun import render
-from flowrun.config import SchedulerConfig
+from flowrun.config import SchedulerConfig, checked_limits
 from flowrun.dag_scope import DagScope
-from flowrun.errors import DefinitionError, listed
+from flowrun.errors import DefinitionError, UnknownRunError, listed
 from flowrun.executors import WorkerThreads
 from flowrun.graph import Graphs, override
 from flowrun.hooks import HookDispatcher, RunHook
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from concurrent.futures import Executor
 
+    from flowrun.config import Limit
     from flowrun.context import RunContext
     from flowrun.graph import Graph
     from flowrun.registry import TemplateOptions
@@ -50,6 +51,7 @@ def build_default_engine(  # noqa: PLR0913 - the contract's parameters and their
     state_store: StateStoreProtocol | None = None,
     *,
     executors: Mapping[str, Executor] | None = None,
+    limits: Mapping[str, int | Limit] | None = None,
     registry: TaskRegistry | None = None,
     redact: Callable[[str], str] | None = None,
     config: SchedulerConfig | None = None,
@@ -57,22 +59,21 @@ def build_default_engine(  # noqa: PLR0913 - the contract's parameters and their
     """Build an engine with sensible parts.
 
     Args:
-        executor: Where sync tasks run, if not on worker threads of the engine. The engine never
-            shuts it down.
+        executor: Where sync tasks run, if not on the engine's threads; never shut down by it.
         max_workers: The most worker threads of the engine.
         max_parallel: Tasks that run at the same time, over all runs of the engine; 1 or more.
         logger: Used by every part in place of the ``flowrun`` loggers.
         hooks: Handlers of the runs' events.
         state_store: Where runs are kept; in memory by default.
         executors: Further executors, by the name that ``@task(executor=...)`` uses.
-        registry: The tasks; a new, empty registry by default.
-        redact: Takes every error text before it is stored, logged or given to a hook, and
-            returns the text to use instead.
-        config: Finer settings; its ``max_parallel`` is replaced by the one given here.
+        limits: What tasks with ``uses=[...]`` share, by name: how many at once, or a ``Limit``.
+        registry: The tasks; a new registry by default.
+        redact: Takes every error text before anybody sees it, and returns what they may see.
+        config: Finer settings, but for ``max_parallel``.
 
     Raises:
-        ValueError: ``max_parallel`` or ``max_workers`` is below 1.
-        TypeError: An executor, hook or store is not one.
+        ValueError: A number is below 1.
+        TypeError: An executor, hook, limit or store is not one.
 
     Example:
         >>> import asyncio
@@ -99,6 +100,7 @@ def build_default_engine(  # noqa: PLR0913 - the contract's parameters and their
         logger=logger,
         redact=redact,
         config=config,
+        limits=checked_limits(limits),
     )
 
 
@@ -119,6 +121,7 @@ class Engine(Declaring):
         logger: logging.Logger | None,
         redact: Callable[[str], str] | None,
         config: SchedulerConfig,
+        limits: Mapping[str, Limit],
     ) -> None:
         def log(part: str) -> logging.Logger:
             return logger or logging.getLogger(f"flowrun.{part}")
@@ -135,10 +138,10 @@ class Engine(Declaring):
         )
         owned = (hook_threads,) if workers is None else (workers, hook_threads)
         self._lifecycle = Lifecycle(self._services, owned, log("engine"))
-        nesting = Nesting(SharedLimits(config.max_parallel), workers, hook_threads)
+        nesting = Nesting(SharedLimits(config.max_parallel, limits), workers, hook_threads)
         self.registry = registry
         self._store = store
-        self._graphs = Graphs(registry, [name for name in pools if name], log("engine"))
+        self._graphs = Graphs(registry, [name for name in pools if name], limits, log("engine"))
         self._starter = Starter(store, self._services, self._lifecycle, nesting)
         self._resumer = Resumer(self._starter, self._graphs, log("engine"))
         self._history = History(store, self._services, self._lifecycle)
@@ -318,6 +321,8 @@ class Engine(Declaring):
         Raises:
             UnknownRunError: The engine and its store have no such run.
         """
+        if not isinstance(run_id, str):
+            raise UnknownRunError(run_id)
         alive = self._lifecycle.find(run_id)
         if alive is None:
             self._store.load_run(run_id, results=False)

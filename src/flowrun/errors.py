@@ -12,6 +12,7 @@
     │       ├── AmbiguousDependencyError
     │       ├── CycleError
     │       ├── UnfilledParameterError
+    │       ├── UnknownLimitError
     │       └── UnknownExecutorError
     ├── UnknownDagError (ValueError)          nothing is registered under that DAG
     ├── UnknownTaskError (ValueError)         a target or checkpoint that is not a task
@@ -141,6 +142,10 @@ class UnfilledParameterError(GraphError):
     """Nothing fills a required parameter."""
 
 
+class UnknownLimitError(GraphError):
+    """A task uses a limit that the engine does not have, or more of one than there is."""
+
+
 class UnknownExecutorError(GraphError):
     """A task names an executor that the engine does not have."""
 
@@ -162,6 +167,8 @@ class UnknownDagError(FlowrunError, ValueError):
         names = ", ".join(repr(name) for name in self.available) or "none"
         text = f"unknown DAG {_short(dag_name)}; available DAGs: {names}."
         text += close_match(dag_name, self.available)
+        if not isinstance(dag_name, str):
+            text += " A DAG is given by its name, a str."
         if not self.available and not self.unscoped:
             text += " No task is registered yet: declare one with @engine.task(dag=...)."
         if self.unscoped:
@@ -194,6 +201,11 @@ class UnknownRunError(FlowrunError, KeyError, ValueError):
             text = (
                 f"{_short(run_id)} was not awaited, so it is not a run's id; write"
                 " run_id = await engine.run_once(...)"
+            )
+        elif not isinstance(run_id, str):
+            text = (
+                f"no run {_short(run_id)}: a run's id is the str that run_once() returned, and"
+                ' report["run_id"] in its report'
             )
         else:
             text = (
@@ -309,9 +321,10 @@ class RetryAfter(FlowrunError):  # noqa: N818 - it asks for something, as HTTP's
     Args:
         delay_s: Seconds until the next attempt, 0 or more.
         message: Why, for the report.
+        pause: Limits of the engine that nobody may use before then.
 
     Raises:
-        TypeError: ``delay_s`` is not a number.
+        TypeError: ``delay_s`` is not a number, or ``pause`` is not a list of names.
         ValueError: ``delay_s`` is negative or not finite.
 
     Example:
@@ -321,7 +334,9 @@ class RetryAfter(FlowrunError):  # noqa: N818 - it asks for something, as HTTP's
         flowrun.errors.RetryAfter: 429 from the API (retry after 30 s)
     """
 
-    def __init__(self, delay_s: float, message: str = "the task asked for it") -> None:
+    def __init__(
+        self, delay_s: float, message: str = "the task asked for it", *, pause: Iterable[str] = ()
+    ) -> None:
         number: object = delay_s
         if isinstance(number, bool) or not isinstance(number, int | float):
             msg = f"RetryAfter takes seconds, not {number!r:.80}"
@@ -329,8 +344,12 @@ class RetryAfter(FlowrunError):  # noqa: N818 - it asks for something, as HTTP's
         if not 0 <= number < float("inf"):
             msg = f"RetryAfter takes seconds, 0 or more and finite, not {number!r}"
             raise ValueError(msg)
+        if isinstance(pause, str):
+            msg = f"pause takes a list of limits; write pause=[{pause!r}]"
+            raise TypeError(msg)
         self.delay_s = float(number)
         self.message = message
+        self.pause = tuple(pause)
         super().__init__(f"{message} (retry after {number:g} s)")
 
 

@@ -37,6 +37,7 @@ def attempt(
     """Make one attempt; times are seconds after START."""
     return {
         "attempt": number,
+        "status": "SUCCESS" if error is None else "OMITTED" if reason == "SKIP_TASK" else "FAILED",
         "ready_at": _moment(ready),
         "started_at": _moment(started),
         "finished_at": _moment(finished),
@@ -220,6 +221,26 @@ def resumed() -> RunReport:
         "load": task(["extract"], attempt(1, 0, 0.1, 2.5)),
     }
     return run("daily_etl", tasks, 2.6, resumed_from="01K6-77aa0c52")
+
+
+def omitted() -> RunReport:
+    """Make a run in which a task chose not to do anything, and others were not needed."""
+    tasks = {
+        "look": task([], attempt(1, 0, 0.1, 1)),
+        "fetch": task(
+            ["look"],
+            attempt(1, 1, 1.1, 1.5, "SKIP_TASK: nothing new", "SKIP_TASK"),
+            status="OMITTED",
+        ),
+        "load": task(
+            ["fetch"],
+            status="OMITTED",
+            error="UPSTREAM_OMITTED: the task 'fetch' upstream of it was omitted",
+            reason="UPSTREAM_OMITTED",
+        ),
+        "tell": task(["look"], attempt(1, 1, 1.2, 3)),
+    }
+    return run("daily_etl", tasks, 3.1, status="SUCCESS")
 
 
 def single() -> RunReport:

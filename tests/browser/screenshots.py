@@ -47,6 +47,13 @@ def main() -> str | None:
             to="#graph",
             viewport=SMALL,
         )
+        camera.take(
+            "report-siblings",
+            reports.failed_fan(),
+            click=".node.FAILED",
+            whole=False,
+            viewport=WIDE,
+        )
         browser.close()
     too_large = [image.name for image in IMAGES.glob("*.png") if image.stat().st_size > MOST_BYTES]
     return f"too large: {', '.join(too_large)}" if too_large else None

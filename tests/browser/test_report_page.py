@@ -31,6 +31,7 @@ PAGES: dict[str, Callable[[], RunReport]] = {
     "resumed": reports.resumed,
     "single": reports.single,
     "fan": reports.failed_fan,
+    "omitted": reports.omitted,
     "hostile": reports.hostile,
     "big": reports.big,
     "empty": lambda: reports.run("empty", {}, 0.0),
@@ -247,6 +248,23 @@ def test_kept_tasks_are_dim_and_can_be_filtered(show: Show) -> None:
     page.click("[data-filter=kept]")
     assert page.locator("tr.item").count() == 1
     assert page.inner_text(".chip.extra") == "1 kept, 1 run"
+
+
+def test_omitted_tasks_have_not_failed(show: Show) -> None:
+    opened = show(page_of("omitted"))
+    page = opened.page
+    assert page.locator("#failures").count() == 0
+    assert page.locator(".lane rect.FAILED").count() == 0
+    assert page.locator(".lane rect.OMITTED").count() == 1
+    assert opened.texts("tr.item.OMITTED td.why") == [
+        "nothing new",
+        "the task 'fetch' upstream of it was omitted",
+    ]
+    page.locator(".node.OMITTED").nth(1).click()
+    assert "Why it was omitted" in page.inner_text("#detail")
+    assert "Status\nomitted" in page.inner_text("#detail")
+    page.click("[data-filter=OMITTED]")
+    assert rows(opened) == ["fetch", "load"]
 
 
 def test_siblings_are_one_box_that_leads_to_each(show: Show) -> None:

@@ -230,6 +230,7 @@ def test_run_that_is_cancelled_from_inside_has_failed(jobs: Path) -> None:
         (["runs", "nowhere.db"], "there is no file 'nowhere.db'"),
         (["prune", "nowhere.db", "--keep-last", "1"], "there is no file 'nowhere.db'"),
         (["prune", "nowhere.db"], "say what to delete"),
+        (["report", "runs.db", "--json", "--html", "page.html"], "leave one of them out"),
         (["report", "nowhere.db", "latest"], "there is no file 'nowhere.db'"),
     ],
 )
@@ -310,7 +311,6 @@ def test_prune_refuses_what_would_delete_everything(
         ["prune", "runs.db", "--older-than-s", "-1"],
         ["prune", "runs.db", "--older-than-s", "nan"],
         ["runs", "runs.db", "--limit", "0"],
-        ["report", "runs.db", "latest", "--json", "--html", "page.html"],
     ):
         with pytest.raises(SystemExit) as caught:
             main(wrong)

@@ -230,3 +230,16 @@ def test_start_of_several_ids_is_an_error_that_lists_them() -> None:
         load_from_file(many, "ab", None)
     one: Any = _Loading([_Named("abc"), _Named("b")], [])
     assert load_from_file(one, "ab", None) == "abc"
+
+
+def test_run_that_another_one_has_started_is_not_the_latest_to_resume(jobs: Path) -> None:
+    with (jobs / "jobs.py").open("a", encoding="utf-8") as file:
+        file.write(
+            """
+@engine.task(dag="outer")
+async def starts():
+    await engine.run_once("fails")
+"""
+        )
+    run(jobs, "outer")
+    assert "no run can be resumed" in resume(jobs, LATEST, code=2).stderr

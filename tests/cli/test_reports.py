@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -122,10 +123,29 @@ def test_index_of_the_newest_runs_beside_their_pages(jobs: Path) -> None:
     assert "runs.db" in index
     page = (jobs / "out" / "pages" / pages[0]).read_text("utf-8")
     assert ", usually " in page
+    again = flowrun(jobs, "run", "jobs:engine", "d", "--target", "rows", "--no-progress").stdout
+    assert ", usually " in again.splitlines()[0]
+    assert flowrun(jobs, "report", "runs.db", "--html", "last.html").stdout == "last.html\n"
+    assert (jobs / "last.html").is_file()
     # Of one run into a folder that is there.
     shown = flowrun(jobs, "report", "runs.db", "latest", "--html", "out").stdout.strip()
     assert shown.startswith("out")
     assert (jobs / shown).is_file()
+
+
+def damage(folder: Path, statement: str) -> None:
+    with closing(sqlite3.connect(folder / "runs.db", isolation_level=None)) as file:
+        file.execute(statement)
+
+
+def test_usual_duration_is_told_by_the_runs_that_are_not_damaged(tmp_path: Path) -> None:
+    write_jobs(tmp_path, "engine.task('a', dag='d')(lambda: 1)")
+    for _ in range(2):
+        flowrun(tmp_path, "run", "jobs:engine", "d", "--no-progress")
+    damage(tmp_path, "UPDATE runs SET error = 'x' WHERE rowid = 1")
+    for command in (("report", "runs.db"), ("run", "jobs:engine", "d", "--no-progress")):
+        first = flowrun(tmp_path, *command).stdout.splitlines()[0]
+        assert (", usually " in first) is (command[0] == "run")
 
 
 def test_index_of_nothing_and_of_damaged_runs(tmp_path: Path) -> None:
@@ -134,17 +154,13 @@ def test_index_of_nothing_and_of_damaged_runs(tmp_path: Path) -> None:
         flowrun(tmp_path, "run", "jobs:engine", "d", "--no-progress")
     flowrun(tmp_path, "report", "runs.db", "--html", "none", "--dag", "other")
     assert "No runs." in (tmp_path / "none" / "index.html").read_text("utf-8")
-    damage = (
-        "import sqlite3; db = sqlite3.connect('runs.db');"
-        "db.execute(\"UPDATE runs SET dag_name = 'x' WHERE rowid = 1\"); db.commit()"
-    )
-    import subprocess
-
-    subprocess.run([sys.executable, "-c", damage], cwd=tmp_path, check=True, timeout=60)
+    damage(tmp_path, "UPDATE runs SET dag_name = 'x' WHERE rowid = 1")
     shown = flowrun(tmp_path, "report", "runs.db", "--html", "some", code=1).stderr
     assert "damaged" in shown
     assert (tmp_path / "some" / "index.html").read_text("utf-8").count("<a href") == 1
-    flowrun(tmp_path, "report", "runs.db")  # the usual duration is told by the others
+    shown = flowrun(tmp_path, "runs", "runs.db", "--dag", "x", code=1)
+    assert shown.stdout == ""
+    assert "damaged" in shown.stderr
 
 
 @pytest.mark.parametrize(
@@ -194,6 +210,4 @@ def test_every_argument_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> N
             assert argument.help
             is_hidden = argument.help == argparse.SUPPRESS
             assert (argument.help in shown) is not is_hidden
-            assert is_hidden is not (
-                f" {argument.settings.get('metavar', argument.name)} " in shown
-            )
+            assert (f"{argument.name} " in shown) is not is_hidden or "metavar" in argument.settings

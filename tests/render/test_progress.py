@@ -13,7 +13,7 @@ from collections.abc import Callable
 import pytest
 
 from flowrun import Engine
-from flowrun.hooks import DagEndEvent, DagStartEvent, TaskStartEvent
+from flowrun.hooks import DagEndEvent, DagStartEvent, TaskOmitEvent, TaskStartEvent
 from flowrun.render.progress import ProgressHook
 
 MakeEngine = Callable[..., Engine]
@@ -315,3 +315,16 @@ def test_durations_are_written_for_people() -> None:
         "1 min 01 s",
         "62 min 05 s",
     )
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_omitted_task_is_a_line_and_a_count(live: bool) -> None:
+    out = io.StringIO()
+    hook = ProgressHook(out, live=live)
+    hook.on_dag_start(DagStartEvent("one", "d", 0.0, ("a",), None))
+    hook.on_task_omit(TaskOmitEvent("one", "d", "a", error="nothing new"))
+    hook.on_dag_end(DagEndEvent("one", "d", 0.0, "SUCCESS", 1.0, None))
+    lines = screen(out.getvalue()).splitlines()[1:]
+    assert lines == ["- a omitted: nothing new"] * (not live) + [
+        "+ d succeeded in 1.0 s: 1 omitted"
+    ]

@@ -53,7 +53,7 @@ def test_abandoned_attempt_and_running_task_say_so() -> None:
     stopped = data_of(reports.cancelled())["stock_levels"]["attempts"][0]
     assert stopped[5:] == ["RUN_CANCELLED", 1]
     going = data_of(reports.running())["convert_currency"]
-    assert (going["ready"], going["started"], going["tries"]) == (8.0, 8.1, 2)
+    assert (going["ready"], going["started"], going["attempt"]) == (8.0, 8.1, 2)
     lost = reports.task([], status="RUNNING", attempt=1, finished_at=None)
     going = data_of(reports.run("d", {"a": lost}, None))["a"]
     assert (going["ready"], going["started"]) == (0.0, 0.0)

@@ -39,7 +39,7 @@ def test_box_of_siblings_tells_their_ends_and_retries() -> None:
     svg = draw("fan", reports.deps_of(report), report, critical=["list", "page_3", "clean_3"]).svg
     assert nodes(svg) == [
         "list, succeeded, 1.00 s, on the critical path",
-        "page_* x 200, failed, 1 failed · 199 succeeded · 2 retries, on the critical path",
+        "page_* x 200, failed, 199 succeeded, 1 failed · 2 retries, on the critical path",
         "clean_* x 200, succeeded, 200 succeeded, on the critical path",
         "join, succeeded, 1.00 s",
     ]
@@ -50,9 +50,9 @@ def test_box_of_siblings_tells_their_ends_and_retries() -> None:
 
 def test_box_of_siblings_that_wait_for_each_other_runs() -> None:
     report = reports.fan(12, page_3=reports.pending(["list"]))
-    assert "page_* x 12, running, 1 pending" in report_html(report)
+    assert "page_* x 12, running, 11 succeeded, 1 pending" in report_html(report)
     report = reports.fan(12, page_3=reports.skipped(["list"]))
-    assert "page_* x 12, skipped, 1 skipped" in report_html(report)
+    assert "page_* x 12, skipped, 11 succeeded, 1 skipped" in report_html(report)
 
 
 def test_tasks_that_differ_in_more_than_a_number_keep_their_boxes() -> None:

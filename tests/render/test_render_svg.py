@@ -10,6 +10,7 @@ import pytest
 from flowrun.render import dag_svg
 from flowrun.render.languages import LIGHT
 from flowrun.render.svg import MOST_LABELLED, draw, graph_css
+from flowrun.render.wording import SIGNS
 
 from ..browser import reports
 
@@ -41,7 +42,7 @@ def test_picture_of_a_run_tells_status_by_shape_and_word() -> None:
     signs = {use.get("href") for use in root.iter(f"{SVG}use")}
     assert signs == {"#flowrun-SUCCESS", "#flowrun-FAILED", "#flowrun-SKIPPED"}
     shapes = {symbol.get("id"): ET.tostring(symbol) for symbol in root.iter(f"{SVG}symbol")}
-    assert len(set(shapes.values())) == 5
+    assert len(set(shapes.values())) == len(SIGNS)
 
 
 def test_critical_path_is_marked_on_its_nodes_and_edges() -> None:

@@ -185,3 +185,13 @@ def test_no_line_is_wider_than_a_terminal_shows_it(name: str, error: str, width:
     report.update(dag_name=name, tasks={name: task, f"{name}2": failed}, metadata={name: error})
     lines = report_table(report, width).split("\n")
     assert max(map(wcwidth.wcswidth, lines)) <= width
+
+
+def test_end_of_a_long_path_is_shown_with_its_line() -> None:
+    error = f'Traceback (most recent call last):\n  File "/{"folder/" * 30}jobs.py", line 77\nE: no'
+    failed = reports.task([], reports.attempt(1, 0, 0, 1, error))
+    shown = report_table(reports.run("d", {"a": failed}, 1), 50).split("\n")
+    (line,) = [line for line in shown if "jobs.py" in line]
+    assert line.startswith("      …")
+    assert line.endswith("older/jobs.py:77")
+    assert len(line) == 50

@@ -24,6 +24,8 @@ from flowrun.render.wording import (
     place_of,
     ran_s,
     sign_of,
+    summary_status,
+    summary_word,
     tally,
     time_text,
     usual_s,
@@ -218,6 +220,10 @@ def test_usual_is_the_median_of_other_runs() -> None:
     others = [run_of(1), run_of(9), run_of(2), run_of(None), run_of(99, report["run_id"])]
     assert usual_s(report, others) == 2
     assert usual_s(report, []) is None
+    # Runs of a part of the DAG, and those that kept much of another run, take less.
+    part = run_of(77)._replace(targets=("a",))
+    assert usual_s(report, [*others, part, run_of(77)._replace(resumed_from="a")]) == 2
+    assert usual_s(report | {"targets": ["a"]}, [*others, part]) == 77
 
 
 def test_colours_are_for_terminals_where_nobody_minds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,3 +240,17 @@ def test_colours_are_for_terminals_where_nobody_minds(monkeypatch: pytest.Monkey
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "1")
     assert not has_colours(Terminal())
+
+
+def test_run_of_a_list_has_one_word_and_one_sign() -> None:
+    ended = run_of(1)
+    alive = ended._replace(status=RunStatus.RUNNING, finished_at=None, alive=True)
+    found = [
+        (summary_word(run), summary_status(run))
+        for run in (ended, alive, alive._replace(alive=False))
+    ]
+    assert found == [
+        ("succeeded", "SUCCESS"),
+        ("running", "RUNNING"),
+        ("left behind", "FAILED"),
+    ]

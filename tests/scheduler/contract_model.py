@@ -18,10 +18,12 @@ how each task ends. Written from the contract and the promises, not from the cod
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from flowrun.graph import Graph
+from flowrun.scheduler.limits import Needs
 from flowrun.scheduler.messages import (
     Event,
     Failed,
@@ -91,6 +93,7 @@ class ContractModel:
         carried: Values of the tasks that a resume keeps, by number.
         run_timeout_at: When the run's own time is up.
         graces: How long code that will end, and a thread that was only told, is waited for.
+        needs: What each task needs at once to start.
         fails_fast: Whether the first final failure ends the run.
     """
 
@@ -101,9 +104,11 @@ class ContractModel:
         run_timeout_at: float | None,
         graces: tuple[float, float],
         *,
+        needs: Sequence[Needs],
         fails_fast: bool = False,
     ) -> None:
         self.graph = graph
+        self.needs = needs
         self.fails_fast = fails_fast
         self.cancel_grace_s, self.thread_grace_s = graces
         self.tasks = [Task() for _ in graph.names]
@@ -124,7 +129,7 @@ class ContractModel:
 
     # -- one step ----------------------------------------------------------------------------
 
-    def step(self, events: Sequence[Event], now: float, slots: int) -> list[int]:
+    def step(self, events: Sequence[Event], now: float, slots: Counter[Needs]) -> list[int]:
         """Take events, then what is due; return which tasks start."""
         self.now = now
         self.reports = {}
@@ -142,7 +147,12 @@ class ContractModel:
             for task in self.tasks:
                 if task.pending:
                     task.saving = Outcome(SKIPPED, self.stopped)
-        starts = self.startable()[:slots]
+        left = slots.copy()
+        starts: list[int] = []
+        for number in self.startable():
+            if left[self.needs[number]] > 0:
+                left[self.needs[number]] -= 1
+                starts.append(number)
         for number in starts:
             self.start(number)
         return starts

@@ -7,11 +7,13 @@ compares what the run state says with :class:`ContractModel`.
 
 from __future__ import annotations
 
-from collections import deque
+import math
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from flowrun.graph import Graph
+from flowrun.scheduler.limits import Amounts, Needs
 from flowrun.scheduler.messages import (
     Event,
     Failed,
@@ -33,7 +35,8 @@ from flowrun.scheduler.messages import (
     Subject,
     Succeeded,
 )
-from flowrun.scheduler.run_state import RunState
+from flowrun.scheduler.run_state import RunSettings, RunState
+from flowrun.scheduler.units import Phase
 from flowrun.state import NoResult, Reason, RunRecord, RunStatus, TaskRecord
 
 from .contract_model import FAILED, OMITTED, SUCCESS, ContractModel, Told
@@ -62,12 +65,14 @@ class Setup:
         carried: Numbers of tasks that a resume keeps.
         pooled: Numbers of sync tasks whose executor does not say when their code begins.
         slots: Slots of the engine.
+        heavy: Numbers of tasks that need a limit beside their slot.
     """
 
     graph: Graph
     retries: list[int]
     carried: set[int] = field(default_factory=set[int])
     pooled: set[int] = field(default_factory=set[int])
+    heavy: set[int] = field(default_factory=set[int])
     slots: int = 2
     cancel_grace_s: float = 1.0
     thread_grace_s: float = 0.25
@@ -75,6 +80,15 @@ class Setup:
     fails_fast: bool = False
     reports_starts: bool = True
     reports_successes: bool = True
+
+
+def granted_by(events: list[Event]) -> Counter[Needs]:
+    """Return what the events grant."""
+    granted: Counter[Needs] = Counter()
+    for event in events:
+        if isinstance(event, SlotsGranted):
+            granted.update(event.slots)
+    return granted
 
 
 class Code:
@@ -110,24 +124,34 @@ class SimulatedDriver:
             if not setup.carried.issuperset(graph.children[number]):
                 values[number] = (number, "kept")
         record = RunRecord("r", graph.dag_name, OFFSET + self.now, tasks)
+        self.needs: list[Needs] = [
+            (("", 1), ("api", 2)) if number in setup.heavy else (("", 1),)
+            for number in range(len(graph))
+        ]
         self.state = RunState(
             graph,
             record,
             {graph.names[number]: value for number, value in values.items()},
+            self.needs,
             self.exchange,
-            offset=OFFSET,
-            cancel_grace_s=setup.cancel_grace_s,
-            thread_grace_s=setup.thread_grace_s,
-            reports_starts=setup.reports_starts,
-            reports_successes=setup.reports_successes,
-            save_starts_after_s=None,
-            fails_fast=setup.fails_fast,
-            validates=True,
+            lambda names, until: (),
+            RunSettings(
+                offset=OFFSET,
+                cancel_grace_s=setup.cancel_grace_s,
+                thread_grace_s=setup.thread_grace_s,
+                reports_starts=setup.reports_starts,
+                reports_successes=setup.reports_successes,
+                save_starts_after_s=None,
+                fails_fast=setup.fails_fast,
+                validates=True,
+            ),
         )
         until = None if setup.run_timeout_s is None else self.now + setup.run_timeout_s
         kept = {number: values.get(number) for number in setup.carried}
         graces = (setup.cancel_grace_s, setup.thread_grace_s)
-        self.model = ContractModel(graph, kept, until, graces, fails_fast=setup.fails_fast)
+        self.model = ContractModel(
+            graph, kept, until, graces, needs=self.needs, fails_fast=setup.fails_fast
+        )
         for number in setup.carried:
             self.model.tasks[number].attempt = 1
             self.model.tasks[number].reasons = [None]
@@ -139,16 +163,16 @@ class SimulatedDriver:
         self.owed: deque[tuple[Code, Stop]] = deque()  # not answered yet
         self.saves: deque[Save] = deque()
         self.stored: dict[str, TaskRecord] = {}
-        self.held = 0
-        self.asked = 0  # slots that the run waits for
-        self.taken = 0  # slots that it got by asking, in this step
+        self.held: Counter[Needs] = Counter()
+        self.asked: Counter[Needs] = Counter()  # what the run waits for
+        self.taken: Counter[Needs] = Counter()  # what it got by asking, in this step
         self.finish: Finish | None = None
         self.history: list[str] = []
 
     # -- the run -------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        self.taken = 0
+        self.taken = Counter()
         self.model.begin()
         instructions = self.state.begin(self.now, self.setup.run_timeout_s)
         self.after_step(instructions, self.model.step((), self.now, self.taken))
@@ -156,24 +180,41 @@ class SimulatedDriver:
     def apply(self) -> None:
         """Have the run state and the model take what is in the inbox."""
         events, self.events = self.events, []
-        slots = sum(event.count for event in events if isinstance(event, SlotsGranted))
+        slots = granted_by(events)
         self.asked -= slots
-        self.taken = 0
+        self.taken = Counter()
         self.history.append(f"apply {events} at {self.now}")
         instructions = self.state.apply(events, self.now)
         self.history.append(f"  -> {instructions}")
         self.after_step(instructions, self.model.step(events, self.now, slots + self.taken))
 
-    def exchange(self, released: int, wanted: int) -> int:
-        """Stand for the limits of an engine, which may have a free slot or not."""
-        self.held -= released
-        assert self.held >= 0
-        most = min(self.setup.slots - self.held, wanted)
-        count = self.choose(most + 1) if most > 0 else 0
-        self.held += count
-        self.asked = wanted - count
-        self.taken += count
-        return count
+    def exchange(self, released: Amounts, wanted: Amounts, now: float) -> tuple[Amounts, float]:
+        """Stand for the limits of an engine, which may have something free or not."""
+        assert now == self.now
+        assert list(wanted) == sorted(wanted, key=self.first_of)
+        self.held -= Counter(released)
+        assert all(count >= 0 for count in self.held.values())
+        taken: Counter[Needs] = Counter()
+        for needs, count in wanted.items():
+            most = min(self.setup.slots - (self.held + taken).total(), count)
+            taken[needs] = self.choose(most + 1) if most > 0 else 0
+        taken = +taken
+        self.held += taken
+        self.asked = Counter(wanted) - taken
+        self.taken += taken
+        return dict(taken), math.inf
+
+    def first_of(self, needs: Needs) -> int:
+        """Return the place of the first task that waits with these needs."""
+        order = sorted(
+            range(len(self.graph)), key=lambda each: (-self.graph.specs[each].priority, each)
+        )
+        units = self.state.table.units
+        return next(
+            place
+            for place, number in enumerate(order)
+            if self.needs[number] == needs and units[number].phase is Phase.READY
+        )
 
     def after_step(self, instructions: list[Instruction], starts: list[int]) -> None:
         self.check_reports(instructions)
@@ -186,7 +227,7 @@ class SimulatedDriver:
         assert saving == {n for n, task in enumerate(self.model.tasks) if task.saving is not None}
         self.check_slots()
         self.check_values()
-        assert self.asked == len(self.model.startable())
+        assert +self.asked == Counter(self.needs[each] for each in self.model.startable())
         assert (self.state.stopping is None) == (self.model.stopped is None)
         assert self.state.is_finished == self.model.all_over == (self.finish is not None)
         due = self.state.deadlines.next()
@@ -252,15 +293,15 @@ class SimulatedDriver:
         return steps
 
     def can_grant(self) -> bool:
-        granted = sum(each.count for each in self.events if isinstance(each, SlotsGranted))
-        return self.setup.slots > self.held and self.asked > granted
+        return self.setup.slots > self.held.total() and bool(self.asked - granted_by(self.events))
 
     def grant(self) -> None:
-        granted = sum(each.count for each in self.events if isinstance(each, SlotsGranted))
-        most = min(self.setup.slots - self.held, self.asked - granted)
+        wanted = self.asked - granted_by(self.events)
+        needs = sorted(wanted)[self.choose(len(wanted))]
+        most = min(self.setup.slots - self.held.total(), wanted[needs])
         count = most - self.choose(most)
-        self.held += count
-        self.events.append(SlotsGranted(count))
+        self.held[needs] += count
+        self.events.append(SlotsGranted({needs: count}))
 
     def go_on(self, code: Code) -> None:
         """Have the code of an attempt begin, or end, or send its outcome."""
@@ -470,9 +511,11 @@ class SimulatedDriver:
             assert not self.model.is_overdue(number), f"{number} was not told in time"
 
     def check_slots(self) -> None:
-        assert 0 <= self.held <= self.setup.slots
-        granted = sum(each.count for each in self.events if isinstance(each, SlotsGranted))
-        assert self.held - granted == sum(task.running for task in self.model.tasks)
+        assert 0 <= self.held.total() <= self.setup.slots
+        running = Counter(
+            self.needs[number] for number, task in enumerate(self.model.tasks) if task.running
+        )
+        assert self.held - granted_by(self.events) == running
 
     def check_values(self) -> None:
         for number in range(len(self.graph)):
@@ -495,7 +538,7 @@ class SimulatedDriver:
 
     def check_end(self) -> None:
         assert self.finish is not None
-        assert self.held == 0
+        assert not +self.held
         ended = self.finish.record
         # What the store has refused is offered once more.
         again = [record.name for record in self.finish.records]

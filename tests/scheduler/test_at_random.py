@@ -175,7 +175,7 @@ class World:
             self.problems.append(problem)
 
     async def nested(self) -> None:
-        HOST.set(current_attempt().idempotency_key)
+        HOST.set(current_attempt().attempt_key)
         with contextlib.suppress(flowrun.RunCancelledError):  # by a task of that run
             await self.engine.run_once("inner")
 

@@ -90,8 +90,8 @@ async def test_resume_from_a_checkpoint_runs_it_and_everything_after(engine: Eng
     assert job.ran == ["left", "load"]
     assert engine.get_run_report(new)["status"] == "SUCCESS"
     why = engine.plan_resume(new, from_tasks=["left"]).tasks
-    assert why["left"].why == "named in from_tasks"
-    assert why["load"].why == "depends on a task named in from_tasks"
+    assert why["left"].why == "named to run again"
+    assert why["load"].why == "depends on a task named to run again"
 
 
 async def test_resume_of_a_success_runs_nothing(engine: Engine) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,16 @@ from typing import Any
 
 import pytest
 
-from flowrun import Engine, RetryPolicy, SqliteStateStore, current_attempt, fn_hook
+from flowrun import (
+    Engine,
+    Limit,
+    Rate,
+    RetryPolicy,
+    SchedulerConfig,
+    SqliteStateStore,
+    current_attempt,
+    fn_hook,
+)
 from flowrun.errors import DefinitionError, GraphError, RetryAfter, SkipTask, TaskDefinitionError
 from flowrun.registry import TriggerRule
 
@@ -475,3 +485,197 @@ async def test_fail_fast_that_is_no_bool_is_refused(engine: Engine) -> None:
 def test_declarations_that_cannot_be_right_are_definition_errors(engine: Engine) -> None:
     with pytest.raises(DefinitionError):
         engine.dag("d").branch("b", name="c")(lambda: 1)
+
+
+# -- limits ------------------------------------------------------------------------------------------
+
+
+class Counted:
+    """Code that counts how many of it run at once."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.now = self.most = 0
+
+    def __call__(self, weight: int = 1) -> None:
+        with self.lock:
+            self.now += weight
+            self.most = max(self.most, self.now)
+        os.sched_yield() if hasattr(os, "sched_yield") else None
+        with self.lock:
+            self.now -= weight
+
+
+async def test_limit_holds_over_all_runs_of_an_engine(stored: MakeEngine) -> None:
+    engine = stored(max_parallel=8, max_workers=8, limits={"api": 2, "warehouse": 4})
+    light, heavy = Counted(), Counted()
+    for number in range(12):
+        engine.task(name=f"l{number}", dag="d", uses=["api"])(lambda: light())
+        weight = 4 if number % 4 == 0 else 1
+        engine.task(name=f"h{number}", dag="d", uses={"warehouse": weight})(
+            lambda weight=weight: heavy(weight)
+        )
+    runs = await asyncio.wait_for(asyncio.gather(*[engine.run_once("d") for _ in range(3)]), 60)
+    assert [engine.get_run_report(run)["status"] for run in runs] == ["SUCCESS"] * 3
+    assert light.most <= 2
+    assert heavy.most <= 4
+
+
+async def test_unit_whose_limit_is_taken_holds_up_only_what_needs_it(stored: MakeEngine) -> None:
+    engine = stored(max_parallel=2, limits={"api": 1})
+    may_end = asyncio.Event()
+
+    @engine.task(dag="d", uses=["api"])
+    async def holds() -> None:
+        await may_end.wait()
+
+    @engine.task(dag="d", uses=["api"])
+    async def waits() -> None:
+        assert may_end.is_set()
+
+    @engine.task(dag="d")
+    async def free() -> None:
+        may_end.set()
+
+    assert set((await finished(engine)).values()) == {"SUCCESS"}
+
+
+async def test_rate_is_kept_and_the_pause_of_a_retry_holds_for_everybody(
+    make_engine: MakeEngine,
+) -> None:
+    engine = make_engine(max_parallel=8, limits={"api": Limit(rate=Rate(3, per_s=0.1))})
+    starts: list[float] = []
+    loop = asyncio.get_running_loop()
+
+    async def call() -> None:
+        starts.append(loop.time())
+
+    for number in range(8):
+        engine.task(name=f"t{number}", dag="d", uses=["api"])(call)
+    assert set((await finished(engine)).values()) == {"SUCCESS"}
+    starts.sort()
+    # Decided by the clock a moment before the code begins.
+    assert all(late - early > 0.08 for early, late in zip(starts, starts[3:], strict=False))
+
+    engine = make_engine(max_parallel=1, limits={"api": 5})
+    told_at: list[float] = []
+
+    @engine.task(dag="d", retries=1, uses=["api"])
+    async def polite() -> None:
+        if not told_at:
+            told_at.append(loop.time())
+            raise RetryAfter(0.1, pause=["api"])
+
+    @engine.task(dag="d", uses=["api"])
+    async def other() -> None:
+        assert loop.time() >= told_at[0] + 0.09
+
+    assert set((await finished(engine)).values()) == {"SUCCESS"}
+
+
+async def test_pause_of_an_unknown_limit_is_logged(
+    make_engine: MakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = make_engine()
+    calls: list[int] = []
+
+    @engine.task(dag="d", retries=1)
+    async def polite() -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise RetryAfter(0, pause=["apu"])
+
+    assert await finished(engine) == {"polite": "SUCCESS"}
+    assert "pause 'apu'" in caplog.text
+
+
+async def test_run_inside_a_task_uses_the_limit_that_the_task_holds(stored: MakeEngine) -> None:
+    engine = stored(max_parallel=1, limits={"api": 1, "other": 1})
+    inner = Counted()
+    for number in range(3):
+        engine.task(name=f"t{number}", dag="inner", uses=["api", "other"])(lambda: inner())
+
+    @engine.task(dag="d", uses=["api"])
+    async def nests() -> str:
+        return engine.get_run_report(await engine.run_once("inner"))["status"]
+
+    run_id = await asyncio.wait_for(engine.run_once("d"), WAIT_S)
+    assert engine.get_run_report(run_id)["tasks"]["nests"]["result"] == "SUCCESS"
+    assert inner.most == 1
+    assert set((await finished(engine)).values()) == {"SUCCESS"}  # nothing is held any more
+
+
+@pytest.mark.parametrize("how", ["fails", "times out", "cancelled", "abandoned"])
+async def test_limit_is_free_again_however_an_attempt_ends(stored: MakeEngine, how: str) -> None:
+    config = SchedulerConfig(thread_grace_s=0.01, cancel_grace_s=0.01)
+    engine = stored(limits={"api": 1}, config=config)
+    begun, may_end = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    @engine.task(dag="bad", uses=["api"], timeout_s=None if how == "cancelled" else 0.05)
+    def bad() -> None:
+        loop.call_soon_threadsafe(begun.set)
+        if how == "fails":
+            raise ValueError
+        assert may_end.wait(WAIT_S)
+
+    run = asyncio.create_task(engine.run_once("bad"))
+    await asyncio.wait_for(begun.wait(), WAIT_S)
+    if how == "cancelled":
+        run.cancel()
+    if how == "times out":
+        may_end.set()
+    await asyncio.wait([run], timeout=WAIT_S)
+    engine.task(name="good", dag="d", uses=["api"])(lambda: 1)
+    assert await finished(engine) == {"good": "SUCCESS"}
+    may_end.set()
+
+
+@pytest.mark.parametrize(
+    ("uses", "message"),
+    [
+        (["apu"], "task 'a' uses the limit 'apu'; the engine has 'api'.*Did you mean 'api'"),
+        ({"api": 4}, "task 'a' uses 4 of the limit 'api', which is 3; it could never start"),
+    ],
+)
+def test_limit_that_is_not_there_is_refused(
+    make_engine: MakeEngine, uses: Any, message: str
+) -> None:
+    engine = make_engine(limits={"api": 3})
+    engine.task(name="a", dag="d", uses=uses)(lambda: 1)
+    with pytest.raises(GraphError, match=f"'d'.*{message}"):
+        engine.validate("d")
+
+
+@pytest.mark.parametrize("uses", ["api", {"api": 0}, {"api": 1.5}, [7], 7, {"api": True}])
+def test_uses_that_cannot_be_is_refused(engine: Engine, uses: Any) -> None:
+    with pytest.raises(DefinitionError, match=r"task 'a'.*uses"):
+        engine.task(name="a", dag="d", uses=uses)(lambda: 1)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        ["api"],
+        {"api": 0},
+        {"api": 1.5},
+        {"api": True},
+        {7: 1},
+        {"": 1},
+    ],
+)
+def test_limits_that_cannot_be_are_refused(make_engine: MakeEngine, limits: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="limit"):
+        make_engine(limits=limits)
+
+
+def test_limit_and_rate_check_their_values() -> None:
+    assert Limit(3, Rate(2)) == Limit(count=3, rate=Rate(2, per_s=1.0))
+    for wrong in ({}, {"count": 0}, {"count": "3"}, {"rate": 10}):
+        with pytest.raises((TypeError, ValueError), match="Limit"):
+            Limit(**wrong)  # type: ignore[arg-type]
+    for arguments in ((0,), (1.5,), (1, 0), (1, -1), (1, "x"), (1, float("inf"))):
+        with pytest.raises((TypeError, ValueError), match="Rate"):
+            Rate(*arguments)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"write pause=\['api'\]"):
+        RetryAfter(1, pause="api")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import pytest
@@ -15,6 +16,7 @@ from flowrun.graph import Graph
 from flowrun.registry import TriggerRule
 from flowrun.scheduler.attempt_rules import TRANSITIONS
 from flowrun.scheduler.deadlines import Wait
+from flowrun.scheduler.limits import Amounts, Needs
 from flowrun.scheduler.messages import (
     Event,
     Failed,
@@ -36,7 +38,7 @@ from flowrun.scheduler.messages import (
     Subject,
     Succeeded,
 )
-from flowrun.scheduler.run_state import RunState
+from flowrun.scheduler.run_state import RunSettings, RunState
 from flowrun.scheduler.stand_ins import StandIn
 from flowrun.scheduler.units import Phase as UnitPhase
 from flowrun.state import NoResult, Reason, RunRecord, TaskRecord, TransitionError
@@ -94,6 +96,7 @@ def make_setup(choose: Choose) -> Setup:
         [retries[name] for name in graph.names],
         carried={number for number in range(count) if carries and choose(2)},
         pooled={graph.index[name] for name in pooled},
+        heavy={number for number in range(count) if not choose(3)} if choose(3) == 1 else set(),
         slots=1 + choose(4),
         cancel_grace_s=one_of(1.0, 0.0, 2.5),
         thread_grace_s=one_of(0.25, 0.0),
@@ -129,6 +132,8 @@ def test_run_state_does_what_the_contract_says(  # A1, A2, D8, I2, R2, R6
 
 # -- by hand: every row of the table, and every kind of deadline -------------------------------
 
+NEEDS: Needs = (("", 1),)
+ONE = SlotsGranted({NEEDS: 1})
 ERROR = Failure("Traceback ...\nValueError: x", "ValueError: x")
 AGAIN = Failure("Traceback ...\nOSError: x", "OSError: x", retryable=True)
 TIMEOUT = Failure("TaskTimeoutError: slow", "TaskTimeoutError: slow")
@@ -178,24 +183,36 @@ class Machine:
             graph,
             RunRecord("r1", "d", 0.0, records),
             {},
+            [NEEDS] * len(graph),
             self.exchange,
-            offset=0.0,
-            validates=True,
-            **{**settings, **options},
+            self.pause,
+            RunSettings(
+                offset=0.0,
+                validates=True,
+                **{**settings, **options},
+            ),
         )
         self.now = 100.0
         self.released = self.wanted = 0
+        self.ask_again_at = math.inf
+        self.asked_at: list[float] = []
+        self.paused: list[tuple[tuple[str, ...], float]] = []
         assert self.state.begin(self.now, timeout_s) == []
 
-    def exchange(self, released: int, wanted: int) -> int:
-        self.released += released
-        self.wanted = wanted
-        return 0
+    def pause(self, names: Sequence[str], until: float) -> Sequence[str]:
+        self.paused.append((tuple(names), until))
+        return [name for name in names if name == "unknown"]
+
+    def exchange(self, released: Amounts, wanted: Amounts, now: float) -> tuple[Amounts, float]:
+        self.asked_at.append(now)
+        self.released += released.get(NEEDS, 0)
+        self.wanted = wanted.get(NEEDS, 0)
+        return {}, self.ask_again_at
 
     def start(self, count: int = 1) -> list[str]:
         """Grant slots."""
         self.wanted -= count
-        return self.apply(SlotsGranted(count))
+        return self.apply(SlotsGranted({NEEDS: count}))
 
     def apply(self, *events: Event) -> list[str]:
         """Apply events one by one; return what the instructions say."""
@@ -613,6 +630,29 @@ def test_slots_that_are_of_no_use_any_more_are_given_back() -> None:
 
 
 @directed
+def test_limits_are_asked_again_when_a_time_has_come() -> None:
+    run = Machine({"a": {"timeout_s": None}, "b": {"timeout_s": None}})
+    run.ask_again_at = 105.0
+    assert run.start() == ["start a.1", "start 0.1"]
+    run.ask_again_at = math.inf
+    assert run.apply(SlotsGranted({}, 107.0)) == []
+    assert run.asked_at == [100.0, 100.0]
+    assert run.wait(Wait.LIMITS) == []
+    assert run.wait(Wait.LIMITS) == []
+    assert run.asked_at == [100.0, 100.0, 105.0, 107.0]
+
+
+@directed
+def test_pause_is_asked_for_with_the_failure() -> None:
+    run = Machine({"a": {"retries": 1}})
+    run.start()
+    busy = Failure("429", "429", retryable=True, delay_s=3.0, pauses=("api", "unknown"))
+    note = "note a: RetryAfter asked to pause 'unknown', which is no limit of the engine"
+    assert run.failed(busy) == [note, "retry a.1", "save a PENDING for []"]
+    assert run.paused == [(("api", "unknown"), 103.0)]
+
+
+@directed
 def test_events_of_an_attempt_that_is_over_are_dropped() -> None:
     run = Machine({"a": {"retries": 1}})
     run.start()
@@ -627,8 +667,8 @@ def test_events_of_an_attempt_that_is_over_are_dropped() -> None:
 @pytest.mark.parametrize(
     ("events", "phase"),
     [
-        ([SlotsGranted(1), StopAnswered(0, 1, StopAnswer.WILLING, None)], "RUNNING"),
-        ([SlotsGranted(1), Failed(0, 1, None, ERROR), Failed(0, 1, None, ERROR)], "FAILING"),
+        ([ONE, StopAnswered(0, 1, StopAnswer.WILLING, None)], "RUNNING"),
+        ([ONE, Failed(0, 1, None, ERROR), Failed(0, 1, None, ERROR)], "FAILING"),
     ],
 )
 def test_impossible_event_raises_with_the_story_of_the_unit(

@@ -728,6 +728,7 @@ async def test_current_attempt_tells_what_is_running(engine: Engine, is_async: b
             attempt.cancelled,
             0 < left <= 5,
             attempt.idempotency_key,
+            attempt.attempt_key,
         )
 
     async def look_async() -> tuple[Any, ...]:
@@ -738,7 +739,7 @@ async def test_current_attempt_tells_what_is_running(engine: Engine, is_async: b
     engine.task(name="free", dag="d", timeout_s=None)(lambda: current_attempt().time_left_s)
     run_id = await engine.run_once("d")
     tasks = engine.get_run_report(run_id)["tasks"]
-    expected = (run_id, "d", "look", 1, False, True, f"{run_id}/look/1")
+    expected = (run_id, "d", "look", 1, False, True, f"{run_id}/look", f"{run_id}/look/1")
     assert tasks["look"]["result"] == expected
     assert tasks["free"]["result"] is None
     assert tasks["free"]["status"] == "SUCCESS"

@@ -50,6 +50,10 @@ def same(left: Any, right: Any) -> bool:
         return struct.pack("d", left) == struct.pack("d", right)
     if isinstance(left, complex):
         return same(left.real, right.real) and same(left.imag, right.imag)
+    if isinstance(left, collections.deque):
+        return left.maxlen == right.maxlen and same([*left], [*right])
+    if isinstance(left, collections.defaultdict) and left.default_factory != right.default_factory:
+        return False
     if isinstance(left, (list, tuple)):
         return len(left) == len(right) and all(map(same, left, right))
     if isinstance(left, dict):
@@ -146,6 +150,17 @@ values = st.recursive(
         | st.frozensets(hashables, max_size=4)
         | st.dictionaries(st.sampled_from(["$flowrun", "a", "b"]) | any_text, inner, max_size=4)
         | st.dictionaries(hashables, inner, max_size=4)
+        | st.builds(
+            lambda kind, items: kind(items),
+            st.sampled_from([collections.OrderedDict, collections.Counter]),
+            st.dictionaries(hashables, inner, max_size=4),
+        )
+        | st.builds(
+            collections.defaultdict,
+            st.sampled_from([None, int, list, dict, collections.Counter]),
+            st.dictionaries(any_text, inner, max_size=4),
+        )
+        | st.builds(collections.deque, st.lists(inner, max_size=4), st.none() | st.integers(0, 5))
     ),
     max_leaves=20,
 )
@@ -227,6 +242,13 @@ def test_a_depth_limit_allows_exactly_what_it_can_read_again(value: object, dept
         [[], {}, (), ""],
         bytearray(b"ab"),
         b"",
+        collections.OrderedDict([("b", 1), ("a", collections.OrderedDict())]),
+        collections.Counter({"a": -1, (1, 2): 0}),
+        collections.deque([1, (2,)], maxlen=3),
+        collections.deque(maxlen=0),
+        collections.deque(range(1000)),
+        collections.defaultdict(None, {1: 2}),
+        collections.defaultdict(collections.deque, {"a": collections.deque([1])}),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -487,6 +509,11 @@ class Text(str):
     __slots__ = ()
 
 
+def with_attribute(value: Any) -> object:
+    value.unit = "kg"
+    return value
+
+
 class Zone(tzinfo):
     def utcoffset(self, when: datetime | None) -> timedelta:
         return timedelta(hours=1)
@@ -509,9 +536,11 @@ class Zone(tzinfo):
         (type("Number", (float,), {})(1.0), "Number"),
         (type("Items", (list,), {})([1]), "Items"),
         (type("Path2", (type(Path()),), {})("x"), "Path2"),
-        (collections.OrderedDict(a=1), "collections.OrderedDict"),
-        (collections.defaultdict(int), "collections.defaultdict"),
-        (collections.Counter("ab"), "collections.Counter"),
+        (type("Tally", (collections.Counter,), {})("ab"), "Tally"),
+        (collections.defaultdict(lambda: 0), "collections.defaultdict"),
+        (collections.defaultdict(Path), "collections.defaultdict"),
+        (with_attribute(collections.OrderedDict(a=1)), "collections.OrderedDict"),
+        (with_attribute(collections.Counter("ab")), "collections.Counter"),
         (datetime(2024, 1, 1, tzinfo=Zone()), "datetime.datetime"),
         (time(1, tzinfo=Zone()), "datetime.time"),
         (object(), "object"),
@@ -559,6 +588,10 @@ def test_a_zone_that_no_key_leads_back_to_is_refused() -> None:
         ({"k": {object(): 1}}, "<a key of result['k']>"),
         ({"k": {(1, object()): 1}}, "<a key of result['k']>[1]"),
         ([{Colour.RED}], "<an element of result[0]>"),
+        (collections.OrderedDict({"a": [1, object()]}), "result['a'][1]"),
+        (collections.Counter({(1, object()): 1}), "<a key of result>[1]"),
+        (collections.defaultdict(list, {1: 2, "a": object()}), "result['a']"),
+        (collections.deque([1, object()], 5), "result[1]"),
         ({"a" * 500: object()}, "result['" + "a" * 76 + "...]"),
         ({(10**BIG_DIGITS,): object()}, "result[<tuple>]"),
         ({"\x1b[31m\u202e": object()}, "result['\\x1b[31m\\u202e']"),
@@ -730,6 +763,11 @@ tag_names = st.sampled_from(
         "WindowsPath",
         "complex",
         "range",
+        "OrderedDict",
+        "Counter",
+        "defaultdict",
+        "deque",
+        "object",
         "unknown",
     ]
 )
@@ -800,6 +838,13 @@ def test_tagged_objects_of_wrong_parts_give_an_error_or_a_value_and_nothing_else
         b'{"$flowrun":["datetime","2024-01-01",0,"zone","../../../etc/passwd"]}',
         b'{"$flowrun":["datetime","2024-01-01",5]}',
         b'{"$flowrun":["timedelta",999999999999,0,0]}',
+        b'{"$flowrun":["defaultdict","eval"]}',
+        b'{"$flowrun":["defaultdict"]}',
+        b'{"$flowrun":["deque",1,2,3]}',
+        b'{"$flowrun":["deque","x"]}',
+        b'{"$flowrun":["Counter","a"]}',
+        b'{"$flowrun":["object"]}',
+        b'{"$flowrun":["object",["a"]]}',
         b'{"$flowrun":["WindowsPath","x"]}'
         if os.name != "nt"
         else b'{"$flowrun":["PosixPath","x"]}',

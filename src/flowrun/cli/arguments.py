@@ -31,14 +31,12 @@ class Argument(NamedTuple):
         name: As it is typed, or where it stands by its place: the attribute that it is read to.
         help: What it is.
         settings: Those of ``ArgumentParser.add_argument``.
-        exclusive: Whether it cannot be given together with another exclusive one.
-        words: What a shell offers for its value; its choices by default.
+        words: What a shell offers for its value.
     """
 
     name: str
     help: str
     settings: dict[str, Any]
-    exclusive: bool = False
     words: Sequence[str] = ()
 
     @property
@@ -56,8 +54,26 @@ class Command(NamedTuple):
     arguments: tuple[Argument, ...]
 
 
-def _argument(name: str, text: str, words: Sequence[str] = (), **settings: Any) -> Argument:  # noqa: ANN401 - as argparse's own
-    return Argument(name, text, settings, words=words or settings.get("choices", ()))
+def _place(metavar: str, text: str, **settings: object) -> Argument:
+    """Return an argument that is known by its place; ``MODULE:ENGINE`` is read to ``engine``."""
+    name = metavar.rpartition(":")[2].lower()
+    return Argument(name, text, {"metavar": metavar, **settings})
+
+
+def _value(name: str, metavar: str, text: str, **settings: object) -> Argument:
+    return Argument(name, text, {"metavar": metavar, **settings})
+
+
+def _flag(name: str, text: str, **settings: object) -> Argument:
+    return Argument(name, text, {"action": "store_true", **settings})
+
+
+def _duration(name: str, text: str, dest: str) -> tuple[Argument, Argument]:
+    """Return an option, and its former name."""
+    example = "90 (seconds), 30m, 12h, 7d"
+    option = _value(name, "DURATION", f"{text}: {example}", type=_seconds, dest=dest)
+    former = {**option.settings, "default": argparse.SUPPRESS}
+    return option, Argument(f"{name}-s", argparse.SUPPRESS, former)
 
 
 def _number(least: int, text: str) -> int:
@@ -67,7 +83,7 @@ def _number(least: int, text: str) -> int:
     return int(text)
 
 
-def _duration(text: str) -> float:
+def _seconds(text: str) -> float:
     found = _DURATION.fullmatch(text.strip())
     if found is None:
         msg = f"{text!r} is not a duration like 90 (seconds), 30m, 12h or 7d"
@@ -79,7 +95,7 @@ def _status(text: str) -> RunStatus:
     """Read a status by its word, or as a report names it."""
     word = text.upper()
     if word not in {"SUCCEEDED", *RunStatus}:
-        msg = f"{text!r} is none of succeeded, failed, running"
+        msg = f"{text!r} is none of {', '.join(_STATUSES)}"
         raise argparse.ArgumentTypeError(msg)
     return RunStatus.SUCCESS if word == "SUCCEEDED" else RunStatus(word)
 
@@ -98,64 +114,49 @@ def print_completion(options: argparse.Namespace, output: Output) -> int:
     return SUCCESS
 
 
+_STATUSES = ("succeeded", "failed", "running")
+_STYLES = ("tree", "mermaid", "dot")
+_MORE = "may be given more than once"
+_RUN_HELP = f"a run's id, or its first characters, or {LATEST!r}: the newest run"
+
 # Without a default, which would hide the same option before the command.
-_TRACEBACK = _argument(
-    "--traceback",
-    "show the whole traceback of an error",
-    action="store_true",
-    default=argparse.SUPPRESS,
-)
-_JSON = _argument("--json", "print JSON for a script", action="store_true")
+_TRACEBACK = _flag("--traceback", "show where an error came from", default=argparse.SUPPRESS)
+_JSON = _flag("--json", "print JSON for a script")
 _PROGRESS = (
-    _argument(
-        "--progress",
-        "show on standard error what runs, as by default",
-        action="store_true",
-        default=True,
-    ),
-    _argument(
-        "--no-progress",
-        "do not show on standard error what runs",
-        action="store_false",
-        dest="progress",
-    ),
+    _flag("--progress", "show on standard error what runs, as by default", default=True),
+    _flag("--no-progress", "do not show it", action="store_false", dest="progress"),
 )
-_ENGINE = _argument(
-    "engine",
-    "where the engine is: a module and a name in it, like jobs.daily:engine",
-    metavar="MODULE:ENGINE",
+_ENGINE = _place(
+    "MODULE:ENGINE", "where the engine is: a module and a name in it, like jobs.daily:engine"
 )
-_DAG = _argument("dag", "the name of a DAG; 'flowrun list MODULE:ENGINE' lists them", metavar="DAG")
+_DAG = _place("DAG", "the name of a DAG; 'flowrun list MODULE:ENGINE' lists them")
+_DB = _place("DB", "the file of a SqliteStateStore, like runs.db", type=Path)
+_RUN = _place("RUN", f"{_RUN_HELP} that no other run started")
+_OF_DAG = _value("--dag", "DAG", f"with {LATEST!r}: only runs of this DAG")
+_ONE_TASK = (_DB, _RUN, _place("TASK", "the name of a task of that run"), _OF_DAG)
+_LIMIT = _value("--limit", "N", "at most so many (20)", type=partial(_number, 1), default=20)
 _GIVEN = (
-    _argument(
+    _value(
         "--param",
-        "a parameter of the run, like day=2013-02-08; may be given more than once",
+        "NAME=VALUE",
+        f"a parameter of the run, like day=2013-02-08; {_MORE}",
         action="append",
         type=_pair,
-        metavar="NAME=VALUE",
     ),
-    _argument(
+    _value(
         "--context",
+        "MODULE:FACTORY",
         "a function that is given the run's parameters as a dict and returns its RunContext, or"
         " a context manager of one, like jobs.daily:make_context",
-        metavar="MODULE:FACTORY",
     ),
-    _argument(
+    _value(
         "--metadata",
-        "a text to keep with the run and show in its report; may be given more than once",
+        "NAME=VALUE",
+        f"a text to keep with the run and show in its report; {_MORE}",
         action="append",
         type=_pair,
-        metavar="NAME=VALUE",
     ),
 )
-_LIMIT = _argument(
-    "--limit", "at most so many (20)", type=partial(_number, 1), default=20, metavar="N"
-)
-_DB = _argument("db", "the file of a SqliteStateStore, like runs.db", metavar="DB", type=Path)
-_OF_DAG = _argument("--dag", f"with {LATEST!r}: only runs of this DAG", metavar="DAG")
-_RUN_HELP = f"a run's id, or its first characters, or {LATEST!r}: the newest run"
-_RUN = _argument("run", f"{_RUN_HELP} that no other run started", metavar="RUN")
-_TASK = _argument("task", "the name of a task of that run", metavar="TASK")
 
 COMMANDS = {
     "run": Command(
@@ -164,19 +165,9 @@ COMMANDS = {
         (
             _ENGINE,
             _DAG,
-            _argument(
-                "--timeout",
-                "end the run when it has taken so long: 90 (seconds), 30m, 12h, 7d",
-                type=_duration,
-                dest="timeout_s",
-                metavar="DURATION",
-            ),
-            _argument("--timeout-s", argparse.SUPPRESS, type=_duration, default=argparse.SUPPRESS),
-            _argument(
-                "--target",
-                "run only this task and what it depends on; may be given more than once",
-                action="append",
-                metavar="TASK",
+            *_duration("--timeout", "end the run when it has taken so long", "timeout_s"),
+            _value(
+                "--target", "TASK", f"only this task and what leads to it; {_MORE}", action="append"
             ),
             *_GIVEN,
             *_PROGRESS,
@@ -188,21 +179,17 @@ COMMANDS = {
         "finish what a run left undone",
         (
             _ENGINE,
-            _argument("run", f"{_RUN_HELP} that can be resumed", metavar="RUN"),
-            _argument(
+            _place("RUN", f"{_RUN_HELP} that can be resumed"),
+            _value(
                 "--from",
-                "run this task again, and all that depends on it; may be given more than once",
+                "TASK",
+                f"run this task again, and all that depends on it; {_MORE}",
                 action="append",
                 dest="from_tasks",
-                metavar="TASK",
             ),
             *_GIVEN,
             _OF_DAG,
-            _argument(
-                "--dry-run",
-                "print which tasks would run and which would be kept, and why; run nothing",
-                action="store_true",
-            ),
+            _flag("--dry-run", "print what would run and what would be kept, and why; run nothing"),
             *_PROGRESS,
             _JSON,
         ),
@@ -214,37 +201,30 @@ COMMANDS = {
         (
             _ENGINE,
             _DAG,
-            _argument(
+            Argument(
                 "--style",
                 "a tree to read, or the language of Mermaid or of Graphviz",
-                choices=["tree", "mermaid", "dot"],
-                default="tree",
+                {"choices": _STYLES, "default": "tree"},
+                _STYLES,
             ),
         ),
     ),
     "validate": Command(
         engine_commands.validate_dags,
         "check DAGs without running them",
-        (
-            _ENGINE,
-            _argument(
-                "dag", "the names of the DAGs to check; all by default", metavar="DAG", nargs="*"
-            ),
-            _JSON,
-        ),
+        (_ENGINE, _place("DAG", "names of DAGs to check; all by default", nargs="*"), _JSON),
     ),
     "runs": Command(
         file_commands.list_runs,
         "list the runs in a SQLite file, newest first",
         (
             _DB,
-            _argument("--dag", "only runs of this DAG", metavar="DAG"),
-            _argument(
+            _value("--dag", "DAG", "only runs of this DAG"),
+            Argument(
                 "--status",
-                "only runs that ended so, or have not ended",
-                type=_status,
-                words=("succeeded", "failed", "running"),
-                metavar="STATUS",
+                f"only runs that stand so: {', '.join(_STATUSES)}",
+                {"metavar": "STATUS", "type": _status},
+                _STATUSES,
             ),
             _LIMIT,
             _JSON,
@@ -255,67 +235,40 @@ COMMANDS = {
         "print the report of a run in a SQLite file",
         (
             _DB,
-            _RUN._replace(
-                help=f"{_RUN.help}, as by default",
-                settings={**_RUN.settings, "nargs": "?"},
-            ),
+            _place("RUN", f"{_RUN.help}, as by default", nargs="?"),
             _OF_DAG,
-            Argument(
+            _value(
                 "--html",
-                "write a page to this file; without RUN, write an index of the newest runs and"
-                " their pages to this folder",
-                {"type": Path, "metavar": "PATH"},
-                exclusive=True,
+                "PATH",
+                "write a page to this .html file; without RUN, write an index of the newest runs"
+                " and their pages to this folder",
+                type=Path,
             ),
             _LIMIT._replace(help="with --html and without RUN: so many runs (20)"),
-            _argument("--failed", "only what has failed", action="store_true"),
-            _JSON._replace(exclusive=True),
+            _flag("--failed", "only what has failed"),
+            _JSON,
         ),
     ),
-    "error": Command(
-        file_commands.show_error,
-        "print the whole error of a task",
-        (_DB, _RUN, _TASK, _OF_DAG),
-    ),
+    "error": Command(file_commands.show_error, "print the whole error of a task", _ONE_TASK),
     "result": Command(
         file_commands.show_result,
         "print the result of a task, if it is kept as JSON",
-        (
-            _DB,
-            _RUN,
-            _TASK,
-            _OF_DAG,
-            _JSON._replace(help="print the JSON that is kept"),
-        ),
+        (*_ONE_TASK, _JSON._replace(help="print the JSON that is kept")),
     ),
     "prune": Command(
         file_commands.prune_runs,
         "delete old finished runs from a SQLite file",
         (
             _DB,
-            _argument(
-                "--keep-last",
-                "keep the N newest runs of each DAG",
-                type=partial(_number, 0),
-                metavar="N",
-            ),
-            _argument(
-                "--older-than",
-                "delete only runs that started so long ago: 90 (seconds), 30m, 12h, 7d",
-                type=_duration,
-                dest="older_than_s",
-                metavar="DURATION",
-            ),
-            _argument(
-                "--older-than-s", argparse.SUPPRESS, type=_duration, default=argparse.SUPPRESS
-            ),
+            _value("--keep-last", "N", "keep the N newest of each DAG", type=partial(_number, 0)),
+            *_duration("--older-than", "delete only runs that started so long ago", "older_than_s"),
             _JSON,
         ),
     ),
     "completion": Command(
         print_completion,
         "print a completion script for a shell",
-        (_argument("shell", "the shell that is to read it", choices=SHELLS),),
+        (Argument("shell", "the shell that is to read it", {"choices": SHELLS}, SHELLS),),
     ),
 }
 
@@ -334,9 +287,6 @@ def make_parser() -> argparse.ArgumentParser:
     for name, command in COMMANDS.items():
         one = added.add_parser(name, help=command.help, description=command.help)
         one.set_defaults(command=command.run, name=name)
-        is_choice = any(argument.exclusive for argument in command.arguments)
-        choice = one.add_mutually_exclusive_group() if is_choice else one
         for argument in (*command.arguments, _TRACEBACK):
-            place = choice if argument.exclusive else one
-            place.add_argument(argument.name, help=argument.help, **argument.settings)
+            one.add_argument(argument.name, help=argument.help, **argument.settings)
     return parser

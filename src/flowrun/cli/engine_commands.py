@@ -10,11 +10,17 @@ from typing import TYPE_CHECKING, Any
 from flowrun.cli.latest import LATEST, latest_to_resume, plan_for, run_again
 from flowrun.cli.loading import UsageError, load_engine, opened_context
 from flowrun.cli.output import complain, notify
-from flowrun.errors import AlreadyResumedError, GraphError, UnknownDagError
+from flowrun.errors import (
+    AlreadyResumedError,
+    DamagedRecordError,
+    GraphError,
+    UnknownDagError,
+)
 from flowrun.escape import for_terminal
-from flowrun.render import ProgressHook, counted
+from flowrun.render import ProgressHook, counted, usual_s
 from flowrun.scheduler.notifier import TASK_FAILED, TASK_RETRIED
 from flowrun.scheduler.parameters import all_params, checked_params
+from flowrun.state import RunStatus
 
 if TYPE_CHECKING:
     import argparse
@@ -27,6 +33,7 @@ if TYPE_CHECKING:
     from flowrun.graph import Graph
 
 SUCCESS, FAILED = 0, 1
+_LAST = 11
 _SHOWN = (TASK_FAILED, TASK_RETRIED)
 """Log lines that say what the progress shows."""
 
@@ -90,7 +97,7 @@ def resume_run(options: argparse.Namespace, output: Output) -> int:
         output.say_json({**plan._asdict(), "tasks": tasks})
         return SUCCESS
     if options.dry_run:
-        output.say(str(plan).replace("in from_tasks", "by --from"))
+        output.say(str(plan))
         return SUCCESS
     if not plan.to_run:
         msg = (
@@ -189,5 +196,9 @@ def _execute(
         if options.json:
             output.say_json(report)
         else:
-            output.say_report(report)
+            try:
+                last = engine.list_runs(report["dag_name"], RunStatus.SUCCESS, _LAST)
+            except DamagedRecordError as error:
+                last = list(error.others)
+            output.say_report(report, usual_s(report, last))
         return int(loop.exit_code)

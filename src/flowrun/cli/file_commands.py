@@ -12,7 +12,12 @@ from flowrun.cli.engine_commands import FAILED, SUCCESS, check_latest
 from flowrun.cli.latest import LATEST, load_from_file
 from flowrun.cli.loading import UsageError
 from flowrun.cli.output import complain
-from flowrun.errors import DamagedRecordError, UnknownRunError, UnknownTaskError
+from flowrun.errors import (
+    DamagedRecordError,
+    ResultNotReadableError,
+    UnknownRunError,
+    UnknownTaskError,
+)
 from flowrun.escape import for_terminal
 from flowrun.render import (
     counted,
@@ -76,8 +81,11 @@ def _row(run: RunSummary) -> tuple[str, ...]:
 def show_report(options: argparse.Namespace, output: Output) -> int:
     """``flowrun report``."""
     check_latest(options)
+    if options.json and options.html is not None:
+        msg = "--json and --html are two ways to report; leave one of them out"
+        raise UsageError(msg)
     with closing(_open_to_read(options.db)) as store:
-        if options.html is not None and options.run is None:
+        if options.html is not None and options.run is None and options.html.suffix != ".html":
             return _write_pages(store, options, output)
         report = build_report(load_from_file(store, options.run or LATEST, options.dag))
         usual = _usual(store, report)
@@ -172,8 +180,13 @@ def show_result(options: argparse.Namespace, output: Output) -> int:
         return FAILED
     if options.json:
         output.say(data.decode())
-    else:
-        output.say(for_terminal(pprint.pformat(JsonSerializer().deserialize(data)), multiline=True))
+        return SUCCESS
+    try:
+        value = JsonSerializer().deserialize(data)
+    except ResultNotReadableError as error:
+        complain(f"{error}; to print its JSON text add --json")
+        return FAILED
+    output.say(for_terminal(pprint.pformat(value), multiline=True))
     return SUCCESS
 
 

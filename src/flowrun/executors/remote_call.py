@@ -24,6 +24,7 @@ class Facts(NamedTuple):
     attempt: int
     timeout_s: float | None
     upstream: tuple[Sequence[str], Sequence[str] | None] = ((), None)
+    first_run_id: str | None = None
 
 
 class Reply(NamedTuple):
@@ -72,7 +73,7 @@ class RemoteCall:
         facts = self.facts
         deadline = None if facts.timeout_s is None else started + facts.timeout_s
         attempt = Attempt(*facts[:4], deadline)
-        attempt.upstream = facts.upstream
+        attempt.upstream, attempt.first_run_id = facts.upstream, facts.first_run_id
         token = CURRENT.set(attempt)
         try:
             value = self.function(*self.args, **self.kwargs)

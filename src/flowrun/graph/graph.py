@@ -17,6 +17,7 @@ from flowrun.graph.resolving import Resolver
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
+    from flowrun.config import Limit
     from flowrun.registry import TaskRegistry, TaskSpec
 
 _FEW = 8  # children up to here are added to a tuple, which is copied each time
@@ -101,6 +102,7 @@ class Graph:
         specs: Sequence[TaskSpec],
         registry: TaskRegistry,
         executors: Collection[str] = (),
+        limits: Mapping[str, Limit] | None = None,
     ) -> Graph:
         """Resolve and validate the tasks of a DAG.
 
@@ -109,6 +111,7 @@ class Graph:
             specs: Its tasks, as declared.
             registry: Where callables and other DAGs' tasks are looked up.
             executors: Names of the executors that tasks may use.
+            limits: The limits that tasks may use.
 
         Raises:
             GraphError: Every mistake in the DAG, in one error (G1).
@@ -120,7 +123,7 @@ class Graph:
             names = cast("tuple[tuple[str, ...], ...]", declared)
         else:
             problems = Problems(dag_name)
-            resolver = Resolver(specs, registry, executors, problems)
+            resolver = Resolver(specs, registry, executors, limits or {}, problems)
             names = tuple([resolver.dependencies(spec) for spec in specs])
             order = _declared_order(specs, names)
             if order is None:
@@ -196,7 +199,7 @@ class Graph:
 
 def _needs_care(specs: Sequence[TaskSpec]) -> bool:
     """Return whether more must be resolved than the dependencies that tasks list."""
-    if {spec.executor for spec in specs} != {None}:
+    if any(spec.executor is not None or spec.uses for spec in specs):
         return True
     return any(
         signature.required or signature.leaves_star_arguments

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import logging
     from collections.abc import Collection
 
+    from flowrun.config import Limit
     from flowrun.registry import TaskRegistry
 
 
@@ -21,14 +22,20 @@ class Graphs:
     Args:
         registry: The tasks.
         executors: Names of the executors that tasks may use.
+        limits: The limits that tasks may use.
         log: Receives a warning about tasks that belong to no DAG.
     """
 
     def __init__(
-        self, registry: TaskRegistry, executors: Collection[str], log: logging.Logger
+        self,
+        registry: TaskRegistry,
+        executors: Collection[str],
+        limits: Mapping[str, Limit],
+        log: logging.Logger,
     ) -> None:
         self._registry = registry
         self._executors = executors
+        self._limits = limits
         self._log = log
         self._built: dict[str, tuple[int, Graph]] = {}
         self._warned_at = -1
@@ -39,7 +46,8 @@ class Graphs:
         built = self._built.get(dag_name) if isinstance(dag_name, str) else None
         if built is None or built[0] != version:
             specs = self._registry.specs(self._registered_as(dag_name, version))
-            built = version, Graph.build(dag_name, specs, self._registry, self._executors)
+            graph = Graph.build(dag_name, specs, self._registry, self._executors, self._limits)
+            built = version, graph
             self._built[dag_name] = built
         return built[1]
 

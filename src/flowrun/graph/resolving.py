@@ -11,6 +11,7 @@ from flowrun.errors import (
     MissingDependencyError,
     UnfilledParameterError,
     UnknownExecutorError,
+    UnknownLimitError,
     close_match,
     listed,
 )
@@ -18,8 +19,9 @@ from flowrun.graph.call_plan import plan_call
 from flowrun.registry import TaskTemplate, TriggerRule, callable_name, unresolved_annotation
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
+    from flowrun.config import Limit
     from flowrun.graph.problems import Problems
     from flowrun.registry import TaskFunction, TaskRegistry, TaskSpec
 
@@ -31,6 +33,7 @@ class Resolver:
         specs: The tasks, as declared.
         registry: Where callables and other DAGs' tasks are looked up.
         executors: Names of the executors that tasks may use.
+        limits: The limits that tasks may use.
         problems: Receives the mistakes.
     """
 
@@ -39,11 +42,13 @@ class Resolver:
         specs: Sequence[TaskSpec],
         registry: TaskRegistry,
         executors: Collection[str],
+        limits: Mapping[str, Limit],
         problems: Problems,
     ) -> None:
         self._known = {spec.name: None for spec in specs}
         self._registry = registry
         self._executors = executors
+        self._limits = limits
         self._problems = problems
 
     def dependencies(self, spec: TaskSpec) -> tuple[str, ...]:
@@ -69,6 +74,10 @@ class Resolver:
             self._check_defaults(spec, found)
         if spec.signature.leaves_star_arguments:
             self._check_star_arguments(spec, tuple(found))
+        self._check_resources(spec)
+        return tuple(found)
+
+    def _check_resources(self, spec: TaskSpec) -> None:
         if spec.executor is not None and spec.executor not in self._executors:
             self._problems.add(
                 UnknownExecutorError,
@@ -76,7 +85,24 @@ class Resolver:
                 f" {listed(sorted(self._executors))}: pass executors={{{spec.executor!r}: ...}} to"
                 f" build_default_engine.{close_match(spec.executor, self._executors)}",
             )
-        return tuple(found)
+        for name, weight in spec.uses:
+            self._check_limit(spec, name, weight)
+
+    def _check_limit(self, spec: TaskSpec, name: str, weight: int) -> None:
+        limit = self._limits.get(name)
+        if limit is None:
+            problem = (
+                f"task {spec.name!r} uses the limit {name!r}; the engine has"
+                f" {listed(sorted(self._limits))}: pass limits={{{name!r}: ...}} to"
+                f" build_default_engine.{close_match(name, self._limits)}"
+            )
+            self._problems.add(UnknownLimitError, problem)
+        elif limit.count is not None and weight > limit.count:
+            problem = (
+                f"task {spec.name!r} uses {weight} of the limit {name!r}, which is {limit.count};"
+                " it could never start: lower the weight or raise the limit"
+            )
+            self._problems.add(UnknownLimitError, problem)
 
     def _check_defaults(self, spec: TaskSpec, names: Collection[str]) -> None:
         """A dependency may have no result, which a parameter must allow for."""

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, cast
 
 from flowrun.errors import TaskDefinitionError, TaskTypeError, close_match
 from flowrun.policy import NO_RETRIES, RetryPolicy, checked_retries, checked_timeout
@@ -53,6 +53,8 @@ class TemplateOptions(TypedDict, total=False):
         priority: Among tasks that are ready, those of higher priority start first; 0 by default.
         trigger_rule: What must have become of its dependencies for the task to run; see
             ``TriggerRule``. By default all must have succeeded.
+        uses: The engine's limits that every attempt uses: their names, or a dict of names and
+            weights.
     """
 
     dag: str | None
@@ -64,6 +66,7 @@ class TemplateOptions(TypedDict, total=False):
     copy_inputs: bool
     priority: int
     trigger_rule: str
+    uses: Iterable[str] | Mapping[str, int] | None
 
 
 class TaskOptions(TemplateOptions, total=False):
@@ -99,6 +102,7 @@ class TaskSpec:
     priority: int = 0
     trigger_rule: TriggerRule = TriggerRule.ALL_SUCCESS
     is_branch: bool = False
+    uses: tuple[tuple[str, int], ...] = ()
 
     @property
     def retries(self) -> int:
@@ -176,6 +180,7 @@ def make_spec(
             _checked_priority(options.get("priority", 0)),
             _checked_rule(options.get("trigger_rule", TriggerRule.ALL_SUCCESS)),
             is_branch,
+            _checked_uses(options.get("uses")),
         )
     except TypeError as error:
         raise TaskTypeError(name, dag, str(error)) from None
@@ -188,6 +193,34 @@ def _checked_flag(option: str, value: object) -> bool:
         msg = f"{option} must be True or False, not {value!r:.80}"
         raise TypeError(msg)
     return value
+
+
+def _checked_uses(uses: object) -> tuple[tuple[str, int], ...]:
+    if uses is None:
+        return ()
+    if isinstance(uses, str | bytes) or not isinstance(uses, Iterable):
+        msg = (
+            f"uses must be a list of names of limits, or a dict of weights, not {uses!r:.80};"
+            ' write uses=["api"]'
+        )
+        raise TypeError(msg)
+    given = dict.fromkeys(cast("Iterable[object]", uses), 1)
+    weights: Mapping[object, object] = given
+    if isinstance(uses, Mapping):
+        weights = cast("Mapping[object, object]", uses)
+    found: dict[str, int] = {}
+    for name, weight in weights.items():
+        if not isinstance(name, str):
+            msg = f"uses takes names of limits, not {name!r:.80}"
+            raise TypeError(msg)
+        if not isinstance(weight, int) or isinstance(weight, bool):
+            msg = f"the weight of {name!r} in uses must be an int, not {weight!r:.80}"
+            raise TypeError(msg)
+        if weight < 1:
+            msg = f"the weight of {name!r} in uses must be 1 or more, not {weight}"
+            raise ValueError(msg)
+        found[name] = weight
+    return tuple(sorted(found.items()))
 
 
 def _checked_priority(value: object) -> int:

@@ -191,6 +191,22 @@ def _short(text: str) -> str:
     return for_html(text if len(text) <= _MOST_FACT else f"{text[:_MOST_FACT]}…")
 
 
+def _section(name: str, title: str, body: str, beside: str = "") -> str:
+    """Return a part of the page, with what stands beside its heading."""
+    return (
+        f'<section id="{name}" aria-labelledby="h-{name}"><div class="heading">'
+        f'<h2 id="h-{name}">{title}</h2>{beside}</div>{body}</section>'
+    )
+
+
+def _toggle(place: str, kind: str, text: str) -> str:
+    status = f" {kind}" if kind in SIGNS else ""
+    return (
+        f'<button type="button" class="chip{status}" data-{place}="{kind}" aria-pressed="false">'
+        f"{text}</button>"
+    )
+
+
 def _failures(report: RunReport) -> str:
     numbered = enumerate(report["tasks"].items())
     failed = [(place, *item) for place, item in numbered if item[1]["status"] == "FAILED"]
@@ -200,11 +216,9 @@ def _failures(report: RunReport) -> str:
         _failure(report, place, name, task) for place, name, task in failed[:_MOST_FAILURES]
     )
     more = len(failed) - _MOST_FAILURES
-    rest = f'<p class="more">{counted(more, "more failure")} in the table below.</p>'
-    return (
-        f'<section id="failures" aria-labelledby="h-failures"><h2 id="h-failures">'
-        f"{counted(len(failed), 'failure')}</h2>{cards}{rest if more > 0 else ''}</section>"
-    )
+    if more > 0:
+        cards += f'<p class="more">{counted(more, "more failure")} in the table below.</p>'
+    return _section("failures", counted(len(failed), "failure"), cards)
 
 
 def _failure(report: RunReport, place: int, name: str, task: TaskReport) -> str:
@@ -249,25 +263,27 @@ def _graph(picture: Picture) -> str:
         if picture.marks is None
         else "Point at a mark to see its name, or zoom in to see them all."
     )
-    return (
-        '<section id="graph" aria-labelledby="h-graph"><div class="heading">'
-        '<h2 id="h-graph">Graph</h2><div class="tools">'
+    tools = (
+        '<div class="tools">'
         '<button type="button" data-zoom="out" aria-label="Zoom out">&minus;</button>'
         '<button type="button" data-zoom="in" aria-label="Zoom in">+</button>'
-        '<button type="button" data-zoom="fit">Fit</button></div></div>'
+        '<button type="button" data-zoom="fit">Fit</button></div>'
+    )
+    body = (
         f'<div class="canvas">{picture.svg}</div>'
         '<p class="hint">Drag to move, hold Ctrl and scroll to zoom; choose a task to see more.'
-        f" {ways}</p></section>"
+        f" {ways}</p>"
     )
+    return _section("graph", "Graph", body, tools)
 
 
 def _timeline(report: RunReport, critical: list[str]) -> str:
     tasks = report["tasks"].values()
-    shown = [task for task in tasks if task["started_at"] and not is_kept(report, task)]
+    shown = [task for task in tasks if task["attempt"] and not is_kept(report, task)]
     if not shown:
         return ""
     kinds = [("wait", "waiting for a slot"), ("SUCCESS", "succeeded")]
-    if any(attempt["error"] is not None for task in tasks for attempt in task["attempts"]):
+    if any(attempt["status"] == "FAILED" for task in tasks for attempt in task["attempts"]):
         kinds.append(("FAILED", "failed"))
     if any(task["status"] == "RUNNING" for task in tasks):
         kinds.append(("RUNNING", "running"))
@@ -279,11 +295,8 @@ def _timeline(report: RunReport, critical: list[str]) -> str:
         for kind, word in kinds
     )
     path = f'<p class="hint">{_critical_text(report, critical)}</p>' if critical else ""
-    return (
-        '<section id="timeline" aria-labelledby="h-timeline"><div class="heading">'
-        f'<h2 id="h-timeline">Timeline</h2><ul class="legend">{legend}</ul></div>'
-        f'{_choices(report, critical, len(shown))}{path}<div class="lanes"></div></section>'
-    )
+    body = f'{_choices(report, critical, len(shown))}{path}<div class="lanes"></div>'
+    return _section("timeline", "Timeline", body, f'<ul class="legend">{legend}</ul>')
 
 
 def _choices(report: RunReport, critical: list[str], rows: int) -> str:
@@ -293,12 +306,8 @@ def _choices(report: RunReport, critical: list[str], rows: int) -> str:
     choices = {"all": f"All {rows:,}", "critical": "Critical path only"}
     if any(task["status"] == "FAILED" for task in report["tasks"].values()):
         choices = {"worst": "Failures and critical path", **choices}
-    buttons = "".join(
-        f'<button type="button" class="chip" data-rows="{kind}" aria-pressed="false">{text}'
-        "</button>"
-        for kind, text in choices.items()
-    )
-    return f'<div class="filters">{buttons}</div>'
+    buttons = (_toggle("rows", kind, text) for kind, text in choices.items())
+    return f'<div class="filters">{"".join(buttons)}</div>'
 
 
 def _critical_text(report: RunReport, critical: list[str]) -> str:
@@ -311,26 +320,19 @@ def _critical_text(report: RunReport, critical: list[str]) -> str:
 
 
 def _tasks(report: RunReport) -> str:
+    tasks = report["tasks"].values()
     filters = "".join(
-        f'<button type="button" class="chip {status}" data-filter="{status}"'
-        f' aria-pressed="false">{sign_html(status)}{SIGNS[status].word} <b>{count:,}</b></button>'
+        _toggle("filter", status, f"{sign_html(status)}{SIGNS[status].word} <b>{count:,}</b>")
         for status, count in status_counts(report).items()
     )
-    tasks = report["tasks"].values()
     kept = sum(is_kept(report, task) for task in tasks)
     retried = sum(task["attempt"] > 1 and not is_kept(report, task) for task in tasks)
     for kind, count in (("kept", kept), ("retried", retried)):
-        if count:
-            filters += (
-                f'<button type="button" class="chip" data-filter="{kind}" aria-pressed="false">'
-                f"{kind} <b>{count:,}</b></button>"
-            )
-    return (
-        '<section id="tasks" aria-labelledby="h-tasks"><div class="heading">'
-        '<h2 id="h-tasks">Tasks</h2><p id="shown" class="hint" role="status"></p></div>'
+        filters += _toggle("filter", kind, f"{kind} <b>{count:,}</b>") if count else ""
+    body = (
         '<div class="filters"><label><span>Filter</span><input type="search" id="search"'
         ' placeholder="name or error" autocomplete="off" spellcheck="false"></label>'
         f'{filters}</div><div class="rows"></div>'
         "<noscript><p>The timeline, the table and the details need JavaScript.</p></noscript>"
-        "</section>"
     )
+    return _section("tasks", "Tasks", body, '<p id="shown" class="hint" role="status"></p>')

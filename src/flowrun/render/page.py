@@ -176,7 +176,7 @@ class _Builder:
             "name": for_terminal(name),
             "status": str(task["status"]),
             "deps": [self._number[parent] for parent in task["deps"] if parent in self._number],
-            "tries": task["attempt"],
+            "attempt": task["attempt"],
             "reason": for_terminal(task["reason"] or ""),
             "critical": int(name in self._critical),
             "kept": int(is_kept(self._report, task)),

@@ -39,6 +39,7 @@ _SIGNS = {
     "failed": ("x", "31"),
     "retry": ("~", "33"),
     "skipped": ("-", "90"),
+    "omitted": ("-", "90"),
 }
 """The sign of each kind of line, and its colour."""
 

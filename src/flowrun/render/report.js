@@ -1,8 +1,8 @@
 (() => {
 "use strict";
 const SVG = "http://www.w3.org/2000/svg";
-const WORDS = {SUCCESS: "succeeded", FAILED: "failed", SKIPPED: "skipped", RUNNING: "running", PENDING: "pending"};
-const URGENCY = {FAILED: 0, RUNNING: 1, SUCCESS: 2, SKIPPED: 2, PENDING: 2};
+const WORDS = {SUCCESS: "succeeded", FAILED: "failed", SKIPPED: "skipped", OMITTED: "omitted", RUNNING: "running", PENDING: "pending"};
+const URGENCY = {FAILED: 0, RUNNING: 1, SUCCESS: 2, SKIPPED: 2, OMITTED: 2, PENDING: 2};
 const WHOLE = 200; // rows up to which a list is built at once
 const byId = id => document.getElementById(id);
 const data = JSON.parse(byId("data").textContent);
@@ -45,7 +45,7 @@ const sum = values => {
 for (const [index, task] of tasks.entries()) {
   task.index = index;
   task.deps ??= [];
-  task.tries ??= 0;
+  task.attempt ??= 0;
   task.why ??= task.kept ? "kept from the earlier run" : "";
   task.children = [];
   task.attempts = (task.attempts ?? []).map(([number, ready, started, finished, error = null, reason = "", abandoned = 0]) =>
@@ -131,14 +131,13 @@ function open(index, from = null) {
 function openBox(place, node) {
   const members = [...boxes[place]];
   if (members.length === 1) { open(members[0], node); return; }
-  members.sort((a, b) => URGENCY[tasks[a].status] - URGENCY[tasks[b].status] || tasks[b].tries - tasks[a].tries || a - b);
+  members.sort((a, b) => URGENCY[tasks[a].status] - URGENCY[tasks[b].status] || tasks[b].attempt - tasks[a].attempt || a - b);
   const worst = members[0], times = members.map(index => tasks[index].ran).filter(ran => ran !== null).sort((a, b) => a - b);
-  const list = make("dl");
-  const add = (name, value) => value && list.append(make("dt", {text: name}), make("dd", {text: value}));
-  for (const [status, word] of Object.entries(WORDS)) add(word, members.filter(index => tasks[index].status === status).length);
-  add("retries", members.reduce((total, index) => total + Math.max(tasks[index].tries - 1, 0), 0));
-  add("ran", times.length ? `${duration(times[0])} to ${duration(times.at(-1))}, half of them at most ${duration(times[Math.floor((times.length - 1) / 2)])}` : "");
-  panel(worst, node, tasks[worst].status, node.querySelector(".name").textContent, list, ...links("Tasks", members));
+  panel(worst, node, tasks[worst].status, node.querySelector(".name").textContent, pairs([
+    ...Object.entries(WORDS).map(([status, word]) => [word, members.filter(index => tasks[index].status === status).length]),
+    ["retries", members.reduce((total, index) => total + Math.max(tasks[index].attempt - 1, 0), 0)],
+    ["ran", times.length ? `${duration(times[0])} to ${duration(times.at(-1))}, half of them at most ${duration(times[Math.floor((times.length - 1) / 2)])}` : ""],
+  ]), ...links("Tasks", members));
 }
 
 function shut() {
@@ -151,17 +150,15 @@ function shut() {
   opener = null;
 }
 
-function facts(task) {
-  const list = make("dl");
-  const add = (name, value) => value && list.append(make("dt", {text: name}), make("dd", {text: value}));
-  add("Status", WORDS[task.status] + (task.reason ? ` (${task.reason.toLowerCase().replaceAll("_", " ")})` : ""));
-  if (task.kept) add("Result", "kept from the run that this one resumes");
-  add("Started", task.first !== null && !task.kept ? `${duration(task.first)} after the run began` : "");
-  add("Waited for a slot", duration(task.waited));
-  add("Ran", duration(task.ran));
-  add("Critical path", task.critical ? "yes" : "");
-  return list;
-}
+const pairs = rows => make("dl", {}, ...rows.filter(([, value]) => value).flatMap(([name, value]) => [make("dt", {text: name}), make("dd", {text: value})]));
+const facts = task => pairs([
+  ["Status", WORDS[task.status] + (task.reason ? ` (${task.reason.toLowerCase().replaceAll("_", " ")})` : "")],
+  ["Result", task.kept ? "kept from the run that this one resumes" : ""],
+  ["Started", task.first !== null && !task.kept ? `${duration(task.first)} after the run began` : ""],
+  ["Waited for a slot", duration(task.waited)],
+  ["Ran", duration(task.ran)],
+  ["Critical path", task.critical ? "yes" : ""],
+]);
 
 function links(title, indexes) {
   if (!indexes.length) return [];
@@ -189,17 +186,18 @@ function outcome(task) {
     const shown = task.result === undefined ? make("p", {class: "hint", text: RESULTS[task.state] ?? ""}) : make("pre", {text: task.result, tabindex: "0"});
     return [make("h3", {text: "Result"}), shown];
   }
-  if (task.status === "SKIPPED" && task.error !== undefined) {
-    return [make("h3", {text: "Why it was skipped"}), make("pre", {text: data.texts[task.error], tabindex: "0"})];
+  if (["SKIPPED", "OMITTED"].includes(task.status) && task.error !== undefined) {
+    return [make("h3", {text: `Why it was ${WORDS[task.status]}`}), make("pre", {text: data.texts[task.error], tabindex: "0"})];
   }
   return [];
 }
 
+const endOf = attempt => attempt.error === null ? "SUCCESS" : attempt.reason === "SKIP_TASK" ? "OMITTED" : "FAILED";
 function attempts(task) {
   const blocks = task.attempts.map((attempt, place) => {
-    const failed = attempt.error !== null;
+    const failed = attempt.error !== null, status = endOf(attempt);
     const last = place === task.attempts.length - 1;
-    const head = make("p", {}, sign(failed ? "FAILED" : "SUCCESS"), make("b", {text: `Attempt ${attempt.number}`}),
+    const head = make("p", {}, sign(status), make("b", {text: `Attempt ${attempt.number}`}),
       make("span", {class: "hint", text: duration(span(attempt.started, attempt.finished))}));
     const waited = span(attempt.ready, attempt.started);
     const notes = [
@@ -228,7 +226,7 @@ document.addEventListener("click", event => {
 const COLUMNS = [
   {title: "Task", kind: "c-task", key: task => task.name.toLowerCase()},
   {title: "Status", kind: "c-status", key: task => task.status, text: task => WORDS[task.status]},
-  {title: "Attempts", kind: "c-tries number", key: task => task.tries, text: task => task.tries || ""},
+  {title: "Attempts", kind: "c-attempt number", key: task => task.attempt, text: task => task.attempt || ""},
   {title: "Started", kind: "c-started c-number number", key: task => task.kept ? null : task.first,
     text: task => task.kept || task.first === null ? "" : `+${duration(task.first)}`},
   {title: "Waited", kind: "c-waited c-number number", key: task => task.waited, text: task => duration(task.waited)},
@@ -275,7 +273,7 @@ const table = (() => {
   }
   function refresh() {
     const query = state.query.toLowerCase();
-    const kinds = task => [task.status, task.kept ? "kept" : "", task.tries > 1 && !task.kept ? "retried" : ""];
+    const kinds = task => [task.status, task.kept ? "kept" : "", task.attempt > 1 && !task.kept ? "retried" : ""];
     const list = tasks.filter(task => (!state.statuses.size || kinds(task).some(kind => state.statuses.has(kind)))
       && (!query || task.name.toLowerCase().includes(query) || task.why.toLowerCase().includes(query)));
     if (state.column === null) list.sort((a, b) => URGENCY[a.status] - URGENCY[b.status] || a.index - b.index);
@@ -366,15 +364,15 @@ if (lanes) {
       const ready = attempt.ready ?? attempt.started, end = attempt.finished ?? total;
       if (previous !== null && ready > previous) bars.append(draw("line", {class: "gap", x1: percent(previous), x2: percent(ready), y1: 14, y2: 14}));
       if (attempt.started > ready) bars.append(bar("wait", ready, attempt.started, 9, 10, `waited ${duration(attempt.started - ready)}`));
-      const failed = attempt.error !== null;
-      const kind = (failed ? "FAILED" : "SUCCESS") + (task.critical ? " critical" : "");
+      const status = endOf(attempt), failed = status === "FAILED";
+      const kind = status + (task.critical ? " critical" : "");
       bars.append(bar(kind, attempt.started, end, 7, 14, `attempt ${attempt.number}: ${failed ? "failed after" : "ran"} ${duration(end - attempt.started)}`));
       if (failed) bars.append(draw("svg", {x: percent(end), y: 14, width: 1, height: 1, overflow: "visible"},
         draw("circle", {class: "cross-ground", r: 6.5}), draw("path", {class: "cross", d: "M-3.4-3.4 3.4 3.4M3.4-3.4-3.4 3.4"})));
       previous = end;
     }
     if (task.status === "RUNNING") bars.append(bar("RUNNING", task.started, total, 7, 14, "still running"));
-    const spoken = [WORDS[task.status], task.tries > 1 ? `${task.tries} attempts` : "", task.waited === null ? "" : `waited ${duration(task.waited)}`,
+    const spoken = [WORDS[task.status], task.attempt > 1 ? `${task.attempt} attempts` : "", task.waited === null ? "" : `waited ${duration(task.waited)}`,
       task.ran === null ? "" : `ran ${duration(task.ran)}`, task.critical ? "on the critical path" : ""].filter(Boolean).join(", ");
     const row = make("button", {type: "button", class: `lane${task.critical ? " critical" : ""}`},
       make("span", {class: "label", title: task.name}, sign(task.status), make("span", {text: task.name})),

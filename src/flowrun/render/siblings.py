@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
-from flowrun.render.wording import SIGNS, counted_retries, duration_text, ran_s
+from flowrun.render.wording import SIGNS, counted_retries, tally_text, task_facts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -97,12 +98,7 @@ def status_of_box(tasks: Sequence[TaskReport]) -> TaskStatusName:
 def facts_of(tasks: Sequence[TaskReport]) -> str:
     """Return what is told of a box's tasks: how they ended, how long they ran, their retries."""
     if len(tasks) == 1:
-        duration_s = ran_s(tasks[0])
-        facts = SIGNS[tasks[0]["status"]].word if duration_s is None else duration_text(duration_s)
-        attempts = tasks[0]["attempt"]
-        return f"{facts} · {attempts} attempts" if attempts > 1 else facts
-    statuses = [task["status"] for task in tasks]
-    counts = {status: statuses.count(status) for status in _WORST_FIRST if status in statuses}
-    parts = [f"{count:,} {SIGNS[status].word}" for status, count in counts.items()]
+        return " · ".join(task_facts(tasks[0]) or [SIGNS[tasks[0]["status"]].word])
     again = sum(max(task["attempt"] - 1, 0) for task in tasks)
-    return " · ".join([*parts, *([counted_retries(again)] if again else [])])
+    ends = tally_text(Counter(task["status"] for task in tasks))
+    return f"{ends} · {counted_retries(again)}" if again else ends

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from flowrun.escape import for_terminal, shortened
-from flowrun.render.wording import duration_text, ran_s, sign_of
+from flowrun.render.wording import sign_of, task_facts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -18,16 +18,7 @@ _MAX_DEPTH = 20
 output of a chain would grow with the square of its length."""
 
 
-class _Glyphs(NamedTuple):
-    fork: str
-    corner: str
-    line: str
-    blank: str
-    cut: str
-
-
-_UNICODE = _Glyphs("├─ ", "└─ ", "│  ", "   ", "…")
-_ASCII = _Glyphs("|- ", "`- ", "|  ", "   ", "...")
+_AS_ASCII = str.maketrans({"├": "|", "─": "-", "└": "`", "│": "|"})
 
 
 def tree(
@@ -60,10 +51,11 @@ def tree(
            └─ clean
               └─ load
     """
-    lines = _Tree(deps, report, _ASCII if ascii_only else _UNICODE).lines(dag_name)
+    lines = _Tree(deps, report, ascii_only=ascii_only).lines(dag_name)
+    if ascii_only:
+        lines = (line.translate(_AS_ASCII) for line in lines)
     if width is not None:
-        cut = _ASCII.cut if ascii_only else _UNICODE.cut
-        lines = (shortened(line, width, cut) for line in lines)
+        lines = (shortened(line, width, "..." if ascii_only else "…") for line in lines)
     return "\n".join(lines)
 
 
@@ -71,10 +63,7 @@ class _Tree:
     """One drawing: what has been printed, and what must go on in a later section."""
 
     def __init__(
-        self,
-        deps: Mapping[str, Sequence[str]],
-        report: RunReport | None,
-        glyphs: _Glyphs,
+        self, deps: Mapping[str, Sequence[str]], report: RunReport | None, *, ascii_only: bool
     ) -> None:
         self._children: dict[str, list[str]] = {name: [] for name in deps}
         self._roots: list[str] = []
@@ -84,15 +73,15 @@ class _Tree:
                 self._children[parent].append(name)
             if not parents:
                 self._roots.append(name)
-        self._report = report
-        self._glyphs = glyphs
+        self._tasks = {} if report is None else report["tasks"]
+        self._ascii_only = ascii_only
         self._printed: set[str] = set()
         self._postponed: deque[str] = deque()
 
     def lines(self, dag_name: str) -> Iterator[str]:
         yield self._text(dag_name)
         if not self._roots:
-            yield self._glyphs.corner + "(no tasks)"
+            yield "└─ (no tasks)"
         yield from self._branch(self._roots)
         while self._postponed:
             name = self._postponed.popleft()
@@ -101,7 +90,6 @@ class _Tree:
             yield from self._branch(self._children[name])
 
     def _branch(self, first: Sequence[str]) -> Iterator[str]:
-        glyphs = self._glyphs
         # A stack of (children still to print, indentation of their lines): recursion would
         # end at Python's limit.
         stack = [(deque(first), "")]
@@ -111,37 +99,26 @@ class _Tree:
                 stack.pop()
                 continue
             name = siblings.popleft()
-            lead = indent + (glyphs.fork if siblings else glyphs.corner)
+            lead = indent + ("├─ " if siblings else "└─ ")
             children = self._children[name]
             if name in self._printed:
-                yield lead + self._label(name, short=True) + " (see above)"
+                yield f"{lead}{self._label(name)} (see above)"
                 continue
             self._printed.add(name)
+            facts = ", ".join(task_facts(self._tasks[name])) if name in self._tasks else ""
+            line = f"{lead}{self._label(name)}  {facts}".rstrip()
             if children and len(stack) >= _MAX_DEPTH:
                 self._postponed.append(name)
-                yield lead + self._label(name) + " (continued below)"
-                continue
-            yield lead + self._label(name)
-            if children:
-                stack.append(
-                    (deque(children), indent + (glyphs.line if siblings else glyphs.blank))
-                )
+                line += " (continued below)"
+            elif children:
+                stack.append((deque(children), indent + ("│  " if siblings else "   ")))
+            yield line
 
-    def _label(self, name: str, *, short: bool = False) -> str:
-        label = self._text(name)
-        task = None if self._report is None else self._report["tasks"].get(name)
+    def _label(self, name: str) -> str:
+        task = self._tasks.get(name)
         if task is None:
-            return label
-        label = f"{sign_of(task['status'], ascii_only=self._glyphs is _ASCII)} {label}"
-        if short:
-            return label
-        facts: list[str] = []
-        duration_s = ran_s(task)
-        if duration_s is not None:
-            facts.append(duration_text(duration_s))
-        if task["attempt"] > 1:
-            facts.append(f"{task['attempt']} attempts")
-        return f"{label}  {', '.join(facts)}" if facts else label
+            return self._text(name)
+        return f"{sign_of(task['status'], ascii_only=self._ascii_only)} {self._text(name)}"
 
     def _text(self, name: str) -> str:
-        return for_terminal(name, ascii_only=self._glyphs is _ASCII)
+        return for_terminal(name, ascii_only=self._ascii_only)

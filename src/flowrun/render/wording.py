@@ -106,6 +106,13 @@ def ran_s(task: TaskReport) -> float | None:
     return sum(known) if known else None
 
 
+def task_facts(task: TaskReport) -> list[str]:
+    """Return how long a task's attempts ran, and how many there were of them, if several."""
+    duration_s = ran_s(task)
+    facts = [] if duration_s is None else [duration_text(duration_s)]
+    return [*facts, counted(task["attempt"], "attempt")] if task["attempt"] > 1 else facts
+
+
 def waited_s(task: TaskReport) -> float | None:
     """Return how long the task was ready and had no slot, over all its attempts."""
     spans = [_span(attempt["ready_at"], attempt["started_at"]) for attempt in task["attempts"]]
@@ -154,17 +161,20 @@ def retries(report: RunReport) -> int:
     )
 
 
-def usual_s(report: RunReport, others: Iterable[RunSummary]) -> float | None:
-    """Return what the DAG's runs usually take: the median of those that have succeeded.
+def usual_s(report: RunReport, last: Iterable[RunSummary]) -> float | None:
+    """Return what the DAG's runs usually take: the median of those like it that have succeeded.
 
     Args:
         report: A run, which does not count.
-        others: The last successful runs of its DAG.
+        last: The last successful runs of its DAG.
     """
     took = sorted(
         run.finished_at - run.created_at
-        for run in others
-        if run.finished_at is not None and run.run_id != report["run_id"]
+        for run in last
+        if run.finished_at is not None
+        and run.run_id != report["run_id"]
+        and run.resumed_from is None
+        and list(run.targets or ()) == (report["targets"] or [])
     )
     return took[len(took) // 2] if took else None
 

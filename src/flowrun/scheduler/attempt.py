@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from flowrun.errors import NonRetryableError, ResultNotStorableError, SkipTask
+from flowrun.errors import NonRetryableError, ResultNotStorableError, RetryAfter, SkipTask
 from flowrun.failure import described
 from flowrun.policy import leaves
 from flowrun.scheduler.messages import Failed, Failure, Succeeded
@@ -225,7 +225,11 @@ class RunningAttempt(ABC):
             whole = line.removeprefix("SkipTask: ")
         interrupts = any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves(error))
         omits = isinstance(error, SkipTask)
-        return Failure(whole, line, retryable, delay_s, " ".join(notes), interrupts, omits)
+        pauses: tuple[str, ...] = ()
+        if isinstance(error, RetryAfter):
+            delay_s, pauses = error.delay_s, error.pause
+        note = " ".join(notes)
+        return Failure(whole, line, retryable, delay_s, note, interrupts, omits, pauses)
 
     def crashed(self, error: BaseException) -> Failed:
         """Flowrun itself has failed: end this attempt, and the run (R4)."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from flowrun.errors import listed
 from flowrun.failure import bounded
 from flowrun.scheduler.deadlines import Wait
 from flowrun.scheduler.messages import (
@@ -108,7 +109,7 @@ def _stop_answered(run: RunState, unit: Unit, event: StopAnswered) -> None:
         unit.phase = Phase.WAITING  # it is skipped with all that has not started (R2)
     else:
         is_willing = answer is StopAnswer.WILLING
-        _wait(run, unit, run.cancel_grace_s if is_willing else run.thread_grace_s)
+        _wait(run, unit, run.settings.cancel_grace_s if is_willing else run.settings.thread_grace_s)
 
 
 def _expiry_answered(run: RunState, unit: Unit, event: StopAnswered) -> None:
@@ -124,7 +125,7 @@ def _expiry_answered(run: RunState, unit: Unit, event: StopAnswered) -> None:
         run.end_attempt(unit)
         fail(run, unit, timeout, Reason.TIMEOUT)
     elif answer is StopAnswer.WILLING:  # it gets time to clean up, a bounded one
-        _wait(run, unit, run.cancel_grace_s)
+        _wait(run, unit, run.settings.cancel_grace_s)
     else:
         _give_up(run, unit)
 
@@ -175,6 +176,11 @@ def fail(  # noqa: PLR0913 - what is known of one failure
     """
     if failure.note:
         run.out.append(Report(Subject.NOTE, unit.record, failure.note))
+    if failure.pauses:
+        unknown = run.pause(failure.pauses, run.now + failure.delay_s)
+        if unknown:
+            text = f"RetryAfter asked to pause {listed(unknown)}, which is no limit of the engine"
+            run.out.append(Report(Subject.NOTE, unit.record, text))
     record = unit.record.fail(
         run.epoch, failure.text if text is None else text, reason, abandoned=abandoned
     )

@@ -95,6 +95,8 @@ class Attempts:
         seen = Attempt(
             run.run_id, run.dag_name, spec.name, start.attempt, monotonic=self._monotonic
         )
+        if run.first_run_id is not None:
+            seen.first_run_id = run.first_run_id
         names = self._graph.dependency_names[number]
         if names:
             seen.upstream = (names, self._upstream_statuses(number))

@@ -21,7 +21,8 @@ class Wait(IntEnum):
 
     ``TIMEOUT``: an attempt's time is up. ``PATIENCE``: an attempt that was told to stop, or that
     a retry waits for, has had its time to end. ``DELAY``: a retry's delay is over. ``RUN``: the
-    run's own time is up. ``STARTS``: the starts of attempts that still run are saved.
+    run's own time is up. ``STARTS``: the starts of attempts that still run are saved. ``LIMITS``:
+    what the run waits for may be free.
     """
 
     TIMEOUT = 0
@@ -29,6 +30,7 @@ class Wait(IntEnum):
     DELAY = 2
     RUN = 3
     STARTS = 4
+    LIMITS = 5
 
 
 Deadline: TypeAlias = tuple[float, Wait, int, int]

@@ -6,7 +6,7 @@ import contextvars
 from functools import partial
 from typing import TYPE_CHECKING
 
-from flowrun.errors import DamagedRecordError, UnknownRunError
+from flowrun.errors import DamagedRecordError, UnknownRunError, listed
 from flowrun.scheduler.notifier import Notifier
 from flowrun.state import Reason, RunQuery, RunStatus, TaskStatus
 
@@ -56,6 +56,15 @@ class History:
         """Return runs, newest first; see ``Engine.list_runs``."""
         if limit is not None and limit < 1:
             msg = f"limit must be 1 or more, or None for all runs, not {limit}"
+            raise ValueError(msg)
+        if not (before is None or isinstance(before, str | float | int)):
+            raise UnknownRunError(before)
+        if not (dag_name is None or isinstance(dag_name, str)):
+            msg = f"dag_name must be the name of a DAG or None, not {dag_name!r:.80}"
+            raise TypeError(msg)
+        if status not in (None, *RunStatus):
+            known = listed([str(each) for each in RunStatus])
+            msg = f"status must be one of {known}, or None, not {status!r:.80}"
             raise ValueError(msg)
         wanted = None if status is None else RunStatus(status)
         self._lifecycle.end_lost()

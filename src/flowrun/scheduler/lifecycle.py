@@ -97,7 +97,7 @@ class Lifecycle:
         # Not under the lock: what ends a run may drop its coroutine, which leaves by _leave().
         for run in lost:
             run.end_lost()
-            run.close_awaiter()
+            run.awaiter.close()
         if lost:
             with self._lock:  # not the condition, whose own lines can be interrupted
                 self._idle.notify_all()

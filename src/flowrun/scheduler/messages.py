@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from math import inf
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from flowrun.scheduler.limits import Amounts
     from flowrun.state import Reason, RunRecord, TaskRecord
 
 
@@ -28,6 +30,7 @@ class Failure:
         note: A warning for the log about the policy itself, or an empty text.
         interrupts: Whether it is a ``KeyboardInterrupt``, which ends the run.
         omits: Whether it is a ``SkipTask``: the task has nothing to do.
+        pauses: Limits that nobody may use before the delay is over.
     """
 
     text: str
@@ -37,6 +40,7 @@ class Failure:
     note: str = ""
     interrupts: bool = False
     omits: bool = False
+    pauses: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -67,9 +71,15 @@ class StopAnswer(IntEnum):
 
 @dataclass(slots=True)
 class SlotsGranted:
-    """The engine's limits gave the run slots that it had waited for."""
+    """The engine's limits gave the run slots that it had waited for.
 
-    count: int
+    Attributes:
+        slots: For how many units of each kind.
+        ask_again_at: When more may be free, if that depends on a time alone.
+    """
+
+    slots: Amounts
+    ask_again_at: float = inf
 
 
 @dataclass(slots=True)

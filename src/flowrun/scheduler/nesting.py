@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from typing import TYPE_CHECKING
 
-from flowrun.scheduler.limits import SharedLimits
+from flowrun.scheduler.limits import RunLimits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from contextlib import ExitStack
 
     from flowrun.context import Attempt
     from flowrun.executors import WorkerThreads
+    from flowrun.scheduler.limits import SharedLimits
 
 
 class Nesting:
@@ -31,31 +33,41 @@ class Nesting:
         self._workers = workers
         self._hook_threads = hook_threads
         self._lock = threading.Lock()
-        self._nested: dict[Attempt, tuple[SharedLimits, int]] = {}
+        self._nested: dict[Attempt, tuple[RunLimits, int]] = {}
+        self._numbers = itertools.count(1)
 
-    def enter(self, caller: Attempt | None, stack: ExitStack) -> SharedLimits:
-        """Return where the slots of a run that begins come from.
+    def enter(
+        self, caller: Attempt | None, uses: Iterable[tuple[str, int]], stack: ExitStack
+    ) -> RunLimits:
+        """Return the limits of a run that begins.
 
-        A run started inside a task works in that task's slot (R3), and a worker thread that
+        A run started inside a task works in that task's slot, and with the limits that the task
+        holds, one unit at a time (R3). A worker thread that
         waits for it does not count as one meanwhile: otherwise nesting could deadlock. Neither
         does the thread of a hook that waits for a run.
 
         Args:
             caller: The attempt that starts it, one of the same engine.
+            uses: The limits that the attempt holds.
             stack: Left when the run has ended.
         """
         if self._hook_threads.runs_caller:
             self._hook_threads.lend()
             stack.callback(self._hook_threads.give_back)
         if caller is None:
-            return self._limits
+            return RunLimits(self._limits)
         with self._lock:
-            limits, count = self._nested.get(caller) or (SharedLimits(1), 0)
+            limits, count = self._nested.get(caller) or (self._own_slot(uses), 0)
             self._nested[caller] = (limits, count + 1)
         if not count and self._workers is not None:
             self._workers.lend()
         stack.callback(self._leave, caller)
         return limits
+
+    def _own_slot(self, uses: Iterable[tuple[str, int]]) -> RunLimits:
+        slot = f"slot of task {next(self._numbers)}"
+        self._limits.add_slot(slot)
+        return RunLimits(self._limits, slot, dict(uses))
 
     def _leave(self, caller: Attempt) -> None:
         with self._lock:
@@ -64,6 +76,7 @@ class Nesting:
                 self._nested[caller] = (limits, count - 1)
                 return
             del self._nested[caller]
+        self._limits.remove_slot(limits.slot)
         if self._workers is not None:
             self._workers.give_back()
 

@@ -83,6 +83,18 @@ def find_resumable(store: StateStoreProtocol, run_id: object, *, last: bool) -> 
     return run
 
 
+def first_run_id(store: StateStoreProtocol, run: RunRecord) -> str:
+    """Return the run that the chain of resumes began with (D9), as far as the store has it."""
+    first, ancestor = run.run_id, run.resumed_from
+    while ancestor is not None:
+        first = ancestor
+        try:
+            ancestor = store.load_run(first, results=False).resumed_from
+        except (DamagedRecordError, UnknownRunError):  # it may have been pruned
+            break
+    return first
+
+
 def _refuse_alive(run: RunRecord | RunSummary) -> None:
     if run.alive:
         problem = "it is still running; wait for it, or cancel it first"
@@ -121,9 +133,9 @@ def plan_resume(
     reasons: list[str | None] = []
     for number in range(len(graph)):
         if number in checkpoints:
-            reasons.append("named in from_tasks")
+            reasons.append("named to run again")
         elif number in again:
-            reasons.append("depends on a task named in from_tasks")
+            reasons.append("depends on a task named to run again")
         else:
             reasons.append(_why_again(graph, number, old, reasons, params))
     _add_makers(graph, old, reasons)

@@ -11,6 +11,7 @@ from flowrun.scheduler.parameters import checked_params
 from flowrun.scheduler.resume_plan import (
     ResumePlan,
     find_resumable,
+    first_run_id,
     inputs_to_load,
     plan_resume,
     take_over,
@@ -92,7 +93,10 @@ class Resumer:
         metadata = old.metadata if metadata is None else metadata
         record = self._starter.new_record(graph, metadata, new_params)
         record = take_over(record, graph, old, plan)
-        record = record._replace(sole_heir=not from_tasks and old.status is not RunStatus.SUCCESS)
+        record = record._replace(
+            sole_heir=not from_tasks and old.status is not RunStatus.SUCCESS,
+            first_run_id=await self._off_loop(partial(first_run_id, self._store, old)),
+        )
         values: dict[str, object] = {}
         wanted = inputs_to_load(graph, old, plan)
         if wanted:

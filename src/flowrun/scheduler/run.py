@@ -12,22 +12,21 @@ import contextlib
 import contextvars
 from collections import deque
 from functools import partial
-from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from flowrun.errors import (
     FlowrunError,
-    ResultNotStorableError,
     RunCancelledError,
 )
 from flowrun.failure import described, error_line
+from flowrun.scheduler.alarm import Alarm
 from flowrun.scheduler.attempts import Attempts
+from flowrun.scheduler.awaiter import Awaiter
 from flowrun.scheduler.inbox import Inbox
 from flowrun.scheduler.messages import (
     Failed,
     Finish,
     GiveUp,
-    Refusal,
     Report,
     Save,
     Saved,
@@ -39,22 +38,21 @@ from flowrun.scheduler.messages import (
     StopRequested,
 )
 from flowrun.scheduler.notifier import Notifier
-from flowrun.scheduler.run_state import NO_STAND_INS, SAVE_STARTS_AFTER_S, RunState
-from flowrun.state import Change, Reason, TaskStatus
+from flowrun.scheduler.recorder import Recorder
+from flowrun.scheduler.run_state import SAVE_STARTS_AFTER_S, RunSettings, RunState
+from flowrun.state import Reason, TaskStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from flowrun.config import Timer
     from flowrun.context import RunContext
     from flowrun.graph import Graph
     from flowrun.scheduler.attempt import RunningAttempt
-    from flowrun.scheduler.limits import SharedLimits
+    from flowrun.scheduler.limits import Amounts, RunLimits
     from flowrun.scheduler.messages import Event, Instruction, Succeeded
     from flowrun.scheduler.services import Services
     from flowrun.scheduler.stand_ins import StandIn
     from flowrun.state import RunRecord, TaskRecord
-    from flowrun.state.journal import Errors
 
 _SLICE_S = 0.01
 """The loop gets a turn after so long, however much there is to do."""
@@ -72,6 +70,9 @@ class Run:
         values: Results of tasks that a resume keeps, by name, as far as others need them.
         fails_fast: Whether the first final failure ends the run.
         stand_ins: Values that stand for the results of tasks.
+
+    Attributes:
+        awaiter: The task that awaits it.
     """
 
     def __init__(  # noqa: PLR0913 - wired in one place, of an engine's parts
@@ -80,69 +81,58 @@ class Run:
         graph: Graph,
         record: RunRecord,
         context: RunContext[Any] | None,
-        limits: SharedLimits,
+        limits: RunLimits,
         values: Mapping[str, object],
         *,
         fails_fast: bool = False,
-        stand_ins: Mapping[int, StandIn] = NO_STAND_INS,
+        stand_ins: Mapping[int, StandIn] | None = None,
     ) -> None:
         self.graph = graph
         self.record = record
         self._services = services
-        self._limits = limits
-        self._clock = services.config.clock
-        self._monotonic = self._clock.monotonic
+        self._limits = limits.shared
+        clock = services.config.clock
+        self._monotonic = clock.monotonic
         self._journal = services.journal
         self._blocks = services.journal.store.blocking
         self._loop = asyncio.get_running_loop()
-        self._base = contextvars.copy_context()
+        self.awaiter = Awaiter()
+        variables = contextvars.copy_context()
+        self._alarm = Alarm(clock, self._loop, self._time_has_come)
         self._inbox = Inbox(self._loop, self._read_inbox)
-        self._channel = services.hooks.channel(self._base, partial(self._inbox.put, _nothing))
+        self._channel = services.hooks.channel(variables, partial(self._inbox.put, _nothing))
         self._notifier = Notifier(record, self._channel, services.log)
         self._begun_at = self._monotonic()
         self._state = RunState(
             graph,
             record,
             dict(values),
-            partial(limits.exchange, self),
-            # The clock may have been set back since the run was created.
-            offset=max(self._clock.time(), record.created_at) - self._begun_at,
-            cancel_grace_s=services.config.cancel_grace_s,
-            thread_grace_s=services.config.thread_grace_s,
-            is_saved_at_once=not self._blocks,
-            reports_starts=self._notifier.reports_starts,
-            reports_successes=self._notifier.reports_successes,
-            # A report of a live run asks the run itself for what runs now.
-            save_starts_after_s=SAVE_STARTS_AFTER_S if self._blocks else None,
-            fails_fast=fails_fast,
-            stand_ins=stand_ins,
+            [limits.needs(spec.uses) for spec in graph.specs],
+            partial(self._limits.exchange, self),
+            self._limits.pause,
+            _settings(
+                services,
+                record,
+                self._notifier,
+                self._begun_at,
+                fails_fast=fails_fast,
+                stand_ins=stand_ins or {},
+            ),
         )
+        about = (services, graph, record)
         self._attempts = Attempts(
-            services,
-            graph,
-            record,
-            context,
-            self._base,
-            self._state,
-            self._inbox,
-            self._attempt_ended,
+            *about, context, variables, self._state, self._inbox, self._attempt_ended
         )
+        self._recorder = Recorder(*about, self._inbox, self._saved, self._end_saved)
         self._events: list[Event] = []
         self._instructions: deque[Instruction] = deque()
         self._is_turning = False
         self._is_turn_due = False
-        self._timer: Timer | None = None
-        self._timer_due = inf
         self._may_exist = False
         self._has_begun = False
         self._is_broken = False
-        self._is_over = False
         self._is_end_saved = False
-        self._left: list[asyncio.Task[None]] = []
-        self._raise: BaseException | None = None
         self._ended: RunRecord | None = None
-        self._done: asyncio.Future[None] = self._loop.create_future()
-        self._awaiter = asyncio.current_task()  # see close_awaiter()
 
     # -- from outside ----------------------------------------------------------------------------
 
@@ -180,18 +170,7 @@ class Run:
         self._has_begun = True
         self._guarded(partial(self._begin, timeout_s))
         self._turn()
-        while not self._is_over:  # without shield(), which takes the loop one more turn
-            try:
-                await self._done
-            except asyncio.CancelledError as error:
-                self._done = self._loop.create_future()  # the old one was cancelled with it
-                self._awaiter_cancelled(error)
-                self._turn()
-        if self._left:  # of a run that was aborted: what runs on the loop ends first (R1)
-            await asyncio.wait(self._left, timeout=self._services.config.cancel_grace_s)
-        if self._raise is not None:
-            reason, self._raise = self._raise, None
-            raise reason
+        await self.awaiter.wait(self._awaiter_cancelled, self._services.config.cancel_grace_s)
 
     def running(self) -> dict[str, TaskRecord]:
         """Return the records of the tasks that run now, from any thread (they are values)."""
@@ -201,9 +180,9 @@ class Run:
         """Cancel the run, from any thread."""
         self._inbox.put(partial(self._cancel, cause))
 
-    def grant(self, count: int) -> bool:
+    def grant(self, slots: Amounts, ask_again_at: float) -> bool:
         """Take slots that the run has asked for; see :class:`SlotHolder`."""
-        return self._inbox.put(SlotsGranted(count))
+        return self._inbox.put(SlotsGranted(slots, ask_again_at))
 
     def end_lost(self, error: BaseException | None = None, *, at_exit: bool = False) -> None:
         """End a run that nobody awaits any more; called by one thread only.
@@ -216,21 +195,9 @@ class Run:
             at_exit: Whether the interpreter may be ending, so that nothing can be waited for: the
                 engine's next call saves the end, or the next process to open the file ends the run.
         """
-        if self._may_exist and not self._is_over:
+        if self._may_exist and not self.awaiter.is_released:
             self._abort(error or FlowrunError("its event loop was closed"), saves=not at_exit)
             self._complete()
-
-    def close_awaiter(self) -> None:
-        """Close the coroutine that awaits the run on a loop that was closed.
-
-        Otherwise it would be collected at some time, in the middle of any code, perhaps with the
-        engine's locks taken, which it needs to leave.
-        """
-        awaiter, self._awaiter = self._awaiter, None
-        if awaiter is not None and not awaiter.done():  # pragma: no branch - or it is gone
-            coroutine: Any = awaiter.get_coro()
-            with contextlib.suppress(BaseException):  # it may be anybody's
-                coroutine.close()
 
     def _begin(self, timeout_s: float | None) -> None:
         self._notifier.run_started(self.graph.names)
@@ -238,16 +205,16 @@ class Run:
 
     def _awaiter_cancelled(self, error: asyncio.CancelledError) -> None:
         """The awaiting task was cancelled; what it got is raised at the end."""
-        if self._raise is None or isinstance(self._raise, RunCancelledError):
-            self._raise = error
+        self.awaiter.note(error)
         cause = "the task that awaited the run was cancelled"
         self._events.append(StopRequested(Reason.RUN_CANCELLED, cause))
+        if self._has_begun:
+            self._turn()
 
     def _cancel(self, cause: str) -> None:
         # Between the last record and the end of the run nothing is left to cancel.
         if not self._state.is_finished and self._state.stopping is None:  # pragma: no branch
-            if self._raise is None:
-                self._raise = RunCancelledError(self.record.run_id, cause)
+            self.awaiter.note(RunCancelledError(self.record.run_id, cause))
             self._events.append(StopRequested(Reason.RUN_CANCELLED, cause))
 
     # -- turns -----------------------------------------------------------------------------------
@@ -270,7 +237,7 @@ class Run:
             self._broke(attempt.crash)
         if self._attempts.remove(attempt):
             if type(event) is Failed and event.failure.interrupts:
-                self._raise = KeyboardInterrupt()  # Ctrl-C goes further once the run has ended
+                self.awaiter.error = KeyboardInterrupt()  # it goes further once the run has ended
         else:  # it was given up
             attempt.ended_late()
         self._events.append(event)
@@ -317,19 +284,11 @@ class Run:
                 return True
             events, self._events = self._events, []
             self._instructions.extend(self._state.apply(events, now))
-        if deadlines.earliest < self._timer_due and not self._ended:
-            self._set_timer(deadlines.earliest - now)
+        if deadlines.earliest < self._alarm.due and not self._ended:
+            self._alarm.set(deadlines.earliest, now)
         return False
 
-    def _set_timer(self, delay_s: float) -> None:
-        """Wake up after so long; the one that was set before is not needed any more."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_due = self._state.deadlines.earliest
-        self._timer = self._clock.call_later(self._loop, delay_s, self._timer_fired)
-
-    def _timer_fired(self) -> None:
-        self._timer, self._timer_due = None, inf
+    def _time_has_come(self) -> None:
         self._guarded(self._take_messages)  # among them, when sync code has begun
         self._turn()
 
@@ -362,55 +321,25 @@ class Run:
             self._broke(error)
 
     def _save(self, save: Save) -> None:
-        changes = [Change(self.record, record) for record in save.records]
-        self._journal.submit(changes, partial(self._store_answered, save))
+        self._recorder.save(save)
 
-    def _store_answered(self, save: Save, errors: Errors) -> None:
-        """Take the store's answer: in the journal's thread, or at once if it does not block."""
-        if self._blocks:
-            self._inbox.put(
-                Saved(save.units) if errors is None else partial(self._saved, save, errors)
-            )
-        elif errors is None:
-            self._events.append(Saved(save.units))
-        else:
-            self._saved(save, errors)
-
-    def _saved(self, save: Save, errors: list[Exception | None]) -> None:
-        """Book what the store did not keep."""
-        numbers = {self.graph.names[unit]: unit for unit in save.units}
-        refusals: dict[int, Refusal] = {}
-        broken: Exception | None = None
-        for record, error in zip(save.records, errors, strict=True):
-            if error is None:
-                continue
-            unit = numbers.get(record.name, -1)  # a record that is no outcome belongs to no unit
-            of_result = unit >= 0 and isinstance(error, ResultNotStorableError)
-            refusals[unit] = Refusal(*described(error, self._services.redact), of_result)
-            if not of_result:
-                broken = broken or error
-        self._events.append(Saved(save.units, refusals))
+    def _saved(self, saved: Saved, broken: BaseException | None) -> None:
+        self._events.append(saved)
         if broken is not None:
             self._broke(broken)
 
     def _finish(self, finish: Finish) -> None:
-        self._ended = run = finish.record
-        self._limits.leave(self)
-        self._drop_timer()
-        changes = [*(Change(run, record) for record in finish.records), Change(run, None)]
-        reply = self._post_end_saved if self._blocks else self._end_saved
-        self._journal.submit(changes, partial(reply, run))
+        self._ended = finish.record
+        self._limits.leave(self, self._state.now)
+        self._alarm.drop()
+        self._recorder.finish(finish)
 
-    def _post_end_saved(self, run: RunRecord, errors: Errors) -> None:
-        is_heard = self._inbox.put(partial(self._end_saved, run, errors))
-        if errors is not None and not is_heard:  # pragma: no cover - its loop is closed
-            self._journal.keep_unsaved(run)
-
-    def _end_saved(self, run: RunRecord, errors: Errors) -> None:
-        self._is_end_saved = errors is None
-        if errors is not None:
-            self._journal.keep_unsaved(run)
-            self._raise = self._raise or next(filter(None, errors))
+    def _end_saved(self, error: BaseException | None) -> None:
+        run = self._ended
+        assert run is not None  # noqa: S101 - _finish has set it
+        self._is_end_saved = error is None
+        if error is not None and self.awaiter.error is None:
+            self.awaiter.error = error
         self._notifier.run_ended(run, self._monotonic() - self._begun_at)
         self._await_hooks()
 
@@ -421,21 +350,11 @@ class Run:
             return
         self._services.hooks.give_up_stuck()
         wait_s = min(max(self._services.config.hook_timeout_s, 0.01), 1.0)
-        step = partial(self._guarded, self._await_hooks)
-        self._timer = self._clock.call_later(self._loop, wait_s, step)
+        self._alarm.call_after(wait_s, partial(self._guarded, self._await_hooks))
 
     def _complete(self) -> None:
-        self._drop_timer()
-        self._is_over = True
-        # The loop may be closed, and asyncio's handler of SIGINT cancels between any two lines.
-        with contextlib.suppress(asyncio.InvalidStateError, RuntimeError):
-            if not self._done.done():
-                self._done.set_result(None)
-
-    def _drop_timer(self) -> None:
-        timer, self._timer = self._timer, None
-        if timer is not None:
-            timer.cancel()
+        self._alarm.drop()
+        self.awaiter.release()
 
     # -- errors of the store, and inside flowrun (R4) ----------------------------------------------
 
@@ -449,15 +368,8 @@ class Run:
 
     def _note_error(self, error: BaseException) -> str:
         """Have the run raise an error at its end; return the error's line."""
-        clear = error
-        if not isinstance(error, FlowrunError | KeyboardInterrupt):
-            clear = FlowrunError(
-                f"run {self.record.run_id!r} of DAG {self.record.dag_name!r} ended because of an"
-                f" error inside flowrun: {error_line(error)}"
-            )
-            clear.__cause__ = error
-        if self._raise is None or isinstance(self._raise, RunCancelledError):
-            self._raise = clear
+        clear = _clear_error(error, self.record)
+        self.awaiter.note(clear)
         text, line = described(clear, self._services.redact)
         with contextlib.suppress(BaseException):  # the log itself may be what has failed
             self._notifier.run_broke(line, text)
@@ -470,12 +382,12 @@ class Run:
             error: What a step has raised.
             saves: Whether the store may be waited for.
         """
-        if self._is_over:
+        if self.awaiter.is_released:
             # Of a late end, or a Ctrl-C on which asyncio has lost the wake-up of the awaiter.
             raise error
         cause = self._note_error(error)
-        self._left = self._attempts.leave(cause)
-        self._limits.leave(self)
+        self.awaiter.left = self._attempts.leave(cause)
+        self._limits.leave(self, self._state.now)
         changed: list[TaskRecord] = []
         if self._ended is None:
             is_interrupt = isinstance(error, KeyboardInterrupt)
@@ -523,6 +435,43 @@ def _ended_as_it_stands(
             continue
         changed.append(tasks[name])
     return run.finish(now, text, tasks), changed
+
+
+def _settings(  # noqa: PLR0913 - what a run is told
+    services: Services,
+    record: RunRecord,
+    notifier: Notifier,
+    begun_at: float,
+    *,
+    fails_fast: bool,
+    stand_ins: Mapping[int, StandIn],
+) -> RunSettings:
+    config, blocks = services.config, services.journal.store.blocking
+    return RunSettings(
+        # The clock may have been set back since the run was created.
+        offset=max(config.clock.time(), record.created_at) - begun_at,
+        cancel_grace_s=config.cancel_grace_s,
+        thread_grace_s=config.thread_grace_s,
+        is_saved_at_once=not blocks,
+        reports_starts=notifier.reports_starts,
+        reports_successes=notifier.reports_successes,
+        # A report of a live run asks the run itself for what runs now.
+        save_starts_after_s=SAVE_STARTS_AFTER_S if blocks else None,
+        fails_fast=fails_fast,
+        stand_ins=stand_ins,
+    )
+
+
+def _clear_error(error: BaseException, record: RunRecord) -> BaseException:
+    """Return the error that a run raises which another error has ended."""
+    if isinstance(error, FlowrunError | KeyboardInterrupt):
+        return error
+    clear = FlowrunError(
+        f"run {record.run_id!r} of DAG {record.dag_name!r} ended because of an error inside"
+        f" flowrun: {error_line(error)}"
+    )
+    clear.__cause__ = error
+    return clear
 
 
 def _nothing() -> None:

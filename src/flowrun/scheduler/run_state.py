@@ -33,6 +33,8 @@ Children become ready, and slots become free, by these rules:
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from flowrun.registry import TriggerRule
@@ -52,6 +54,7 @@ from flowrun.scheduler.messages import (
     Subject,
     Succeeded,
 )
+from flowrun.scheduler.slot_requests import SlotRequests
 from flowrun.scheduler.trigger_rules import Verdict, verdict
 from flowrun.scheduler.units import ACTIVE, DROPPED, IDLE, Phase, UnitTable, require
 from flowrun.state import Reason, RunStatus, TaskStatus, TransitionError
@@ -61,26 +64,21 @@ if TYPE_CHECKING:
 
     from flowrun.graph import Graph
     from flowrun.scheduler.deadlines import Deadline
+    from flowrun.scheduler.limits import Amounts, Needs
     from flowrun.scheduler.messages import Event, Instruction, Refusal, UnitEvent
     from flowrun.scheduler.stand_ins import StandIn
     from flowrun.scheduler.units import Unit
     from flowrun.state import RunRecord, TaskRecord
 
-NO_STAND_INS: Mapping[int, StandIn] = {}
 SAVE_STARTS_AFTER_S = 0.01
 """The store is given the start of an attempt that runs for longer; most end before."""
 
 
-class RunState:
-    """The state machine of one run.
+@dataclass(frozen=True)
+class RunSettings:
+    """How a run goes on.
 
-    Args:
-        graph: The graph.
-        record: The run as it was created; tasks that are already SUCCESS were carried over.
-        values: Results of carried-over tasks, by name, that tasks of this run are given.
-        exchange: The engine's limits, the second machine: given how many slots the run gives
-            back and how many it could use, it returns how many the run has got. The others come
-            as :class:`SlotsGranted` when they are free.
+    Attributes:
         offset: What makes epoch seconds of the monotonic clock's.
         cancel_grace_s: How long an attempt that will end is waited for.
         thread_grace_s: How long a thread that was only told to stop is waited for.
@@ -92,6 +90,33 @@ class RunState:
         fails_fast: Whether the first final failure ends the run.
         stand_ins: Values that stand for the results of tasks, which have no attempt.
         validates: Check all invariants after every call.
+    """
+
+    offset: float
+    cancel_grace_s: float
+    thread_grace_s: float
+    is_saved_at_once: bool = False
+    reports_starts: bool = True
+    reports_successes: bool = True
+    save_starts_after_s: float | None = SAVE_STARTS_AFTER_S
+    fails_fast: bool = False
+    stand_ins: Mapping[int, StandIn] = field(default_factory=dict)
+    validates: bool = False
+
+
+class RunState:
+    """The state machine of one run.
+
+    Args:
+        graph: The graph.
+        record: The run as it was created; tasks that are already SUCCESS were carried over.
+        values: Results of carried-over tasks, by name, that tasks of this run are given.
+        needs: What each unit needs at once to start, by number.
+        exchange: The engine's limits, the second machine: given how many units of each kind have
+            ended, how many could start, and the time, it returns how many may start, and when to
+            ask again. The others come as :class:`SlotsGranted` when they can start.
+        pause: Holds limits for everybody until a time; returns those that do not exist.
+        settings: How it goes on.
 
     Attributes:
         table: All units.
@@ -99,50 +124,32 @@ class RunState:
         is_finished: Whether the last instruction was given.
     """
 
-    def __init__(  # noqa: PLR0913 - settings of one machine, given in one place
+    def __init__(  # noqa: PLR0913 - wired in one place
         self,
         graph: Graph,
         record: RunRecord,
         values: dict[str, object],
-        exchange: Callable[[int, int], int],
-        *,
-        offset: float,
-        cancel_grace_s: float,
-        thread_grace_s: float,
-        is_saved_at_once: bool = False,
-        reports_starts: bool = True,
-        reports_successes: bool = True,
-        save_starts_after_s: float | None = SAVE_STARTS_AFTER_S,
-        fails_fast: bool = False,
-        stand_ins: Mapping[int, StandIn] = NO_STAND_INS,
-        validates: bool = False,
+        needs: Sequence[Needs],
+        exchange: Callable[[Amounts, Amounts, float], tuple[Amounts, float]],
+        pause: Callable[[Sequence[str], float], Sequence[str]],
+        settings: RunSettings,
     ) -> None:
         self.graph = graph
-        self.offset = offset
-        self.cancel_grace_s = cancel_grace_s
-        self.thread_grace_s = thread_grace_s
+        self.settings = settings
+        self.offset = settings.offset
         self.now = 0.0
-        self.table = UnitTable(graph, record, values)
+        self.table = UnitTable(graph, record, values, needs)
         self.deadlines = Deadlines(self._is_current)
         self.out: list[Instruction] = []
         self.stopping: Reason | None = None
         self.is_finished = False
+        self.pause = pause
         self._record = record
-        self._exchange = exchange
-        self._is_saved_at_once = is_saved_at_once
-        self._reports_starts = reports_starts
-        self._reports_successes = reports_successes
-        self._save_starts_after_s = save_starts_after_s
-        self._fails_fast = fails_fast
-        self._stand_ins = stand_ins
-        self._validates = validates
+        self._requests = SlotRequests(exchange)
         self._cause = ""
         self._is_broken = False
         self._run_timeout_s = 0.0
         self._saves_starts = False
-        self._granted = 0
-        self._freed = 0
-        self._wanted = 0
 
     # -- what the driver asks ----------------------------------------------------------------
 
@@ -198,7 +205,7 @@ class RunState:
         if self.deadlines.earliest <= now:
             self._meet_deadlines()
         self._decide()
-        if self._validates:
+        if self.settings.validates:
             self.check()
         out, self.out = self.out, []
         return out
@@ -220,8 +227,8 @@ class RunState:
             raise TransitionError(msg)
 
     def _book_granted(self, event: SlotsGranted) -> None:
-        self._granted += event.count
-        self._wanted -= event.count
+        self._requests.book(event)
+        self._ask_at(event.ask_again_at)
 
     def _book_stop(self, event: StopRequested) -> None:
         self._is_broken = self._is_broken or event.broken
@@ -247,7 +254,7 @@ class RunState:
                 if number not in unit.follows and child.phase is Phase.WAITING:
                     self.omit(child, Reason.NOT_CHOSEN, why)
         freed = self.table.settle(unit)
-        if self._reports_successes:
+        if self.settings.reports_successes:
             self.out.append(Report(Subject.SUCCESS, unit.record, "", value))
         if self.stopping is None:
             for child in freed:
@@ -276,7 +283,7 @@ class RunState:
         record = unit.record
         self.out.append(Report(_SUBJECTS[record.status], record, unit.line))
         if record.status is TaskStatus.FAILED and self.stopping is None:
-            if self._fails_fast:
+            if self.settings.fails_fast:
                 self.stop(Reason.FAIL_FAST, f"the task {record.name!r} failed")
             else:
                 why = f"the task {record.name!r} upstream of it failed"
@@ -305,7 +312,7 @@ class RunState:
 
     def _run(self, unit: Unit) -> None:
         """Start a unit when there is a slot; one that a value overrides has succeeded now."""
-        given = self._stand_ins.get(unit.number)
+        given = self.settings.stand_ins.get(unit.number)
         if given is None:
             self.table.make_ready(unit, self.epoch)
             return
@@ -325,7 +332,7 @@ class RunState:
     def end_attempt(self, unit: Unit) -> None:
         """The code of a unit's attempt has ended, or goes on without the run: its slot is free."""
         del self.table.active[unit.number]
-        self._freed += 1
+        self._requests.free(self.table.needs[unit.number])
 
     # -- deadlines -------------------------------------------------------------------------------
 
@@ -334,7 +341,7 @@ class RunState:
         if wait in DUE:
             unit = self.table.units[number]
             return unit.phase in DUE[wait][0] and unit.record.attempt == attempt
-        return not self.is_finished and (wait is Wait.STARTS or self.stopping is None)
+        return not self.is_finished and (wait is not Wait.RUN or self.stopping is None)
 
     def _meet_deadlines(self) -> None:
         for deadline in self.deadlines.pop_due(self.now):
@@ -345,6 +352,8 @@ class RunState:
                 DUE[wait][1](self, self.table.units[deadline[2]])
             elif wait is Wait.STARTS:
                 self._save_starts()
+            elif wait is Wait.LIMITS:
+                self._requests.ask_again()
             else:
                 cause = f"the run took longer than timeout_s={self._run_timeout_s:g}"
                 self.stop(Reason.RUN_TIMED_OUT, cause)
@@ -389,15 +398,16 @@ class RunState:
             self._skip_rest(self.stopping)
         # What is saved at once may have a child that comes first (R6).
         starts: list[Unit] = []
-        if not (self._is_saved_at_once and table.outcomes):
-            slots = self._take_slots()
+        if not (self.settings.is_saved_at_once and table.outcomes):
+            slots, again_at = self._requests.take(table, self.now)
+            self._ask_at(again_at)
             if slots:
                 starts = self._start(slots)
         if table.changed:
             self.out.append(Save(table.changed, table.outcomes))
             table.changed, table.outcomes = [], []
         for unit in starts:
-            if self._reports_starts:
+            if self.settings.reports_starts:
                 self.out.append(Report(Subject.START, unit.record))
             self.out.append(Start(unit.number, unit.record.attempt))
         if not table.open and not self.is_finished:
@@ -410,25 +420,16 @@ class RunState:
             rest = [unit for unit in table.units if unit.phase in IDLE]
             self._skip(rest, reason, self._cause)
 
-    def _take_slots(self) -> int:
-        """Give back the slots that are free, and return those that can be used now."""
-        ready = len(self.table.ready)
-        used = min(self._granted, ready)
-        freed = self._freed + self._granted - used
-        self._granted = self._freed = 0
-        wanted = ready - used
-        if freed or wanted != self._wanted:
-            taken = self._exchange(freed, wanted)
-            self._wanted = wanted - taken
-            used += taken
-        return used
+    def _ask_at(self, time: float) -> None:
+        """Ask the limits again when a time has come."""
+        if time < inf:
+            self.deadlines.add(time, Wait.LIMITS)
 
-    def _start(self, slots: int) -> list[Unit]:
+    def _start(self, slots: Amounts) -> list[Unit]:
         """Turn so many ready units into running ones."""
         starts: list[Unit] = []
         table, specs, now, epoch = self.table, self.graph.specs, self.now, self.epoch
-        for _ in range(slots):
-            unit = table.pop_ready()
+        for unit in table.pop_ready(slots):
             unit.phase = Phase.RUNNING
             unit.record = record = unit.record.start(epoch, unit.ready_at)
             unit.started_at = now if self.graph.is_async[unit.number] else None
@@ -437,9 +438,9 @@ class RunState:
             if timeout_s is not None:
                 self.deadlines.add_timeout(now, timeout_s, unit.number, record.attempt)
             starts.append(unit)
-        if self._save_starts_after_s is not None and not self._saves_starts:
+        if self.settings.save_starts_after_s is not None and not self._saves_starts:
             self._saves_starts = True
-            self.deadlines.add(now + self._save_starts_after_s, Wait.STARTS)
+            self.deadlines.add(now + self.settings.save_starts_after_s, Wait.STARTS)
         return starts
 
     def _finish(self) -> None:

@@ -84,7 +84,8 @@ class Starter:
             caller, is_cancelled_with = self._caller(loop)
             if caller is not None:
                 record = record._replace(started_by=caller.run_id)
-            limits = self._nesting.enter(caller, stack)
+            uses = () if caller is None else self._uses(caller)
+            limits = self._nesting.enter(caller, uses, stack)
             run = Run(
                 self.services,
                 graph,
@@ -111,6 +112,14 @@ class Starter:
             if clear is error:
                 raise
             raise clear from error
+
+    def _uses(self, caller: Attempt) -> tuple[tuple[str, int], ...]:
+        """Return the limits that an attempt holds."""
+        alive = self.lifecycle.find(caller.run_id)
+        if alive is None:  # pragma: no cover - it has just ended
+            return ()
+        graph = alive[0].graph
+        return graph.specs[graph.number(caller.task_name)].uses
 
     def _caller(self, loop: asyncio.AbstractEventLoop) -> tuple[Attempt | None, bool]:
         """Return the attempt of this engine that is calling, if there is one.

@@ -176,6 +176,7 @@ class PoolAttempt(SyncAttempt):
             seen.attempt,
             self.spec.timeout_s,
             seen.upstream,
+            seen.first_run_id,
         )
         args, kwargs = self.arguments
         return RemoteCall(self.spec.function, args, kwargs, facts)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from flowrun.graph import Graph
+    from flowrun.scheduler.limits import Needs
     from flowrun.scheduler.messages import Failure
     from flowrun.state import RunRecord, TaskRecord
 
@@ -127,10 +128,13 @@ class UnitTable:
         graph: The graph; a unit's number is its task's.
         record: The run as it was created; tasks that are already SUCCESS were carried over.
         values: Results of carried-over tasks, by name, that tasks of this run are given.
+        needs: What each unit needs at once to start, by number.
 
     Attributes:
         units: By number.
-        ready: A heap of the ranks of READY units: the higher priority first, then the lower number.
+        ready: The ranks of READY units, a heap for each kind of needs: the higher priority first,
+            then the lower number.
+        is_ready_changed: Whether units became ready since the limits were asked.
         active: Units whose attempt runs, by number.
         open: Number of units that are not DONE.
         committing: Number of units whose outcome waits for the store.
@@ -145,15 +149,25 @@ class UnitTable:
         "active",
         "changed",
         "committing",
+        "is_ready_changed",
+        "needs",
         "open",
         "outcomes",
         "ready",
         "units",
     )
 
-    def __init__(self, graph: Graph, record: RunRecord, values: Mapping[str, object]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        record: RunRecord,
+        values: Mapping[str, object],
+        needs: Sequence[Needs],
+    ) -> None:
         self._graph = graph
-        self.ready: list[int] = []
+        self.needs = needs
+        self.ready: dict[Needs, list[int]] = {}
+        self.is_ready_changed = False
         self.active: dict[int, Unit] = {}
         self.committing = 0
         self.changed: list[TaskRecord] = []
@@ -202,19 +216,37 @@ class UnitTable:
         """Queue a unit to be started; ``now`` in epoch seconds."""
         unit.phase = _READY
         unit.ready_at = now
-        heappush(self.ready, self._rank[unit.number])
+        number = unit.number
+        queue = self.ready.get(self.needs[number])
+        if queue is None:
+            queue = self.ready[self.needs[number]] = []
+        heappush(queue, self._rank[number])
+        self.is_ready_changed = True
 
-    def pop_ready(self) -> Unit:
-        """Remove and return the ready unit that is to start first."""
-        unit = self.units[self._at_rank[heappop(self.ready)]]
-        self.active[unit.number] = unit
-        return unit
+    def wanted(self) -> dict[Needs, int]:
+        """Return how many ready units of each kind there are, those with the first one first."""
+        found = {needs: len(queue) for needs, queue in self.ready.items() if queue}
+        if len(found) > 1:
+            return dict(sorted(found.items(), key=lambda item: self.ready[item[0]][0]))
+        return found
+
+    def pop_ready(self, slots: Mapping[Needs, int]) -> list[Unit]:
+        """Remove and return the ready units that start first, so many of each kind."""
+        ranks = [heappop(self.ready[needs]) for needs, count in slots.items() for _ in range(count)]
+        if len(slots) > 1:
+            ranks.sort()
+        found = [self.units[self._at_rank[rank]] for rank in ranks]
+        for unit in found:
+            self.active[unit.number] = unit
+        return found
 
     def clear_ready(self) -> None:
         """Start nothing more: what is READY waits, to be skipped."""
-        for rank in self.ready:
-            self.units[self._at_rank[rank]].phase = _WAITING
+        for queue in self.ready.values():
+            for rank in queue:
+                self.units[self._at_rank[rank]].phase = _WAITING
         self.ready.clear()
+        self.is_ready_changed = True
 
     def commit(self, unit: Unit, phase: Phase, record: TaskRecord) -> None:
         """Have an outcome saved; it counts once the store has answered."""
@@ -272,7 +304,7 @@ class UnitTable:
         require(sum(phase is not _DONE for phase in phases) == self.open, "open units")
         require(sum(phase in COMMITTING for phase in phases) == self.committing, "commits")
         ready = sorted(unit.number for unit in self.units if unit.phase is _READY)
-        queued = sorted(self._at_rank[rank] for rank in self.ready)
+        queued = sorted(self._at_rank[rank] for queue in self.ready.values() for rank in queue)
         require(ready == queued, f"READY are {ready}, queued {queued}")
         for unit in self.units:
             story = f"task {unit.record.name!r} in phase {unit.phase.name}"

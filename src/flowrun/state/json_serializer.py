@@ -2,7 +2,8 @@
 
 A value that is not plain JSON is written as ``{"$flowrun": [name, part, ...]}``. A user's dict
 that has this key is tagged too, so that the two are never confused. The table at the end says
-how each type is taken apart and rebuilt.
+how each type is taken apart and rebuilt. Objects of classes that were given are taken apart into
+their fields, and rebuilt without their constructor.
 
 One walk makes plain JSON of a value; the C encoder writes it. A call of that encoder holds the
 interpreter, so the items of a long outermost container are written some hundred at a time, with a
@@ -15,9 +16,12 @@ import json
 import math
 import struct
 from base64 import b64decode, b64encode
+from collections import Counter, OrderedDict, defaultdict, deque
 from contextlib import suppress
+from dataclasses import fields
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
+from enum import Enum, Flag
 from functools import partial
 from itertools import chain, islice
 from pathlib import PosixPath, PurePath, PurePosixPath, PureWindowsPath, WindowsPath
@@ -29,7 +33,9 @@ from flowrun.errors import ResultNotReadableError, ResultNotStorableError
 from flowrun.state.serializers import kind_of, short, type_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+
+    _Classes: TypeAlias = Mapping[str, type]
 
 _TAG = "$flowrun"
 _TAG_KEY = b'"$flowrun"'
@@ -38,6 +44,7 @@ _DEEPEST = 500  # Python 3.11 shares its limit of 1,000 calls between the decode
 _LONGEST = 1 << 29  # SQLite keeps at most 1,000,000,000 bytes in a row.
 _PIECE = 512  # items of the outermost container for one call of the encoder
 _LONG_TEXT = 1 << 18
+_MOST_OF_A_NAME = 200
 
 
 class JsonSerializer:
@@ -46,9 +53,11 @@ class JsonSerializer:
     Values of ``dict`` with ``str`` keys, ``list``, ``str``, ``int``, ``float``, ``bool`` and
     ``None`` are written as ``json.dumps`` would, so that SQL's JSON functions can query them.
     Tuples, sets, frozensets, bytes, bytearrays, dates, times, timedeltas, Decimals, UUIDs,
-    paths, ranges, complex numbers, dicts with other keys, NaN, infinities and integers of
-    any length are tagged. Everything else is refused, subclasses of these types included.
-    A value that stands in several places comes back as a copy in each.
+    paths, ranges, complex numbers, deques, ``OrderedDict``, ``Counter``, ``defaultdict`` with a
+    builtin factory, dicts with other keys, NaN, infinities and integers of any length are tagged.
+    Dataclasses, enums and named tuples are, if their classes are given. Everything else is
+    refused, subclasses of these types included. A value that stands in several places comes back
+    as a copy in each.
 
     A large result may hold the event loop; docs/durability.md says for how long. Put large tables
     into files and return the path, or use ``PickleSerializer``.
@@ -57,8 +66,11 @@ class JsonSerializer:
         max_bytes: The longest text that is written or read; ``None`` for no limit.
         max_depth: How many JSON brackets may stand inside each other, 1 to 500. A list or
             dict takes one, whatever is tagged takes two.
+        classes: Dataclasses, enums and named tuples whose objects may be kept and made again. Each
+            is known by its module and name. Results are then read back before they count.
 
     Raises:
+        TypeError: One of ``classes`` is something else.
         ValueError: A limit is out of its range.
 
     Example:
@@ -69,11 +81,15 @@ class JsonSerializer:
         {'rows': 3, 'span': (1, 2)}
     """
 
-    __slots__ = ("_max_bytes", "_max_depth", "name")
+    __slots__ = ("_classes", "_max_bytes", "_max_depth", "name")
 
-    faithful = True
-
-    def __init__(self, *, max_bytes: int | None = _LONGEST, max_depth: int = _DEEPEST) -> None:
+    def __init__(
+        self,
+        *,
+        max_bytes: int | None = _LONGEST,
+        max_depth: int = _DEEPEST,
+        classes: Iterable[type] = (),
+    ) -> None:
         if max_bytes is not None and max_bytes < 1:
             message = f"max_bytes must be at least 1, or None for no limit; it is {max_bytes!r}"
             raise ValueError(message)
@@ -83,6 +99,12 @@ class JsonSerializer:
         self.name = "json"
         self._max_bytes = max_bytes
         self._max_depth = max_depth
+        self._classes: _Classes = {_name_to_keep(kind): kind for kind in classes}
+
+    @property
+    def faithful(self) -> bool:
+        """Whether what it accepts comes back as it was; given classes have code of their own."""
+        return not self._classes
 
     def __repr__(self) -> str:
         return f"JsonSerializer(max_bytes={self._max_bytes}, max_depth={self._max_depth})"
@@ -98,9 +120,9 @@ class JsonSerializer:
             return b"null"
         try:
             try:
-                text = _Walk(_ATOMS, self._max_depth).text(obj)
+                text = _Walk(_ATOMS, self._max_depth, self._classes).text(obj)
             except ValueError:  # JSON or UTF-8 cannot express a number or a text
-                text = _Walk(_CERTAIN, self._max_depth).text(obj)
+                text = _Walk(_CERTAIN, self._max_depth, self._classes).text(obj)
         except _UnstorableError as error:
             problem = f"{error.place()}: {error}."
         except RuntimeError as error:
@@ -116,11 +138,11 @@ class JsonSerializer:
         raise ResultNotStorableError(problem)
 
     def deserialize(self, data: bytes) -> object:
-        """Return the value that the text stands for; no code of it is ever run.
+        """Return the value that the text stands for; only code of given classes is ever run.
 
         Raises:
-            ResultNotReadableError: The text is too long, too deep, damaged, or nothing that
-                ``serialize`` wrote.
+            ResultNotReadableError: The text is too long, too deep, damaged, nothing that
+                ``serialize`` wrote, or holds an object of a class that was not given.
         """
         if self._max_bytes is not None and len(data) > self._max_bytes:
             message = (
@@ -129,7 +151,9 @@ class JsonSerializer:
             )
             raise ResultNotReadableError(message)
         try:
-            return _read(data, self._max_depth)
+            return _read(data, self._max_depth, partial(_revived, self._classes))
+        except ResultNotReadableError:
+            raise
         except _BROKEN as error:
             message = (
                 "the stored result is not what JsonSerializer wrote:"
@@ -138,6 +162,9 @@ class JsonSerializer:
             )
             # Without the cause: a JSONDecodeError would keep the whole text alive.
             raise ResultNotReadableError(message) from None
+
+
+_Revive: TypeAlias = "Callable[[dict[str, Any]], object]"
 
 
 class _UnstorableError(Exception):
@@ -167,12 +194,14 @@ class _Walk:
         atoms: Ids of the types whose values are taken as they are: ``_ATOMS``, and where the
             encoder then finds a text or a number that JSON lacks, ``_CERTAIN``.
         max_depth: How many brackets may stand inside each other.
+        classes: Classes whose objects may be kept.
     """
 
-    __slots__ = ("_atoms", "_has_long", "_max_depth", "_open")
+    __slots__ = ("_atoms", "_classes", "_has_long", "_max_depth", "_open")
 
-    def __init__(self, atoms: frozenset[int], max_depth: int) -> None:
+    def __init__(self, atoms: frozenset[int], max_depth: int, classes: _Classes) -> None:
         self._atoms = atoms
+        self._classes = classes
         self._max_depth = max_depth
         self._open: set[int] = set()
         self._has_long = False
@@ -196,7 +225,7 @@ class _Walk:
         if kind is dict and self._has_plain_keys(value):
             parts = value.values()
         elif kind is not list:
-            name, parts = _taken_apart(kind, value)
+            name, parts = _taken_apart(kind, value, self._classes)
         depth += 2 if name else 1
         if id(value) in self._open or depth > self._max_depth:
             raise _UnstorableError(self._problem_of(value))
@@ -211,7 +240,7 @@ class _Walk:
                 plain = part if id(kind_of(part)) in atoms else self.plain(part, depth)
                 found.append(plain)  # one by one: its length is the number of a refused part
         except _UnstorableError as error:
-            error.steps.append(_step(name, len(found), keys))
+            error.steps.append(_step(name, len(found), parts if name else keys))
             raise
         self._open.discard(id(value))
         if name:
@@ -242,41 +271,54 @@ def _is_expressible(value: Any) -> bool:  # noqa: ANN401 - a text or a number
         return False
 
 
-def _taken_apart(kind: type, value: object) -> tuple[str, Collection[Any]]:
+def _taken_apart(kind: type, value: object, classes: _Classes) -> tuple[str, Collection[Any]]:
     """Return the tag of a value, and its parts.
 
     Raises:
         _UnstorableError: It has no tag, or would come back as something else.
     """
-    problem = "it has no JSON form"
+    problem, remedy = "it has no JSON form", "Return"
     try:
-        tag, parts_of, _ = _BY_ID[id(kind)]
-        return tag, parts_of(value)
+        row = _BY_ID.get(id(kind))
+        if row is not None:
+            return row[0], row[1](value)
+        if classes.get(type_name(kind)) is kind:
+            return "object", _object_parts(kind, value)
     except _UnstorableError as error:
         problem = str(error)
-    except KeyError:
-        for base in (*_TYPES, list):
-            if issubclass(kind, base):
-                problem = f"it is a subclass of {base.__name__} and would come back as a plain one"
-                break
+    else:
+        bases = [base.__name__ for base in (*_TYPES, list) if issubclass(kind, base)]
+        if _may_be_given(kind):
+            problem = "its class is not among those it was given"
+            remedy = f"Write JsonSerializer(classes=[{_short_name(type_name(kind))}]), return"
+        elif bases:
+            problem = f"it is a subclass of {bases[0]} and would come back as a plain one"
     message = (
         f"{type_name(kind)} cannot be kept by JsonSerializer: {problem}."
-        " Return what it is made of, or use PickleSerializer"
+        f" {remedy} what it is made of, or use PickleSerializer"
     )
     raise _UnstorableError(message)
 
 
-def _step(name: str, number: int, keys: Sequence[object]) -> tuple[str, str]:
-    """Return what the place of a part has before and after the place of its container."""
-    if name == "dict":  # keys and values take turns
+def _step(name: str, number: int, around: Sequence[object]) -> tuple[str, str]:
+    """Return what the place of a part has before and after the place of its container.
+
+    Args:
+        name: The container's tag.
+        number: The part's.
+        around: All its parts; of a dict without a tag the keys, of a list nothing.
+    """
+    number -= name in {"defaultdict", "deque", "object"}  # the first part is no item
+    if name in {"dict", "OrderedDict", "Counter", "defaultdict", "object"}:  # keys and values
         if number % 2 == 0:
             return "<a key of ", ">"
-        number //= 2
-    elif name in {"set", "frozenset"}:
+        key = around[number // 2 * 2 + (name in {"defaultdict", "object"})]
+        return "", f".{key}" if name == "object" else f"[{short(key)}]"
+    if name in {"set", "frozenset"}:
         return "<an element of ", ">"
-    elif name not in {"", "tuple"}:
+    if name not in {"", "tuple", "deque"}:
         return "", ""
-    return "", f"[{short(keys[number]) if keys else number}]"
+    return "", f"[{number if name or not around else short(around[number])}]"
 
 
 _encode = json.JSONEncoder(
@@ -308,24 +350,26 @@ def _is_long(plain: Any) -> bool:  # noqa: ANN401 - plain JSON
     return type(plain) in {list, dict} and len(plain) > _PIECE
 
 
-def _read(data: bytes, max_depth: int) -> Any:  # noqa: ANN401 - what a task returned
+def _read(data: bytes, max_depth: int, revive: _Revive) -> Any:  # noqa: ANN401 - what a task returned
     for head, tail, levels in ((b"[\n", b"\n]", 0), (_TAGGED_HEAD, b"\n]\n}", 1)):
         if len(data) > _LONG_TEXT and data.startswith(head) and data.endswith(tail):
             found: list[Any] = []
             with suppress(*_BROKEN):  # other line breaks, or damage: the whole text will tell
                 for line in data[len(head) : -len(tail)].split(b",\n"):
-                    items = _decoded(b"[%b]" % line, max_depth - levels)
+                    items = _decoded(b"[%b]" % line, max_depth - levels, revive)
                     _require(bool(items), "a comma without an item")
                     found += items
-                return _revived({_TAG: found}) if levels else found
-    return _decoded(data, max_depth)
+                return revive({_TAG: found}) if levels else found
+    return _decoded(data, max_depth, revive)
 
 
-def _decoded(data: bytes, max_depth: int) -> Any:  # noqa: ANN401 - what a task returned
+def _decoded(data: bytes, max_depth: int, revive: _Revive) -> Any:  # noqa: ANN401 - what a task returned
     _check_nesting(data, max_depth)
     # In a long text each call of a Python function lets other threads run.
     is_plain = len(data) <= _LONG_TEXT and _TAG_KEY not in data
-    return (_decode_plain if is_plain else _decode_tagged)(data.decode())
+    # NaN and Infinity are not JSON, and int() refuses them.
+    decoder = json.JSONDecoder(parse_constant=int, object_hook=None if is_plain else revive)
+    return decoder.decode(data.decode())
 
 
 def _check_nesting(data: bytes, max_depth: int) -> None:
@@ -349,7 +393,7 @@ def _check_nesting(data: bytes, max_depth: int) -> None:
 _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b'[]{}"')
 
 
-def _revived(found: dict[str, Any]) -> object:
+def _revived(classes: _Classes, found: dict[str, Any]) -> object:
     """Return what a decoded JSON object stands for: itself, unless it carries the tag."""
     if _TAG not in found:
         return found
@@ -357,15 +401,88 @@ def _revived(found: dict[str, Any]) -> object:
     is_tagged = len(found) == 1 and kind_of(content) is list and bool(content)
     _require(is_tagged, f"an object with the key {_TAG!r} that flowrun did not write")
     name, *parts = content
+    if name == "object":
+        return _object_of(classes, *parts)
     if kind_of(name) is not str or name not in _BY_TAG:
         message = f"a kind of value, {ascii(name)[:80]}, that only a newer flowrun may have written"
         raise ValueError(message)
     return _BY_TAG[name](*parts)
 
 
-# NaN and Infinity are not JSON, and int() refuses them.
-_decode_plain = json.JSONDecoder(parse_constant=int).decode
-_decode_tagged = json.JSONDecoder(parse_constant=int, object_hook=_revived).decode
+def _may_be_given(kind: type) -> bool:
+    """Return whether objects of a class can be kept if the class is given."""
+    mark = "_fields" if issubclass(kind, tuple) else "__dataclass_fields__"
+    try:
+        type.__getattribute__(kind, mark)  # a metaclass has no say
+    except AttributeError:
+        return issubclass(kind, Enum)
+    return True
+
+
+def _name_to_keep(kind: Any) -> str:  # noqa: ANN401 - what the caller gave
+    if isinstance(kind, type) and _may_be_given(kind):
+        return type_name(kind)
+    message = (
+        f"JsonSerializer(classes=) takes dataclasses, enums and named tuples, not {short(kind)}"
+    )
+    raise TypeError(message)
+
+
+def _short_name(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _fields_of(kind: Any) -> Sequence[str]:  # noqa: ANN401 - a dataclass or a named tuple
+    return kind._fields if issubclass(kind, tuple) else [field.name for field in fields(kind)]
+
+
+def _object_parts(kind: type, value: Any) -> list[object]:  # noqa: ANN401 - an object of it
+    if issubclass(kind, Flag):
+        return [type_name(kind), value._value_]
+    if issubclass(kind, Enum):
+        _require(kind.__members__.get(value._name_) is value, "the enum has no member of that name")
+        return [type_name(kind), value._name_]
+    names, found = _fields_of(kind), _attributes(value)
+    if issubclass(kind, tuple):
+        found |= zip(names, value, strict=True)
+    for name in found.keys() ^ names:
+        what = "is no field" if name in found else "is not set"
+        problem = f"its attribute {name!r} {what}, so it would not come back as it is"
+        raise _UnstorableError(problem)
+    return [type_name(kind), *chain.from_iterable((name, found[name]) for name in names)]
+
+
+def _object_of(classes: _Classes, name: str, *parts: Any) -> object:  # noqa: ANN401 - plain JSON
+    kind: Any = classes.get(name)
+    if kind is None:
+        shown = ascii(str(name))[1:-1][:_MOST_OF_A_NAME]
+        message = (
+            f"the stored result holds a {shown}, and objects are made only of classes that"
+            f" JsonSerializer was given: write JsonSerializer(classes=[{_short_name(shown)}])"
+        )
+        raise ResultNotReadableError(message)
+    if issubclass(kind, Enum):
+        (part,) = parts
+        return kind(part) if issubclass(kind, Flag) else kind.__members__[part]
+    found, names = _dict_of(*parts), _fields_of(kind)
+    if found.keys() != {*names}:
+        message = (
+            f"the fields of {name} are not those of the stored result any more; run its task again"
+        )
+        raise ResultNotReadableError(message)
+    if issubclass(kind, tuple):
+        return tuple.__new__(kind, map(found.__getitem__, names))
+    made = object.__new__(kind)
+    for field in names:
+        object.__setattr__(made, field, found[field])  # it may be frozen
+    return made
+
+
+def _attributes(value: object) -> dict[str, object]:
+    """Return all that an object keeps in its ``__dict__`` and its slots."""
+    state: Any = object.__getstate__(value)
+    both = state if type(state) is tuple else (state,)
+    return {name: part for some in both for name, part in (some or {}).items()}
 
 
 def _require(fits: bool, otherwise: str) -> None:  # noqa: FBT001 - reads as an assertion
@@ -468,16 +585,54 @@ def _dict_of(*parts: object) -> dict[object, object]:
     return found
 
 
+def _items(value: dict[object, object]) -> list[object]:
+    # A class that is written in Python gives its objects a ``__dict__``.
+    _require(not _attributes(value), "it has attributes, which would be lost")
+    return [*chain.from_iterable(value.items())]
+
+
+def _defaultdict_parts(value: defaultdict[object, object]) -> list[object]:
+    names = [name for name, factory in _FACTORIES.items() if factory is value.default_factory]
+    problem = f"its factory is none of {', '.join(map(str, _FACTORIES))}"
+    _require(bool(names), problem)
+    return [*names, *_items(value)]
+
+
+def _defaultdict_of(factory: str | None, *parts: object) -> object:
+    return defaultdict(_FACTORIES[factory], _dict_of(*parts))
+
+
+def _deque_of(max_length: int | None, *parts: object) -> object:
+    found = deque(parts, max_length)
+    _require(len(found) == len(parts), "a deque of more items than it may have")
+    return found
+
+
 def _set_of(kind: type[set[object] | frozenset[object]], *parts: object) -> object:
     found = kind(parts)
     _require(len(found) == len(parts), "an element that stands in its set twice")
     return found
 
 
+_FACTORIES: dict[str | None, Callable[[], object] | None] = {
+    None: None,
+    **{
+        kind.__name__: kind
+        for kind in (
+            *(bool, int, float, complex, str, bytes, bytearray, tuple, list, dict, set, frozenset),
+            *(Counter, OrderedDict, deque),
+        )
+    },
+}
+
 _Row: TypeAlias = "tuple[str, Callable[[Any], Collection[Any]], Callable[..., object]]"
 
 _TYPES: dict[type, _Row] = {  # a type's tag, how it is taken apart, how it is rebuilt
-    # JSON has the first four; they are tagged only where it cannot express the value.
+    OrderedDict: ("OrderedDict", _items, lambda *parts: OrderedDict(_dict_of(*parts))),
+    Counter: ("Counter", _items, lambda *parts: Counter(_dict_of(*parts))),
+    defaultdict: ("defaultdict", _defaultdict_parts, _defaultdict_of),
+    deque: ("deque", lambda value: [value.maxlen, *value], _deque_of),
+    # JSON has the next four; they are tagged only where it cannot express the value.
     dict: ("dict", lambda value: [*chain.from_iterable(value.items())], _dict_of),
     str: (  # with a lone surrogate: UTF-8 has none, and JSON's escapes would join two of them
         "str",

@@ -295,6 +295,8 @@ class RunRecord(NamedTuple):
             would repeat what the other has done).
         params: Its parameters; JSON values.
         overridden: By what a task was overridden in it: ``"value"`` or ``"function"``.
+        first_run_id: The run that the chain of resumes began with, while the run is carried out;
+            no store keeps it.
         finished_at: When it ended; ``None`` while it has not.
         error: What ended the run from outside its tasks (cancelled, timed out, broken).
         alive: Whether a living process is working on it.
@@ -311,6 +313,7 @@ class RunRecord(NamedTuple):
     sole_heir: bool = False
     params: Mapping[str, object] = {}
     overridden: Mapping[str, str] = {}
+    first_run_id: str | None = None
     finished_at: float | None = None
     error: str | None = None
     alive: bool = True
