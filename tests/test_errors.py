@@ -15,6 +15,8 @@ import pytest
 import flowrun
 from flowrun import errors
 from flowrun.errors import FlowrunError, close_match, listed
+from flowrun.report import build_report
+from flowrun.state import RunRecord
 
 CLASSES = {
     name: kind
@@ -28,7 +30,9 @@ def drawn() -> dict[str, tuple[str | None, list[str]]]:
     found: dict[str, tuple[str | None, list[str]]] = {}
     path: list[str] = []
     for line in (errors.__doc__ or "").splitlines():
-        match = re.match(r"^(    [│ ├└─]*)([A-Z]\w+Error)\b(?: \(([\w., ]+)\))?", line)
+        match = re.match(
+            r"^(    [│ ├└─]*)([A-Z]\w+(?:Error|After|Task))\b(?: \(([\w., ]+)\))?", line
+        )
         if match is None:
             continue
         depth = (len(match[1]) - 4) // 4
@@ -67,14 +71,19 @@ MADE: list[FlowrunError] = [
     errors.CycleError("d", ["p"]),
     errors.UnfilledParameterError("d", ["p"]),
     errors.UnknownExecutorError("d", ["p"]),
+    errors.UnknownLimitError("d", ["p"]),
     errors.UnknownDagError("d", ["e"], ["t"]),
     errors.UnknownTaskError("d", "t", ["u"]),
     errors.UnknownRunError("r"),
     errors.ContextError("x"),
     errors.EngineClosedError("resume"),
+    errors.WrongCallError("x"),
     errors.NoCurrentAttemptError(),
     errors.ResumeError("r", "p"),
     errors.RunAliveError("r", "p"),
+    errors.RunFailedError(build_report(RunRecord("r", "d", 1.0, {}, error="why"))),
+    errors.RetryAfter(2.5),
+    errors.SkipTask(),
     errors.AlreadyResumedError("r", "p"),
     errors.RunCancelledError("r", "closed"),
     errors.TaskTimeoutError("x"),

@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from flowrun import errors
-from flowrun.failure import bounded, error_line, error_text, redacted
+from flowrun.failure import bounded, error_line, error_text, redacted, type_and_message
 
 
 class Hostile(Exception):
@@ -102,3 +102,25 @@ def test_error_whose_truth_value_raises_keeps_its_text_and_frames() -> None:  # 
 
 def test_error_that_was_never_raised_and_cannot_be_formatted_has_its_message() -> None:  # A5
     assert error_text(Ambiguous("never raised")).endswith("Ambiguous: never raised")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "found"),
+    [
+        ("ValueError: no rows: 3", "ERROR", ("ValueError", "no rows: 3")),
+        ("ValueError", "ERROR", ("ValueError", "")),
+        ("a.b.<locals>.Err_2: x", "ERROR", ("a.b.<locals>.Err_2", "x")),
+        ("TaskTimeoutError: too long", "TIMEOUT", ("TaskTimeoutError", "too long")),
+        ("UPSTREAM_FAILED: the task 'a' failed", "UPSTREAM_FAILED", (None, "the task 'a' failed")),
+        (
+            "its result could not be saved: full",
+            "ERROR",
+            (None, "its result could not be saved: full"),
+        ),
+        ("nothing new today", "SKIP_TASK", (None, "nothing new today")),
+    ],
+)
+def test_class_and_message_of_a_stored_error(
+    text: str, reason: str, found: tuple[str | None, str]
+) -> None:
+    assert type_and_message(text, reason) == found

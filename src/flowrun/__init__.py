@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         NonRetryableError,
         RetryAfter,
         RunCancelledError,
+        RunFailedError,
         SkipTask,
     )
     from flowrun.executors import ProcessPerAttemptExecutor
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     )
     from flowrun.render import ProgressHook
     from flowrun.report import AttemptReport, RunReport, TaskReport
-    from flowrun.scheduler import PlannedTask, ResumePlan
+    from flowrun.scheduler import PlannedTask, ResumePlan, RunHandle, RunOptions
     from flowrun.state import (
         Change,
         InMemoryStateStore,
@@ -91,7 +92,10 @@ __all__ = [
     "RetryPolicy",
     "RunCancelledError",
     "RunContext",
+    "RunFailedError",
+    "RunHandle",
     "RunHook",
+    "RunOptions",
     "RunQuery",
     "RunRecord",
     "RunReport",
@@ -134,6 +138,7 @@ _HOMES = {
         "NonRetryableError",
         "RetryAfter",
         "RunCancelledError",
+        "RunFailedError",
         "SkipTask",
     ),
     "flowrun.executors": ("ProcessPerAttemptExecutor",),
@@ -161,7 +166,7 @@ _HOMES = {
     ),
     "flowrun.render": ("ProgressHook",),
     "flowrun.report": ("AttemptReport", "RunReport", "TaskReport"),
-    "flowrun.scheduler": ("PlannedTask", "ResumePlan"),
+    "flowrun.scheduler": ("PlannedTask", "ResumePlan", "RunHandle", "RunOptions"),
     "flowrun.state": (
         "Change",
         "InMemoryStateStore",

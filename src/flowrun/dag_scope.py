@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from flowrun.errors import DefinitionError, FlowrunError
 from flowrun.registry import Declaring, validate_name
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Sequence
 
     from flowrun.context import RunContext
     from flowrun.engine import Engine
     from flowrun.registry import TaskRegistry, TemplateOptions
     from flowrun.render import GraphStyle
+    from flowrun.report import RunReport
+    from flowrun.scheduler import RunHandle, RunOptions
 
 
 class DagScope(Declaring):
@@ -40,49 +42,32 @@ class DagScope(Declaring):
         options["dag"] = self.name
         return self._engine.registry
 
-    async def run_once(  # noqa: PLR0913 - the options of a run
-        self,
-        context: RunContext[Any] | None = None,
-        *,
-        timeout_s: float | None = None,
-        fail_fast: bool = False,
-        metadata: Mapping[str, object] | None = None,
-        params: Mapping[str, object] | None = None,
-        overrides: Mapping[str, object] | None = None,
+    async def run_once(
+        self, context: RunContext[Any] | None = None, **options: Unpack[RunOptions]
     ) -> str:
         """Run the DAG; see :meth:`Engine.run_once`."""
-        return await self._engine.run_once(
-            self.name,
-            context,
-            timeout_s=timeout_s,
-            fail_fast=fail_fast,
-            metadata=metadata,
-            params=params,
-            overrides=overrides,
-        )
+        return await self._engine.run_once(self.name, context, **options)
 
-    async def run_subgraph(  # noqa: PLR0913 - the options of a run
+    def run(
+        self, context: RunContext[Any] | None = None, **options: Unpack[RunOptions]
+    ) -> RunReport:
+        """Run the DAG from code that is not async; see :meth:`Engine.run`."""
+        return self._engine.run(self.name, context, **options)
+
+    def start(
+        self, context: RunContext[Any] | None = None, **options: Unpack[RunOptions]
+    ) -> RunHandle:
+        """Start a run of the DAG; see :meth:`Engine.start`."""
+        return self._engine.start(self.name, context, **options)
+
+    async def run_subgraph(
         self,
         targets: Sequence[str],
         context: RunContext[Any] | None = None,
-        *,
-        timeout_s: float | None = None,
-        fail_fast: bool = False,
-        metadata: Mapping[str, object] | None = None,
-        params: Mapping[str, object] | None = None,
-        overrides: Mapping[str, object] | None = None,
+        **options: Unpack[RunOptions],
     ) -> str:
         """Run these tasks and what they depend on; see :meth:`Engine.run_subgraph`."""
-        return await self._engine.run_subgraph(
-            self.name,
-            targets,
-            context,
-            timeout_s=timeout_s,
-            fail_fast=fail_fast,
-            metadata=metadata,
-            params=params,
-            overrides=overrides,
-        )
+        return await self._engine.run_subgraph(self.name, targets, context, **options)
 
     def validate(self) -> None:
         """Check the DAG without running it; see :meth:`Engine.validate`."""

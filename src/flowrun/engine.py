@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from flowrun import render
 from flowrun.config import SchedulerConfig, checked_limits
 from flowrun.dag_scope import DagScope
-from flowrun.errors import DefinitionError, UnknownRunError, listed
+from flowrun.errors import UnknownRunError, listed
 from flowrun.executors import WorkerThreads
-from flowrun.graph import Graphs, override
+from flowrun.graph import Graphs
 from flowrun.hooks import HookDispatcher, RunHook
 from flowrun.registry import Declaring, TaskRegistry
 from flowrun.report import RunReport, build_report
@@ -22,7 +23,7 @@ from flowrun.scheduler.limits import SharedLimits
 from flowrun.scheduler.nesting import Nesting
 from flowrun.scheduler.resuming import Resumer
 from flowrun.scheduler.services import Services
-from flowrun.scheduler.starting import Starter
+from flowrun.scheduler.starting import Starter, require_no_loop
 from flowrun.state import InMemoryStateStore
 from flowrun.state.journal import Journal
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from flowrun.graph import Graph
     from flowrun.registry import TemplateOptions
     from flowrun.render import GraphStyle
-    from flowrun.scheduler import ResumePlan
+    from flowrun.scheduler import ResumePlan, RunHandle, RunOptions
     from flowrun.state import RunSummary, StateStoreProtocol
 
 _HOOK_THREADS = 32
@@ -76,31 +77,43 @@ def build_default_engine(  # noqa: PLR0913 - the contract's parameters and their
         TypeError: An executor, hook, limit or store is not one.
 
     Example:
-        >>> import asyncio
-        >>> engine = build_default_engine(max_parallel=2)
-        >>> @engine.task(dag="hello")
-        ... def greet() -> str:
-        ...     return "hello"
-        >>> run_id = asyncio.run(engine.run_once("hello"))
-        >>> engine.get_run_report(run_id)["tasks"]["greet"]["result"]
+        >>> with build_default_engine(max_parallel=2) as engine:
+        ...     @engine.task(dag="hello")
+        ...     def greet() -> str:
+        ...         return "hello"
+        ...     report = engine.run("hello")
+        >>> report["tasks"]["greet"]["result"]
         'hello'
-        >>> engine.close()
     """
     check_parts(registry, config, logger, redact)
     config = dataclasses.replace(config or SchedulerConfig(), max_parallel=max_parallel)
     store = checked_store(InMemoryStateStore() if state_store is None else state_store)
     workers = WorkerThreads(max_workers) if executor is None else None
-    pools = {None: with_kind("executor", workers if executor is None else executor)}
+    own = {None: with_kind("executor", workers if executor is None else executor)}
+    pools = own | {name: with_kind(name, pool) for name, pool in (executors or {}).items()}
+    declared = checked_limits(limits)
+    hook_threads = WorkerThreads(_HOOK_THREADS)
+
+    def log(part: str) -> logging.Logger:
+        return logger or logging.getLogger(f"flowrun.{part}")
+
     return Engine(
-        registry=TaskRegistry() if registry is None else registry,
-        store=store,
-        workers=workers,
-        pools=pools | {name: with_kind(name, pool) for name, pool in (executors or {}).items()},
-        hooks=hooks or (),
-        logger=logger,
-        redact=redact,
-        config=config,
-        limits=checked_limits(limits),
+        TaskRegistry() if registry is None else registry,
+        Services(
+            config=config,
+            journal=Journal(store, log("journal"), redact),
+            hooks=HookDispatcher(
+                hooks or (), hook_threads, config.hook_timeout_s, log("hooks"), redact
+            ),
+            pools=pools,
+            encoders=hook_threads,
+            log=log("scheduler"),
+            redact=redact,
+        ),
+        declared,
+        workers,
+        hook_threads,
+        log("engine"),
     )
 
 
@@ -110,41 +123,26 @@ class Engine(Declaring):
     An engine may be used from several event loops in several threads at once.
     """
 
-    def __init__(  # noqa: PLR0913 - everything it is wired of
+    def __init__(  # noqa: PLR0913 - what it is wired of
         self,
-        *,
         registry: TaskRegistry,
-        store: StateStoreProtocol,
-        workers: WorkerThreads | None,
-        pools: Mapping[str | None, tuple[Executor, str]],
-        hooks: Sequence[RunHook],
-        logger: logging.Logger | None,
-        redact: Callable[[str], str] | None,
-        config: SchedulerConfig,
+        services: Services,
         limits: Mapping[str, Limit],
+        workers: WorkerThreads | None,
+        hook_threads: WorkerThreads,
+        log: logging.Logger,
     ) -> None:
-        def log(part: str) -> logging.Logger:
-            return logger or logging.getLogger(f"flowrun.{part}")
-
-        hook_threads = WorkerThreads(_HOOK_THREADS)
-        self._services = Services(
-            config=config,
-            journal=Journal(store, log("journal"), redact),
-            hooks=HookDispatcher(hooks, hook_threads, config.hook_timeout_s, log("hooks"), redact),
-            pools=pools,
-            encoders=hook_threads,
-            log=log("scheduler"),
-            redact=redact,
-        )
-        owned = (hook_threads,) if workers is None else (workers, hook_threads)
-        self._lifecycle = Lifecycle(self._services, owned, log("engine"))
-        nesting = Nesting(SharedLimits(config.max_parallel, limits), workers, hook_threads)
         self.registry = registry
-        self._store = store
-        self._graphs = Graphs(registry, [name for name in pools if name], limits, log("engine"))
-        self._starter = Starter(store, self._services, self._lifecycle, nesting)
-        self._resumer = Resumer(self._starter, self._graphs, log("engine"))
-        self._history = History(store, self._services, self._lifecycle)
+        self._services = services
+        self._store = store = services.journal.store
+        owned = (hook_threads,) if workers is None else (workers, hook_threads)
+        self._lifecycle = Lifecycle(services, owned, log)
+        slots = SharedLimits(services.config.max_parallel, limits)
+        nesting = Nesting(slots, workers, hook_threads)
+        self._graphs = Graphs(registry, [name for name in services.pools if name], limits, log)
+        self._starter = Starter(store, services, self._lifecycle, nesting, self.get_run_report)
+        self._resumer = Resumer(self._starter, self._graphs, log)
+        self._history = History(store, services, self._lifecycle)
         self._history.report_recovered()
 
     def _registry_for(self, what: str, options: TemplateOptions) -> TaskRegistry:  # noqa: ARG002
@@ -172,31 +170,18 @@ class Engine(Declaring):
         """
         self._services.hooks.add([hook])
 
-    async def run_once(  # noqa: PLR0913 - the options of a run
+    async def run_once(
         self,
         dag_name: str,
         context: RunContext[Any] | None = None,
-        *,
-        timeout_s: float | None = None,
-        fail_fast: bool = False,
-        metadata: Mapping[str, object] | None = None,
-        params: Mapping[str, object] | None = None,
-        overrides: Mapping[str, object] | None = None,
+        **options: Unpack[RunOptions],
     ) -> str:
         """Run a DAG and return the run's id, whether its tasks succeeded or not.
 
         Args:
             dag_name: The DAG.
             context: Passed to every task with a ``RunContext`` parameter.
-            timeout_s: Seconds for the whole run. The engine then stops the run, and the report
-                says so.
-            fail_fast: ``True`` ends the run at the first final failure: what runs is cancelled,
-                the rest is skipped, and this returns.
-            metadata: JSON values that are kept with the run and shown in its report.
-            params: Values for the tasks' parameters that are annotated with ``Param``, also as
-                text. They are kept with the run and shown: secrets belong in the context.
-            overrides: By task, for this run alone, a callable in place of the task's function, or
-                a value in place of its result.
+            **options: See :class:`RunOptions`.
 
         Raises:
             ValueError: The DAG is unknown or has mistakes; nothing was started.
@@ -208,92 +193,80 @@ class Engine(Declaring):
             StoreError: The store failed; the run has ended.
         """
         self.require_open("run a DAG")
-        graph = override(self.graph(dag_name), overrides)
-        record = self._starter.new_record(graph, metadata, params)
-        return await self._starter.execute(graph, record, context, timeout_s, fail_fast=fail_fast)
+        return await self._starter.run(self.graph(dag_name), context, options)
 
-    async def run_subgraph(  # noqa: PLR0913 - the options of a run
+    def run(
+        self,
+        dag_name: str,
+        context: RunContext[Any] | None = None,
+        **options: Unpack[RunOptions],
+    ) -> RunReport:
+        """Run a DAG from code that is not async, and return the run's report.
+
+        It takes what :meth:`run_once` takes and uses ``asyncio.run``: Ctrl-C ends the run and
+        raises ``KeyboardInterrupt``.
+
+        Raises:
+            WrongCallError: An event loop runs here already.
+        """
+        require_no_loop(dag_name)
+        return self.get_run_report(asyncio.run(self.run_once(dag_name, context, **options)))
+
+    def start(
+        self,
+        dag_name: str,
+        context: RunContext[Any] | None = None,
+        **options: Unpack[RunOptions],
+    ) -> RunHandle:
+        """Start a run on the event loop that runs here, and return its handle at once.
+
+        It takes what :meth:`run_once` takes.
+
+        Raises:
+            WrongCallError: No event loop runs here, or a task calls.
+        """
+        self.require_open("start a run")
+        return self._starter.start(self.graph(dag_name), context, options)
+
+    async def run_subgraph(
         self,
         dag_name: str,
         targets: Sequence[str],
         context: RunContext[Any] | None = None,
-        *,
-        timeout_s: float | None = None,
-        fail_fast: bool = False,
-        metadata: Mapping[str, object] | None = None,
-        params: Mapping[str, object] | None = None,
-        overrides: Mapping[str, object] | None = None,
+        **options: Unpack[RunOptions],
     ) -> str:
         """Run these tasks and everything they depend on; return the run's id.
 
-        Args:
-            dag_name: The DAG.
-            targets: Names of tasks, or decorated callables; at least one.
-            context: As for :meth:`run_once`.
-            timeout_s: As for :meth:`run_once`.
-            fail_fast: As for :meth:`run_once`.
-            metadata: As for :meth:`run_once`.
-            params: As for :meth:`run_once`.
-            overrides: As for :meth:`run_once`.
+        Takes what :meth:`run_once` takes, and ``targets``: names of tasks, or decorated callables.
 
         Raises:
             UnknownTaskError: A target is not a task of the DAG.
             ValueError: The DAG is unknown or has mistakes, or there is no target.
         """
         self.require_open("run a sub-graph")
-        graph = self.graph(dag_name)
-        names = self._graphs.task_names(graph, targets, "targets")
-        if not names:
-            msg = (
-                f"DAG {dag_name!r}: targets is empty, so there is nothing to run; name at least"
-                f" one of {listed(graph.names)}, or use run_once() for the whole DAG"
-            )
-            raise DefinitionError(msg)
-        graph = override(graph.subgraph(names), overrides)
-        record = self._starter.new_record(graph, metadata, params)
-        return await self._starter.execute(graph, record, context, timeout_s, fail_fast=fail_fast)
+        graph = self._graphs.subgraph(dag_name, targets)
+        return await self._starter.run(graph, context, options)
 
-    async def resume(  # noqa: PLR0913 - the options of a run
+    async def resume(
         self,
         run_id: str,
         from_tasks: Sequence[str] | None = None,
         context: RunContext[Any] | None = None,
-        *,
-        timeout_s: float | None = None,
-        fail_fast: bool = False,
-        metadata: Mapping[str, object] | None = None,
-        params: Mapping[str, object] | None = None,
-        overrides: Mapping[str, object] | None = None,
+        **options: Unpack[RunOptions],
     ) -> str:
-        """Finish an ended run in a new run; return the new run's id.
+        """Finish an ended run in a new run, which keeps what succeeded; return the new run's id.
 
-        The new run keeps the results of the tasks that succeeded. See :meth:`plan_resume`, also
-        for what it raises.
+        See :meth:`plan_resume`, also for what it raises.
 
         Args:
             run_id: The run to resume. If it was resumed before, the new run continues the last
                 of those runs.
             from_tasks: Run these again, and everything that depends on them.
             context: As for :meth:`run_once`.
-            timeout_s: As for :meth:`run_once`.
-            fail_fast: As for :meth:`run_once`.
-            metadata: As for :meth:`run_once`; by default that of the old run.
-            params: Parameters that replace those of the old run; it keeps the others. What reads
-                a replaced one runs again, and what depends on that.
-            overrides: As for :meth:`run_once`; those of the old run do not count any more. What is
-                overridden in either run runs again, and what depends on that.
+            **options: See :class:`RunOptions`.
         """
         self.require_open("resume a run")
-        return await self._resumer.resume(
-            run_id,
-            from_tasks,
-            context,
-            timeout_s,
-            metadata,
-            params,
-            overrides,
-            fail_fast=fail_fast,
-        )
+        return await self._resumer.resume(run_id, from_tasks, context, options)
 
     def plan_resume(
         self,
@@ -446,24 +419,44 @@ class Engine(Declaring):
         """
         return self._history.prune(keep_last, older_than_s)
 
-    def close(self) -> None:
+    def close(self, *, drain: bool = False) -> None:
         """Cancel the runs that are alive, wait for them, and release threads and journal.
 
         Called on the event loop of a run, it cannot wait for that run, which ends when the loop
         goes on; ``async with engine`` and ``await engine.aclose()`` do wait. Nor does it wait
         for a run whose loop has stopped, as after a Ctrl-C in ``run_until_complete``.
         Reports can still be read, and closing twice is fine.
+
+        Args:
+            drain: ``True`` lets the runs end, however long they take. Meanwhile only their tasks
+                can start others.
+
+        Raises:
+            WrongCallError: A task closes the engine with ``drain=True``.
         """
-        self._lifecycle.close()
+        self._lifecycle.close(drain=drain)
 
-    async def aclose(self) -> None:
-        """Close the engine, and wait for its runs without blocking the event loop."""
-        await self._lifecycle.aclose()
+    async def aclose(self, *, drain: bool = False, timeout_s: float | None = None) -> None:
+        """Close the engine, and wait for its runs without blocking the event loop.
 
-    async def __aenter__(self) -> Self:
+        Args:
+            drain: As for :meth:`close`.
+            timeout_s: With ``drain``, the seconds after which runs that still go on are cancelled.
+        """
+        await self._lifecycle.aclose(drain=drain, timeout_s=timeout_s)
+
+    def __enter__(self) -> Self:
         """Return the engine; leaving closes it."""
         self.require_open("enter it")
         return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the engine."""
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        """Return the engine; leaving closes it."""
+        return self.__enter__()
 
     async def __aexit__(self, *_: object) -> None:
         """Close the engine."""

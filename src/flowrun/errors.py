@@ -21,10 +21,12 @@
     ├── ParameterError (TypeError, ValueError)  a parameter of the run does not fit
     ├── OverrideError (TypeError, ValueError) what overrides a task for one run does not fit
     ├── EngineClosedError (RuntimeError)
+    ├── WrongCallError (RuntimeError)         a method was called where another one is needed
     ├── NoCurrentAttemptError (RuntimeError)
     ├── ResumeError (RuntimeError)
-    │   ├── RunAliveError                     that run has not ended yet
+    │   ├── RunAliveError                     that run has not ended yet, or the DAG runs already
     │   └── AlreadyResumedError               a later run has finished it
+    ├── RunFailedError (RuntimeError)         a run with ``raise_on_failure=True`` has failed
     ├── RunCancelledError (asyncio.CancelledError)
     ├── TaskTimeoutError (TimeoutError)       an attempt took longer than its ``timeout_s``
     ├── AttemptCancelledError (RuntimeError)  ``raise_if_cancelled()`` in a cancelled task
@@ -55,6 +57,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Any, Self
+
+    from flowrun.report import RunReport
 
 
 def close_match(name: object, candidates: Iterable[str]) -> str:
@@ -182,12 +186,13 @@ class UnknownDagError(FlowrunError, ValueError):
 class UnknownTaskError(FlowrunError, ValueError):
     """A target or a checkpoint is not a task of the DAG."""
 
-    def __init__(self, dag_name: str, task_name: object, available: Iterable[str]) -> None:
+    def __init__(self, dag_name: str | None, task_name: object, available: Iterable[str]) -> None:
         self.dag_name = dag_name
         self.task_name = task_name
         self.available = tuple(available)
+        who = f"DAG {dag_name!r}" if dag_name is not None else "the registry, outside any DAG,"
         super().__init__(
-            f"DAG {dag_name!r} has no task {_short(task_name)};"
+            f"{who} has no task {_short(task_name)};"
             f" its tasks: {listed(self.available)}.{close_match(task_name, self.available)}"
         )
 
@@ -262,6 +267,10 @@ class EngineClosedError(FlowrunError, RuntimeError):
         )
 
 
+class WrongCallError(FlowrunError, RuntimeError):
+    """A method was called where it cannot work; the message names the one that can."""
+
+
 class NoCurrentAttemptError(FlowrunError, RuntimeError):
     """``current_attempt()`` was called outside a task."""
 
@@ -275,18 +284,61 @@ class NoCurrentAttemptError(FlowrunError, RuntimeError):
 class ResumeError(FlowrunError, RuntimeError):
     """A run cannot be resumed."""
 
-    def __init__(self, run_id: str, problem: str) -> None:
+    def __init__(self, run_id: str, problem: str, refused: str = "") -> None:
         self.run_id = run_id
         self.problem = problem
-        super().__init__(f"cannot resume run {run_id!r}: {problem}")
+        super().__init__(f"{refused or f'cannot resume run {run_id!r}'}: {problem}")
 
 
 class RunAliveError(ResumeError):
-    """The run, or one that resumes it, has not ended yet."""
+    """A run has not ended yet.
+
+    It, or one that resumes it, is to be resumed; or a run of its DAG is to be started with
+    ``if_running="refuse"``.
+
+    Attributes:
+        run_id: The run to be resumed, or the one that keeps the other from starting.
+    """
+
+
+def overlap(dag_name: str, run_id: str) -> RunAliveError:
+    """Return the error of a run with ``if_running="refuse"``, while another one is alive."""
+    problem = (
+        f"its run {run_id!r} is still alive; wait for its end, or use if_running='start' to run"
+        " both at once"
+    )
+    return RunAliveError(run_id, problem, f"DAG {dag_name!r} was not started")
 
 
 class AlreadyResumedError(ResumeError):
     """A later run has already finished this one's tasks."""
+
+
+class RunFailedError(FlowrunError, RuntimeError):
+    """A run with ``raise_on_failure=True`` has failed.
+
+    ``__cause__`` is the error of the task that failed first, if that was raised in this process or
+    came over from another one.
+
+    Attributes:
+        report: The run's report, without results.
+    """
+
+    def __init__(self, report: RunReport) -> None:
+        self.report = report
+        failed = [name for name, task in report["tasks"].items() if task["status"] == "FAILED"]
+        skipped = sum(task["status"] == "SKIPPED" for task in report["tasks"].values())
+        text = f"run {report['run_id']!r} of DAG {report['dag_name']!r} failed"
+        if report["error"] is not None:
+            text += f" ({report['error']})"
+        if failed:
+            first = min(failed, key=lambda name: report["tasks"][name]["finished_at"] or 0.0)
+            task = report["tasks"][first]
+            line = ": ".join(filter(None, (task["error_type"], task["error_message"])))
+            others = f", {len(failed) - 1} more failed" if len(failed) > 1 else ""
+            others += f", {skipped} skipped" if skipped else ""
+            text += f": task {first!r}: {line}{others}"
+        super().__init__(text)
 
 
 class RunCancelledError(FlowrunError, asyncio.CancelledError):

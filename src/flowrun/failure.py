@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import traceback
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,18 @@ if TYPE_CHECKING:
 MAX_ERROR_BYTES = 64 * 1024
 _MAX_MESSAGE = 500
 _TRACEBACK = "Traceback (most recent call last):\n"
+_GROUP_TRACEBACK = "  + Exception Group Traceback (most recent call last):"
+CHAIN_LINKS = frozenset(
+    (
+        "The above exception was the direct cause of the following exception:",
+        "During handling of the above exception, another exception occurred:",
+    )
+)
+"""Lines of a traceback, each between an error and the one that came of it."""
+_MAX_ERROR_CHARACTERS = 60_000
+_REMARKS = ("TaskTimeoutError: ", "Not retried: ")
+"""Lines that say more than the error that the code raised when its time was up."""
+_TYPE = re.compile(r"([^\W\d][\w.<>]*)(?:: (.*))?$", re.DOTALL)
 _OWN_MODULES = frozenset(
     (
         "flowrun.scheduler.attempt",
@@ -50,6 +63,52 @@ def error_text(error: BaseException) -> str:
 def error_line(error: BaseException) -> str:
     """Return the exception's own line, ``ValueError: no rows``, at most 500 characters."""
     return _first_line(_message(error))
+
+
+def own_line(error: str) -> str:
+    r"""Return the exception's own line out of a text with its traceback.
+
+    If the attempt timed out, or flowrun had a reason not to retry it, the line that says so.
+
+    Example:
+        >>> own_line('Traceback (most recent call last):\n  File "x"\nValueError: no rows')
+        'ValueError: no rows'
+    """
+    lines = error.split("\n")
+    for remark in _REMARKS:
+        for line in reversed(lines):
+            if line.startswith(remark):
+                return line
+    start = 0
+    for number, line in enumerate(lines):
+        if line in CHAIN_LINKS:
+            start = number + 1
+    lines = [line for line in lines[start:] if line.strip()]
+    if not lines:
+        return error.strip()
+    if lines[0] == _TRACEBACK.rstrip():
+        return next((line for line in lines[1:] if not line.startswith(" ")), lines[-1].strip())
+    if lines[0] == _GROUP_TRACEBACK:
+        return next((line[4:] for line in lines[1:] if _is_group_line(line)), lines[-1].strip())
+    # The front of a very long text was cut off, and with it what told its parts apart.
+    return (lines[-1] if len(error) > _MAX_ERROR_CHARACTERS else lines[0]).strip()
+
+
+def type_and_message(error: str, reason: str | None) -> tuple[str | None, str]:
+    r"""Return the class of the exception in a stored text, and its message's first line.
+
+    The class is named as a traceback names it; ``None`` if the text is of no exception.
+
+    Example:
+        >>> type_and_message("json.JSONDecodeError: no value", "ERROR")
+        ('json.JSONDecodeError', 'no value')
+        >>> type_and_message("RUN_CANCELLED: the engine was closed", "RUN_CANCELLED")
+        (None, 'the engine was closed')
+    """
+    line = own_line(error)
+    why = line.removeprefix(f"{reason}: ")
+    found = _TYPE.match(line) if why == line else None
+    return (None, why) if found is None else (found[1], found[2] or "")
 
 
 def _whole_text(error: BaseException) -> str:
@@ -111,3 +170,7 @@ def _own_frames_off(error: BaseException) -> TracebackType | None:
 def _is_own(trace: TracebackType) -> bool:
     module = trace.tb_frame.f_globals.get("__name__", "")
     return isinstance(module, str) and module in _OWN_MODULES
+
+
+def _is_group_line(line: str) -> bool:
+    return line.startswith("  | ") and not line[4:5].isspace()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, TypedDict
 
+from flowrun.failure import type_and_message
 from flowrun.state import NoResult, Reason
 
 if TYPE_CHECKING:
@@ -31,8 +32,13 @@ class TaskReport(TypedDict):
 
     ``result`` is ``None`` unless ``result_state`` is ``"kept"``: ``"absent"`` means that
     there is none yet, ``"released"`` that it was released (``retain_result=False``), and
-    ``"stored"`` that it is in the store and was not loaded. ``overridden`` says by what the task
-    was overridden in this run: ``"value"`` or ``"function"``.
+    ``"stored"`` that it is in the store and was not loaded.
+
+    ``error_type`` names the class of the exception in ``error`` as its traceback does, and
+    ``error_message`` is the first line of its message. Of a task that failed without an exception,
+    was skipped or omitted, ``error_type`` is ``None``, and ``error_message`` says why.
+
+    ``overridden`` says by what the task was overridden in this run: ``"value"`` or ``"function"``.
     """
 
     status: TaskStatusName
@@ -40,6 +46,8 @@ class TaskReport(TypedDict):
     started_at: float | None
     finished_at: float | None
     error: str | None
+    error_type: str | None
+    error_message: str | None
     result: object
     result_state: Literal["absent", "kept", "released", "stored"]
     reason: str | None
@@ -95,12 +103,17 @@ def build_report(run: RunRecord) -> RunReport:
 def _task_report(task: TaskRecord, overridden: str | None) -> TaskReport:
     result = task.result
     absent = type(result) is NoResult
+    error_type, message = None, None
+    if task.error is not None:
+        error_type, message = type_and_message(task.error, task.reason)
     return {
         "status": task.status.value,
         "attempt": task.attempt,
         "started_at": task.started_at,
         "finished_at": task.finished_at,
         "error": task.error,
+        "error_type": error_type,
+        "error_message": message,
         "result": None if absent else result,
         "result_state": _RESULT_STATES[result] if type(result) is NoResult else "kept",
         "reason": None if task.reason is None else task.reason.value,

@@ -134,8 +134,11 @@ def test_resume_keeps_and_replaces_parameters(
     [
         (["--param", "day"], "'day' is not NAME=VALUE"),
         (["--metadata", "=x"], "'=x' is not NAME=VALUE"),
-        (["--param", "limit=many"], "'limit' of task 'extract' must be int, not 'many'"),
-        (["--param", "lmit=3"], "Did you mean 'limit'?"),
+        (
+            ["--target", "extract", "--param", "limit=many"],
+            "'limit' of task 'extract' must be int, not 'many'",
+        ),
+        (["--target", "extract", "--param", "lmit=3"], "Did you mean 'limit'?"),
         (["--context", "jobs"], "'jobs' is not MODULE:FACTORY; write it like jobs.daily:make_"),
         (["--context", "jobs:number"], "'jobs:number' is no function; --context takes one that"),
         (["--context", "jobs:nothing"], "'jobs:nothing' is no function"),

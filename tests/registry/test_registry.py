@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
+import sys
 from typing import Any
 
 import pytest
 
 from flowrun import RetryPolicy, RunContext, TaskRegistry, task, task_template
-from flowrun.errors import DefinitionError, TaskDefinitionError, TaskTypeError
+from flowrun.errors import DefinitionError, TaskDefinitionError, TaskTypeError, UnknownTaskError
 
 
 def work() -> int:
@@ -313,3 +315,108 @@ def test_registries_nest() -> None:
     task("again")(work)
     TaskRegistry.deactivate(first)
     assert (inner.list_tasks(), outer.list_tasks()) == (["work"], ["again"])
+
+
+def test_replace_takes_the_place_of_a_task(registry: TaskRegistry) -> None:
+    registry.register(work, name="a", dag="d")
+    registry.register(work, name="b", dag="d", deps=["a"])
+    version = registry.version
+
+    def other() -> int:
+        return 2
+
+    registry.task("a", dag="d", replace=True)(other)
+    assert registry.list_tasks("d") == ["a", "b"]
+    assert registry.specs("d")[0].function is other
+    assert registry.version > version
+    registry.register(other, name="a", dag="d", replace=True)
+    registry.register(other, name="c", dag="d", replace=True)  # nothing is there to replace
+    assert registry.homes(other) == [("d", "a"), ("d", "c")]
+
+
+def test_what_is_replaced_still_names_the_task(registry: TaskRegistry) -> None:
+    def other() -> int:
+        return 2
+
+    registry.register(work, name="a", dag="d")
+    registry.register(other, name="a", dag="d", replace=True)
+    assert registry.homes(work) == registry.homes(other) == [("d", "a")]
+
+
+def test_callable_known_by_its_id_is_forgotten_with_its_task(registry: TaskRegistry) -> None:
+    class Odd:
+        __hash__ = None  # type: ignore[assignment]
+
+        def __call__(self) -> None:
+            return None
+
+    odd = Odd()
+    registry.register(odd, name="a", dag="d")
+    registry.register(work, name="a", dag="d", replace=True)
+    assert registry.homes(odd) == []
+    assert registry.homes(work) == [("d", "a")]
+
+
+def test_replace_is_a_flag_and_templates_take_it(registry: TaskRegistry) -> None:
+    template = registry.task_template(lambda *, table: table, dag="d", replace=True)
+    template.bind("a", table="x")
+    template.bind("a", table="y")
+    assert registry.specs("d")[0].function() == "y"
+    with pytest.raises(TaskTypeError, match="replace must be True or False"):
+        registry.register(work, replace="yes")  # type: ignore[arg-type]
+
+
+def test_unregister_removes_a_task_and_an_empty_dag(registry: TaskRegistry) -> None:
+    registry.register(work, name="a", dag="d")
+    registry.register(work, name="b", dag="d")
+    registry.register(work)
+    version = registry.version
+    registry.unregister("a", "d")
+    assert registry.homes(work) == [("d", "b"), (None, "work")]
+    assert registry.version > version
+    registry.unregister("b", "d")
+    assert registry.list_dags() == []
+    registry.unregister("work")
+    assert registry.homes(work) == []
+    with pytest.raises(UnknownTaskError, match="DAG 'd' has no task 'a'"):
+        registry.unregister("a", "d")
+    with pytest.raises(UnknownTaskError, match="outside any DAG, has no task 'work'"):
+        registry.unregister("work")
+
+
+def declared(source: str, module: str = "__main__") -> Any:
+    """Return the function of that name as a cell of a notebook declares it."""
+    namespace: dict[str, Any] = {"__name__": module}
+    exec(f"def extract() -> object:\n    return {source}", namespace)
+    return namespace["extract"]
+
+
+def test_cell_that_is_run_again_replaces_its_task(
+    registry: TaskRegistry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    caplog.set_level(logging.INFO, "flowrun.registry")
+    old = registry.task(dag="d")(declared("1"))
+    registry.task(dag="d")(declared("2"))
+    assert registry.specs("d")[0].function() == 2
+    assert registry.homes(old) == [("d", "extract")]
+    (line,) = caplog.messages
+    assert line == "task 'extract' of DAG 'd' was declared again and replaces the one that it was"
+
+
+def test_only_a_function_of_a_prompt_is_declared_again(
+    registry: TaskRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    registry.register(declared("1"), dag="d")
+    registry.register(declared("1", "a_module"), dag="e")
+    for function, options in (
+        (declared("2", "a_module"), {"dag": "e"}),
+        (declared("2", "a_module"), {"dag": "d"}),
+        (work, {"dag": "d", "name": "extract"}),
+    ):
+        with pytest.raises(TaskDefinitionError, match="already registered"):
+            registry.register(function, **options)  # type: ignore[arg-type]
+    monkeypatch.delattr(sys, "ps1")
+    with pytest.raises(TaskDefinitionError, match="already registered"):
+        registry.register(declared("2"), dag="d")

@@ -14,13 +14,13 @@ import pytest
 
 import flowrun
 from flowrun import RunStatus, RunSummary
+from flowrun.failure import own_line
 from flowrun.render.wording import (
     SIGNS,
     counted,
     duration_text,
     has_colours,
     outcome,
-    own_line,
     place_of,
     ran_s,
     sign_of,

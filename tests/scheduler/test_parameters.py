@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flowrun import Engine, Param, RunContext, SqliteStateStore
+from flowrun import DagScope, Engine, Param, RunContext, SqliteStateStore
 from flowrun.errors import OverrideError, ParameterError
 
 from ..conftest import statuses
@@ -60,6 +61,10 @@ async def test_parameters_are_converted_given_and_stored(
     assert "<dt>Parameters</dt><dd>day=2013-02-08, mode=quick</dd>" in engine.report_html(run_id)
 
 
+def _run_in_plain_code(dag: DagScope) -> str:
+    return dag.run(params={"day": DAY}, overrides={"load": "x"})["run_id"]
+
+
 async def test_every_way_to_run_takes_parameters(engine: Engine) -> None:
     job = Job(engine)
     dag = engine.dag("daily")
@@ -67,6 +72,8 @@ async def test_every_way_to_run_takes_parameters(engine: Engine) -> None:
         await dag.run_once(params={"day": DAY}),
         await engine.run_subgraph("daily", ["extract"], params={"day": DAY}),
         await dag.run_subgraph(["extract"], params={"day": DAY}),
+        (await engine.start("daily", params={"day": DAY}, overrides={"load": "x"}))["run_id"],
+        await asyncio.to_thread(_run_in_plain_code, dag),
     ]
     for run_id in runs:
         report = engine.get_run_report(run_id)

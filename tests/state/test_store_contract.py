@@ -36,7 +36,7 @@ Store = Any
 
 
 class PickleJar:
-    """What somebody else might write, in less than 60 lines: pickles, the newest one last."""
+    """What somebody else might write, in some 60 lines: pickles, the newest one last."""
 
     blocking = True
 
@@ -44,6 +44,9 @@ class PickleJar:
         self.jar: dict[str, bytes] = {}
 
     def create_run(self, run: RunRecord) -> None:
+        alive = [other for other in self.list_runs(RunQuery(run.dag_name)) if other.alive]
+        if run.sole_of_dag and alive:
+            raise RunAliveError(alive[0].run_id, "it is being worked on")
         old = run.resumed_from
         if old is not None:
             heirs = self.list_runs(RunQuery(resumed_from=old))
@@ -312,6 +315,19 @@ def test_second_heir_is_refused(store: Store) -> None:  # S5
         store.create_run(make_run("r5", resumed_from="r1", sole_heir=True))
     store.create_run(make_run("r6", resumed_from="r1"))
     assert {run.run_id for run in store.list_runs(RunQuery())} == {"r1", "r3", "r6"}
+
+
+def test_run_that_must_be_the_only_one_of_its_dag(store: Store) -> None:
+    first = make_run()
+    store.create_run(first)
+    with pytest.raises(RunAliveError) as refused:
+        store.create_run(make_run("r2", sole_of_dag=True))
+    assert refused.value.run_id == "r1"
+    store.create_run(make_run("r3", dag="other", sole_of_dag=True))
+    finish(store, first)
+    store.create_run(make_run("r4", sole_of_dag=True))
+    store.create_run(make_run("r5"))
+    assert {run.run_id for run in store.list_runs(RunQuery())} == {"r1", "r3", "r4", "r5"}
 
 
 def test_stores_are_known_by_what_they_can_do(store: Store) -> None:

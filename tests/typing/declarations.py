@@ -10,6 +10,8 @@ from flowrun import (
     Engine,
     Param,
     RunContext,
+    RunHandle,
+    RunOptions,
     RunReport,
     TaskTemplate,
     build_default_engine,
@@ -82,3 +84,19 @@ async def read() -> None:
     assert_type(report["tasks"]["named"]["attempt"], int)
     assert_type(await etl.run_subgraph(["named"]), str)
     assert_type(await engine.resume(run_id, from_tasks=["named"]), str)
+
+
+async def start() -> None:
+    handle = engine.start("etl", RunContext(Settings("a")), if_running="refuse")
+    assert_type(handle, RunHandle)
+    assert_type(await handle, RunReport)
+    assert_type(handle.progress, dict[str, int])
+    options: RunOptions = {"raise_on_failure": True, "timeout_s": 3.0}
+    assert_type(await etl.run_once(**options), str)
+
+
+def run() -> None:
+    with engine as same:
+        assert_type(same, Engine)
+        assert_type(same.run("etl", metadata={"n": 1}), RunReport)
+        assert_type(etl.run(), RunReport)

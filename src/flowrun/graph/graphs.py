@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, cast
 
-from flowrun.errors import TaskTypeError, UnknownDagError, listed
+from flowrun.errors import DefinitionError, TaskTypeError, UnknownDagError, listed
 from flowrun.graph.graph import Graph
 
 if TYPE_CHECKING:
@@ -50,6 +50,18 @@ class Graphs:
             built = version, graph
             self._built[dag_name] = built
         return built[1]
+
+    def subgraph(self, dag_name: str, targets: object) -> Graph:
+        """Return the graph of these tasks, and of everything they depend on."""
+        graph = self.get(dag_name)
+        names = self.task_names(graph, targets, "targets")
+        if not names:
+            msg = (
+                f"DAG {dag_name!r}: targets is empty, so there is nothing to run; name at least"
+                f" one of {listed(graph.names)}, or use run_once() for the whole DAG"
+            )
+            raise DefinitionError(msg)
+        return graph.subgraph(names)
 
     def _registered_as(self, dag_name: object, version: int) -> str | None:
         """Return the DAG, or ``None`` if the tasks of the only DAG were declared without one."""

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import contextvars
 import inspect
+import logging
+import sys
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
-from flowrun.errors import DefinitionError, TaskDefinitionError, TaskTypeError
+from flowrun.errors import DefinitionError, TaskDefinitionError, TaskTypeError, UnknownTaskError
 from flowrun.registry.declaring import Declaring, TaskTemplate
 from flowrun.registry.task_spec import (
     TaskFunction,
     TaskOptions,
     TaskSpec,
     TemplateOptions,
+    bare_callable,
     identity,
     make_spec,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+_log = logging.getLogger("flowrun.registry")
 
 F = TypeVar("F", bound=TaskFunction)
 
@@ -51,7 +56,7 @@ class TaskRegistry(Declaring):
 
     @property
     def version(self) -> int:
-        """A number that grows with every registration."""
+        """A number that grows with every change."""
         return self._version
 
     def activate(self) -> contextvars.Token[TaskRegistry]:
@@ -119,14 +124,56 @@ class TaskRegistry(Declaring):
             problem = "a template is not a task; register its tasks with template.bind(name, ...)"
             raise TaskTypeError(options.get("name"), options.get("dag"), problem)
         spec = make_spec(function, bound, options, is_branch=is_branch)
+        home = (spec.dag, spec.name)
         with self._lock:
-            tasks = self._dags.get(spec.dag)
-            if tasks is not None and spec.name in tasks:
-                raise TaskDefinitionError(spec.name, spec.dag, _name_taken(spec, options))
+            old = self._dags.get(spec.dag, {}).get(spec.name)
+            if old is not None and not options.get("replace"):
+                if not _is_declared_again(old, spec):
+                    raise TaskDefinitionError(spec.name, spec.dag, _name_taken(spec, options))
+                text = "task %r of DAG %r was declared again and replaces the one that it was"
+                _log.info(text, spec.name, spec.dag, extra={"dag": spec.dag, "task": spec.name})
             self._dags.setdefault(spec.dag, {})[spec.name] = spec
-            self._homes.setdefault(identity(spec.function), []).append((spec.dag, spec.name))
+            # A callable that is replaced keeps its home, as others may name it in ``deps``: a
+            # notebook's cell is run again, and the cells below it are not.
+            if old is not None and identity(old.function) is not old.function:
+                self._homes.pop(identity(old.function), None)  # known by its id, which ends with it
+            homes = self._homes.setdefault(identity(spec.function), [])
+            if home not in homes:
+                homes.append(home)
             self._version += 1
         return spec.function
+
+    def unregister(self, name: str, dag: str | None = None) -> None:
+        """Remove a task; runs that have begun keep it.
+
+        Raises:
+            UnknownTaskError: There is no such task.
+        """
+        with self._lock:
+            tasks = self._dags.get(dag, {})
+            if name not in tasks:
+                raise UnknownTaskError(dag, name, tasks)
+            del tasks[name]
+            if not tasks:
+                del self._dags[dag]
+            for key, homes in list(self._homes.items()):
+                homes[:] = [home for home in homes if home != (dag, name)]
+                if not homes:
+                    del self._homes[key]
+            self._version += 1
+
+
+def _is_declared_again(old: TaskSpec, new: TaskSpec) -> bool:
+    """Return whether a notebook's cell, or a line at a prompt, declares its own function again."""
+    if not hasattr(sys, "ps1"):  # set where somebody types: in a REPL, in IPython, in a notebook
+        return False
+    was, now = bare_callable(old.function), bare_callable(new.function)
+    names = [getattr(now, name, None) for name in ("__module__", "__qualname__")]
+    return (
+        names[0] == "__main__"
+        and names == [getattr(was, name, None) for name in ("__module__", "__qualname__")]
+        and new.name != "<lambda>"
+    )
 
 
 def _name_taken(spec: TaskSpec, options: TaskOptions) -> str:
@@ -138,7 +185,8 @@ def _name_taken(spec: TaskSpec, options: TaskOptions) -> str:
         remedy = (
             f"this one got the name of its callable; give it its own: name={spec.name + '_2'!r}"
         )
-    return f"a task of that name is already registered; {remedy}"
+    taken = "a task of that name is already registered"
+    return f"{taken}; {remedy}, or take its place with replace=True"
 
 
 @overload

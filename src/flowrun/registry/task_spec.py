@@ -53,6 +53,8 @@ class TemplateOptions(TypedDict, total=False):
         priority: Among tasks that are ready, those of higher priority start first; 0 by default.
         trigger_rule: What must have become of its dependencies for the task to run; see
             ``TriggerRule``. By default all must have succeeded.
+        replace: ``True`` takes the place of a task of that name; ``False``, the default, refuses
+            a name that is taken.
         uses: The engine's limits that every attempt uses: their names, or a dict of names and
             weights.
     """
@@ -66,6 +68,7 @@ class TemplateOptions(TypedDict, total=False):
     copy_inputs: bool
     priority: int
     trigger_rule: str
+    replace: bool
     uses: Iterable[str] | Mapping[str, int] | None
 
 
@@ -112,10 +115,16 @@ class TaskSpec:
 
 def callable_name(function: object) -> str:
     """Return the name that a task of this callable has when none is given."""
-    while isinstance(function, functools.partial):
-        function = function.func
+    function = bare_callable(function)
     name = getattr(function, "__name__", None)
     return name if isinstance(name, str) else type(function).__name__
+
+
+def bare_callable(function: object) -> object:
+    """Return what a callable is a ``functools.partial`` of, or itself."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
 
 
 def identity(function: TaskFunction) -> object:
@@ -166,6 +175,7 @@ def make_spec(
     signature = inspect_callable(function, task_name=name, dag_name=dag, bound=bound or {})
     deps = _checked_deps(name, dag, options.get("deps"), function)
     try:
+        _checked_flag("replace", options.get("replace", False))
         return TaskSpec(
             name,
             functools.partial(function, **bound) if bound else function,

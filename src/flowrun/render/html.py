@@ -14,6 +14,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from flowrun.escape import for_html
+from flowrun.failure import own_line
 from flowrun.render.page import as_json, critical_path, page_data, preview
 from flowrun.render.svg import draw, graph_css, symbols
 from flowrun.render.wording import (
@@ -27,7 +28,6 @@ from flowrun.render.wording import (
     is_kept,
     kept_text,
     outcome,
-    own_line,
     place_of,
     retries,
     status_counts,

@@ -6,6 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from flowrun.escape import columns, for_terminal, padded, shortened
+from flowrun.failure import own_line
 from flowrun.render.wording import (
     COLOURS,
     DIM,
@@ -18,7 +19,6 @@ from flowrun.render.wording import (
     is_kept,
     kept_text,
     outcome,
-    own_line,
     place_of,
     ran_s,
     retries,

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
+from flowrun.failure import CHAIN_LINKS, own_line
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -42,15 +44,6 @@ COLOURS: dict[TaskStatusName, str] = {
 }
 """What a terminal is told to show a status in."""
 DIM = "2"
-_TRACEBACK = "Traceback (most recent call last):"
-_GROUP_TRACEBACK = "  + Exception Group Traceback (most recent call last):"
-_CHAIN_LINKS = frozenset(
-    (
-        "The above exception was the direct cause of the following exception:",
-        "During handling of the above exception, another exception occurred:",
-    )
-)
-_MAX_ERROR_CHARACTERS = 60_000
 _MINUTE_S = 60
 _HOUR_S = 3600
 _DAY_S = 86_400
@@ -217,39 +210,6 @@ def status_of(report: RunReport) -> TaskStatusName:
     return ends.get(outcome(report), "FAILED")
 
 
-_REMARKS = ("TaskTimeoutError: ", "Not retried: ")
-"""Lines that say more than the error that the code raised when its time was up."""
-
-
-def own_line(error: str) -> str:
-    r"""Return the exception's own line out of a text with its traceback.
-
-    If the attempt timed out, or flowrun had a reason not to retry it, the line that says so.
-
-    Example:
-        >>> own_line('Traceback (most recent call last):\n  File "x"\nValueError: no rows')
-        'ValueError: no rows'
-    """
-    lines = error.split("\n")
-    for remark in _REMARKS:
-        for line in reversed(lines):
-            if line.startswith(remark):
-                return line
-    start = 0
-    for number, line in enumerate(lines):
-        if line in _CHAIN_LINKS:
-            start = number + 1
-    lines = [line for line in lines[start:] if line.strip()]
-    if not lines:
-        return error.strip()
-    if lines[0] == _TRACEBACK:
-        return next((line for line in lines[1:] if not line.startswith(" ")), lines[-1].strip())
-    if lines[0] == _GROUP_TRACEBACK:
-        return next((line[4:] for line in lines[1:] if _is_group_line(line)), lines[-1].strip())
-    # The front of a very long text was cut off, and with it what told its parts apart.
-    return (lines[-1] if len(error) > _MAX_ERROR_CHARACTERS else lines[0]).strip()
-
-
 _FRAME = re.compile(r'^[ |]*File "([^"]+)", line (\d+)')
 _OWN_CODE = (str(Path(__file__).parents[1]), f"site-packages{os.sep}flowrun{os.sep}")
 _LIBRARIES = re.compile(
@@ -271,7 +231,7 @@ def place_of(error: str) -> tuple[str, str] | None:
     is_library = True
     lines = error.split("\n")
     for line, after in zip(lines, [*lines[1:], ""], strict=True):
-        if line in _CHAIN_LINKS:
+        if line in CHAIN_LINKS:
             found, is_library = None, True
         if line.startswith("  +-"):  # the errors in a group begin
             break
@@ -365,10 +325,6 @@ def time_text(moment: float, *, local: bool = False) -> str:
     text = f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%d %H:%M:%S} UTC"
     here = datetime.fromtimestamp(moment, UTC).astimezone()
     return f"{text} ({here:%Y-%m-%d %H:%M:%S %Z})" if local and here.utcoffset() else text
-
-
-def _is_group_line(line: str) -> bool:
-    return line.startswith("  | ") and not line[4:5].isspace()
 
 
 def _span(start: float | None, end: float | None) -> float | None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from flowrun.context import Attempt, RunContext
     from flowrun.graph import Arguments
     from flowrun.registry import TaskSpec
+    from flowrun.scheduler.first_error import FirstError
     from flowrun.scheduler.inbox import Inbox
     from flowrun.scheduler.messages import StopAnswer
     from flowrun.scheduler.services import Services
@@ -48,6 +49,7 @@ class AttemptServices:
         await_on_loop: Takes an attempt and what its code has returned, to be awaited there.
         chosen: Given the unit of a branch and what it has returned, returns the names and the
             numbers of the children that it chooses.
+        errors: Where exceptions are noted, if anybody wants them.
     """
 
     def __init__(  # noqa: PLR0913 - wired in one place
@@ -59,6 +61,7 @@ class AttemptServices:
         report: Report,
         await_on_loop: Callable[[RunningAttempt, object], object],
         chosen: Callable[[int, object], tuple[list[str], frozenset[int]]],
+        errors: FirstError | None,
     ) -> None:
         self.loop = inbox.loop
         self.context = context
@@ -67,6 +70,7 @@ class AttemptServices:
         self.report = report
         self.await_on_loop = await_on_loop
         self.chosen = chosen
+        self.errors = errors
         self.config = services.config
         self.monotonic = services.config.clock.monotonic
         self.encoders = services.encoders
@@ -215,6 +219,8 @@ class RunningAttempt(ABC):
     def failure(self, error: BaseException, text: str | None = None) -> Failure:
         """Return what is known of an error, and what the retry policy says of it."""
         services, policy, attempt = self.services, self.spec.retry, self.seen.attempt
+        if services.errors is not None:
+            services.errors.note(self.spec.name, attempt, error)
         whole, line = described(error, services.redact, text)
         notes: list[str] = []
         retryable = policy.allows(error, attempt, notes.append)

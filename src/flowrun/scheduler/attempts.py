@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from flowrun.context import RunContext
     from flowrun.graph import Arguments, Graph
     from flowrun.scheduler.attempt import Report, RunningAttempt
+    from flowrun.scheduler.first_error import FirstError
     from flowrun.scheduler.inbox import Inbox
     from flowrun.scheduler.messages import GiveUp, Start, Stop
     from flowrun.scheduler.run_state import RunState
@@ -53,6 +54,7 @@ class Attempts:
         state: The run's state, which knows what has become of each unit.
         inbox: Where other threads leave messages for the run.
         report: Takes an attempt and its outcome, on the loop.
+        errors: Where exceptions are noted, if anybody wants them.
 
     Attributes:
         running: Attempts that the run counts on, by unit.
@@ -68,6 +70,8 @@ class Attempts:
         state: RunState,
         inbox: Inbox,
         report: Report,
+        *,
+        errors: FirstError | None,
     ) -> None:
         self.running: dict[int, RunningAttempt] = {}
         self._graph = graph
@@ -86,6 +90,7 @@ class Attempts:
             report,
             self._await_on_loop,
             partial(chosen, graph),
+            errors,
         )
 
     def start(self, start: Start) -> None:

@@ -23,11 +23,15 @@ class Awaiter:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
+        self._task: asyncio.Task[Any] | None = None
         self._done: asyncio.Future[None] = self._loop.create_future()
         self.error: BaseException | None = None
         self.left: list[asyncio.Task[None]] = []
         self.is_released = False
+
+    def begin(self) -> None:
+        """The task that calls awaits the run from now on."""
+        self._task = asyncio.current_task()
 
     def note(self, error: BaseException) -> None:
         """Have an error raised at the end; the first one counts, but for a plain cancellation."""

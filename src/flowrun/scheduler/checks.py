@@ -106,6 +106,14 @@ def check_run_timeout(graph: Graph, timeout_s: object) -> None:
         raise type(error)(msg) from None
 
 
+def check_drain_timeout(timeout_s: object, *, drain: bool) -> None:
+    """Refuse a time limit for the end of runs that is none, or that nobody waits for."""
+    checked_timeout(timeout_s)
+    if timeout_s is not None and not drain:
+        msg = "timeout_s says how long runs may take to end; use it with drain=True"
+        raise ValueError(msg)
+
+
 def checked_metadata(metadata: Mapping[str, object] | None) -> dict[str, object]:
     """Return a copy of the metadata, unless JSON would change it."""
     if metadata is None:

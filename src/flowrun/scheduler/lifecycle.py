@@ -6,9 +6,12 @@ import asyncio
 import contextlib
 import threading
 from concurrent.futures import Future
+from math import inf
 from typing import TYPE_CHECKING
 
-from flowrun.errors import EngineClosedError
+from flowrun.context import CURRENT
+from flowrun.errors import EngineClosedError, WrongCallError, overlap
+from flowrun.scheduler.checks import check_drain_timeout
 
 if TYPE_CHECKING:
     import logging
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from flowrun.executors import WorkerThreads
     from flowrun.scheduler.run import Run
     from flowrun.scheduler.services import Services
+    from flowrun.state import RunRecord
 
 _STANDSTILL_S = 1.0
 _CLOSE_JOURNAL_S = 30.0
@@ -43,15 +47,18 @@ class Lifecycle:
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
         self._releases = threading.Lock()
         self._is_released = False
+        self._is_draining = False
         self.is_closed = False
 
     def require_open(self, action: str) -> None:
         """Refuse to do something once the engine is closed.
 
+        Runs that may end while it closes may start others inside their tasks.
+
         Raises:
             EngineClosedError: It is closed.
         """
-        if self.is_closed:
+        if self.is_closed and not (self._is_draining and self._is_inside_run()):
             raise EngineClosedError(action)
 
     def find(self, run_id: str) -> tuple[Run, asyncio.AbstractEventLoop] | None:
@@ -65,6 +72,8 @@ class Lifecycle:
 
         Raises:
             EngineClosedError: The engine is closed.
+            RunAliveError: It must be the only run of its DAG, and this engine has another one. The
+                store knows of those of other engines, but not of one that it has yet to create.
         """
         run_id = run.record.run_id
         waits = True
@@ -72,6 +81,7 @@ class Lifecycle:
         try:
             with self._lock:
                 self.require_open("run a DAG")
+                self._refuse_overlap(run.record)
                 self._alive[run_id] = (run, loop)
             yield
         except BaseException as error:
@@ -85,6 +95,12 @@ class Lifecycle:
             raise
         finally:
             self._leave(run_id, waits=waits)
+
+    def _refuse_overlap(self, record: RunRecord) -> None:
+        dag_name = record.dag_name
+        for run_id, (run, _) in self._alive.items() if record.sole_of_dag else ():
+            if run.record.dag_name == dag_name:
+                raise overlap(dag_name, run_id)
 
     def end_lost(self) -> None:
         """End the runs whose loop was closed under them, so that they hold nothing up."""
@@ -104,11 +120,13 @@ class Lifecycle:
 
     # -- closing -----------------------------------------------------------------------------------
 
-    def close(self) -> None:
-        """Cancel the runs that are alive, wait for them, and release what the engine owns."""
-        here = _running_loop()
-        self._cancel_all()
+    def close(self, *, drain: bool) -> None:
+        """Close the engine; see :meth:`Engine.close`."""
+        here = running_loop()
+        self._shut(drain=drain)
         with self._lock:
+            while drain and self._is_any_running(here):
+                self._idle.wait(_STANDSTILL_S)  # nobody tells of a loop that has stopped
             self._idle.wait_for(
                 lambda: all(loop is here for loop in self._loops()), self._close_wait_s()
             )
@@ -116,17 +134,21 @@ class Lifecycle:
                 return  # the last of them releases
         self._release()
 
-    async def aclose(self) -> None:
+    async def aclose(self, *, drain: bool, timeout_s: float | None) -> None:
         """Do as :meth:`close`, without blocking the event loop."""
-        self._cancel_all()
+        check_drain_timeout(timeout_s, drain=drain)
+        self._shut(drain=drain)
         over = asyncio.Event()
         waits = (asyncio.get_running_loop(), over)
         with self._lock:
             self._waiting.append(waits)
             if not self._loops():
                 over.set()
-            wait_s = self._close_wait_s()
         try:
+            if drain:
+                await self._drain(over, inf if timeout_s is None else timeout_s)
+            with self._lock:
+                wait_s = self._close_wait_s()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await over.wait()
@@ -138,13 +160,38 @@ class Lifecycle:
             if not is_left:
                 await self._release_off_loop()
 
-    def _cancel_all(self) -> None:
+    async def _drain(self, over: asyncio.Event, timeout_s: float) -> None:
+        """Wait for the runs to end; cancel those that have not ended after so long."""
+        now = asyncio.get_running_loop().time
+        due = now() + timeout_s
+        while not over.is_set() and now() < due and self._is_any_running():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(_STANDSTILL_S, due - now())):
+                    await over.wait()
+        if not over.is_set():
+            self._shut(drain=False)
+
+    def _shut(self, *, drain: bool) -> None:
+        """Start nothing more; cancel the runs that are alive, unless they may end."""
+        if drain and self._is_inside_run():
+            msg = "close(drain=True) inside a task would wait for that task; close() cancels it"
+            raise WrongCallError(msg)
         self.end_lost()
         with self._lock:
             self.is_closed = True
-            runs = list(self._alive.values())
+            self._is_draining = drain
+            runs = [] if drain else list(self._alive.values())
         for run, _ in runs:
             run.request_cancel("the engine was closed")
+
+    def _is_inside_run(self) -> bool:
+        """Return whether a task of a run that is alive calls."""
+        attempt = CURRENT.get(None)
+        return attempt is not None and not attempt.ended and attempt.run_id in self._alive
+
+    def _is_any_running(self, here: asyncio.AbstractEventLoop | None = None) -> bool:
+        """Return whether the loop of a run that is alive runs, other than this one."""
+        return any(loop.is_running() for loop in self._loops() if loop is not here)
 
     def _leave(self, run_id: str, *, waits: bool) -> None:
         with self._lock:
@@ -229,7 +276,8 @@ def _settle(future: Future[None], function: Callable[[], object]) -> None:
         future.set_result(None)
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the event loop that runs in this thread."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:

@@ -24,7 +24,7 @@ from flowrun.state import Reason, TaskStatus
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from flowrun.hooks import HookChannel
+    from flowrun.hooks import Event, HookChannel
     from flowrun.state import RunRecord, TaskRecord
 
 TASK_FAILED = "task %r %s: %s"
@@ -39,20 +39,28 @@ class Notifier:
         record: The run.
         channel: Where its events go.
         log: Where its lines go.
+        listener: Called with each event, beside the hooks.
 
     Attributes:
         reports_starts: Whether any hook or log wants starts.
         reports_successes: Whether any hook or log wants successes.
     """
 
-    def __init__(self, record: RunRecord, channel: HookChannel, log: logging.Logger) -> None:
+    def __init__(
+        self,
+        record: RunRecord,
+        channel: HookChannel,
+        log: logging.Logger,
+        listener: Callable[[Event], object] | None = None,
+    ) -> None:
         self._record = record
         self._channel = channel
         self._log = log
+        self._listener = listener
         # Asked once per run, as these two come for every task.
         debugs, informs = log.isEnabledFor(logging.DEBUG), log.isEnabledFor(logging.INFO)
-        self.reports_starts = debugs or channel.wants(TaskStartEvent)
-        self.reports_successes = informs or channel.wants(TaskSuccessEvent)
+        self.reports_starts = debugs or self._wants(TaskStartEvent)
+        self.reports_successes = informs or self._wants(TaskSuccessEvent)
         self._reports: dict[Subject, Callable[[Report], None]] = {
             Subject.START: self._started,
             Subject.SUCCESS: self._succeeded,
@@ -179,9 +187,17 @@ class Notifier:
             about = (*about, for_terminal(shown, multiline=level in (logging.DEBUG, logging.ERROR)))
         self._log.log(level, text, *about, extra=extra)
 
+    def _wants(self, kind: type[Any]) -> bool:
+        return self._listener is not None or self._channel.wants(kind)
+
     def _emit(self, kind: type[Any], *about: object) -> None:
+        if not self._wants(kind):
+            return
+        event = kind(self._record.run_id, self._record.dag_name, *about)
         if self._channel.wants(kind):
-            self._channel.emit(kind(self._record.run_id, self._record.dag_name, *about))
+            self._channel.emit(event)
+        if self._listener is not None:
+            self._listener(event)
 
 
 def _duration_s(task: TaskRecord) -> float:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flowrun.graph import Graph
+    from flowrun.scheduler.first_error import FirstError
     from flowrun.scheduler.inbox import Inbox
     from flowrun.scheduler.messages import Finish, Save
     from flowrun.scheduler.services import Services
@@ -31,6 +32,7 @@ class Recorder:
         inbox: Where the journal's thread leaves messages for the run.
         saved: Takes the answer to a ``Save``, on the loop, and the store's error if it has failed.
         ended: Takes the error of the run's end, on the loop; ``None`` if it was saved.
+        errors: Where exceptions are noted, if anybody wants them.
     """
 
     def __init__(  # noqa: PLR0913 - wired in one place
@@ -41,6 +43,8 @@ class Recorder:
         inbox: Inbox,
         saved: Callable[[Saved, BaseException | None], object],
         ended: Callable[[BaseException | None], object],
+        *,
+        errors: FirstError | None,
     ) -> None:
         self._journal = services.journal
         self._blocks = services.journal.store.blocking
@@ -50,6 +54,7 @@ class Recorder:
         self._inbox = inbox
         self._saved = saved
         self._ended = ended
+        self._errors = errors
 
     def save(self, save: Save) -> None:
         """Save records; the answer comes at once if the store does not block."""
@@ -74,6 +79,8 @@ class Recorder:
                 continue
             unit = numbers.get(record.name, -1)  # a record that is no outcome belongs to no unit
             of_result = unit >= 0 and isinstance(error, ResultNotStorableError)
+            if self._errors is not None:
+                self._errors.note(record.name, record.attempt, error)
             refusals[unit] = Refusal(*described(error, self._redact), of_result)
             if not of_result:
                 broken = broken or error

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from flowrun.context import RunContext
     from flowrun.graph import Graph, Graphs
+    from flowrun.scheduler.options import RunOptions
     from flowrun.scheduler.starting import Starter
     from flowrun.state import RunRecord
 
@@ -74,24 +75,22 @@ class Resumer:
         plan = plan_resume(graph, old, names, new_params)
         return PlannedResume(graph, old, plan, new_params)
 
-    async def resume(  # noqa: PLR0913 - the options of a run
+    async def resume(
         self,
         run_id: str,
         from_tasks: Sequence[str] | None,
         context: RunContext[Any] | None,
-        timeout_s: float | None,
-        metadata: Mapping[str, object] | None,
-        params: Mapping[str, object] | None,
-        overrides: Mapping[str, object] | None,
-        *,
-        fail_fast: bool,
+        options: RunOptions,
     ) -> str:
         """Carry out a new run that takes over from an old one; return the new run's id."""
+        params, overrides = options.get("params"), options.get("overrides")
         planned = partial(self.plan, run_id, from_tasks, params, overrides)
         graph, old, plan, new_params = await self._off_loop(planned)
         self._warn_of_abandoned(old)
-        metadata = old.metadata if metadata is None else metadata
-        record = self._starter.new_record(graph, metadata, new_params)
+        options = {**options, "params": new_params}
+        if options.get("metadata") is None:
+            options["metadata"] = old.metadata
+        record = self._starter.new_record(graph, context, options)
         record = take_over(record, graph, old, plan)
         record = record._replace(
             sole_heir=not from_tasks and old.status is not RunStatus.SUCCESS,
@@ -101,9 +100,7 @@ class Resumer:
         wanted = inputs_to_load(graph, old, plan)
         if wanted:
             values = await self._off_loop(partial(self._store.load_results, old.run_id, wanted))
-        return await self._starter.execute(
-            graph, record, context, timeout_s, values, fail_fast=fail_fast
-        )
+        return await self._starter.execute(graph, record, context, options, values)
 
     async def _off_loop(self, function: Callable[[], Any]) -> Any:  # noqa: ANN401 - its result
         if not self._store.blocking:

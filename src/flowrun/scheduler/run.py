@@ -22,6 +22,7 @@ from flowrun.failure import described, error_line
 from flowrun.scheduler.alarm import Alarm
 from flowrun.scheduler.attempts import Attempts
 from flowrun.scheduler.awaiter import Awaiter
+from flowrun.scheduler.first_error import FirstError
 from flowrun.scheduler.inbox import Inbox
 from flowrun.scheduler.messages import (
     Failed,
@@ -36,20 +37,23 @@ from flowrun.scheduler.messages import (
     StopAnswer,
     StopAnswered,
     StopRequested,
+    Subject,
 )
 from flowrun.scheduler.notifier import Notifier
 from flowrun.scheduler.recorder import Recorder
 from flowrun.scheduler.run_state import SAVE_STARTS_AFTER_S, RunSettings, RunState
-from flowrun.state import Reason, TaskStatus
+from flowrun.state import Reason, RunStatus, TaskStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from flowrun.context import RunContext
     from flowrun.graph import Graph
+    from flowrun.hooks import Event as RunEvent
     from flowrun.scheduler.attempt import RunningAttempt
     from flowrun.scheduler.limits import Amounts, RunLimits
     from flowrun.scheduler.messages import Event, Instruction, Succeeded
+    from flowrun.scheduler.options import RunOptions
     from flowrun.scheduler.services import Services
     from flowrun.scheduler.stand_ins import StandIn
     from flowrun.state import RunRecord, TaskRecord
@@ -68,7 +72,8 @@ class Run:
         context: What the caller gave for tasks that ask for a ``RunContext``.
         limits: Where its slots come from.
         values: Results of tasks that a resume keeps, by name, as far as others need them.
-        fails_fast: Whether the first final failure ends the run.
+        options: The options of the run.
+        listener: Called on the loop with each event, if anybody wants them beside the hooks.
         stand_ins: Values that stand for the results of tasks.
 
     Attributes:
@@ -83,8 +88,9 @@ class Run:
         context: RunContext[Any] | None,
         limits: RunLimits,
         values: Mapping[str, object],
+        options: RunOptions,
+        listener: Callable[[RunEvent], object] | None = None,
         *,
-        fails_fast: bool = False,
         stand_ins: Mapping[int, StandIn] | None = None,
     ) -> None:
         self.graph = graph
@@ -101,7 +107,8 @@ class Run:
         self._alarm = Alarm(clock, self._loop, self._time_has_come)
         self._inbox = Inbox(self._loop, self._read_inbox)
         self._channel = services.hooks.channel(variables, partial(self._inbox.put, _nothing))
-        self._notifier = Notifier(record, self._channel, services.log)
+        self._notifier = Notifier(record, self._channel, services.log, listener)
+        self._errors = FirstError() if options.get("raise_on_failure") else None
         self._begun_at = self._monotonic()
         self._state = RunState(
             graph,
@@ -110,20 +117,21 @@ class Run:
             [limits.needs(spec.uses) for spec in graph.specs],
             partial(self._limits.exchange, self),
             self._limits.pause,
-            _settings(
-                services,
-                record,
-                self._notifier,
-                self._begun_at,
-                fails_fast=fails_fast,
-                stand_ins=stand_ins or {},
-            ),
+            _settings(services, record, self._notifier, self._begun_at, options, stand_ins or {}),
         )
         about = (services, graph, record)
         self._attempts = Attempts(
-            *about, context, variables, self._state, self._inbox, self._attempt_ended
+            *about,
+            context,
+            variables,
+            self._state,
+            self._inbox,
+            self._attempt_ended,
+            errors=self._errors,
         )
-        self._recorder = Recorder(*about, self._inbox, self._saved, self._end_saved)
+        self._recorder = Recorder(
+            *about, self._inbox, self._saved, self._end_saved, errors=self._errors
+        )
         self._events: list[Event] = []
         self._instructions: deque[Instruction] = deque()
         self._is_turning = False
@@ -143,6 +151,7 @@ class Run:
             StoreError: The store could not.
         """
         self._may_exist = True
+        self.awaiter.begin()
         try:
             if not self._blocks:
                 create()
@@ -175,6 +184,23 @@ class Run:
     def running(self) -> dict[str, TaskRecord]:
         """Return the records of the tasks that run now, from any thread (they are values)."""
         return {unit.record.name: unit.record for unit in self._state.table.active.copy().values()}
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it has ended as FAILED."""
+        return self._ended is not None and self._ended.status is RunStatus.FAILED
+
+    @property
+    def first_error(self) -> BaseException | None:
+        """The error of the task that failed first, if it was asked for and is known."""
+        return None if self._errors is None else self._errors.first
+
+    def task_counts(self) -> dict[str, int]:
+        """Return the number of tasks by status, from any thread."""
+        tasks = self._state.records() if self._ended is None else self._ended.tasks
+        return {
+            str(status): n for status, n in self.record._replace(tasks=tasks).task_counts().items()
+        }
 
     def request_cancel(self, cause: str) -> None:
         """Cancel the run, from any thread."""
@@ -315,6 +341,8 @@ class Run:
         self._events += self._attempts.give_up(instruction)
 
     def _report(self, report: Report) -> None:
+        if self._errors is not None and report.subject is Subject.FAILURE:
+            self._errors.failed(report.record)
         try:
             self._notifier.report(report)
         except BaseException as error:  # noqa: BLE001 - a log may raise; the others are told
@@ -442,8 +470,7 @@ def _settings(  # noqa: PLR0913 - what a run is told
     record: RunRecord,
     notifier: Notifier,
     begun_at: float,
-    *,
-    fails_fast: bool,
+    options: RunOptions,
     stand_ins: Mapping[int, StandIn],
 ) -> RunSettings:
     config, blocks = services.config, services.journal.store.blocking
@@ -457,7 +484,7 @@ def _settings(  # noqa: PLR0913 - what a run is told
         reports_successes=notifier.reports_successes,
         # A report of a live run asks the run itself for what runs now.
         save_starts_after_s=SAVE_STARTS_AFTER_S if blocks else None,
-        fails_fast=fails_fast,
+        fails_fast=options.get("fail_fast", False),
         stand_ins=stand_ins,
     )
 

@@ -1,4 +1,4 @@
-"""Start runs: the one way of ``run_once``, ``run_subgraph`` and ``resume``."""
+"""Start runs: the one way of ``run_once``, ``start``, ``run_subgraph`` and ``resume``."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flowrun.context import CURRENT
-from flowrun.scheduler.checks import (
-    check_context,
-    check_run_timeout,
-    checked_metadata,
-    checked_run_id,
-)
+from flowrun.errors import RunFailedError, WrongCallError
+from flowrun.graph import override
+from flowrun.scheduler.checks import checked_metadata, checked_run_id
+from flowrun.scheduler.handle import RunHandle
+from flowrun.scheduler.lifecycle import running_loop
 from flowrun.scheduler.nesting import Nesting, end_with
+from flowrun.scheduler.options import check_options
 from flowrun.scheduler.parameters import checked_params
 from flowrun.scheduler.run import Run
 from flowrun.scheduler.stand_ins import stand_ins
@@ -22,11 +22,14 @@ from flowrun.state import RunRecord, TaskRecord
 from flowrun.state.journal import store_error
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from flowrun.context import Attempt, RunContext
     from flowrun.graph import Graph
+    from flowrun.hooks import Event
+    from flowrun.report import RunReport
     from flowrun.scheduler.lifecycle import Lifecycle
+    from flowrun.scheduler.options import RunOptions
     from flowrun.scheduler.services import Services
     from flowrun.state import StateStoreProtocol
 
@@ -35,76 +38,130 @@ class Starter:
     """Create the runs of one engine and carry them out."""
 
     def __init__(
-        self, store: StateStoreProtocol, services: Services, lifecycle: Lifecycle, nesting: Nesting
+        self,
+        store: StateStoreProtocol,
+        services: Services,
+        lifecycle: Lifecycle,
+        nesting: Nesting,
+        read_report: Callable[[str], RunReport],
     ) -> None:
         self.store = store
         self.services = services
         self.lifecycle = lifecycle
         self._nesting = nesting
+        self._read_report = read_report
 
     def new_record(
-        self,
-        graph: Graph,
-        metadata: Mapping[str, object] | None,
-        params: Mapping[str, object] | None = None,
+        self, graph: Graph, context: RunContext[Any] | None, options: RunOptions
     ) -> RunRecord:
-        """Return the record of a new run, in which no task has started."""
+        """Check what a caller gave, and return the record of a run in which no task has started."""
+        check_options(graph, context, options)
         names, config = graph.names, self.services.config
         return RunRecord(
             checked_run_id(config.new_run_id()),
             graph.dag_name,
             config.clock.time(),
             dict(zip(names, map(TaskRecord, names, graph.dependency_names), strict=True)),
-            metadata=checked_metadata(metadata),
+            metadata=checked_metadata(options.get("metadata")),
             targets=graph.targets,
-            params=checked_params(graph, params),
+            sole_of_dag=options.get("if_running") == "refuse",
+            params=checked_params(graph, options.get("params")),
             overridden=graph.overridden,
         )
 
-    async def execute(  # noqa: PLR0913 - the options of a run
+    async def run(self, graph: Graph, context: RunContext[Any] | None, options: RunOptions) -> str:
+        """Check what a caller gave, carry out a new run, and return its id."""
+        graph = override(graph, options.get("overrides"))
+        record = self.new_record(graph, context, options)
+        return await self.execute(graph, record, context, options)
+
+    async def execute(
         self,
         graph: Graph,
         record: RunRecord,
         context: RunContext[Any] | None,
-        timeout_s: float | None,
+        options: RunOptions,
         values: Mapping[str, object] | None = None,
-        *,
-        fail_fast: bool = False,
     ) -> str:
-        """Create a run, carry it out, and return its id."""
-        check_context(graph, context)
-        check_run_timeout(graph, timeout_s)
-        if not isinstance(fail_fast, bool):
-            msg = f"fail_fast must be True or False, not {fail_fast!r:.80}"
-            raise TypeError(msg)
+        """Create a run, carry it out, and return its id; :meth:`new_record` has checked it."""
+        caller, is_cancelled_with = self._caller(asyncio.get_running_loop())
+        if caller is not None:
+            record = record._replace(started_by=caller.run_id)
+        run, stack = self._begin(graph, record, context, options, values or {}, caller=caller)
+        if caller is not None and not is_cancelled_with:
+            end_with(caller, run.request_cancel, stack)
+        await self._carry_out(run, stack, options)
+        return record.run_id
+
+    def start(
+        self, graph: Graph, context: RunContext[Any] | None, options: RunOptions
+    ) -> RunHandle:
+        """Have the running event loop carry out a new run; return its handle at once.
+
+        Raises:
+            WrongCallError: No event loop runs here, or a task calls.
+        """
+        graph = override(graph, options.get("overrides"))
+        record = self.new_record(graph, context, options)
+        dag = record.dag_name
+        loop = running_loop()
+        if loop is None:
+            msg = (
+                "start() needs a running event loop, and there is none here; from plain code write"
+                f" report = engine.run({dag!r})"
+            )
+            raise WrongCallError(msg)
+        if self._caller(loop)[0] is not None:
+            msg = (
+                "start() is refused inside a task, which could end before the run does; write"
+                f" run_id = await engine.run_once({dag!r})"
+            )
+            raise WrongCallError(msg)
+        handle = RunHandle(record, self.report, self.services.log, self.services.redact)
+        run, stack = self._begin(graph, record, context, options, {}, listener=handle.take)
+        handle.begin(run, self._carry_out(run, stack, options), stack.close)
+        return handle
+
+    async def report(self, run_id: str) -> RunReport:
+        """Return the report of a run; the event loop goes on meanwhile."""
+        if not self.store.blocking:
+            return self._read_report(run_id)
+        return await asyncio.to_thread(self._read_report, run_id)
+
+    def _begin(  # noqa: PLR0913 - what a run is made of
+        self,
+        graph: Graph,
+        record: RunRecord,
+        context: RunContext[Any] | None,
+        options: RunOptions,
+        values: Mapping[str, object],
+        *,
+        caller: Attempt | None = None,
+        listener: Callable[[Event], object] | None = None,
+    ) -> tuple[Run, contextlib.ExitStack]:
+        """Return a run that counts as alive, and what is left when it has ended."""
         given = stand_ins(graph, record, self.store)
         self.lifecycle.end_lost()
         loop = asyncio.get_running_loop()
         with contextlib.ExitStack() as stack:
-            caller, is_cancelled_with = self._caller(loop)
-            if caller is not None:
-                record = record._replace(started_by=caller.run_id)
             uses = () if caller is None else self._uses(caller)
             limits = self._nesting.enter(caller, uses, stack)
-            run = Run(
-                self.services,
-                graph,
-                record,
-                context,
-                limits,
-                values or {},
-                fails_fast=fail_fast,
-                stand_ins=given,
-            )
+            about = (self.services, graph, record, context, limits)
+            run = Run(*about, values, options, listener, stand_ins=given)
             stack.enter_context(self.lifecycle.alive(run, loop))
-            if caller is not None and not is_cancelled_with:
-                end_with(caller, run.request_cancel, stack)
-            await run.create(partial(self._create, record))
-            await run.execute(timeout_s)
-        return record.run_id
+            return run, stack.pop_all()
+
+    async def _carry_out(self, run: Run, stack: contextlib.ExitStack, options: RunOptions) -> None:
+        with stack:
+            await run.create(partial(self._create, run.record))
+            await run.execute(options.get("timeout_s"))
+            if options.get("raise_on_failure") and run.has_failed:
+                raise RunFailedError(await self.report(run.record.run_id)) from run.first_error
 
     def _create(self, record: RunRecord) -> None:
         """Create a run in the store; report its errors as a store's errors."""
+        if record.sole_of_dag:  # the DAG's last run may be one whose end was not written
+            self.services.journal.save_unsaved()
         try:
             self.store.create_run(record)
         except Exception as error:
@@ -134,3 +191,17 @@ class Starter:
             return None, False
         run, home = alive
         return attempt, home is loop and run.graph.is_async[run.graph.number(attempt.task_name)]
+
+
+def require_no_loop(dag_name: str) -> None:
+    """Refuse ``engine.run`` where an event loop runs.
+
+    Raises:
+        WrongCallError: One runs here.
+    """
+    if running_loop() is not None:
+        msg = (
+            "engine.run() cannot work here, where an event loop runs already (in async code, in a"
+            f" notebook); write run_id = await engine.run_once({dag_name!r}, ...)"
+        )
+        raise WrongCallError(msg)

@@ -13,6 +13,7 @@ from flowrun.errors import (
     StoreError,
     UnknownRunError,
     duplicate_run,
+    overlap,
 )
 from flowrun.state.protocol import ALL_RUNS
 from flowrun.state.records import NoResult, TaskRecord, TaskStatus
@@ -71,6 +72,10 @@ class InMemoryStateStore:
         with self._lock:
             if run.run_id in self._runs:
                 raise duplicate_run(run.run_id)
+            if run.sole_of_dag:
+                for other in self._runs.values():
+                    if other.dag_name == run.dag_name and other.alive:
+                        raise overlap(run.dag_name, other.run_id)
             if run.resumed_from is not None:
                 self._check_ancestor(run, run.resumed_from)
                 self._carry_over(tasks, run.resumed_from)

@@ -74,7 +74,7 @@ class StateStoreProtocol(Protocol):
 
         Raises:
             RunAliveError: The ancestor is alive, or a run that resumed it, or one that resumed
-                that, and so on.
+                that, and so on; or ``run.sole_of_dag``, and any run of its DAG is alive.
             AlreadyResumedError: ``run.sole_heir``, and another run has resumed the ancestor.
             StoreError: The run could not be kept.
         """

@@ -295,6 +295,7 @@ class RunRecord(NamedTuple):
             would repeat what the other has done).
         params: Its parameters; JSON values.
         overridden: By what a task was overridden in it: ``"value"`` or ``"function"``.
+        sole_of_dag: Whether it must not start while another run of the DAG is alive.
         first_run_id: The run that the chain of resumes began with, while the run is carried out;
             no store keeps it.
         finished_at: When it ended; ``None`` while it has not.
@@ -313,6 +314,7 @@ class RunRecord(NamedTuple):
     sole_heir: bool = False
     params: Mapping[str, object] = {}
     overridden: Mapping[str, str] = {}
+    sole_of_dag: bool = False
     first_run_id: str | None = None
     finished_at: float | None = None
     error: str | None = None

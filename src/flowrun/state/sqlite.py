@@ -15,6 +15,7 @@ from flowrun.errors import (
     RunLostError,
     StoreFileError,
     UnknownRunError,
+    overlap,
 )
 from flowrun.state import statements as sql
 from flowrun.state.encoding import encode
@@ -142,6 +143,10 @@ class SqliteStateStore:
         with self._connections.transaction() as db:
             if run.resumed_from is not None:
                 self._check_ancestor(db, run, run.resumed_from)
+            if run.sole_of_dag:
+                for run_id, owner in db.execute(sql.UNFINISHED_OF_DAG, (run.dag_name,)).fetchall():
+                    if self._reader.owner_lives(owner):
+                        raise overlap(run.dag_name, run_id)
             owned = insert_run(db, run, self._owner)
         self._owned[run.run_id] = owned
 

@@ -26,6 +26,7 @@ FAMILY = (
 """A run, and all that came of it by resuming it or one of those."""
 OWNER_OF = "SELECT finished_at, owner FROM runs WHERE run_id = ?"
 UNFINISHED = "SELECT run_id, owner FROM runs WHERE finished_at IS NULL"
+UNFINISHED_OF_DAG = f"{UNFINISHED} AND dag_name = ?"
 INSERT_PLAN = "INSERT INTO plans (run, tasks, checksum) VALUES (?, ?, ?)"
 SELECT_PLAN = "SELECT tasks, checksum FROM plans WHERE run = ?"
 _WHOLE_TASK = f"run, place, {TASK_COLUMNS}, checksum, serializer, data, data_checksum"
