@@ -3,6 +3,7 @@
     make demo                                                  run the whole pipeline
     .venv/bin/python examples/flight_delays.py --fail-at load  break it on purpose
     make demo-resume                                           finish what the last run left undone
+    .venv/bin/python examples/flight_delays.py --day 2013-02-08  one day only
 
 Any Python that can import flowrun will do. Results go to build/flight_delays, or where --out says.
 """
@@ -21,11 +22,13 @@ from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from flowrun import (
     Engine,
+    Param,
     ProgressHook,
     RetryPolicy,
     RunContext,
@@ -34,6 +37,7 @@ from flowrun import (
     current_attempt,
     fn_hook,
 )
+from flowrun.errors import ParameterError
 
 DATA = Path(__file__).parent / "data"
 DAG = "flight_delays"
@@ -76,12 +80,16 @@ def declare(engine: Engine) -> None:
         small.bind(f"extract_{table}", table=table)
 
     @dag.task(retain_result=False)
-    def validate(context: Context, extract_flights: list[Row]) -> dict[str, list[Row]]:
-        """Split the flights into usable ones and rejected ones, with the reason."""
+    def validate(
+        context: Context, extract_flights: list[Row], day: Param[date | None] = None
+    ) -> dict[str, list[Row]]:
+        """Split the day's flights into usable ones and rejected ones, with the reason."""
         may_fail(context)
         good: list[Row] = []
         rejected: list[Row] = []
         for row in extract_flights:
+            if day is not None and day_of(row) != day:
+                continue
             problem = what_is_wrong(row)
             if problem is None:
                 good.append(row)
@@ -121,7 +129,7 @@ def declare(engine: Engine) -> None:
                 "carrier": airlines.get(row["carrier"], row["carrier"]),
                 "origin": row["origin"],
                 "destination": airports.get(row["dest"], row["dest"]),
-                "day": f"{row['year']}-{int(row['month']):02}-{int(row['day']):02}",
+                "day": day_of(row).isoformat(),
                 "hour": int(row["sched_dep_time"]) // 100,
                 "delay": int(row["dep_delay"]),
                 "seats": number_or_none(planes.get(row["tailnum"], {}).get("seats")),
@@ -214,6 +222,10 @@ def read_csv(path: Path) -> list[Row]:
         return list(csv.DictReader(file))
 
 
+def day_of(row: Row) -> date:
+    return date(int(row["year"]), int(row["month"]), int(row["day"]))
+
+
 def what_is_wrong(row: Row) -> str | None:
     if row["dep_time"] in ("", "NA"):
         return "cancelled: no departure time"
@@ -288,6 +300,7 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="A week of New York departures.")
     parser.add_argument("--fail-at", metavar="TASK", help="let this task fail on purpose")
     parser.add_argument("--resume", action="store_true", help="finish what the last run left")
+    parser.add_argument("--day", help="only this day, like 2013-02-08; a resume keeps the day")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="results")
     parser.add_argument(
         "--progress",
@@ -314,10 +327,12 @@ async def main() -> int:
         hooks = [told, ProgressHook()] if arguments.progress else [told]
         async with build_default_engine(hooks=hooks, state_store=store) as engine:
             declare(engine)
-            return await run(engine, out, arguments.fail_at, resume=arguments.resume)
+            return await run(engine, out, arguments)
 
 
-async def run(engine: Engine, out: Path, fail_at: str | None, *, resume: bool) -> int:
+async def run(engine: Engine, out: Path, arguments: argparse.Namespace) -> int:
+    fail_at, resume = arguments.fail_at, arguments.resume
+    params = None if arguments.day is None else {"day": arguments.day}
     tasks = engine.list_tasks(DAG)
     last = engine.list_runs(DAG, limit=1)
     if fail_at is not None and fail_at not in tasks:
@@ -330,10 +345,14 @@ async def run(engine: Engine, out: Path, fail_at: str | None, *, resume: bool) -
     print(engine.display_dag(DAG))
     print("\nRunning")
     context = RunContext(Settings(DATA, out, fail_at))
-    if resume:
-        run_id = await engine.resume(last[0].run_id, context=context)
-    else:
-        run_id = await engine.run_once(DAG, context)
+    try:
+        if resume:
+            run_id = await engine.resume(last[0].run_id, context=context, params=params)
+        else:
+            run_id = await engine.run_once(DAG, context, params=params)
+    except ParameterError as error:
+        print(error)
+        return 2
 
     succeeded = engine.get_run_report(run_id, results=False)["status"] == "SUCCESS"
     if succeeded:

@@ -60,6 +60,8 @@ MADE: list[FlowrunError] = [
     errors.DefinitionError("x"),
     errors.TaskDefinitionError("t", "d", "p"),
     errors.TaskTypeError("t", None, "p"),
+    errors.ParameterError("d", "day", "p"),
+    errors.OverrideError("d", "t", "p"),
     errors.GraphError("d", ["p", "q"]),
     errors.MissingDependencyError("d", ["p"]),
     errors.CrossDagDependencyError("d", ["p"]),

@@ -138,6 +138,22 @@ class TestFlightDelays:
         assert self.succeeded(mended) == {"load", "summarise"}
         assert (self.results(tmp_path) / "summary.json").exists()
 
+    def test_one_day(self, tmp_path: Path) -> None:
+        done = self.run(tmp_path, "--day", "2013-02-08")
+        assert "  parameters      day=2013-02-08\n" in done.stdout
+        with (EXAMPLES / "data" / "flights.csv").open(newline="", encoding="utf-8") as file:
+            flown = [
+                row
+                for row in csv.DictReader(file)
+                if row["day"] == "8" and "NA" not in (row["dep_time"], row["arr_delay"])
+            ]
+        with closing(sqlite3.connect(self.results(tmp_path) / "delays.sqlite")) as database:
+            query = "SELECT sum(flights) FROM delays_by_hour"
+            assert database.execute(query).fetchone() == (len(flown),)
+        wrong = self.run(tmp_path, "--day", "friday")
+        assert wrong.returncode == 2
+        assert "the parameter 'day' of task 'validate' must be date or None" in wrong.stdout
+
     @pytest.mark.skipif(os.name == "nt", reason="the hint is for a POSIX shell")
     @pytest.mark.parametrize("out", ["build/flight_delays", "some where"])
     def test_hint_runs_as_it_is_printed(self, tmp_path: Path, out: str) -> None:

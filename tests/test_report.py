@@ -16,6 +16,7 @@ def test_report_shows_all_of_a_run() -> None:
     tasks["away"] = tasks["away"].start(2.0, 2.0).succeed(3.0, NoResult.STORED)
     tasks["failed"] = TaskRecord("failed", ("kept",)).skip(6.0, Reason.UPSTREAM_FAILED, "why")
     run = RunRecord("r", "d", 1.0, tasks, {"n": 1}, "r0", ("failed",), "r9")
+    run = run._replace(params={"day": "2013-02-08"}, overridden={"kept": "function"})
     report = build_report(run)
     assert json.loads(json.dumps(report)) == report
     assert {key: value for key, value in report.items() if key != "tasks"} == {
@@ -29,6 +30,7 @@ def test_report_shows_all_of_a_run() -> None:
         "resumed_from": "r0",
         "targets": ["failed"],
         "started_by": "r9",
+        "params": {"day": "2013-02-08"},
         "alive": True,
     }
     assert {name: task["result_state"] for name, task in report["tasks"].items()} == {
@@ -38,6 +40,8 @@ def test_report_shows_all_of_a_run() -> None:
         "away": "stored",
         "failed": "absent",
     }
+    assert report["tasks"]["kept"]["overridden"] == "function"
+    assert report["tasks"]["gone"]["overridden"] is None
     assert report["tasks"]["failed"]["reason"] == "UPSTREAM_FAILED"
     assert report["tasks"]["failed"]["deps"] == ["kept"]
     assert report["tasks"]["gone"]["result"] is None

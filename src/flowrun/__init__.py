@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     )
     from flowrun.policy import RetryPolicy
     from flowrun.registry import (
+        Param,
         TaskRegistry,
         TaskSpec,
         TaskTemplate,
@@ -79,6 +80,7 @@ __all__ = [
     "JsonSerializer",
     "Limit",
     "NonRetryableError",
+    "Param",
     "PickleSerializer",
     "PlannedTask",
     "ProcessPerAttemptExecutor",
@@ -154,6 +156,7 @@ _HOMES = {
     ),
     "flowrun.policy": ("RetryPolicy",),
     "flowrun.registry": (
+        "Param",
         "TaskRegistry",
         "TaskSpec",
         "TaskTemplate",

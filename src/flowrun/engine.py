@@ -144,6 +144,8 @@ class Engine(Declaring):
 
         Raises:
             ValueError: The DAG is unknown or has mistakes; nothing was started.
+            ParameterError: A parameter is missing, unknown, or of the wrong type.
+            OverrideError: An override is of no task, or does not fit.
             ContextError: The context is not a ``RunContext``, or one is needed.
             EngineClosedError: The engine is closed.
             asyncio.CancelledError: The run was cancelled; it has ended.
@@ -225,7 +227,14 @@ class Engine(Declaring):
         self.require_open("resume a run")
         return await self._parts.resumer.resume(run_id, from_tasks, context, options)
 
-    def plan_resume(self, run_id: str, from_tasks: Sequence[str] | None = None) -> ResumePlan:
+    def plan_resume(
+        self,
+        run_id: str,
+        from_tasks: Sequence[str] | None = None,
+        *,
+        params: Mapping[str, object] | None = None,
+        overrides: Mapping[str, object] | None = None,
+    ) -> ResumePlan:
         """Return what :meth:`resume` would do with each task, keep or run, and why.
 
         Raises:
@@ -234,7 +243,7 @@ class Engine(Declaring):
             RunAliveError: It, or a run that resumes it, is still alive.
             AlreadyResumedError: A later run has finished it.
         """
-        return self._parts.resumer.plan(run_id, from_tasks)[2]
+        return self._parts.resumer.plan(run_id, from_tasks, params, overrides).tasks
 
     def cancel(self, run_id: str) -> bool:
         """Cancel a run of this engine, from any thread; return whether it was alive.

@@ -18,6 +18,8 @@
     ├── UnknownTaskError (ValueError)         a target or checkpoint that is not a task
     ├── UnknownRunError (KeyError, ValueError)
     ├── ContextError (TypeError)              the run's context does not fit
+    ├── ParameterError (TypeError, ValueError)  a parameter of the run does not fit
+    ├── OverrideError (TypeError, ValueError) what overrides a task for one run does not fit
     ├── EngineClosedError (RuntimeError)
     ├── WrongCallError (RuntimeError)         a method was called where another one is needed
     ├── NoCurrentAttemptError (RuntimeError)
@@ -224,6 +226,34 @@ class UnknownRunError(FlowrunError, KeyError, ValueError):
 
 class ContextError(FlowrunError, TypeError):
     """The context given to a run is not a ``RunContext``, or a task needs one."""
+
+
+class ParameterError(FlowrunError, TypeError, ValueError):
+    """A parameter of a run is missing, unknown, or of the wrong type.
+
+    Attributes:
+        dag_name: The DAG.
+        name: The parameter.
+    """
+
+    def __init__(self, dag_name: str, name: object, problem: str) -> None:
+        self.dag_name = dag_name
+        self.name = name
+        super().__init__(f"DAG {dag_name!r}: the parameter {_short(name)} {problem}")
+
+
+class OverrideError(FlowrunError, TypeError, ValueError):
+    """What overrides a task for one run does not fit.
+
+    Attributes:
+        dag_name: The DAG.
+        name: The task.
+    """
+
+    def __init__(self, dag_name: str, name: object, problem: str) -> None:
+        self.dag_name = dag_name
+        self.name = name
+        super().__init__(f"DAG {dag_name!r}: the override of task {_short(name)} {problem}")
 
 
 class EngineClosedError(FlowrunError, RuntimeError):

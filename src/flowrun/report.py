@@ -37,6 +37,8 @@ class TaskReport(TypedDict):
     ``error_type`` names the class of the exception in ``error`` as its traceback does, and
     ``error_message`` is the first line of its message. Of a task that failed without an exception,
     was skipped or omitted, ``error_type`` is ``None``, and ``error_message`` says why.
+
+    ``overridden`` says by what the task was overridden in this run: ``"value"`` or ``"function"``.
     """
 
     status: TaskStatusName
@@ -53,6 +55,7 @@ class TaskReport(TypedDict):
     abandoned: bool
     deps: list[str]
     attempts: list[AttemptReport]
+    overridden: str | None
 
 
 class RunReport(TypedDict):
@@ -72,6 +75,7 @@ class RunReport(TypedDict):
     resumed_from: str | None
     targets: list[str] | None
     started_by: str | None
+    params: dict[str, object]
     alive: bool
 
 
@@ -83,17 +87,20 @@ def build_report(run: RunRecord) -> RunReport:
         "created_at": run.created_at,
         "finished_at": run.finished_at,
         "status": run.status.value,
-        "tasks": {name: _task_report(task) for name, task in run.tasks.items()},
+        "tasks": {
+            name: _task_report(task, run.overridden.get(name)) for name, task in run.tasks.items()
+        },
         "error": run.error,
         "metadata": dict(run.metadata),
         "resumed_from": run.resumed_from,
         "targets": None if run.targets is None else list(run.targets),
         "started_by": run.started_by,
+        "params": dict(run.params),
         "alive": run.alive,
     }
 
 
-def _task_report(task: TaskRecord) -> TaskReport:
+def _task_report(task: TaskRecord, overridden: str | None) -> TaskReport:
     result = task.result
     absent = type(result) is NoResult
     error_type, message = None, None
@@ -114,6 +121,7 @@ def _task_report(task: TaskRecord) -> TaskReport:
         "abandoned": task.abandoned,
         "deps": list(task.deps),
         "attempts": [_attempt_report(attempt) for attempt in task.attempts],
+        "overridden": overridden,
     }
 
 

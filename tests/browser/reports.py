@@ -64,6 +64,7 @@ def task(deps: Sequence[str] = (), *attempts: AttemptReport, **fields: Any) -> T
         "abandoned": last is not None and last["abandoned"],
         "deps": list(deps),
         "attempts": list(attempts),
+        "overridden": None,
     }
     made.update(fields)  # type: ignore[typeddict-item]
     return made
@@ -103,6 +104,8 @@ def run(
         "metadata": {},
         "resumed_from": None,
         "targets": None,
+        "started_by": None,
+        "params": {},
         "alive": finished is None,
     }
     made.update(fields)  # type: ignore[typeddict-item]

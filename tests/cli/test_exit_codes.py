@@ -187,7 +187,7 @@ def test_dag_that_needs_a_context_is_for_python(tmp_path: Path) -> None:
         """,
     )
     shown = flowrun(tmp_path, "run", "jobs:engine", "d", code=2).stderr
-    assert "The command line passes none: run this DAG from Python" in shown
+    assert "name a function that makes it: --context MODULE:FACTORY" in shown
 
 
 def test_help_says_what_the_words_mean(capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,6 +39,7 @@ from flowrun.scheduler.messages import (
     Succeeded,
 )
 from flowrun.scheduler.run_state import RunSettings, RunState
+from flowrun.scheduler.stand_ins import StandIn
 from flowrun.scheduler.units import Phase as UnitPhase
 from flowrun.state import NoResult, Reason, RunRecord, TaskRecord, TransitionError
 
@@ -288,6 +289,34 @@ def test_success_is_saved_then_reported_then_its_child_starts() -> None:  # D8
     assert run.succeeded(1) == ["save b SUCCESS for [1]"]
     assert run.saved(1) == ["success b.1", "finish SUCCESS, None"]
     assert run.state.value(0) is NoResult.RELEASED
+
+
+@directed
+def test_value_that_overrides_a_unit_is_saved_once_its_parents_have_ended() -> None:  # D8
+    tasks: dict[str, dict[str, Any]] = {"a": {}, "b": {"deps": ["a"]}, "c": {"deps": ["b"]}}
+    run = Machine(tasks, stand_ins={1: StandIn("value", "stored")})
+    run.start()
+    run.succeeded()
+    assert run.saved(0) == ["success a.1", "save b SUCCESS for [1]"]
+    assert run.wanted == 0
+    assert run.saved(1) == ["success b.0"]
+    assert (run.wanted, run.state.value(1)) == (1, "value")
+    assert run.start() == ["start c.1", "start 2.1"]
+    record = run.state.records()["b"]
+    assert (record.result, record.attempts, record.finished_at) == ("stored", (), 100.0)
+    run.succeeded(2)
+    assert run.saved(2) == ["success c.1", "finish SUCCESS, None"]
+
+
+@directed
+def test_value_that_overrides_a_unit_counts_when_the_run_stops_meanwhile() -> None:  # R2
+    tasks: dict[str, dict[str, Any]] = {"a": {}, "b": {"deps": ["a"]}, "c": {"deps": ["b"]}}
+    run = Machine(tasks, stand_ins={1: StandIn("value", "stored")})
+    run.start()
+    run.succeeded()
+    run.saved(0)
+    assert run.stop() == []
+    assert run.saved(1) == ["success b.0", "save c SKIPPED for [2]"]
 
 
 @directed

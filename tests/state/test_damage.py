@@ -269,9 +269,10 @@ def test_row_with_values_of_other_types_does_not_match_its_checksum() -> None:
 
 
 def test_run_with_values_of_other_types_makes_no_sense() -> None:
-    row = ("r1", "d", 1.0, None, "RUNNING", None, "{}", None, None, 5, "{}", None)
+    row = ("r1", "d", 1.0, None, "RUNNING", None, "{}", None, None, 5, "{}", None, None, None)
     assert run_of_row(row, {}, alive=True) == RunRecord("r1", "d", 1.0, {})
-    for place, value in enumerate((5, b"d", "1.0", "2.0", 5, b"x", None, 5, b"[]", "5", None, 5)):
+    wrong = (5, b"d", "1.0", "2.0", 5, b"x", None, 5, b"[]", "5", None, 5, b"{}", 5)
+    for place, value in enumerate(wrong):
         damaged = (*row[:place], value, *row[place + 1 :])
         with pytest.raises(DamagedRecordError, match="its values make no sense"):
             run_of_row(damaged, {}, alive=True)

@@ -31,6 +31,10 @@ DATA = Path(__file__).parents[1] / "data"
 OLD = range(1, len(STEPS))
 OLD_ATTEMPTS = (1, 2, 3)
 """Versions that keep the attempts before the last one in their task's row."""
+OLD_RUN = (
+    "run_id, dag_name, created_at, finished_at, status, error, metadata, resumed_from, targets,"
+    " owner, task_counts"
+)
 MakeEngine = Callable[..., Engine]
 
 
@@ -251,6 +255,27 @@ def test_run_of_an_older_file_was_started_by_nobody(path: Path) -> None:
         assert [run.started_by for run in store.list_runs()] == ["old", *[None] * 4]
 
 
+def test_run_of_an_older_file_has_no_params(path: Path) -> None:  # D5
+    make_old(path, 4)
+    with closing(sqlite3.connect(path)) as database:
+        (row,) = database.execute(f"SELECT {OLD_RUN} FROM runs WHERE seq = 1")
+        told = checksum((*row, "other"))
+        database.execute(
+            "UPDATE runs SET started_by = 'other', checksum = ? WHERE seq = 1", (told,)
+        )
+        database.commit()
+    for open_it in (SqliteStateStore.open_readonly, SqliteStateStore):
+        with closing(open_it(path)) as store:
+            assert {len(run.params) for run in store.list_runs()} == {0}
+            oldest = store.load_run(failed_run_of(store), results=False)
+            assert (oldest.params, oldest.overridden, oldest.started_by) == ({}, {}, "other")
+    with closing(SqliteStateStore(path)) as store:
+        new = RunRecord("new", "d", 1.0, {}, params={"day": "2013"}, overridden={"a": "value"})
+        store.create_run(new)
+        assert store.load_run("new", results=False) == new
+        assert store.list_runs()[0].params == {"day": "2013"}
+
+
 def test_step_that_fails_in_the_middle_leaves_the_file_as_it_was(path: Path) -> None:  # D5
     make_old(path, 1)
     before = schema_of(path)
@@ -340,7 +365,7 @@ def test_file_with_one_step_more_is_a_newer_one(path: Path) -> None:  # D4
     open_with(path, statements("CREATE TABLE more (x)"))
     before = path.read_bytes()
     for open_it in (SqliteStateStore, SqliteStateStore.open_readonly):
-        with pytest.raises(StoreFileError, match="a newer flowrun wrote it .schema 5, .* knows 4"):
+        with pytest.raises(StoreFileError, match="a newer flowrun wrote it .schema 6, .* knows 5"):
             open_it(path)
     assert path.read_bytes() == before
 

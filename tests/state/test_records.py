@@ -86,6 +86,14 @@ def test_run_status_by_the_contracts_rule(statuses: list[str], expected: str) ->
     assert run_status(statuses) is RunStatus(expected)
 
 
+def test_value_stands_in_for_an_attempt() -> None:
+    done = TaskRecord("t", ("a",)).stand_in(3.0, [1])
+    assert (done.status, done.attempt, done.attempts) == ("SUCCESS", 0, ())
+    assert (done.result, done.started_at, done.finished_at) == ([1], None, 3.0)
+    with pytest.raises(TransitionError, match="'t' cannot be overridden while it is SUCCESS"):
+        done.stand_in(4.0, 1)
+
+
 def test_run_finishes_once() -> None:
     run = RunRecord("r", "d", 1.0, {"t": in_state("SUCCESS")})
     ended = run.finish(2.0)
@@ -101,10 +109,11 @@ def test_run_finishes_once() -> None:
 
 def test_summary_shows_what_a_list_shows() -> None:
     tasks = {name: TaskRecord(name) for name in "ab"} | {"t": in_state("SUCCESS")}
-    run = RunRecord("r", "d", 1.0, tasks, {"n": 1}, "r0", ("t",), "r9")
+    run = RunRecord("r", "d", 1.0, tasks, {"n": 1}, "r0", ("t",), "r9", params={"day": "x"})
     summary = run.summary()
     assert summary.task_counts == {"PENDING": 2, "SUCCESS": 1}
     assert (summary.status, summary.metadata) == ("RUNNING", {"n": 1})
+    assert summary.params == {"day": "x"}
     assert (summary.resumed_from, summary.targets, summary.started_by) == ("r0", ("t",), "r9")
 
 

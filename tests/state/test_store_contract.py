@@ -128,7 +128,13 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 
 
 def test_new_run_comes_back_as_it_was_created(store: Store) -> None:
-    run = make_run(metadata={"by": "cron", "n": [1, None]}, targets=("b",), started_by="r0")
+    run = make_run(
+        metadata={"by": "cron", "n": [1, None]},
+        targets=("b",),
+        started_by="r0",
+        params={"day": "2013-02-08", "n": 1, "all": False, "rate": 0.5, "none": None},
+        overridden={"a": "value", "b": "function"},
+    )
     store.create_run(run)
     assert store.load_run("r1", results=True) == run
     assert list(store.load_run("r1", results=False).tasks) == ["a", "b"]
@@ -254,7 +260,9 @@ def test_runs_are_listed_newest_first(store: Store) -> None:
 
 def test_list_shows_what_a_record_shows(store: Store) -> None:
     for number, started_by in enumerate((None, "r0")):
-        run = make_run(f"r{number}", metadata={"n": number}, started_by=started_by)
+        run = make_run(
+            f"r{number}", metadata={"n": number}, started_by=started_by, params={"n": number}
+        )
         store.create_run(run)
         save(store, run, failed(run.tasks["a"]))
     for summary in store.list_runs(RunQuery()):

@@ -20,7 +20,7 @@ from .runs import failed, finish, make_run, running, save, succeeded
 COLUMNS = {
     "runs": (
         "run_id dag_name created_at finished_at status error metadata resumed_from targets owner"
-        " task_counts checksum started_by"
+        " task_counts checksum started_by params overridden"
     ),
     "tasks": (
         "run place name deps status attempt ready_at started_at finished_at error reason abandoned"
@@ -43,7 +43,12 @@ def fill(path: Path) -> None:
     with closing(SqliteStateStore(path, synchronous="NORMAL")) as store:
         for number in (1, 2):
             run = make_run(
-                f"done{number}", metadata={"n": number}, targets=("b",), started_by="other"
+                f"done{number}",
+                metadata={"n": number},
+                targets=("b",),
+                started_by="other",
+                params={"n": number},
+                overridden={"b": "value"},
             )
             store.create_run(run)
             a, b = run.tasks.values()

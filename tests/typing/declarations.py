@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import assert_type
+from datetime import date
+from typing import Literal, assert_type
 
 from flowrun import (
     Engine,
+    Param,
     RunContext,
     RunHandle,
     RunOptions,
@@ -46,6 +48,21 @@ def scoped() -> None:
     return None
 
 
+# A type checker sees the type inside ``Param``.
+@etl.task
+def daily(
+    day: Param[date],
+    mode: Param[Literal["append", "replace"]] = "append",
+    limit: Param[int | None] = None,
+) -> date:
+    assert_type(mode, Literal["append", "replace"])
+    assert_type(limit, int | None)
+    return assert_type(day, date)
+
+
+assert_type(daily(date(2013, 2, 8), limit=3), date)
+
+
 def fetch(*, table: str) -> str:
     return table
 
@@ -60,6 +77,7 @@ engine.task("no_deps", dag="etl", deps=None, copy_inputs=True)(fetch)
 async def read() -> None:
     assert_type(await named("a"), int)
     run_id = await engine.run_once("etl", context=RunContext(Settings("a")))
+    await etl.run_once(params={"day": date(2013, 2, 8)}, overrides={"scoped": None, "named": len})
     assert_type(run_id, str)
     report = engine.get_run_report(run_id)
     assert_type(report, RunReport)

@@ -100,6 +100,14 @@ def _status(text: str) -> RunStatus:
     return RunStatus.SUCCESS if word == "SUCCEEDED" else RunStatus(word)
 
 
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        msg = f"{text!r} is not NAME=VALUE"
+        raise argparse.ArgumentTypeError(msg)
+    return name, value
+
+
 def print_completion(options: argparse.Namespace, output: Output) -> int:
     """``flowrun completion``."""
     output.say(script(COMMANDS, options.shell))
@@ -127,6 +135,28 @@ _RUN = _place("RUN", f"{_RUN_HELP} that no other run started")
 _OF_DAG = _value("--dag", "DAG", f"with {LATEST!r}: only runs of this DAG")
 _ONE_TASK = (_DB, _RUN, _place("TASK", "the name of a task of that run"), _OF_DAG)
 _LIMIT = _value("--limit", "N", "at most so many (20)", type=partial(_number, 1), default=20)
+_GIVEN = (
+    _value(
+        "--param",
+        "NAME=VALUE",
+        f"a parameter of the run, like day=2013-02-08; {_MORE}",
+        action="append",
+        type=_pair,
+    ),
+    _value(
+        "--context",
+        "MODULE:FACTORY",
+        "a function that is given the run's parameters as a dict and returns its RunContext, or"
+        " a context manager of one, like jobs.daily:make_context",
+    ),
+    _value(
+        "--metadata",
+        "NAME=VALUE",
+        f"a text to keep with the run and show in its report; {_MORE}",
+        action="append",
+        type=_pair,
+    ),
+)
 
 COMMANDS = {
     "run": Command(
@@ -139,6 +169,7 @@ COMMANDS = {
             _value(
                 "--target", "TASK", f"only this task and what leads to it; {_MORE}", action="append"
             ),
+            *_GIVEN,
             *_PROGRESS,
             _JSON,
         ),
@@ -156,6 +187,7 @@ COMMANDS = {
                 action="append",
                 dest="from_tasks",
             ),
+            *_GIVEN,
             _OF_DAG,
             _flag("--dry-run", "print what would run and what would be kept, and why; run nothing"),
             *_PROGRESS,

@@ -91,8 +91,7 @@ def _text(error: BaseException) -> str:
         )
     if isinstance(error, ContextError):
         return (
-            f"{error}. The command line passes none: run this DAG from Python, or make the context"
-            " optional with RunContext[...] | None"
+            f"{error}. On the command line name a function that makes it: --context MODULE:FACTORY"
         )
     return str(error)
 

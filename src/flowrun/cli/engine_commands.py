@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TYPE_CHECKING
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
 from flowrun.cli.latest import LATEST, latest_to_resume, plan_for, run_again
-from flowrun.cli.loading import UsageError, load_engine
+from flowrun.cli.loading import UsageError, load_engine, opened_context
 from flowrun.cli.output import complain, notify
 from flowrun.errors import (
     AlreadyResumedError,
@@ -18,14 +19,18 @@ from flowrun.errors import (
 from flowrun.escape import for_terminal
 from flowrun.render import ProgressHook, counted, usual_s
 from flowrun.scheduler.notifier import TASK_FAILED, TASK_RETRIED
+from flowrun.scheduler.parameters import all_params, checked_params
 from flowrun.state import RunStatus
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
+    from contextlib import AbstractContextManager
 
     from flowrun.cli.output import Output
+    from flowrun.context import RunContext
     from flowrun.engine import Engine
+    from flowrun.graph import Graph
 
 SUCCESS, FAILED = 0, 1
 _LAST = 11
@@ -36,24 +41,51 @@ _SHOWN = (TASK_FAILED, TASK_RETRIED)
 def run_dag(options: argparse.Namespace, output: Output) -> int:
     """``flowrun run``."""
     engine = load_engine(options.engine)
+    graph = engine.graph(options.dag)
+    if options.target:
+        graph = graph.subgraph(options.target)
+    given = _given(options)
+    with _opened_context(options, graph, {}) as context:
 
-    def work() -> Awaitable[str]:
-        if options.target:
-            return engine.run_subgraph(options.dag, options.target, timeout_s=options.timeout_s)
-        return engine.run_once(options.dag, timeout_s=options.timeout_s)
+        def work() -> Awaitable[str]:
+            more: dict[str, Any] = {"context": context, "timeout_s": options.timeout_s, **given}
+            if options.target:
+                return engine.run_subgraph(options.dag, options.target, **more)
+            return engine.run_once(options.dag, **more)
 
-    return _execute(engine, work, options, output)
+        return _execute(engine, work, options, output)
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the parameters and the metadata of the command line."""
+    return {
+        "params": dict(options.param) if options.param else None,
+        "metadata": dict(options.metadata) if options.metadata else None,
+    }
+
+
+def _opened_context(
+    options: argparse.Namespace, graph: Graph, kept: Mapping[str, object]
+) -> AbstractContextManager[RunContext[Any] | None]:
+    """Return the context that the command line names, made for the run's parameters."""
+    if options.context is None:
+        return nullcontext()
+    params = checked_params(graph, dict(options.param or ()), kept)
+    return opened_context(options.context, all_params(graph, params))
 
 
 def resume_run(options: argparse.Namespace, output: Output) -> int:
     """``flowrun resume``."""
     check_latest(options)
     engine = load_engine(options.engine)
+    given = _given(options)
     run_id = options.run
     if run_id == LATEST:
-        run_id = latest_to_resume(engine, options.engine, options.dag, options.from_tasks)
+        run_id = latest_to_resume(
+            engine, options.engine, options.dag, options.from_tasks, given["params"]
+        )
     try:
-        plan = plan_for(engine, run_id, options.from_tasks)
+        plan = plan_for(engine, run_id, options.from_tasks, given["params"])
     except AlreadyResumedError as error:
         msg = (
             f"run {error.run_id!r} cannot be resumed: a run that resumed it has finished it."
@@ -75,7 +107,14 @@ def resume_run(options: argparse.Namespace, output: Output) -> int:
         raise UsageError(msg)
     if options.run == LATEST:
         notify(for_terminal(f"resuming run {run_id} of DAG {plan.dag_name}"))
-    return _execute(engine, lambda: engine.resume(plan.run_id, options.from_tasks), options, output)
+    kept = engine.get_run_report(plan.run_id, results=False)["params"]
+    graph = engine.graph(plan.dag_name).subgraph(plan.tasks)
+    with _opened_context(options, graph, kept) as context:
+
+        def work() -> Awaitable[str]:
+            return engine.resume(plan.run_id, options.from_tasks, context, **given)
+
+        return _execute(engine, work, options, output)
 
 
 def check_latest(options: argparse.Namespace) -> None:

@@ -23,6 +23,7 @@ from flowrun.render import (
     counted,
     duration_text,
     index_html,
+    params_text,
     report_html,
     stored_previews,
     summary_word,
@@ -53,9 +54,10 @@ def list_runs(options: argparse.Namespace, output: Output) -> int:
     if options.json:
         output.say_json([run._asdict() for run in runs])
     elif runs:
-        output.say_table(
-            ("Run", "Started", "Outcome", "Took", "DAG", "Tasks"), [_row(run) for run in runs]
-        )
+        headings = ["Run", "Started", "Outcome", "Took", "DAG", "Tasks"]
+        if any(run.params for run in runs):
+            headings.append("Parameters")
+        output.say_table(headings, [_row(run)[: len(headings)] for run in runs])
     elif damaged is None:
         output.say("no runs")
     if damaged is not None:
@@ -72,6 +74,7 @@ def _row(run: RunSummary) -> tuple[str, ...]:
         took,
         run.dag_name,
         tally_text(run.task_counts),
+        params_text(run.params),
     )
 
 

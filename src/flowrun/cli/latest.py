@@ -8,6 +8,7 @@ from flowrun.cli.loading import UsageError
 from flowrun.errors import (
     AlreadyResumedError,
     DamagedRecordError,
+    ParameterError,
     RunAliveError,
     UnknownDagError,
     UnknownRunError,
@@ -17,7 +18,7 @@ from flowrun.render import time_text
 from flowrun.state import RunQuery, RunStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from flowrun.engine import Engine
     from flowrun.scheduler import ResumePlan
@@ -59,7 +60,12 @@ def latest_in_file(store: SqliteStateStore, dag: str | None) -> str:
     raise UsageError(msg)
 
 
-def plan_for(engine: Engine, run: str, from_tasks: Sequence[str] | None) -> ResumePlan:
+def plan_for(
+    engine: Engine,
+    run: str,
+    from_tasks: Sequence[str] | None,
+    params: Mapping[str, object] | None = None,
+) -> ResumePlan:
     """Return the plan for the run that the command line means, which is not ``latest``.
 
     Raises:
@@ -67,14 +73,18 @@ def plan_for(engine: Engine, run: str, from_tasks: Sequence[str] | None) -> Resu
         UnknownRunError: There is no such run.
     """
     try:
-        return engine.plan_resume(run, from_tasks)
+        return engine.plan_resume(run, from_tasks, params=params)
     except UnknownRunError:
         runs = _newest_first(lambda before: engine.list_runs(limit=_PAGE, before=before))
-        return engine.plan_resume(_whole_id(runs, run), from_tasks)
+        return engine.plan_resume(_whole_id(runs, run), from_tasks, params=params)
 
 
 def latest_to_resume(
-    engine: Engine, place: str, dag: str | None, from_tasks: Sequence[str] | None
+    engine: Engine,
+    place: str,
+    dag: str | None,
+    from_tasks: Sequence[str] | None,
+    params: Mapping[str, object] | None = None,
 ) -> str:
     """Return the id of the newest run in which a resume would run something.
 
@@ -84,25 +94,27 @@ def latest_to_resume(
         dag: Only runs of this DAG.
         from_tasks: Tasks that the resume is to run again; they make a run that has succeeded
             one that can be resumed.
+        params: Parameters that it replaces; they do so, too.
 
     Raises:
         UsageError: There is none.
         UnknownDagError: ... because their DAGs are not the engine's.
         UnknownTaskError: ... because their DAGs do not have these tasks.
+        ParameterError: ... or these parameters.
     """
     seen = 0
-    unknown: UnknownDagError | UnknownTaskError | None = None
+    unknown: UnknownDagError | UnknownTaskError | ParameterError | None = None
     for run in _newest_first(lambda before: engine.list_runs(dag, None, _PAGE, before)):
         if run.started_by is not None:
             continue
         seen += 1
-        if run.alive or (run.status is RunStatus.SUCCESS and not from_tasks):
+        if run.alive or (run.status is RunStatus.SUCCESS and not (from_tasks or params)):
             continue
         try:
-            plan = engine.plan_resume(run.run_id, from_tasks)
+            plan = engine.plan_resume(run.run_id, from_tasks, params=params)
         except (AlreadyResumedError, RunAliveError):
             continue
-        except (UnknownDagError, UnknownTaskError) as error:
+        except (UnknownDagError, UnknownTaskError, ParameterError) as error:
             unknown = unknown or error
             continue
         if plan.to_run:

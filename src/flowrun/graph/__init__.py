@@ -1,7 +1,8 @@
 """Build validated, immutable graphs from the task specs of DAGs."""
 
-from flowrun.graph.call_plan import MISSING, Arguments, CallPlan
+from flowrun.graph.call_plan import MISSING, NO_PARAMS, Arguments, CallPlan
 from flowrun.graph.graph import Graph
 from flowrun.graph.graphs import Graphs
+from flowrun.graph.overriding import override
 
-__all__ = ["MISSING", "Arguments", "CallPlan", "Graph", "Graphs"]
+__all__ = ["MISSING", "NO_PARAMS", "Arguments", "CallPlan", "Graph", "Graphs", "override"]

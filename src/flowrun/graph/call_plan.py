@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 from flowrun.registry import UPSTREAM
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from flowrun.registry import Signature
 
@@ -24,6 +24,7 @@ class Missing(Enum):
 
 
 MISSING = Missing.MISSING
+NO_PARAMS: Mapping[str, object] = {}
 
 
 class CallPlan:
@@ -45,7 +46,7 @@ class CallPlan:
         self._signature = signature
         self._by_name = by_name
         self._by_position = by_position
-        others = bool(by_name or by_position or signature.context_parameter)
+        others = bool(by_name or by_position or signature.context_parameter or signature.params)
         self.only_upstream = signature.wants_upstream and not others
         self.gives_any = others or self.only_upstream
 
@@ -57,7 +58,11 @@ class CallPlan:
         return [each for place, each in enumerate(dependencies) if place in places]
 
     def arguments(
-        self, names: Sequence[str], values: Sequence[object], context: object
+        self,
+        names: Sequence[str],
+        values: Sequence[object],
+        context: object,
+        params: Mapping[str, object] = NO_PARAMS,
     ) -> Arguments:
         """Return the positional and the keyword arguments of a call; do not change them.
 
@@ -65,11 +70,13 @@ class CallPlan:
             names: The dependencies, in the order that the plan was made for.
             values: Their results; ``MISSING`` for one that has none.
             context: The run's context, or ``None``.
+            params: Those of the run's parameters that the task is given.
         """
         signature = self._signature
         keywords = {
             name: values[place] for name, place in self._by_name if values[place] is not MISSING
         }
+        keywords.update(params)
         parameter = signature.context_parameter
         if parameter is not None and not (context is None and signature.context_has_default):
             keywords[parameter] = context
@@ -90,7 +97,7 @@ class CallPlan:
         ):
             if place is not None and values[place] is not MISSING:
                 arguments.append(values[place])
-            elif name in keywords and name in (signature.context_parameter, UPSTREAM):
+            elif name in keywords:  # the context, ``upstream``, or a parameter of the run
                 arguments.append(keywords.pop(name))
             else:
                 arguments.append(default)
@@ -124,8 +131,10 @@ def plan_call(signature: Signature, dependency_names: Sequence[str]) -> CallPlan
         parameters = (*signature.required, *signature.optional)
         places = {name: at[name] for name in parameters if name in at}
         if signature.accepts_any_keyword:
+            taken = {*signature.bound, signature.context_parameter}
+            taken.update(each.name for each in signature.params)
             for name, place in at.items():
-                if name not in signature.bound and name != signature.context_parameter:
+                if name not in taken:
                     places.setdefault(name, place)
     by_position = tuple([places.pop(name, None) for name in signature.by_position])
     return CallPlan(signature, tuple(places.items()), by_position)

@@ -40,19 +40,26 @@ class Graph:
         plans: How results and context are injected into a task's callable.
         is_async: Which tasks run on the event loop.
         targets: The targets of a sub-graph, ``None`` for a whole DAG.
+        with_params: Tasks that a run's parameters are given to.
+        values: Values that stand for tasks' results, by task.
+        overridden: By what a task is overridden for one run, by name; see ``overriding.py``.
     """
 
     __slots__ = (
+        "_declared",
         "children",
         "dag_name",
         "dependency_names",
         "index",
         "is_async",
         "names",
+        "overridden",
         "parents",
         "plans",
         "specs",
         "targets",
+        "values",
+        "with_params",
     )
 
     def __init__(
@@ -81,6 +88,12 @@ class Graph:
             ]
         )
         self.is_async = tuple([signature.is_async for signature in signatures])
+        self.with_params: Sequence[int] = ()
+        if any(each.params for each in distinct):
+            self.with_params = [number for number, each in enumerate(signatures) if each.params]
+        self.values: Mapping[int, object] = {}
+        self.overridden: Mapping[str, str] = {}
+        self._declared: Graph | None = None
 
     @classmethod
     def build(
@@ -138,6 +151,19 @@ class Graph:
             tuple(map(self.dependency_names.__getitem__, kept)),
             wanted,
         )
+
+    def with_overrides(
+        self, specs: tuple[TaskSpec, ...], values: Mapping[int, object], by: Mapping[str, str]
+    ) -> Graph:
+        """Return the graph with other specs of the same tasks, ``values`` and ``overridden``."""
+        made = Graph(self.dag_name, specs, self.dependency_names, self.targets)
+        made.values, made.overridden, made._declared = values, by, self
+        return made
+
+    @property
+    def declared(self) -> Graph:
+        """The graph without what overrides a part of it."""
+        return self._declared or self
 
     @property
     def context_tasks(self) -> list[str]:

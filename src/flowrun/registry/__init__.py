@@ -3,6 +3,7 @@
 from flowrun.registry.annotations import unresolved_annotation
 from flowrun.registry.declaring import Declaring, TaskTemplate
 from flowrun.registry.names import validate_name
+from flowrun.registry.params import Param, Parameter, stored_param
 from flowrun.registry.signature import UPSTREAM, Signature, inspect_callable
 from flowrun.registry.task_registry import TaskRegistry, task, task_template
 from flowrun.registry.task_spec import (
@@ -17,6 +18,8 @@ from flowrun.registry.task_spec import (
 __all__ = [
     "UPSTREAM",
     "Declaring",
+    "Param",
+    "Parameter",
     "Signature",
     "TaskFunction",
     "TaskOptions",
@@ -27,6 +30,7 @@ __all__ = [
     "TriggerRule",
     "callable_name",
     "inspect_callable",
+    "stored_param",
     "task",
     "task_template",
     "unresolved_annotation",

@@ -1,4 +1,4 @@
-"""Find ``RunContext`` in annotations, without running an annotation's text.
+"""Find ``RunContext`` and ``Param`` in annotations, without running an annotation's text.
 
 It parses the text and looks up only the names that matter, so a type that exists only for type
 checkers, or only inside a function, is not an error.
@@ -7,6 +7,8 @@ checkers, or only inside a function, is not an error.
 from __future__ import annotations
 
 import ast
+import builtins
+import datetime as dt
 import enum
 import functools
 import inspect
@@ -14,13 +16,16 @@ import re
 import sys
 import types
 import typing
-from typing import TYPE_CHECKING, Annotated, ForwardRef, Optional, Union
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ForwardRef, Literal, NamedTuple, Optional, Union
 
 from flowrun.context import RunContext
 from flowrun.registry.callables import definition, read_parameters
+from flowrun.registry.params import MARK, Param
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 _UNKNOWN = object()
 
@@ -30,6 +35,12 @@ _BY_NAME: dict[str, object] = {
     "Optional": Optional,
     "Union": Union,
     "Annotated": Annotated,
+    "Literal": Literal,
+    "Param": Param,
+    "date": dt.date,
+    "datetime": dt.datetime,
+    "Decimal": Decimal,
+    "Path": Path,
 }
 
 # ``from flowrun import RunContext as Context``, and ``Context: TypeAlias = RunContext[Settings]``.
@@ -48,23 +59,43 @@ class ContextUse(enum.Enum):
     OPTIONAL = enum.auto()
 
 
-def context_use(annotation: object, owner: object) -> ContextUse:
-    """Return whether a parameter with this annotation receives the run's context.
+class _Content(NamedTuple):
+    """What stands inside a ``Param[...]``."""
+
+    part: object
+
+
+def use_of(annotation: object, owner: object) -> tuple[ContextUse, list[object]]:
+    """Return whether a parameter with this annotation receives the run's context, or a parameter.
 
     Looks into ``Annotated``, ``Optional``, unions, type aliases, forward references and text.
 
     Args:
         annotation: The annotation: an object, or its text.
         owner: The annotated function; names are looked up in its closure and globals.
+
+    Returns:
+        The use of the context, and the types inside ``Param[...]``, none without one.
     """
     if isinstance(annotation, type):
         # The bulk of all annotations: a plain class.
-        return ContextUse.REQUIRED if _is_context(annotation) else ContextUse.NONE
+        return ContextUse.REQUIRED if _is_context(annotation) else ContextUse.NONE, []
     parts = list(_alternatives(annotation, owner))
-    if not any(map(_is_context, parts)):
-        return ContextUse.NONE
     may_be_none = any(part is None or part is types.NoneType for part in parts)
-    return ContextUse.OPTIONAL if may_be_none else ContextUse.REQUIRED
+    if any(map(_is_context, parts)):
+        return ContextUse.OPTIONAL if may_be_none else ContextUse.REQUIRED, []
+    found: list[object] = [None] if may_be_none else []
+    contents = [part for part in parts if isinstance(part, _Content)]
+    for content in contents:
+        found += filter(_is_leaf, _alternatives(content.part, owner))
+    return ContextUse.NONE, (found or [_UNKNOWN]) if contents else []
+
+
+def _is_leaf(part: object) -> bool:
+    """Return whether a part of an annotation is a type, or nothing that stands for some."""
+    if isinstance(part, str | ForwardRef | ast.expr) or type(part).__name__ == "TypeAliasType":
+        return False
+    return typing.get_origin(part) not in (Union, types.UnionType, Annotated)
 
 
 def unresolved_annotation(function: Callable[..., object], parameter: str) -> str | None:
@@ -101,7 +132,9 @@ def _parts(part: object, owner: object) -> Iterable[object]:
     if isinstance(part, str):
         return _parsed(part)
     if isinstance(part, ForwardRef):
-        return _parsed(part.__forward_arg__)
+        # Python 3.14 makes ``*x.__typing_unpacked_tuple_args__`` of a Param[x] with x unknown.
+        text = part.__forward_arg__.removesuffix(".__typing_unpacked_tuple_args__")
+        return _parsed(text.removeprefix("*"))
     if isinstance(part, ast.expr):
         return _parts_of_text(part, owner)
     return _parts_of_object(part)
@@ -112,9 +145,12 @@ def _parts_of_object(part: object) -> Iterable[object]:
     if origin is Union or origin is types.UnionType:
         return typing.get_args(part)
     if origin is Annotated:
-        return typing.get_args(part)[:1]
+        content, *marks = typing.get_args(part)
+        return (_Content(content),) if any(mark is MARK for mark in marks) else (content,)
     if origin is not None:
-        return (origin,)  # RunContext[...], or a generic alias: its arguments do not matter
+        return (
+            () if origin is Literal else (origin,)
+        )  # RunContext[...], or a generic alias: its arguments do not matter
     if type(part).__name__ == "TypeAliasType":  # typing's from Python 3.12, or a backport
         try:
             return (getattr(part, "__value__"),)  # noqa: B009 - 3.11's typing has no such class
@@ -139,13 +175,20 @@ def _parts_of_text(node: ast.expr, owner: object) -> Iterable[object]:
 
 def _parts_of_subscript(base: object, content: ast.expr) -> Iterable[object]:
     items = content.elts if isinstance(content, ast.Tuple) else [content]
-    if base is Optional:
-        return (None, *items)
-    if base is Union:
-        return items
+    if base is Optional or base is Union:
+        return (None, *items) if base is Optional else items
     if base is Annotated:
         return items[:1]
-    return (base,)
+    if base is Param:
+        return (_Content(content),)
+    return (_literal(items) if base is Literal else base,)
+
+
+def _literal(items: Sequence[ast.expr]) -> object:
+    try:
+        return Literal[tuple(map(ast.literal_eval, items))]
+    except ValueError:  # a member of an Enum
+        return _UNKNOWN
 
 
 def _looked_up(node: ast.expr, owner: object) -> object:
@@ -187,9 +230,11 @@ def _global(name: str, owner: object) -> object:
                 return owner.__closure__[free.index(name)].cell_contents
             except ValueError:  # the enclosing function has not assigned it yet
                 return _UNKNOWN
-        return owner.__globals__.get(name, _UNKNOWN)
-    module = sys.modules.get(getattr(owner, "__module__", None) or "")
-    return getattr(module, name, _UNKNOWN)
+        found = owner.__globals__.get(name, _UNKNOWN)
+    else:
+        module = sys.modules.get(getattr(owner, "__module__", None) or "")
+        found = getattr(module, name, _UNKNOWN)
+    return getattr(builtins, name, _UNKNOWN) if found is _UNKNOWN else found
 
 
 @functools.lru_cache(maxsize=512)

@@ -1,7 +1,8 @@
 """Inspect a callable once: which parameters take dependency results and the run's context.
 
 ``callables`` finds the code behind a callable, ``positions`` what must be passed by position,
-``annotations`` the parameter for the context. ``graph`` decides which task fills which parameter.
+``annotations`` the parameters for the run's context and for its own parameters. ``graph`` decides
+which task fills which parameter.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from flowrun.errors import TaskDefinitionError, TaskTypeError, close_match, listed
-from flowrun.registry.annotations import ContextUse, context_use
+from flowrun.registry.annotations import ContextUse, use_of
 from flowrun.registry.callables import (
     annotations_of,
     called_code,
@@ -21,6 +22,7 @@ from flowrun.registry.callables import (
     read_parameters,
     taken_names,
 )
+from flowrun.registry.params import Parameter, parameter_of
 from flowrun.registry.positions import by_position, leaves_star_arguments
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ class Signature:
         accepts_any_keyword: It has ``**kwargs``.
         leaves_star_arguments: It has ``*args``, which results never go to.
         bound: Names already taken, by a template or a ``functools.partial``.
+        params: Parameters annotated with ``Param``, which the run's parameters fill.
     """
 
     is_async: bool
@@ -67,6 +70,7 @@ class Signature:
     accepts_any_keyword: bool = False
     leaves_star_arguments: bool = False
     bound: frozenset[str] = frozenset()
+    params: tuple[Parameter, ...] = ()
 
     @property
     def takes_named_results(self) -> bool:
@@ -150,13 +154,13 @@ def _from_code(function: types.FunctionType, where: _Where) -> Signature | None:
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     annotations = annotations_of(function)
     pairs = [(name, annotations[name]) for name in names if name in annotations]
-    context, use = _context(pairs, function, where)
     with_default: tuple[str, ...] = ()
     if function.__defaults__:
         with_default = names[code.co_argcount - len(function.__defaults__) : code.co_argcount]
     if function.__kwdefaults__:
         with_default += tuple(function.__kwdefaults__)
-    return _shared(code.co_flags & inspect.CO_COROUTINE != 0, names, with_default, context, use)
+    found = _annotated(pairs, with_default, function, where)
+    return _shared(code.co_flags & inspect.CO_COROUTINE != 0, names, with_default, *found)
 
 
 def _from_parameters(
@@ -182,14 +186,16 @@ def _from_parameters(
     taken = taken_names(function, named) | bound.keys()
     free = [each for each in named if each.name not in taken]
     pairs = [(each.name, each.annotation) for each in free if each.annotation is not each.empty]
-    context, use = _context(pairs, definition(function), where)
+    with_default = tuple([each.name for each in free if each.default is not each.empty])
+    context, use, params = _annotated(pairs, with_default, definition(function), where)
     positional = by_position(function, named, taken, context)
     return _assembled(
         is_async,
         tuple([each.name for each in free]),
-        tuple([each.name for each in free if each.default is not each.empty]),
+        with_default,
         context,
         use,
+        params,
         by_position=tuple([each.name for each in positional]),
         positional_defaults=tuple([each.default for each in positional]),
         accepts_any_keyword=any_keyword,
@@ -230,15 +236,17 @@ def bind_positions(
     return function, {**dict(zip(names, arguments, strict=False)), **parameters}
 
 
-def _assembled(
+def _assembled(  # noqa: PLR0913 - private
     is_async: bool,  # noqa: FBT001 - private
     names: tuple[str, ...],
     with_default: tuple[str, ...],
     context: str | None,
     use: ContextUse,
+    params: tuple[Parameter, ...],
     **more: Any,  # noqa: ANN401 - further fields as they are
 ) -> Signature:
-    others = [name for name in names if name != context]
+    given = {context, *(each.name for each in params)}
+    others = [name for name in names if name not in given]
     by_result = [name for name in others if name != UPSTREAM]
     return Signature(
         is_async,
@@ -248,6 +256,7 @@ def _assembled(
         wants_upstream=len(by_result) < len(others),
         required=tuple([name for name in by_result if name not in with_default]),
         optional=tuple([name for name in by_result if name in with_default]),
+        params=params,
         **more,
     )
 
@@ -256,11 +265,22 @@ def _assembled(
 _shared = functools.lru_cache(maxsize=1024)(_assembled)
 
 
-def _context(
-    annotated: Iterable[tuple[str, object]], owner: object, where: _Where
-) -> tuple[str | None, ContextUse]:
-    """Return the parameter for the run's context, and how it is used."""
-    uses = {name: context_use(annotation, owner) for name, annotation in annotated}
+def _annotated(
+    annotated: Iterable[tuple[str, object]],
+    with_default: Sequence[str],
+    owner: object,
+    where: _Where,
+) -> tuple[str | None, ContextUse, tuple[Parameter, ...]]:
+    """Return the parameter for the run's context, how it is used, and the run's parameters."""
+    uses: dict[str, ContextUse] = {}
+    params: list[Parameter] = []
+    for name, annotation in annotated:
+        uses[name], kinds = use_of(annotation, owner)
+        if kinds:
+            try:
+                params.append(parameter_of(name, kinds, has_default=name in with_default))
+            except TypeError as error:
+                raise TaskTypeError(*where, str(error)) from None
     found = [name for name, use in uses.items() if use is not ContextUse.NONE]
     if len(found) > 1:
         problem = (
@@ -268,7 +288,8 @@ def _context(
             " a run has one context, so keep one of them"
         )
         raise TaskDefinitionError(*where, problem)
-    return (found[0], uses[found[0]]) if found else (None, ContextUse.NONE)
+    context, use = (found[0], uses[found[0]]) if found else (None, ContextUse.NONE)
+    return context, use, tuple(params)
 
 
 def _check_bound(

@@ -24,6 +24,7 @@ from flowrun.render.wording import (
     duration_of,
     duration_text,
     failure_notes,
+    given_facts,
     is_kept,
     kept_text,
     outcome,
@@ -174,6 +175,7 @@ def _facts(report: RunReport) -> str:
         rows.append(("Resumed from", f"<code>{_short(report['resumed_from'])}</code>"))
     if report["targets"] is not None:
         rows.append(("Targets", _short(", ".join(report["targets"]))))
+    rows += [(name.capitalize(), _short(value)) for name, value in given_facts(report)]
     for key, value in report["metadata"].items():
         rows.append((_short(key), _short(value if isinstance(value, str) else repr(value))))
     return "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in rows)

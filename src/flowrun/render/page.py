@@ -182,6 +182,8 @@ class _Builder:
             "kept": int(is_kept(self._report, task)),
             "attempts": [self._attempt(attempt) for attempt in task["attempts"]],
         }
+        if task["overridden"]:
+            made["why"] = f"overridden by a {task['overridden']}"
         made = {key: value for key, value in made.items() if value}
         if task["error"] is not None and task["status"] != "SUCCESS":
             made["error"] = self._text(task["error"])

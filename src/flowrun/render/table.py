@@ -15,6 +15,7 @@ from flowrun.render.wording import (
     duration_of,
     duration_text,
     failure_notes,
+    given_facts,
     is_kept,
     kept_text,
     outcome,
@@ -99,6 +100,7 @@ class _Page:
             facts.append(("resumed from", report["resumed_from"] + (f": {kept}" if kept else "")))
         if report["targets"] is not None:
             facts.append(("targets", ", ".join(report["targets"])))
+        facts += given_facts(report)
         for key, value in report["metadata"].items():
             facts.append((key, value if isinstance(value, str) else repr(value)))
         facts.append(("tasks", tally(report)))
@@ -167,6 +169,8 @@ class _Page:
         """Return the sign, the name, three numbers and the note."""
         # What failed has its error above the table.
         note = why_text(task) if task["status"] in ("SKIPPED", "OMITTED") else ""
+        if task["overridden"] and not note:
+            note = f"overridden by a {task['overridden']}"
         if is_kept(self._report, task):
             note = "kept from the earlier run"
         spans = (waited_s(task), ran_s(task))

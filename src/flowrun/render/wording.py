@@ -132,6 +132,19 @@ def kept_text(report: RunReport) -> str:
     return f"{kept:,} kept, {ran:,} run" if kept else ""
 
 
+def params_text(params: Mapping[str, object]) -> str:
+    """Return ``day=2013-02-08, limit=3`` for a run's parameters."""
+    return ", ".join(f"{name}={value}" for name, value in params.items())
+
+
+def given_facts(report: RunReport) -> list[tuple[str, str]]:
+    """Return what the caller of a run gave to its tasks, each with a name for it."""
+    facts = [("parameters", params_text(report["params"]))]
+    tasks = report["tasks"].items()
+    names = [f"{name} (by a {task['overridden']})" for name, task in tasks if task["overridden"]]
+    return [(name, text) for name, text in (*facts, ("overridden", ", ".join(names))) if text]
+
+
 def retries(report: RunReport) -> int:
     """Return how many attempts of this run were retries."""
     return sum(

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from flowrun.context import Attempt
 from flowrun.errors import (
     ExecutorError,
     FlowrunError,
-    NonRetryableError,
     TaskTimeoutError,
-    listed,
 )
 from flowrun.executors import WorkerThreads
 from flowrun.failure import error_line
-from flowrun.graph import MISSING
+from flowrun.graph import MISSING, NO_PARAMS
 from flowrun.registry import UPSTREAM, TriggerRule
 from flowrun.scheduler.async_attempt import AsyncAttempt
 from flowrun.scheduler.attempt import NO_ARGUMENTS, AttemptServices
+from flowrun.scheduler.branches import chosen
 from flowrun.scheduler.messages import Failed, Failure, StopAnswer, StopAnswered
+from flowrun.scheduler.parameters import task_params
 from flowrun.scheduler.results import close_unawaited
 from flowrun.scheduler.sync_attempt import PoolAttempt, ThreadAttempt, pool_name
 from flowrun.scheduler.units import DROPPED
 
 if TYPE_CHECKING:
     import contextvars
-    from collections.abc import Iterable
 
     from flowrun.context import RunContext
     from flowrun.graph import Arguments, Graph
@@ -89,7 +89,7 @@ class Attempts:
             inbox,
             report,
             self._await_on_loop,
-            self._chosen,
+            partial(chosen, graph),
             errors,
         )
 
@@ -137,45 +137,16 @@ class Attempts:
         if not plan.gives_any:
             return NO_ARGUMENTS
         names = graph.dependency_names[number]
+        params = NO_PARAMS
+        if graph.with_params:
+            params = task_params(graph, number, self._record.params)
         values = [self._state.value(parent) for parent in graph.parents[number]]
         if graph.specs[number].trigger_rule is not TriggerRule.ALL_SUCCESS:
             values = [MISSING if value is DROPPED else value for value in values]
-            return plan.arguments(names, values, self._context)
+            return plan.arguments(names, values, self._context, params)
         if plan.only_upstream:
             return (), {UPSTREAM: dict(zip(names, values, strict=True))}
-        return plan.arguments(names, values, self._context)
-
-    def _chosen(self, number: int, value: object) -> tuple[list[str], frozenset[int]]:
-        """Return the names and the numbers of the children that a branch has returned.
-
-        Raises:
-            NonRetryableError: It has returned something else.
-        """
-        graph = self._graph
-        children = {graph.names[child]: child for child in graph.children[number]}
-        given = value if isinstance(value, list | tuple | set | frozenset) else [value]
-        names: list[str] = []
-        for each in cast("Iterable[object]", () if value is None else given):
-            name = each
-            if callable(each):
-                name = next(
-                    (
-                        graph.names[child]
-                        for child in children.values()
-                        if _is_same(graph.specs[child].function, each)
-                    ),
-                    None,
-                )
-            if isinstance(name, str) and name not in children and graph.targets is not None:
-                continue  # a sub-graph may leave it out
-            if not isinstance(name, str) or name not in children:
-                problem = (
-                    f"the branch {graph.names[number]!r} returned {each!r:.80}, and no task that"
-                    f" depends on it is meant by that; return {listed(sorted(children))}, or a list"
-                )
-                raise NonRetryableError(problem)
-            names.append(name)
-        return names, frozenset(children[name] for name in names)
+        return plan.arguments(names, values, self._context, params)
 
     def _await_on_loop(self, old: RunningAttempt, value: object) -> None:
         """Await, on the loop, what a sync callable has returned (I3)."""
@@ -242,15 +213,6 @@ class Attempts:
             with contextlib.suppress(BaseException):
                 attempt.give_up()
         return [attempt.task for attempt in attempts if attempt.task is not None]
-
-
-def _is_same(declared: object, given: object) -> bool:
-    """Return whether a callable is a task's, or a wrapper around it."""
-    while given is not None:
-        if declared is given:
-            return True
-        given = getattr(given, "__wrapped__", None)
-    return False
 
 
 def _refusal(error: BaseException, executor: str | None) -> FlowrunError:

@@ -23,6 +23,13 @@ class RunOptions(TypedDict, total=False):
             the rest is skipped, and the call returns.
         metadata: JSON values that are kept with the run and shown in its report. A resumed run
             has those of the old run by default.
+        params: Values for the tasks' parameters that are annotated with ``Param``, also as text.
+            They are kept with the run and shown: secrets belong in the context. A resumed run
+            keeps those of the old run that it is not given. What reads a replaced one runs again,
+            and what depends on that.
+        overrides: By task, for this run alone, a callable in place of the task's function, or a
+            value in place of its result. A resume runs again what was overridden in the old run
+            or is in the new one, and what depends on that.
         raise_on_failure: ``True`` raises a ``RunFailedError`` once the run has ended, if it has
             failed. By default only the report says so.
         if_running: ``"refuse"`` raises a ``RunAliveError``, and starts nothing, while another run
@@ -33,6 +40,8 @@ class RunOptions(TypedDict, total=False):
     timeout_s: float | None
     fail_fast: bool
     metadata: Mapping[str, object] | None
+    params: Mapping[str, object] | None
+    overrides: Mapping[str, object] | None
     raise_on_failure: bool
     if_running: Literal["start", "refuse"]
 

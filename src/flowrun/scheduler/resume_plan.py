@@ -10,10 +10,12 @@ from flowrun.errors import (
     RunAliveError,
     UnknownRunError,
 )
+from flowrun.graph import NO_PARAMS
+from flowrun.scheduler.parameters import replaced_param
 from flowrun.state import NoResult, RunQuery, RunStatus, TaskStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from flowrun.graph import Graph
     from flowrun.state import RunRecord, RunSummary, StateStoreProtocol, TaskRecord
@@ -116,6 +118,7 @@ def plan_resume(
     graph: Graph,
     old: RunRecord,
     from_tasks: Sequence[str] | None,
+    params: Mapping[str, object] = NO_PARAMS,
     unreadable: Collection[str] = (),
 ) -> ResumePlan:
     """Decide per task whether its old result is kept or it runs again.
@@ -124,6 +127,7 @@ def plan_resume(
         graph: The DAG as it is now, cut to the old run's targets.
         old: The old run; results need not be loaded.
         from_tasks: Tasks that run again together with everything that depends on them.
+        params: The parameters of the new run.
         unreadable: Tasks whose results are kept, but cannot be read by the store.
     """
     checkpoints = {graph.number(name) for name in from_tasks or ()}
@@ -135,7 +139,7 @@ def plan_resume(
         elif number in again:
             reasons.append("depends on a task named to run again")
         else:
-            reasons.append(_why_again(graph, number, old, reasons))
+            reasons.append(_why_again(graph, number, old, reasons, params))
     _add_makers(graph, old, reasons, unreadable)
     tasks = {
         name: PlannedTask("run", why) if why is not None else _kept(old.tasks[name])
@@ -176,7 +180,11 @@ _WORDS = {TaskStatus.FAILED: "had failed", TaskStatus.SKIPPED: "was skipped"}
 
 
 def _why_again(
-    graph: Graph, number: int, old: RunRecord, reasons: Sequence[str | None]
+    graph: Graph,
+    number: int,
+    old: RunRecord,
+    reasons: Sequence[str | None],
+    params: Mapping[str, object],
 ) -> str | None:
     """Return why a task runs again (S3), given the reasons of its parents; ``None`` to keep it.
 
@@ -193,7 +201,19 @@ def _why_again(
     for parent in graph.parents[number]:
         if reasons[parent] is not None:
             return f"depends on {graph.names[parent]!r}, which runs again"
-    return None
+    return _why_given_anew(graph, number, old, params)
+
+
+def _why_given_anew(
+    graph: Graph, number: int, old: RunRecord, params: Mapping[str, object]
+) -> str | None:
+    """Return what the caller of either run gave to the task, and not to the other's."""
+    if graph.names[number] in old.overridden:
+        return "was overridden before"
+    if graph.names[number] in graph.overridden:
+        return "is overridden"
+    replaced = replaced_param(graph, number, old.params, params)
+    return None if replaced is None else f"its parameter {replaced!r} is replaced"
 
 
 def _add_makers(

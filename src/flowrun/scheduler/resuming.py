@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flowrun.errors import ResumeError, listed
+from flowrun.graph import override
+from flowrun.scheduler.parameters import checked_params
 from flowrun.scheduler.resume_plan import (
     ResumePlan,
     find_resumable,
@@ -18,13 +20,22 @@ from flowrun.state import RunStatus
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from flowrun.context import RunContext
     from flowrun.graph import Graph, Graphs
     from flowrun.scheduler.options import RunOptions
     from flowrun.scheduler.starting import Starter
     from flowrun.state import RunRecord
+
+
+class PlannedResume(NamedTuple):
+    """The graph of the new run, the run to resume, what to do, and the new run's parameters."""
+
+    graph: Graph
+    old: RunRecord
+    tasks: ResumePlan
+    params: dict[str, object]
 
 
 class Resumer:
@@ -39,8 +50,12 @@ class Resumer:
         self._log = log
 
     def plan(
-        self, run_id: str, from_tasks: Sequence[str] | None
-    ) -> tuple[Graph, RunRecord, ResumePlan]:
+        self,
+        run_id: str,
+        from_tasks: Sequence[str] | None,
+        params: Mapping[str, object] | None,
+        overrides: Mapping[str, object] | None,
+    ) -> PlannedResume:
         """Return the graph of the new run, the run to resume, and what to do."""
         self._lifecycle.end_lost()
         self._services.journal.save_unsaved()  # the run may be one whose end was not written
@@ -57,7 +72,10 @@ class Resumer:
             names = self._graphs.task_names(graph, from_tasks, "from_tasks")
         find = getattr(self._store, "unreadable_results", None)
         unreadable = () if find is None else find(old.run_id)
-        return graph, old, plan_resume(graph, old, names, unreadable)
+        graph = override(graph, overrides)
+        new_params = checked_params(graph, params, old.params)
+        plan = plan_resume(graph, old, names, new_params, unreadable)
+        return PlannedResume(graph, old, plan, new_params)
 
     async def resume(
         self,
@@ -67,10 +85,13 @@ class Resumer:
         options: RunOptions,
     ) -> str:
         """Carry out a new run that takes over from an old one; return the new run's id."""
-        graph, old, plan = await self._off_loop(partial(self.plan, run_id, from_tasks))
+        params, overrides = options.get("params"), options.get("overrides")
+        planned = partial(self.plan, run_id, from_tasks, params, overrides)
+        graph, old, plan, new_params = await self._off_loop(planned)
         self._warn_of_abandoned(old)
+        options = {**options, "params": new_params}
         if options.get("metadata") is None:
-            options = {**options, "metadata": old.metadata}
+            options["metadata"] = old.metadata
         record = self._starter.new_record(graph, context, options)
         record = take_over(record, graph, old, plan)
         record = record._replace(

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from flowrun.scheduler.messages import Event, Instruction, Succeeded
     from flowrun.scheduler.options import RunOptions
     from flowrun.scheduler.services import Services
+    from flowrun.scheduler.stand_ins import StandIn
     from flowrun.state import RunRecord, TaskRecord
 
 _SLICE_S = 0.01
@@ -73,6 +74,7 @@ class Run:
         values: Results of tasks that a resume keeps, by name, as far as others need them.
         options: The options of the run.
         listener: Called on the loop with each event, if anybody wants them beside the hooks.
+        stand_ins: Values that stand for the results of tasks.
 
     Attributes:
         awaiter: The task that awaits it.
@@ -88,6 +90,8 @@ class Run:
         values: Mapping[str, object],
         options: RunOptions,
         listener: Callable[[RunEvent], object] | None = None,
+        *,
+        stand_ins: Mapping[int, StandIn] | None = None,
     ) -> None:
         self.graph = graph
         self.record = record
@@ -113,7 +117,7 @@ class Run:
             [limits.needs(spec.uses) for spec in graph.specs],
             partial(self._limits.exchange, self),
             self._limits.pause,
-            _settings(services, record, self._notifier, self._begun_at, options),
+            _settings(services, record, self._notifier, self._begun_at, options, stand_ins or {}),
         )
         about = (services, graph, record)
         self._attempts = Attempts(
@@ -461,12 +465,13 @@ def _ended_as_it_stands(
     return run.finish(now, text, tasks), changed
 
 
-def _settings(
+def _settings(  # noqa: PLR0913 - what a run is told
     services: Services,
     record: RunRecord,
     notifier: Notifier,
     begun_at: float,
     options: RunOptions,
+    stand_ins: Mapping[int, StandIn],
 ) -> RunSettings:
     config, blocks = services.config, services.journal.store.blocking
     return RunSettings(
@@ -480,6 +485,7 @@ def _settings(
         # A report of a live run asks the run itself for what runs now.
         save_starts_after_s=SAVE_STARTS_AFTER_S if blocks else None,
         fails_fast=options.get("fail_fast", False),
+        stand_ins=stand_ins,
     )
 
 

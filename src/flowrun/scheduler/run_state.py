@@ -9,6 +9,7 @@ A unit is a task of the run. Its number is its place in the order of starts, so 
 numbers is the queue of ready units. This is its way through its phases; ``attempt_rules.py`` has
 the table of transitions::
 
+    WAITING ----------------------> SAVING (a value overrides it)
     WAITING -> READY -> RUNNING -> SAVING -> DONE
                 ^          |-> EXPIRING (its time is up) -|
                 |          |-> STOPPING (the run stops) --|-> FAILING -> DONE
@@ -32,7 +33,7 @@ Children become ready, and slots become free, by these rules:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -59,12 +60,13 @@ from flowrun.scheduler.units import ACTIVE, DROPPED, IDLE, Phase, UnitTable, req
 from flowrun.state import Reason, RunStatus, TaskStatus, TransitionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from flowrun.graph import Graph
     from flowrun.scheduler.deadlines import Deadline
     from flowrun.scheduler.limits import Amounts, Needs
     from flowrun.scheduler.messages import Event, Instruction, Refusal, UnitEvent
+    from flowrun.scheduler.stand_ins import StandIn
     from flowrun.scheduler.units import Unit
     from flowrun.state import RunRecord, TaskRecord
 
@@ -86,6 +88,7 @@ class RunSettings:
         save_starts_after_s: After how long starts are saved, if their attempts still run;
             ``None``: never.
         fails_fast: Whether the first final failure ends the run.
+        stand_ins: Values that stand for the results of tasks, which have no attempt.
         validates: Check all invariants after every call.
     """
 
@@ -97,6 +100,7 @@ class RunSettings:
     reports_successes: bool = True
     save_starts_after_s: float | None = SAVE_STARTS_AFTER_S
     fails_fast: bool = False
+    stand_ins: Mapping[int, StandIn] = field(default_factory=dict)
     validates: bool = False
 
 
@@ -260,6 +264,8 @@ class RunState:
         """The store did not keep a success."""
         if unit.pending is not None and unit.pending.started_at is not None:
             unit.record = unit.record.begun(unit.pending.started_at)
+        if unit.record.status is TaskStatus.PENDING:  # what a value has overridden
+            unit.record = unit.record.start(self.epoch, unit.ready_at)
         unit.pending = None
         unit.value = DROPPED
         if refusal.of_result:
@@ -290,11 +296,11 @@ class RunState:
         """Decide what becomes of a unit whose parents have all ended."""
         total = len(self.graph.parents[unit.number])
         if not (unit.bad or unit.omitted) and unit.rule is TriggerRule.ALL_SUCCESS:
-            self.table.make_ready(unit, self.epoch)
+            self._run(unit)
             return
         decided = verdict(unit.rule, total, unit.bad, unit.omitted)
         if decided is Verdict.RUN:
-            self.table.make_ready(unit, self.epoch)
+            self._run(unit)
         elif decided is Verdict.SKIP:
             why = f"its trigger_rule {unit.rule} was not met, as a task upstream of it failed"
             self._skip([unit], Reason.UPSTREAM_FAILED, why)
@@ -303,6 +309,16 @@ class RunState:
             self.omit(unit, Reason.UPSTREAM_OMITTED, why)
         else:
             self.omit(unit, Reason.RULE_NOT_MET, f"its trigger_rule {unit.rule} was not met")
+
+    def _run(self, unit: Unit) -> None:
+        """Start a unit when there is a slot; one that a value overrides has succeeded now."""
+        given = self.settings.stand_ins.get(unit.number)
+        if given is None:
+            self.table.make_ready(unit, self.epoch)
+            return
+        unit.value, stored, unit.follows = given
+        unit.ready_at = self.epoch
+        self.table.commit(unit, Phase.SAVING, unit.record.stand_in(self.epoch, stored))
 
     def omit(self, unit: Unit, reason: Reason, why: str) -> None:
         """A unit has nothing to do in this run."""

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from flowrun.context import CURRENT
 from flowrun.errors import RunFailedError, WrongCallError
+from flowrun.graph import override
 from flowrun.scheduler.checks import checked_metadata, checked_run_id
 from flowrun.scheduler.handle import RunHandle
 from flowrun.scheduler.lifecycle import running_loop
 from flowrun.scheduler.nesting import Nesting, end_with
 from flowrun.scheduler.options import check_options
+from flowrun.scheduler.parameters import checked_params
 from flowrun.scheduler.run import Run
+from flowrun.scheduler.stand_ins import stand_ins
 from flowrun.state import RunRecord, TaskRecord
 from flowrun.state.journal import store_error
 
@@ -62,10 +65,13 @@ class Starter:
             metadata=checked_metadata(options.get("metadata")),
             targets=graph.targets,
             sole_of_dag=options.get("if_running") == "refuse",
+            params=checked_params(graph, options.get("params")),
+            overridden=graph.overridden,
         )
 
     async def run(self, graph: Graph, context: RunContext[Any] | None, options: RunOptions) -> str:
         """Check what a caller gave, carry out a new run, and return its id."""
+        graph = override(graph, options.get("overrides"))
         record = self.new_record(graph, context, options)
         return await self.execute(graph, record, context, options)
 
@@ -95,6 +101,7 @@ class Starter:
         Raises:
             WrongCallError: No event loop runs here, or a task calls.
         """
+        graph = override(graph, options.get("overrides"))
         record = self.new_record(graph, context, options)
         dag = record.dag_name
         loop = running_loop()
@@ -133,12 +140,14 @@ class Starter:
         listener: Callable[[Event], object] | None = None,
     ) -> tuple[Run, contextlib.ExitStack]:
         """Return a run that counts as alive, and what is left when it has ended."""
+        given = stand_ins(graph, record, self.store)
         self.lifecycle.end_lost()
         loop = asyncio.get_running_loop()
         with contextlib.ExitStack() as stack:
             uses = () if caller is None else self._uses(caller)
             limits = self._nesting.enter(caller, uses, stack)
-            run = Run(self.services, graph, record, context, limits, values, options, listener)
+            about = (self.services, graph, record, context, limits)
+            run = Run(*about, values, options, listener, stand_ins=given)
             stack.enter_context(self.lifecycle.alive(run, loop))
             return run, stack.pop_all()
 

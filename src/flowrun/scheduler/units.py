@@ -344,7 +344,7 @@ _STATUSES = {
     Phase.RUNNING: _RUNNING,
     Phase.EXPIRING: _RUNNING,
     Phase.STOPPING: _RUNNING,
-    Phase.SAVING: _RUNNING,
+    Phase.SAVING: _PENDING | _RUNNING,
     Phase.LINGERING: frozenset((TaskStatus.FAILED,)),
     Phase.FAILING: frozenset((TaskStatus.RUNNING, TaskStatus.FAILED)),
     Phase.DONE: frozenset(

@@ -115,7 +115,8 @@ class TaskRecord(NamedTuple):
     """One task of one run; a value. Each transition returns a new record.
 
     ``PENDING -> RUNNING -> SUCCESS``, ``RUNNING -> FAILED (-> PENDING)``,
-    ``PENDING -> SKIPPED``, ``PENDING`` or ``RUNNING -> OMITTED``, and ``RUNNING -> PENDING`` for an
+    ``PENDING -> SKIPPED``, ``PENDING`` or ``RUNNING -> OMITTED``, ``PENDING -> SUCCESS`` by an
+    override, and ``RUNNING -> PENDING`` for an
     attempt whose code never began.
     Every other transition raises :class:`TransitionError`.
 
@@ -186,6 +187,12 @@ class TaskRecord(NamedTuple):
             self._refuse("succeed")
         at = self.started_at if started_at is None else started_at
         return self._ended(_SUCCESS, now, None, None, False, result, at)  # noqa: FBT003
+
+    def stand_in(self, now: float, result: object) -> TaskRecord:
+        """PENDING -> SUCCESS: a value was given in place of an attempt."""
+        if self.status is not _PENDING:
+            self._refuse("be overridden")
+        return self._ended(_SUCCESS, now, None, None, False, result, None)  # noqa: FBT003
 
     def fail(
         self, now: float, error: str, reason: Reason, *, abandoned: bool = False
@@ -286,6 +293,8 @@ class RunRecord(NamedTuple):
         started_by: The run whose task or hook started this one.
         sole_heir: Whether no other run may have resumed ``resumed_from`` (a plain resume: it
             would repeat what the other has done).
+        params: Its parameters; JSON values.
+        overridden: By what a task was overridden in it: ``"value"`` or ``"function"``.
         sole_of_dag: Whether it must not start while another run of the DAG is alive.
         first_run_id: The run that the chain of resumes began with, while the run is carried out;
             no store keeps it.
@@ -303,6 +312,8 @@ class RunRecord(NamedTuple):
     targets: tuple[str, ...] | None = None
     started_by: str | None = None
     sole_heir: bool = False
+    params: Mapping[str, object] = {}
+    overridden: Mapping[str, str] = {}
     sole_of_dag: bool = False
     first_run_id: str | None = None
     finished_at: float | None = None
@@ -351,6 +362,7 @@ class RunRecord(NamedTuple):
             self.alive,
             {str(status): number for status, number in counts.items()},
             self.started_by,
+            dict(self.params),
         )
 
     def __repr__(self) -> str:
@@ -367,6 +379,7 @@ class RunSummary(NamedTuple):
             alive was left behind by a process that died.
         task_counts: Number of tasks by status, statuses with none left out.
         started_by: The run whose task or hook started this one.
+        params: Its parameters.
     """
 
     run_id: str
@@ -381,6 +394,7 @@ class RunSummary(NamedTuple):
     alive: bool
     task_counts: dict[str, int]
     started_by: str | None = None
+    params: Mapping[str, object] = {}
 
 
 def run_status(statuses: Iterable[str]) -> RunStatus:

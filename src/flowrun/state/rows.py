@@ -31,7 +31,7 @@ Row: TypeAlias = tuple[Any, ...]
 
 RUN_COLUMNS = (
     "run_id, dag_name, created_at, finished_at, status, error, metadata, resumed_from, targets,"
-    " owner, task_counts, started_by"
+    " owner, task_counts, started_by, params, overridden"
 )
 TASK_COLUMNS = (
     "name, deps, status, attempt, ready_at, started_at, finished_at, error, reason, abandoned,"
@@ -39,7 +39,8 @@ TASK_COLUMNS = (
 )
 ATTEMPT_COLUMNS = "number, ready_at, started_at, finished_at, error, reason, abandoned"
 
-_FINISHED_AT, _COUNTS = 3, 10  # of a run's row
+_FINISHED_AT, _COUNTS, _STARTED_BY = 3, 10, 11  # of a run's row
+_RUN_COLUMNS_AT_FIRST = 11
 _EARLIER = 10  # of a task's row
 
 _NONSENSE = (
@@ -62,10 +63,12 @@ def checksum(row: Row) -> int:
 def run_checksum(row: Row) -> int:
     """Return the CRC-32 of a run's values.
 
-    Without ``started_by``, the last of them, where it is NULL: then the checksum of a row that
-    was written before schema 4 is still right.
+    Without those of the last columns that are NULL: then the checksum of a row that was written
+    before there were these columns is still right.
     """
-    return checksum(row if row[-1] is not None else row[:-1])
+    while len(row) > _RUN_COLUMNS_AT_FIRST and row[-1] is None:
+        row = row[:-1]
+    return checksum(row)
 
 
 def task_checksum(run: int, place: int, row: Row) -> int:
@@ -135,6 +138,8 @@ def run_row(run: RunRecord, owner: int | None) -> Row:
         owner,
         json.dumps(summary.task_counts),
         run.started_by,
+        json.dumps(dict(run.params)) if run.params else None,
+        json.dumps(dict(run.overridden)) if run.overridden else None,
     )
 
 
@@ -275,13 +280,14 @@ def counts_of_row(row: Row, changed: str | None = None) -> dict[str, int]:
 _TEXT = (str, type(None))
 _RUN_TYPES: tuple[type | tuple[type, ...], ...] = (
     *(str, str, float, (float, type(None)), str, _TEXT),
-    *(str, _TEXT, _TEXT, (int, type(None)), str, _TEXT),
+    *(str, _TEXT, _TEXT, (int, type(None)), str, _TEXT, _TEXT, _TEXT),
 )
 
 
 def run_of_row(row: Row, tasks: Mapping[str, TaskRecord], *, alive: bool) -> RunRecord:
     """Return the run that a checked row holds."""
     run_id, dag_name, created_at, finished_at, _, error, metadata, ancestor, targets = row[:9]
+    started_by, params, overridden = row[_STARTED_BY:]
     try:
         if not all(map(isinstance, row, _RUN_TYPES)):
             msg = "a value is of another type"
@@ -294,7 +300,9 @@ def run_of_row(row: Row, tasks: Mapping[str, TaskRecord], *, alive: bool) -> Run
             metadata=dict(json.loads(metadata)),
             resumed_from=ancestor,
             targets=None if targets is None else tuple(json.loads(targets)),
-            started_by=row[-1],
+            started_by=started_by,
+            params=dict(json.loads(params or "{}")),
+            overridden=dict(json.loads(overridden or "{}")),
             finished_at=finished_at,
             error=error,
             alive=alive,

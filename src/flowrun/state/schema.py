@@ -134,6 +134,10 @@ ALTER TABLE tasks ADD COLUMN data BLOB;
 ALTER TABLE tasks ADD COLUMN data_checksum INTEGER;
 """),
     _move_attempts,
+    statements("""
+ALTER TABLE runs ADD COLUMN params TEXT;
+ALTER TABLE runs ADD COLUMN overridden TEXT
+"""),
 )
 """The n-th step leads from version n - 1 to version n; a new file takes all of them.
 
@@ -154,10 +158,17 @@ CREATE TEMP VIEW plans AS SELECT NULL AS run, NULL AS tasks, NULL AS checksum WH
         4,
         statements("""
 CREATE TEMP VIEW IF NOT EXISTS tasks AS SELECT *, earlier AS earlier_attempts FROM main.tasks;
-CREATE TEMP VIEW runs AS SELECT *, NULL AS started_by FROM main.runs;
+CREATE TEMP VIEW runs AS SELECT *, NULL AS started_by, NULL AS params, NULL AS overridden
+    FROM main.runs;
 CREATE TEMP VIEW attempts AS SELECT NULL AS run, NULL AS place, NULL AS number, NULL AS ready_at,
     NULL AS started_at, NULL AS finished_at, NULL AS error, NULL AS reason, NULL AS abandoned,
     NULL AS checksum WHERE FALSE
+"""),
+    ),
+    (
+        5,
+        statements("""
+CREATE TEMP VIEW IF NOT EXISTS runs AS SELECT *, NULL AS params, NULL AS overridden FROM main.runs
 """),
     ),
 )

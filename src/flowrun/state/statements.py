@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from flowrun.state.protocol import RunQuery
 
 INSERT_RUN = (
-    f"INSERT INTO runs ({RUN_COLUMNS}, checksum) VALUES ({', '.join('?' * 13)})"  # noqa: S608 - constants
+    f"INSERT INTO runs ({RUN_COLUMNS}, checksum) VALUES ({', '.join('?' * 15)})"  # noqa: S608 - constants
     " ON CONFLICT (run_id) DO NOTHING RETURNING seq"
 )
 SELECT_RUN = f"SELECT seq, {RUN_COLUMNS}, checksum FROM runs WHERE run_id = ?"  # noqa: S608 - constants

@@ -1,0 +1,55 @@
+"""Which of the tasks that depend on a branch it has chosen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from flowrun.errors import NonRetryableError, listed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from flowrun.graph import Graph
+
+
+def chosen(graph: Graph, number: int, value: object) -> tuple[list[str], frozenset[int]]:
+    """Return the names and the numbers of the children that a branch has returned.
+
+    Raises:
+        NonRetryableError: It has returned something else.
+    """
+    children = {graph.names[child]: child for child in graph.children[number]}
+    given: list[object] = [] if value is None else [value]
+    if isinstance(value, list | tuple | set | frozenset):
+        given = list(cast("Iterable[object]", value))
+    names: list[str] = []
+    for each in given:
+        name = each
+        if callable(each):
+            name = next(
+                (
+                    graph.names[child]
+                    for child in children.values()
+                    if _is_same(graph.declared.specs[child].function, each)
+                ),
+                None,
+            )
+        if isinstance(name, str) and name not in children and graph.targets is not None:
+            continue  # a sub-graph may leave it out
+        if not isinstance(name, str) or name not in children:
+            problem = (
+                f"the branch {graph.names[number]!r} returned {each!r:.80}, and no task that"
+                f" depends on it is meant by that; return {listed(sorted(children))}, or a list"
+            )
+            raise NonRetryableError(problem)
+        names.append(name)
+    return names, frozenset(children[name] for name in names)
+
+
+def _is_same(declared: object, given: object) -> bool:
+    """Return whether a callable is a task's, or a wrapper around it."""
+    while given is not None:
+        if declared is given:
+            return True
+        given = getattr(given, "__wrapped__", None)
+    return False
