@@ -23,12 +23,13 @@ from flowrun.scheduler.messages import (
     Subject,
     Succeeded,
 )
-from flowrun.scheduler.units import Phase
-from flowrun.state import NoResult, Reason
+from flowrun.scheduler.units import DROPPED, Phase
+from flowrun.state import NoResult, Reason, TaskStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from flowrun.scheduler.messages import Refusal
     from flowrun.scheduler.run_state import RunState
     from flowrun.scheduler.units import Unit
     from flowrun.state import TaskRecord
@@ -211,6 +212,24 @@ def _retry(run: RunState, unit: Unit) -> None:
         run.deadlines.add(due, Wait.DELAY, unit.number, unit.record.attempt)
     else:
         run.table.make_ready(unit, run.epoch)
+
+
+def refuse(run: RunState, unit: Unit, refusal: Refusal) -> None:
+    """The store did not keep a success."""
+    if unit.pending is not None and unit.pending.started_at is not None:
+        unit.record = unit.record.begun(unit.pending.started_at)
+    if unit.record.status is TaskStatus.PENDING:  # what a value has overridden
+        unit.record = unit.record.start(run.epoch, unit.ready_at)
+    unit.pending = None
+    unit.value = DROPPED
+    if refusal.of_result:
+        run.table.committing -= 1
+        fail(run, unit, Failure(refusal.text, refusal.line), Reason.ERROR)
+        return
+    # The driver reports the store as broken beside this, which ends the run.
+    unit.line = f"its result could not be saved: {refusal.line}"
+    unit.pending = unit.record.fail(run.epoch, unit.line, Reason.RUN_BROKEN)
+    run.settle(unit)
 
 
 def fail_lingering(run: RunState, unit: Unit, line: str, remark: str = "") -> None:

@@ -60,7 +60,7 @@ class Attempts:
         running: Attempts that the run counts on, by unit.
     """
 
-    def __init__(  # noqa: PLR0913 - wired in one place
+    def __init__(  # noqa: PLR0913, PLR0917 - wired in one place
         self,
         services: Services,
         graph: Graph,
@@ -70,7 +70,6 @@ class Attempts:
         state: RunState,
         inbox: Inbox,
         report: Report,
-        *,
         errors: FirstError | None,
     ) -> None:
         self.running: dict[int, RunningAttempt] = {}

@@ -38,6 +38,19 @@ class Awaiter:
         if self.error is None or isinstance(self.error, RunCancelledError):
             self.error = error
 
+    async def wait_for(
+        self,
+        future: asyncio.Future[None],
+        cancelled: Callable[[asyncio.CancelledError], object],
+    ) -> None:
+        """Wait for a future, also when cancelled; raise what it raises."""
+        while not future.done():
+            try:
+                await asyncio.wait([future])
+            except asyncio.CancelledError as cancellation:
+                cancelled(cancellation)
+        future.result()
+
     async def wait(
         self, cancelled: Callable[[asyncio.CancelledError], object], grace_s: float
     ) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from flowrun.failure import error_line, redacted
 from flowrun.hooks import DagEndEvent, TaskSuccessEvent
+from flowrun.state import RunStatus
 
 if TYPE_CHECKING:
     import logging
@@ -81,7 +82,7 @@ class RunHandle:
     @property
     def progress(self) -> dict[str, int]:
         """The number of tasks by status, statuses with none left out."""
-        return self._run.task_counts()
+        return _counts(self._run)
 
     def cancel(self) -> bool:
         """Cancel the run, from any thread; return whether it had not ended yet."""
@@ -181,7 +182,7 @@ class RunHandle:
             from flowrun.escape import for_terminal  # noqa: PLC0415 - for errors only
 
             why = for_terminal(redacted(error_line(self._error), self._redact))
-        elif self._run.has_failed:
+        elif self._run.ended is not None and self._run.ended.status is RunStatus.FAILED:
             why = "see its report"
         else:
             return
@@ -192,3 +193,8 @@ class RunHandle:
             why,
             extra={"run_id": self.run_id, "dag": self.dag_name},
         )
+
+
+def _counts(run: Run) -> dict[str, int]:
+    counts = run.record._replace(tasks=run.tasks()).task_counts()
+    return {str(status): number for status, number in counts.items()}

@@ -43,7 +43,6 @@ class Recorder:
         inbox: Inbox,
         saved: Callable[[Saved, BaseException | None], object],
         ended: Callable[[BaseException | None], object],
-        *,
         errors: FirstError | None,
     ) -> None:
         self._journal = services.journal

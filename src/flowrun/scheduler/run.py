@@ -42,7 +42,7 @@ from flowrun.scheduler.messages import (
 from flowrun.scheduler.notifier import Notifier
 from flowrun.scheduler.recorder import Recorder
 from flowrun.scheduler.run_state import SAVE_STARTS_AFTER_S, RunSettings, RunState
-from flowrun.state import Reason, RunStatus, TaskStatus
+from flowrun.state import Reason, TaskStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -78,6 +78,8 @@ class Run:
 
     Attributes:
         awaiter: The task that awaits it.
+        ended: Its record, once it has ended.
+        errors: Keeps the error of the task that failed first, if it was asked for.
     """
 
     def __init__(  # noqa: PLR0913 - wired in one place, of an engine's parts
@@ -108,7 +110,7 @@ class Run:
         self._inbox = Inbox(self._loop, self._read_inbox)
         self._channel = services.hooks.channel(variables, partial(self._inbox.put, _nothing))
         self._notifier = Notifier(record, self._channel, services.log, listener)
-        self._errors = FirstError() if options.get("raise_on_failure") else None
+        self.errors = FirstError() if options.get("raise_on_failure") else None
         self._begun_at = self._monotonic()
         self._state = RunState(
             graph,
@@ -121,17 +123,9 @@ class Run:
         )
         about = (services, graph, record)
         self._attempts = Attempts(
-            *about,
-            context,
-            variables,
-            self._state,
-            self._inbox,
-            self._attempt_ended,
-            errors=self._errors,
+            *about, context, variables, self._state, self._inbox, self._attempt_ended, self.errors
         )
-        self._recorder = Recorder(
-            *about, self._inbox, self._saved, self._end_saved, errors=self._errors
-        )
+        self._recorder = Recorder(*about, self._inbox, self._saved, self._end_saved, self.errors)
         self._events: list[Event] = []
         self._instructions: deque[Instruction] = deque()
         self._is_turning = False
@@ -140,7 +134,7 @@ class Run:
         self._has_begun = False
         self._is_broken = False
         self._is_end_saved = False
-        self._ended: RunRecord | None = None
+        self.ended: RunRecord | None = None
 
     # -- from outside ----------------------------------------------------------------------------
 
@@ -153,29 +147,17 @@ class Run:
         self._may_exist = True
         self.awaiter.begin()
         try:
-            if not self._blocks:
+            if self._blocks:
+                created = self._journal.call_from_loop(create)
+                await self.awaiter.wait_for(created, self._awaiter_cancelled)
+            else:
                 create()
-                return
-            created = self._journal.call_from_loop(create)
-            while not created.done():
-                try:
-                    await asyncio.wait([created])
-                except asyncio.CancelledError as error:
-                    self._awaiter_cancelled(error)
-            created.result()
         except Exception:
             self._may_exist = False
             raise
 
     async def execute(self, timeout_s: float | None) -> None:
-        """Run to the end, whatever happens; the record has been created.
-
-        Raises:
-            asyncio.CancelledError: The awaiting task was cancelled; the run has ended.
-            RunCancelledError: It was cancelled from elsewhere.
-            StoreError: The store failed.
-            FlowrunError: Something inside flowrun failed.
-        """
+        """Run to the end, whatever happens; raise what has ended it from outside its tasks."""
         self._has_begun = True
         self._guarded(partial(self._begin, timeout_s))
         self._turn()
@@ -185,22 +167,9 @@ class Run:
         """Return the records of the tasks that run now, from any thread (they are values)."""
         return {unit.record.name: unit.record for unit in self._state.table.active.copy().values()}
 
-    @property
-    def has_failed(self) -> bool:
-        """Whether it has ended as FAILED."""
-        return self._ended is not None and self._ended.status is RunStatus.FAILED
-
-    @property
-    def first_error(self) -> BaseException | None:
-        """The error of the task that failed first, if it was asked for and is known."""
-        return None if self._errors is None else self._errors.first
-
-    def task_counts(self) -> dict[str, int]:
-        """Return the number of tasks by status, from any thread."""
-        tasks = self._state.records() if self._ended is None else self._ended.tasks
-        return {
-            str(status): n for status, n in self.record._replace(tasks=tasks).task_counts().items()
-        }
+    def tasks(self) -> Mapping[str, TaskRecord]:
+        """Return the records of all tasks, from any thread."""
+        return self._state.records() if self.ended is None else self.ended.tasks
 
     def request_cancel(self, cause: str) -> None:
         """Cancel the run, from any thread."""
@@ -213,13 +182,10 @@ class Run:
     def end_lost(self, error: BaseException | None = None, *, at_exit: bool = False) -> None:
         """End a run that nobody awaits any more; called by one thread only.
 
-        Its loop was closed under it, or a bare ``KeyboardInterrupt`` has come out of
-        :meth:`create` or :meth:`execute`.
-
         Args:
-            error: What has ended it, if it was not its loop.
-            at_exit: Whether the interpreter may be ending, so that nothing can be waited for: the
-                engine's next call saves the end, or the next process to open the file ends the run.
+            error: What came out of :meth:`create` or :meth:`execute`; ``None``: its loop was closed.
+            at_exit: Whether nothing can be waited for, as the interpreter may be ending. Then the
+                next process that opens the file ends the run.
         """
         if self._may_exist and not self.awaiter.is_released:
             self._abort(error or FlowrunError("its event loop was closed"), saves=not at_exit)
@@ -273,13 +239,13 @@ class Run:
             self._turn_later()
 
     def _turn_later(self) -> None:
-        if not (self._is_turning or self._is_turn_due or self._ended):
+        if not (self._is_turning or self._is_turn_due or self.ended):
             self._is_turn_due = True
             self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
         """Apply what has happened, and carry out what follows from it."""
-        if self._is_turning or self._ended:
+        if self._is_turning or self.ended:
             return
         goes_on = False
         try:
@@ -310,7 +276,7 @@ class Run:
                 return True
             events, self._events = self._events, []
             self._instructions.extend(self._state.apply(events, now))
-        if deadlines.earliest < self._alarm.due and not self._ended:
+        if deadlines.earliest < self._alarm.due and not self.ended:
             self._alarm.set(deadlines.earliest, now)
         return False
 
@@ -341,8 +307,8 @@ class Run:
         self._events += self._attempts.give_up(instruction)
 
     def _report(self, report: Report) -> None:
-        if self._errors is not None and report.subject is Subject.FAILURE:
-            self._errors.failed(report.record)
+        if self.errors is not None and report.subject is Subject.FAILURE:
+            self.errors.failed(report.record)
         try:
             self._notifier.report(report)
         except BaseException as error:  # noqa: BLE001 - a log may raise; the others are told
@@ -357,13 +323,13 @@ class Run:
             self._broke(broken)
 
     def _finish(self, finish: Finish) -> None:
-        self._ended = finish.record
+        self.ended = finish.record
         self._limits.leave(self, self._state.now)
         self._alarm.drop()
         self._recorder.finish(finish)
 
     def _end_saved(self, error: BaseException | None) -> None:
-        run = self._ended
+        run = self.ended
         assert run is not None  # noqa: S101 - _finish has set it
         self._is_end_saved = error is None
         if error is not None and self.awaiter.error is None:
@@ -417,21 +383,21 @@ class Run:
         self.awaiter.left = self._attempts.leave(cause)
         self._limits.leave(self, self._state.now)
         changed: list[TaskRecord] = []
-        if self._ended is None:
+        if self.ended is None:
             is_interrupt = isinstance(error, KeyboardInterrupt)
             reason = Reason.RUN_CANCELLED if is_interrupt else Reason.RUN_BROKEN
             with contextlib.suppress(BaseException):
                 self._state.now = self._monotonic()
-            self._ended, changed = _ended_as_it_stands(self._state, self.record, reason, cause)
+            self.ended, changed = _ended_as_it_stands(self._state, self.record, reason, cause)
         if not self._is_end_saved:
-            self._journal.keep_unsaved(self._ended)
+            self._journal.keep_unsaved(self.ended)
             with contextlib.suppress(BaseException):
                 if saves:
                     self._journal.save_unsaved()
         with contextlib.suppress(BaseException):
             if self._has_begun:
                 duration_s = self._state.now - self._begun_at
-                self._notifier.run_aborted(changed, self._ended, duration_s)
+                self._notifier.run_aborted(changed, self.ended, duration_s)
             self._await_hooks()
             return
         self._complete()

@@ -38,11 +38,10 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from flowrun.registry import TriggerRule
-from flowrun.scheduler.attempt_rules import DUE, TRANSITIONS, fail, fail_lingering
+from flowrun.scheduler.attempt_rules import DUE, TRANSITIONS, fail_lingering, refuse
 from flowrun.scheduler.deadlines import Deadlines, Wait
 from flowrun.scheduler.messages import (
     Failed,
-    Failure,
     Finish,
     Report,
     Save,
@@ -56,7 +55,7 @@ from flowrun.scheduler.messages import (
 )
 from flowrun.scheduler.slot_requests import SlotRequests
 from flowrun.scheduler.trigger_rules import Verdict, verdict
-from flowrun.scheduler.units import ACTIVE, DROPPED, IDLE, Phase, UnitTable, require
+from flowrun.scheduler.units import ACTIVE, IDLE, Phase, UnitTable, require
 from flowrun.state import Reason, RunStatus, TaskStatus, TransitionError
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ if TYPE_CHECKING:
     from flowrun.graph import Graph
     from flowrun.scheduler.deadlines import Deadline
     from flowrun.scheduler.limits import Amounts, Needs
-    from flowrun.scheduler.messages import Event, Instruction, Refusal, UnitEvent
+    from flowrun.scheduler.messages import Event, Instruction, UnitEvent
     from flowrun.scheduler.stand_ins import StandIn
     from flowrun.scheduler.units import Unit
     from flowrun.state import RunRecord, TaskRecord
@@ -239,11 +238,11 @@ class RunState:
             unit = self.table.units[number]
             refusal = None if event.refusals is None else event.refusals.get(number)
             if unit.phase is not Phase.SAVING:
-                self._settle(unit)
+                self.settle(unit)
             elif refusal is None:
                 self._settle_success(unit)
             else:
-                self._refuse(unit, refusal)
+                refuse(self, unit, refusal)
 
     def _settle_success(self, unit: Unit) -> None:
         value = unit.value
@@ -260,24 +259,7 @@ class RunState:
             for child in freed:
                 self._judge(child)
 
-    def _refuse(self, unit: Unit, refusal: Refusal) -> None:
-        """The store did not keep a success."""
-        if unit.pending is not None and unit.pending.started_at is not None:
-            unit.record = unit.record.begun(unit.pending.started_at)
-        if unit.record.status is TaskStatus.PENDING:  # what a value has overridden
-            unit.record = unit.record.start(self.epoch, unit.ready_at)
-        unit.pending = None
-        unit.value = DROPPED
-        if refusal.of_result:
-            self.table.committing -= 1
-            fail(self, unit, Failure(refusal.text, refusal.line), Reason.ERROR)
-            return
-        # The driver reports the store as broken beside this, which ends the run.
-        unit.line = f"its result could not be saved: {refusal.line}"
-        unit.pending = unit.record.fail(self.epoch, unit.line, Reason.RUN_BROKEN)
-        self._settle(unit)
-
-    def _settle(self, unit: Unit) -> None:
+    def settle(self, unit: Unit) -> None:
         """A final failure, a skip or an omission is committed."""
         freed = self.table.settle(unit)
         record = unit.record

@@ -18,7 +18,7 @@ from flowrun.scheduler.options import check_options
 from flowrun.scheduler.parameters import checked_params
 from flowrun.scheduler.run import Run
 from flowrun.scheduler.stand_ins import stand_ins
-from flowrun.state import RunRecord, TaskRecord
+from flowrun.state import RunRecord, RunStatus, TaskRecord
 from flowrun.state.journal import store_error
 
 if TYPE_CHECKING:
@@ -155,8 +155,9 @@ class Starter:
         with stack:
             await run.create(partial(self._create, run.record))
             await run.execute(options.get("timeout_s"))
-            if options.get("raise_on_failure") and run.has_failed:
-                raise RunFailedError(await self.report(run.record.run_id)) from run.first_error
+            is_failed = run.ended is not None and run.ended.status is RunStatus.FAILED
+            if run.errors is not None and is_failed:
+                raise RunFailedError(await self.report(run.record.run_id)) from run.errors.first
 
     def _create(self, record: RunRecord) -> None:
         """Create a run in the store; report its errors as a store's errors."""
