@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from flowrun.scheduler.units import Unit
     from flowrun.state import RunRecord, TaskRecord
 
+_NO_STAND_INS: Mapping[int, StandIn] = {}
 SAVE_STARTS_AFTER_S = 0.01
 """The store is given the start of an attempt that runs for longer; most end before."""
 
@@ -99,7 +100,7 @@ class RunSettings:
     reports_successes: bool = True
     save_starts_after_s: float | None = SAVE_STARTS_AFTER_S
     fails_fast: bool = False
-    stand_ins: Mapping[int, StandIn] = field(default_factory=dict)
+    stand_ins: Mapping[int, StandIn] = field(default_factory=lambda: _NO_STAND_INS)
     validates: bool = False
 
 
