@@ -183,7 +183,7 @@ class Run:
         """End a run that nobody awaits any more; called by one thread only.
 
         Args:
-            error: What came out of :meth:`create` or :meth:`execute`; ``None``: its loop was closed.
+            error: What :meth:`create` or :meth:`execute` has raised; ``None``: its loop was closed.
             at_exit: Whether nothing can be waited for, as the interpreter may be ending. Then the
                 next process that opens the file ends the run.
         """
