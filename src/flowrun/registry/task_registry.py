@@ -50,7 +50,7 @@ class TaskRegistry(Declaring):
         self._start_over()
         call_in_children(self._start_over)
         self._dags: dict[str | None, dict[str, TaskSpec]] = {}
-        self._homes: dict[object, list[tuple[str | None, str]]] = {}
+        self._homes: dict[object, dict[tuple[str | None, str], None]] = {}
         self._version = 0
 
     def _start_over(self) -> None:
@@ -143,9 +143,7 @@ class TaskRegistry(Declaring):
             # notebook's cell is run again, and the cells below it are not.
             if old is not None and identity(old.function) is not old.function:
                 self._homes.pop(identity(old.function), None)  # known by its id, which ends with it
-            homes = self._homes.setdefault(identity(spec.function), [])
-            if home not in homes:
-                homes.append(home)
+            self._homes.setdefault(identity(spec.function), {})[home] = None
             self._version += 1
         return spec.function
 
@@ -163,7 +161,7 @@ class TaskRegistry(Declaring):
             if not tasks:
                 del self._dags[dag]
             for key, homes in list(self._homes.items()):
-                homes[:] = [home for home in homes if home != (dag, name)]
+                homes.pop((dag, name), None)
                 if not homes:
                     del self._homes[key]
             self._version += 1
