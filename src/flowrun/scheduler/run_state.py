@@ -35,7 +35,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from flowrun.registry import TriggerRule
 from flowrun.scheduler.attempt_rules import DUE, TRANSITIONS, fail_lingering, refuse
@@ -201,7 +201,7 @@ class RunState:
         """
         self.now = now
         for event in events:
-            _BOOKED.get(type(event), _book_of_unit)(self, event)
+            self._BOOKED.get(type(event), RunState._book_of_unit)(self, event)
         if self.deadlines.earliest <= now:
             self._meet_deadlines()
         self._decide()
@@ -447,6 +447,12 @@ class RunState:
         require(self.is_finished != is_open, "the run ends when all its units have")
         require(not (self.is_finished and self.table.active), "nothing runs after the end")
 
+    _BOOKED: ClassVar[dict[type, Callable[[RunState, Any], None]]] = {
+        Saved: _book_saved,
+        SlotsGranted: _book_granted,
+        StopRequested: _book_stop,
+    }
+
 
 _SUBJECTS = {
     TaskStatus.FAILED: Subject.FAILURE,
@@ -460,11 +466,3 @@ def _may_be_late(unit: Unit, event: UnitEvent) -> bool:
     if isinstance(event, Succeeded | Failed):  # only of an attempt that was given up
         return (unit.pending or unit.record).abandoned
     return True
-
-
-_book_of_unit = RunState._book_of_unit  # noqa: SLF001 - of the same module
-_BOOKED: dict[type, Callable[[RunState, Any], None]] = {
-    Saved: RunState._book_saved,  # noqa: SLF001
-    SlotsGranted: RunState._book_granted,  # noqa: SLF001
-    StopRequested: RunState._book_stop,  # noqa: SLF001
-}
