@@ -70,9 +70,13 @@ def main() -> int:
         # In a folder of its own: another run in this work tree at the same time would combine,
         # and delete, the data files of this one's processes.
         os.environ["COVERAGE_FILE"] = str(Path(folder) / ".coverage")
-        if not run(name, [*suite, "--cov", "--cov-report=term-missing"]):
+        measured = ["--cov", "--cov-report=term-missing", "-m", "not no_cover"]
+        if not run(name, [*suite, *measured]):
             failed.append(name)
         del os.environ["COVERAGE_FILE"]
+    name = f"tests that are not measured on Python {dotted(here)}"
+    if not run(name, [*suite, "-m", "no_cover"]):
+        failed.append(name)
 
     for minor, made in environments.items():
         name = f"suite on Python {dotted(minor)}"
