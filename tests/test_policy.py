@@ -92,3 +92,14 @@ def test_predicate_is_asked_about_each_error_of_a_group() -> None:
 
     assert RetryPolicy(1, retry_on=predicate).allows(grouped(first, second), 1)
     assert asked == [first, second]
+
+
+def test_function_for_the_delay_that_fails_is_told_to_whoever_wants_it() -> None:
+    def interrupt(error: BaseException, retry: int) -> float:
+        raise KeyboardInterrupt
+
+    assert (
+        RetryPolicy(1, delay_s=lambda error, retry: -1.0, max_delay_s=7).delay_before(1, 0.5) == 7
+    )
+    with pytest.raises(KeyboardInterrupt):
+        RetryPolicy(1, delay_s=interrupt).delay_before(1, 0.5)

@@ -347,7 +347,7 @@ class _Above:
     def finish(self, *, writes: bool) -> None:
         while self._held:
             _, text = self._held.popitem()
-            if writes:
+            if writes:  # pragma: no branch - not in a forked child
                 self._hook.write_above(text + "\n")
 
     def __getattr__(self, name: str) -> object:

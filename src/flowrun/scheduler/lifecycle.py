@@ -233,7 +233,7 @@ class Lifecycle:
             waits: Whether to wait for its threads. When the interpreter ends they stand still.
         """
         if not self._releases.acquire(blocking=waits):
-            return
+            return  # pragma: no cover - the interpreter ends while another thread releases
         try:
             if not self._is_released:
                 self._is_released = True

@@ -392,10 +392,10 @@ class Run:
         if not self._is_end_saved:
             self._journal.keep_unsaved(self.ended)
             with contextlib.suppress(BaseException):
-                if saves:
+                if saves:  # pragma: no branch - not when the interpreter ends
                     self._journal.save_unsaved()
         with contextlib.suppress(BaseException):
-            if self._has_begun:
+            if self._has_begun:  # pragma: no branch - a Ctrl-C may come while it is created
                 duration_s = self._state.now - self._begun_at
                 self._notifier.run_aborted(changed, self.ended, duration_s)
             self._await_hooks()
