@@ -62,6 +62,21 @@ async def test_result_that_the_store_refuses_is_the_cause_of_the_failed_run(  # 
     assert isinstance(raised.value.__cause__, ResultNotStorableError)
 
 
+async def test_value_that_interrupts_when_it_is_looked_at_cancels_the_run(  # R2
+    make_engine: MakeEngine,
+) -> None:
+    class Meta(type):
+        def __getattr__(cls, name: str) -> object:
+            raise KeyboardInterrupt
+
+    engine = make_engine()
+    odd = Meta("Odd", (), {})
+    engine.task(name="a", dag="d")(lambda: odd())
+    with pytest.raises(KeyboardInterrupt):
+        await engine.run_once("d")
+    assert (engine.list_runs()[0].error or "").startswith("RUN_CANCELLED")
+
+
 class Refusing(Future[Any]):
     def cancel(self) -> bool:
         return False
