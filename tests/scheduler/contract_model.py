@@ -202,7 +202,7 @@ class ContractModel:
         task.attempt += 1
         task.told, task.answered, task.overdue, task.given_up_at = "", False, False, None
         task.begun_at = self.now
-        task.times_out_from = self.now if self.graph.is_async[number] else None
+        task.times_out_from = None
         self.report(number, Told("start", task.attempt))
 
     def is_overdue(self, number: int) -> bool:
@@ -340,6 +340,7 @@ class ContractModel:
         outcome, task.saving = task.saving, None
         assert outcome is not None, f"{number} had nothing to save"
         if refusal is not None and outcome.status == SUCCESS:
+            task.follows = None
             if refusal.of_result:
                 self.failed(number, Reason.ERROR, None)
                 return

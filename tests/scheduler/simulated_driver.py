@@ -94,11 +94,11 @@ def granted_by(events: list[Event]) -> Counter[Needs]:
 class Code:
     """The code of one attempt, somewhere outside the run."""
 
-    def __init__(self, unit: int, attempt: int, *, is_async: bool, now: float) -> None:
+    def __init__(self, unit: int, attempt: int, *, is_async: bool) -> None:
         self.unit = unit
         self.attempt = attempt
         self.is_async = is_async
-        self.begun_at = now if is_async else None
+        self.begun_at: float | None = None
         self.ended_at: float | None = None
         self.is_told = False  # to stop
         self.given_up = False
@@ -273,7 +273,7 @@ class SimulatedDriver:
             if self.model.succeeded(parent):
                 assert self.state.value(parent) == self.model.needed_value(parent)[1]
         is_async = self.graph.is_async[unit]
-        self.codes[unit] = Code(unit, attempt, is_async=is_async, now=self.now)
+        self.codes[unit] = Code(unit, attempt, is_async=is_async)
         if unit in self.setup.pooled:  # its clock starts when it is handed over
             self.events.append(Started(unit, attempt, self.now))
 

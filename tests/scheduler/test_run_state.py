@@ -210,9 +210,14 @@ class Machine:
         return {}, self.ask_again_at
 
     def start(self, count: int = 1) -> list[str]:
-        """Grant slots."""
+        """Grant slots; the code of async tasks begins at once."""
         self.wanted -= count
-        return self.apply(SlotsGranted({NEEDS: count}))
+        said = self.apply(SlotsGranted({NEEDS: count}))
+        for unit in self.state.table.units:
+            is_new = unit.phase is UnitPhase.RUNNING and unit.started_at is None
+            if is_new and self.state.graph.is_async[unit.number]:
+                said += self.apply(Started(unit.number, unit.record.attempt, self.now))
+        return said
 
     def apply(self, *events: Event) -> list[str]:
         """Apply events one by one; return what the instructions say."""

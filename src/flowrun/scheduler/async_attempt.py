@@ -73,7 +73,7 @@ class AsyncAttempt(RunningAttempt):
             self._awaited = None
             if value is None:
                 args, kwargs = self.call_arguments()
-                self.start_clock()
+                self.services.began(self.start_clock())
                 value = await self.spec.function(*args, **kwargs)
             while is_to_be_awaited(value):
                 value = await value

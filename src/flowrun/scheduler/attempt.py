@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from flowrun.errors import NonRetryableError, ResultNotStorableError, RetryAfter, SkipTask
 from flowrun.failure import described
 from flowrun.policy import leaves
-from flowrun.scheduler.messages import Failed, Failure, Succeeded
+from flowrun.scheduler.messages import Failed, Failure, Started, Succeeded
 from flowrun.scheduler.results import read_once_problem
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class AttemptServices:
         context: What the caller of the run gave to all its tasks; never copied.
         run_id: The run.
         inbox: Where other threads leave messages for the run.
+        began: Takes the event of code that has begun, on the loop.
         report: Takes an attempt and its outcome, on the loop.
         await_on_loop: Takes an attempt and what its code has returned, to be awaited there.
         chosen: Given the unit of a branch and what it has returned, returns the names and the
@@ -52,12 +53,13 @@ class AttemptServices:
         errors: Where exceptions are noted, if anybody wants them.
     """
 
-    def __init__(  # noqa: PLR0913 - wired in one place
+    def __init__(  # noqa: PLR0913, PLR0917 - wired in one place
         self,
         services: Services,
         context: RunContext[Any] | None,
         run_id: str,
         inbox: Inbox,
+        began: Callable[[Started], object],
         report: Report,
         await_on_loop: Callable[[RunningAttempt, object], object],
         chosen: Callable[[int, object], tuple[list[str], frozenset[int]]],
@@ -67,6 +69,7 @@ class AttemptServices:
         self.context = context
         self.post = inbox.put
         self.post_quietly = inbox.put_quietly
+        self.began = began
         self.report = report
         self.await_on_loop = await_on_loop
         self.chosen = chosen
@@ -181,12 +184,13 @@ class RunningAttempt(ABC):
             return copy.deepcopy((args, dict(kwargs)), {id(context): context})
         return args, kwargs
 
-    def start_clock(self) -> None:
-        """The code begins now: so does its time (A1)."""
+    def start_clock(self) -> Started:
+        """The code begins now: so does its time (A1); return the event that says so."""
         self.started_at = started_at = self.services.monotonic()
         timeout_s = self.spec.timeout_s
         if timeout_s is not None:
             self.seen.deadline = started_at + timeout_s
+        return Started(self.unit, self.seen.attempt, started_at)
 
     def outcome(self, value: object) -> Succeeded | Failed:
         """Return the event of code that has returned a value, which may take time to encode."""

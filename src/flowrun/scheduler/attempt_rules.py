@@ -253,8 +253,8 @@ def _timeout_s(run: RunState, unit: Unit) -> float:
 
 
 def _time_up(run: RunState, unit: Unit) -> None:
-    # The deadline of a sync attempt was set when it was handed over; its clock starts with its
-    # code (A1), and as long as it waits for a thread it has all its time before it.
+    # The deadline was set when the attempt was handed over; its clock starts with its code (A1),
+    # and as long as it waits for a thread, or for its turn on the loop, all its time is before it.
     began_at = run.now if unit.started_at is None else unit.started_at
     due = began_at + _timeout_s(run, unit)
     if due > run.now and not unit.is_overdue:

@@ -28,13 +28,14 @@ from flowrun.scheduler.units import DROPPED
 
 if TYPE_CHECKING:
     import contextvars
+    from collections.abc import Callable
 
     from flowrun.context import RunContext
     from flowrun.graph import Arguments, Graph
     from flowrun.scheduler.attempt import Report, RunningAttempt
     from flowrun.scheduler.first_error import FirstError
     from flowrun.scheduler.inbox import Inbox
-    from flowrun.scheduler.messages import GiveUp, Start, Stop
+    from flowrun.scheduler.messages import GiveUp, Start, Started, Stop
     from flowrun.scheduler.run_state import RunState
     from flowrun.scheduler.services import Services
     from flowrun.state import RunRecord
@@ -53,6 +54,7 @@ class Attempts:
         variables: The context variables of the run's caller.
         state: The run's state, which knows what has become of each unit.
         inbox: Where other threads leave messages for the run.
+        began: Takes the event of code that has begun, on the loop.
         report: Takes an attempt and its outcome, on the loop.
         errors: Where exceptions are noted, if anybody wants them.
 
@@ -69,6 +71,7 @@ class Attempts:
         variables: contextvars.Context,
         state: RunState,
         inbox: Inbox,
+        began: Callable[[Started], object],
         report: Report,
         errors: FirstError | None,
     ) -> None:
@@ -86,6 +89,7 @@ class Attempts:
             context,
             record.run_id,
             inbox,
+            began,
             report,
             self._await_on_loop,
             partial(chosen, graph),

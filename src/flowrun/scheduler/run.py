@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from flowrun.hooks import Event as RunEvent
     from flowrun.scheduler.attempt import RunningAttempt
     from flowrun.scheduler.limits import Amounts, RunLimits
-    from flowrun.scheduler.messages import Event, Instruction, Succeeded
+    from flowrun.scheduler.messages import Event, Instruction, Started, Succeeded
     from flowrun.scheduler.options import RunOptions
     from flowrun.scheduler.services import Services
     from flowrun.scheduler.stand_ins import StandIn
@@ -106,7 +106,7 @@ class Run:
         self._loop = asyncio.get_running_loop()
         self.awaiter = Awaiter()
         variables = contextvars.copy_context()
-        self._alarm = Alarm(clock, self._loop, self._time_has_come)
+        self._alarm = Alarm(clock, self._loop, self._turn)
         self._inbox = Inbox(self._loop, self._read_inbox)
         self._channel = services.hooks.channel(variables, partial(self._inbox.put, _nothing))
         self._notifier = Notifier(record, self._channel, services.log, listener)
@@ -122,8 +122,9 @@ class Run:
             _settings(services, record, self._notifier, self._begun_at, options, stand_ins or {}),
         )
         about = (services, graph, record)
+        reports = (self._attempt_began, self._attempt_ended)
         self._attempts = Attempts(
-            *about, context, variables, self._state, self._inbox, self._attempt_ended, self.errors
+            *about, context, variables, self._state, self._inbox, *reports, self.errors
         )
         self._recorder = Recorder(*about, self._inbox, self._saved, self._end_saved, self.errors)
         self._events: list[Event] = []
@@ -223,6 +224,9 @@ class Run:
             else:
                 self._events.append(message)  # type: ignore[arg-type]
 
+    def _attempt_began(self, event: Started) -> None:
+        self._events.append(event)
+
     def _attempt_ended(self, attempt: RunningAttempt, event: Succeeded | Failed) -> None:
         """Take the outcome of an attempt, on the loop."""
         if attempt.crash is not None:
@@ -270,6 +274,8 @@ class Run:
                 if type(instruction) is Start and self._monotonic() > slice_end:
                     return True
             now = self._monotonic()
+            if deadlines.earliest <= now:
+                self._take_messages()  # among them, when sync code has begun
             if not self._events and deadlines.earliest > now:
                 break
             if now > slice_end:
@@ -279,10 +285,6 @@ class Run:
         if deadlines.earliest < self._alarm.due and not self.ended:
             self._alarm.set(deadlines.earliest, now)
         return False
-
-    def _time_has_come(self) -> None:
-        self._guarded(self._take_messages)  # among them, when sync code has begun
-        self._turn()
 
     def _guarded(self, step: Callable[[], object]) -> None:
         """Take one step; an error in it ends the run (R4)."""

@@ -415,7 +415,7 @@ class RunState:
         for unit in table.pop_ready(slots):
             unit.phase = Phase.RUNNING
             unit.record = record = unit.record.start(epoch, unit.ready_at)
-            unit.started_at = now if self.graph.is_async[unit.number] else None
+            unit.started_at = None
             unit.is_start_saved = unit.is_overdue = False
             timeout_s = specs[unit.number].timeout_s
             if timeout_s is not None:

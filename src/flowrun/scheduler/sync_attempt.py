@@ -17,7 +17,7 @@ from flowrun.errors import ExecutorError, FlowrunError, RemoteTaskError
 from flowrun.executors import Job
 from flowrun.failure import error_line
 from flowrun.scheduler.attempt import NO_ARGUMENTS, RunningAttempt
-from flowrun.scheduler.messages import Started, StopAnswer
+from flowrun.scheduler.messages import StopAnswer
 from flowrun.scheduler.results import is_to_be_awaited
 
 if TYPE_CHECKING:
@@ -110,9 +110,7 @@ class SyncAttempt(RunningAttempt):
         return value, None
 
     def _code_begins(self) -> None:
-        self.start_clock()
-        started = Started(self.unit, self.seen.attempt, self.started_at or 0.0)
-        self.services.post_quietly(started)
+        self.services.post_quietly(self.start_clock())
 
 
 class ThreadAttempt(SyncAttempt):
