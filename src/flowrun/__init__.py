@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     )
     from flowrun.policy import RetryPolicy
     from flowrun.registry import (
+        Cache,
         Param,
         TaskRegistry,
         TaskSpec,
@@ -70,6 +71,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Attempt",
     "AttemptReport",
+    "Cache",
     "Change",
     "DagEndEvent",
     "DagScope",
@@ -156,6 +158,7 @@ _HOMES = {
     ),
     "flowrun.policy": ("RetryPolicy",),
     "flowrun.registry": (
+        "Cache",
         "Param",
         "TaskRegistry",
         "TaskSpec",

@@ -39,6 +39,7 @@ class TaskReport(TypedDict):
     was skipped or omitted, ``error_type`` is ``None``, and ``error_message`` says why.
 
     ``overridden`` says by what the task was overridden in this run: ``"value"`` or ``"function"``.
+    ``cached_from`` is the id of the run from which its result was taken by the cache.
     """
 
     status: TaskStatusName
@@ -56,6 +57,7 @@ class TaskReport(TypedDict):
     deps: list[str]
     attempts: list[AttemptReport]
     overridden: str | None
+    cached_from: str | None
 
 
 class RunReport(TypedDict):
@@ -122,6 +124,7 @@ def _task_report(task: TaskRecord, overridden: str | None) -> TaskReport:
         "deps": list(task.deps),
         "attempts": [_attempt_report(attempt) for attempt in task.attempts],
         "overridden": overridden,
+        "cached_from": None if task.cache is None else task.cache.run_id,
     }
 
 

@@ -116,6 +116,7 @@ def print_completion(options: argparse.Namespace, output: Output) -> int:
 
 _STATUSES = ("succeeded", "failed", "running")
 _STYLES = ("tree", "mermaid", "dot")
+_ACTIONS = ("ls", "clear")
 _MORE = "may be given more than once"
 _RUN_HELP = f"a run's id, or its first characters, or {LATEST!r}: the newest run"
 
@@ -156,6 +157,10 @@ _GIVEN = (
         action="append",
         type=_pair,
     ),
+    _value(
+        "--refresh", "TASK", f"run this task although it is in the cache; {_MORE}", action="append"
+    ),
+    _flag("--refresh-all", "take nothing from the cache"),
 )
 
 COMMANDS = {
@@ -262,6 +267,19 @@ COMMANDS = {
             _DB,
             _value("--keep-last", "N", "keep the N newest of each DAG", type=partial(_number, 0)),
             *_duration("--older-than", "delete only runs that started so long ago", "older_than_s"),
+            _JSON,
+        ),
+    ),
+    "cache": Command(
+        file_commands.manage_cache,
+        "list, or forget, the results in a SQLite file that later runs may take",
+        (
+            Argument(
+                "action", "ls lists them, clear forgets them", {"choices": _ACTIONS}, _ACTIONS
+            ),
+            _DB,
+            _value("--dag", "DAG", "only results of this DAG"),
+            _value("--task", "TASK", "only results of tasks of this name"),
             _JSON,
         ),
     ),

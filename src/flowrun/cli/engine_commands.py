@@ -57,10 +57,11 @@ def run_dag(options: argparse.Namespace, output: Output) -> int:
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the parameters and the metadata of the command line."""
+    """Return what the command line gives to a run beside its context."""
     return {
         "params": dict(options.param) if options.param else None,
         "metadata": dict(options.metadata) if options.metadata else None,
+        "refresh": options.refresh_all or options.refresh or (),
     }
 
 

@@ -1,4 +1,4 @@
-"""The commands that work on a SQLite file of runs: runs, report, error, result, prune."""
+"""The commands that work on a SQLite file of runs: runs, report, error, result, prune, cache."""
 
 from __future__ import annotations
 
@@ -207,6 +207,40 @@ def prune_runs(options: argparse.Namespace, output: Output) -> int:
         output.say_json({"deleted": deleted})
     else:
         output.say(f"{counted(deleted, 'run')} deleted")
+    return SUCCESS
+
+
+def manage_cache(options: argparse.Namespace, output: Output) -> int:
+    """``flowrun cache``."""
+    return (_clear_cache if options.action == "clear" else _list_cache)(options, output)
+
+
+def _list_cache(options: argparse.Namespace, output: Output) -> int:
+    with closing(_open_to_read(options.db)) as store:
+        entries = store.list_cached(options.dag, options.task)
+    if options.json:
+        output.say_json([entry._asdict() for entry in entries])
+    elif entries:
+        rows = [
+            (time_text(made_at).removesuffix(" UTC"), dag, task, run_id)
+            for run_id, dag, task, made_at in entries
+        ]
+        output.say_table(("Made", "DAG", "Task", "Run"), rows)
+    else:
+        output.say("no results")
+    return SUCCESS
+
+
+def _clear_cache(options: argparse.Namespace, output: Output) -> int:
+    from flowrun.state import SqliteStateStore  # noqa: PLC0415 - loads sqlite3
+
+    _check_exists(options.db)
+    with closing(SqliteStateStore(options.db)) as store:
+        cleared = store.clear_cached(options.dag, options.task)
+    if options.json:
+        output.say_json({"cleared": cleared})
+    else:
+        output.say(f"{counted(cleared, 'result')} cleared from the cache")
     return SUCCESS
 
 

@@ -41,12 +41,14 @@ class Graph:
         is_async: Which tasks run on the event loop.
         targets: The targets of a sub-graph, ``None`` for a whole DAG.
         with_params: Tasks that a run's parameters are given to.
+        cached: Tasks that have a cache.
         values: Values that stand for tasks' results, by task.
         overridden: By what a task is overridden for one run, by name; see ``overriding.py``.
     """
 
     __slots__ = (
         "_declared",
+        "cached",
         "children",
         "dag_name",
         "dependency_names",
@@ -91,6 +93,7 @@ class Graph:
         self.with_params: Sequence[int] = ()
         if any(each.params for each in distinct):
             self.with_params = [number for number, each in enumerate(signatures) if each.params]
+        self.cached = [number for number, spec in enumerate(specs) if spec.cache is not None]
         self.values: Mapping[int, object] = {}
         self.overridden: Mapping[str, str] = {}
         self._declared: Graph | None = None

@@ -50,6 +50,10 @@ def override(graph: Graph, overrides: Mapping[str, object] | None) -> Graph:
         else:
             values[number] = given
             specs[number] = dataclasses.replace(spec, signature=_NO_CALL)
+    # A result that an override has a part in neither comes from the cache nor goes there.
+    for number in graph.descendants([graph.index[name] for name in overrides]):
+        if specs[number].cache is not None:
+            specs[number] = dataclasses.replace(specs[number], cache=None)
     by = {name: "value" if graph.index[name] in values else "function" for name in overrides}
     return graph.with_overrides(tuple(specs), values, by)
 

@@ -1,6 +1,7 @@
 """Declaring tasks: decorators, templates, ``TaskSpec``, the reading of signatures."""
 
 from flowrun.registry.annotations import unresolved_annotation
+from flowrun.registry.caching import Cache
 from flowrun.registry.declaring import Declaring, TaskTemplate
 from flowrun.registry.names import validate_name
 from flowrun.registry.params import Param, Parameter, stored_param
@@ -17,6 +18,7 @@ from flowrun.registry.task_spec import (
 
 __all__ = [
     "UPSTREAM",
+    "Cache",
     "Declaring",
     "Param",
     "Parameter",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, cast
 
 from flowrun.errors import TaskDefinitionError, TaskTypeError, close_match
 from flowrun.policy import NO_RETRIES, RetryPolicy, checked_retries, checked_timeout
+from flowrun.registry.caching import Cache, checked_cache
 from flowrun.registry.names import validate_name
 from flowrun.registry.signature import UPSTREAM, inspect_callable
 
@@ -57,6 +58,7 @@ class TemplateOptions(TypedDict, total=False):
             a name that is taken.
         uses: The engine's limits that every attempt uses: their names, or a dict of names and
             weights.
+        cache: Takes the result of an earlier run while it holds; see ``Cache``. By default none.
     """
 
     dag: str | None
@@ -70,6 +72,7 @@ class TemplateOptions(TypedDict, total=False):
     trigger_rule: str
     replace: bool
     uses: Iterable[str] | Mapping[str, int] | None
+    cache: Cache | None
 
 
 class TaskOptions(TemplateOptions, total=False):
@@ -90,6 +93,7 @@ class TaskSpec:
         function: The callable as it was declared.
         deps: Dependencies as declared: names or callables.
         signature: How results and context are injected.
+        source: The source of the function itself; only of a task with a cache.
     """
 
     name: str
@@ -106,6 +110,8 @@ class TaskSpec:
     trigger_rule: TriggerRule = TriggerRule.ALL_SUCCESS
     is_branch: bool = False
     uses: tuple[tuple[str, int], ...] = ()
+    cache: Cache | None = None
+    source: str = ""
 
     @property
     def retries(self) -> int:
@@ -176,6 +182,13 @@ def make_spec(
     deps = _checked_deps(name, dag, options.get("deps"), function)
     try:
         _checked_flag("replace", options.get("replace", False))
+        retains = _checked_flag("retain_result", options.get("retain_result", True))
+        cache, source = checked_cache(
+            options.get("cache"),
+            bare_callable(function),
+            signature.context_parameter,
+            retains=retains,
+        )
         return TaskSpec(
             name,
             functools.partial(function, **bound) if bound else function,
@@ -183,7 +196,7 @@ def make_spec(
             deps,
             checked_timeout(options.get("timeout_s", DEFAULT_TIMEOUT_S)),
             checked_retries(options.get("retries", NO_RETRIES)),
-            _checked_flag("retain_result", options.get("retain_result", True)),
+            retains,
             _checked_executor(options.get("executor"), signature),
             signature,
             _checked_flag("copy_inputs", options.get("copy_inputs", False)),
@@ -191,6 +204,8 @@ def make_spec(
             _checked_rule(options.get("trigger_rule", TriggerRule.ALL_SUCCESS)),
             is_branch,
             _checked_uses(options.get("uses")),
+            cache,
+            source,
         )
     except TypeError as error:
         raise TaskTypeError(name, dag, str(error)) from None

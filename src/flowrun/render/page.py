@@ -184,6 +184,8 @@ class _Builder:
         }
         if task["overridden"]:
             made["why"] = f"overridden by a {task['overridden']}"
+        if task["cached_from"]:
+            made["why"] = for_terminal(f"cached from {task['cached_from']}")
         made = {key: value for key, value in made.items() if value}
         if task["error"] is not None and task["status"] != "SUCCESS":
             made["error"] = self._text(task["error"])

@@ -115,12 +115,13 @@ def waited_s(task: TaskReport) -> float | None:
 
 def is_kept(report: RunReport, task: TaskReport) -> bool:
     """Return whether the task's success was taken over from the run that this one resumes."""
-    started_at = task["started_at"]
+    # What came from the cache has not started.
+    began_at = task["started_at"] or task["finished_at"]
     return (
         report["resumed_from"] is not None
         and task["status"] == "SUCCESS"
-        and started_at is not None
-        and started_at < report["created_at"]
+        and began_at is not None
+        and began_at < report["created_at"]
     )
 
 
@@ -128,7 +129,7 @@ def kept_text(report: RunReport) -> str:
     """Return ``12 kept, 1 run`` for a run that kept something of another one, else nothing."""
     tasks = report["tasks"].values()
     kept = sum(is_kept(report, task) for task in tasks)
-    ran = sum(bool(task["attempt"]) for task in tasks) - kept
+    ran = sum(bool(task["attempt"]) and not is_kept(report, task) for task in tasks)
     return f"{kept:,} kept, {ran:,} run" if kept else ""
 
 

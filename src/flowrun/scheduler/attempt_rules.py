@@ -15,6 +15,8 @@ from flowrun.scheduler.messages import (
     Failed,
     Failure,
     GiveUp,
+    LookedUp,
+    LookUp,
     Report,
     Started,
     Stop,
@@ -31,10 +33,37 @@ if TYPE_CHECKING:
 
     from flowrun.scheduler.messages import Refusal
     from flowrun.scheduler.run_state import RunState
+    from flowrun.scheduler.stand_ins import StandIn
     from flowrun.scheduler.units import Unit
-    from flowrun.state import TaskRecord
+    from flowrun.state import Cached, TaskRecord
 
 _UNKNOWN = Failure("its time was up", "its time was up")
+
+
+# -- values that stand for results ----------------------------------------------------------------
+
+
+def stand_in(run: RunState, unit: Unit, given: StandIn, cached: Cached | None = None) -> None:
+    """A value stands for the result of a unit, which has succeeded without an attempt."""
+    unit.value, stored, unit.follows = given
+    unit.ready_at = run.epoch
+    run.table.commit(unit, Phase.SAVING, unit.record.stand_in(run.epoch, stored, cached))
+
+
+def look_up(run: RunState, unit: Unit) -> None:
+    """Ask the cache for the result of a unit that could start now."""
+    unit.phase = Phase.LOOKING_UP
+    run.out.append(LookUp(unit.number, run.settings.cached[unit.number]))
+
+
+def _looked_up(run: RunState, unit: Unit, event: LookedUp) -> None:
+    if event.note:
+        run.out.append(Report(Subject.NOTE, unit.record, event.note))
+    if event.found is not None:
+        stand_in(run, unit, event.found, event.cached)
+        return
+    unit.record = unit.record._replace(cache=event.cached)
+    run.table.make_ready(unit, run.epoch)
 
 
 # -- the code has begun, or has ended ---------------------------------------------------------
@@ -218,7 +247,7 @@ def refuse(run: RunState, unit: Unit, refusal: Refusal) -> None:
     """The store did not keep a success."""
     if unit.pending is not None and unit.pending.started_at is not None:
         unit.record = unit.record.begun(unit.pending.started_at)
-    if unit.record.status is TaskStatus.PENDING:  # what a value has overridden
+    if unit.record.status is TaskStatus.PENDING:  # a value stood for its result
         unit.record = unit.record.start(run.epoch, unit.ready_at)
     unit.pending = None
     unit.value = DROPPED
@@ -290,6 +319,7 @@ def _delay_over(run: RunState, unit: Unit) -> None:
 Transition: TypeAlias = "Callable[[RunState, Unit, Any], None]"
 
 TRANSITIONS: dict[tuple[Phase, type], Transition] = {
+    (Phase.LOOKING_UP, LookedUp): _looked_up,
     (Phase.RUNNING, Started): _started,
     (Phase.RUNNING, Succeeded): _succeeded,
     (Phase.RUNNING, Failed): _failed,

@@ -1,4 +1,4 @@
-"""The attempts of one run: started, told to stop, given up."""
+"""The attempts of one run: looked up in the cache before, started, told to stop, given up."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from flowrun.registry import UPSTREAM, TriggerRule
 from flowrun.scheduler.async_attempt import AsyncAttempt
 from flowrun.scheduler.attempt import NO_ARGUMENTS, AttemptServices
 from flowrun.scheduler.branches import chosen
-from flowrun.scheduler.messages import Failed, Failure, StopAnswer, StopAnswered
+from flowrun.scheduler.messages import Failed, Failure, LookUp, Stop, StopAnswer, StopAnswered
 from flowrun.scheduler.parameters import task_params
 from flowrun.scheduler.results import close_unawaited
 from flowrun.scheduler.sync_attempt import PoolAttempt, ThreadAttempt, pool_name
@@ -28,14 +28,15 @@ from flowrun.scheduler.units import DROPPED
 
 if TYPE_CHECKING:
     import contextvars
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from flowrun.context import RunContext
     from flowrun.graph import Arguments, Graph
     from flowrun.scheduler.attempt import Report, RunningAttempt
     from flowrun.scheduler.first_error import FirstError
     from flowrun.scheduler.inbox import Inbox
-    from flowrun.scheduler.messages import GiveUp, Start, Started, Stop
+    from flowrun.scheduler.look_ups import LookUps
+    from flowrun.scheduler.messages import Event, GiveUp, LookedUp, Start, Started
     from flowrun.scheduler.run_state import RunState
     from flowrun.scheduler.services import Services
     from flowrun.state import RunRecord
@@ -83,6 +84,8 @@ class Attempts:
         self._state = state
         self._report = report
         self._pools = services.pools
+        self._look_ups: LookUps | None = None
+        self._about_look_ups = (services, graph, record, context, variables, state, inbox)
         self._monotonic = services.config.clock.monotonic
         self._services = AttemptServices(
             services,
@@ -95,6 +98,26 @@ class Attempts:
             partial(chosen, graph),
             errors,
         )
+
+    def carry_out(self, instruction: LookUp | Stop | GiveUp) -> Sequence[Event]:
+        """Carry out an instruction; return what has come of it so far."""
+        if isinstance(instruction, LookUp):
+            return self._look_up(instruction)
+        if isinstance(instruction, Stop):
+            return self._stop(instruction)
+        return self._give_up(instruction)
+
+    def _look_up(self, look_up: LookUp) -> list[LookedUp]:
+        if self._look_ups is None:
+            from flowrun.scheduler.look_ups import LookUps  # noqa: PLC0415 - for caches only
+
+            self._look_ups = LookUps(*self._about_look_ups)
+        return self._look_ups.begin(look_up)
+
+    def end_look_ups(self) -> None:
+        """Wait for no answer of the cache any more: the run has ended."""
+        if self._look_ups is not None:
+            self._look_ups.abandon()
 
     def start(self, start: Start) -> None:
         """Start an attempt."""
@@ -171,7 +194,7 @@ class Attempts:
         del self.running[attempt.unit]
         return True
 
-    def stop(self, stop: Stop) -> list[StopAnswered]:
+    def _stop(self, stop: Stop) -> list[StopAnswered]:
         """Tell attempts to stop; return their answers."""
         attempts = [self.running[unit] for unit in stop.units if unit in self.running]
         # First what waits in a pool: it would begin as soon as something else there has ended.
@@ -198,7 +221,7 @@ class Attempts:
         )
         return attempt.failure(error, f"TaskTimeoutError: {error}")
 
-    def give_up(self, instruction: GiveUp) -> list[Failed]:
+    def _give_up(self, instruction: GiveUp) -> list[Failed]:
         """Go on without an attempt; return its outcome if no other one will ever come."""
         attempt = self.running.pop(instruction.unit, None)
         if attempt is None or attempt.give_up():
@@ -207,6 +230,7 @@ class Attempts:
 
     def leave(self, cause: str) -> list[asyncio.Task[None]]:
         """Stop and give up all attempts; return what still runs on the loop."""
+        self.end_look_ups()
         attempts = list(self.running.values())
         self.running.clear()
         for attempt in attempts:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from flowrun.scheduler.limits import Amounts
-    from flowrun.state import Reason, RunRecord, TaskRecord
+    from flowrun.scheduler.stand_ins import StandIn
+    from flowrun.state import Cached, Reason, RunRecord, TaskRecord
 
 
 @dataclass(slots=True)
@@ -92,6 +93,24 @@ class StopRequested:
 
 
 @dataclass(slots=True)
+class LookedUp:
+    """The answer to a ``LookUp``.
+
+    Attributes:
+        cached: What the unit has to do with the cache; ``None`` if the cache cannot be used.
+        found: What stands for its result; ``None`` if it has to run.
+        note: A warning for the log, or an empty text.
+        attempt: It has had none.
+    """
+
+    unit: int
+    cached: Cached | None = None
+    found: StandIn | None = None
+    note: str = ""
+    attempt: int = 0
+
+
+@dataclass(slots=True)
 class Started:
     """The code of a sync attempt has begun."""
 
@@ -149,10 +168,21 @@ class Saved:
     refusals: Mapping[int, Refusal] | None = None
 
 
-UnitEvent: TypeAlias = Started | Succeeded | Failed | StopAnswered
+UnitEvent: TypeAlias = LookedUp | Started | Succeeded | Failed | StopAnswered
 Event: TypeAlias = UnitEvent | SlotsGranted | StopRequested | Saved
 
 # -- instructions -----------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class LookUp:
+    """Ask the cache for a unit's result, and answer with a ``LookedUp``.
+
+    ``is_fresh``: the unit has to run, and only its place in the cache is asked for.
+    """
+
+    unit: int
+    is_fresh: bool
 
 
 @dataclass(slots=True)
@@ -231,4 +261,4 @@ class Report:
     max_attempts: int = 0
 
 
-Instruction: TypeAlias = Start | Stop | GiveUp | Save | Finish | Report
+Instruction: TypeAlias = LookUp | Start | Stop | GiveUp | Save | Finish | Report

@@ -122,7 +122,12 @@ class Notifier:
         duration_s, ended_at = _duration_s(task), task.finished_at or 0.0
         about = (task.name, ended_at, task.attempt, duration_s, report.value)
         self._emit(TaskSuccessEvent, *about)
-        self._write(logging.INFO, task, "task %r succeeded in %.3f s", task.name, duration_s)
+        source = None if task.cache is None else task.cache.run_id
+        if source is None:
+            self._write(logging.INFO, task, "task %r succeeded in %.3f s", task.name, duration_s)
+        else:
+            text = "task %r has its result from the cache, of run %s"
+            self._write(logging.INFO, task, text, task.name, source)
 
     def _retrying(self, report: Report) -> None:
         task, line, delay_s = report.record, report.line, report.delay_s

@@ -154,7 +154,10 @@ def take_over(record: RunRecord, graph: Graph, old: RunRecord, plan: ResumePlan)
     tasks = dict(record.tasks)
     for number, name in enumerate(graph.names):
         if plan.tasks[name].action == "keep":
-            tasks[name] = old.tasks[name]._replace(deps=graph.dependency_names[number])
+            kept = old.tasks[name]._replace(deps=graph.dependency_names[number])
+            if kept.cache is not None and kept.cache.run_id is None:
+                kept = kept._replace(cache=None)  # the entry is the old run's
+            tasks[name] = kept
     return record._replace(resumed_from=old.run_id, tasks=tasks)
 
 

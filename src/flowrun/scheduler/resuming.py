@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flowrun.errors import ResumeError, listed
 from flowrun.graph import override
+from flowrun.scheduler.options import refreshed
 from flowrun.scheduler.parameters import checked_params
 from flowrun.scheduler.resume_plan import (
     ResumePlan,
@@ -30,12 +31,16 @@ if TYPE_CHECKING:
 
 
 class PlannedResume(NamedTuple):
-    """The graph of the new run, the run to resume, what to do, and the new run's parameters."""
+    """The graph of the new run, the run to resume, what to do, and the new run's parameters.
+
+    ``named``: the tasks of ``from_tasks``, and all that depends on them.
+    """
 
     graph: Graph
     old: RunRecord
     tasks: ResumePlan
     params: dict[str, object]
+    named: set[int]
 
 
 class Resumer:
@@ -75,7 +80,8 @@ class Resumer:
         graph = override(graph, overrides)
         new_params = checked_params(graph, params, old.params)
         plan = plan_resume(graph, old, names, new_params, unreadable)
-        return PlannedResume(graph, old, plan, new_params)
+        named = graph.descendants([graph.number(name) for name in names or ()])
+        return PlannedResume(graph, old, plan, new_params, named)
 
     async def resume(
         self,
@@ -87,9 +93,12 @@ class Resumer:
         """Carry out a new run that takes over from an old one; return the new run's id."""
         params, overrides = options.get("params"), options.get("overrides")
         planned = partial(self.plan, run_id, from_tasks, params, overrides)
-        graph, old, plan, new_params = await self._off_loop(planned)
+        graph, old, plan, new_params, named = await self._off_loop(planned)
         self._warn_of_abandoned(old)
         options = {**options, "params": new_params}
+        if named:  # who asks for them to run again wants nothing from the cache
+            fresh = named.union(refreshed(graph, options))
+            options["refresh"] = [graph.names[number] for number in fresh]
         if options.get("metadata") is None:
             options["metadata"] = old.metadata
         record = self._starter.new_record(graph, context, options)

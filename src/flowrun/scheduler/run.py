@@ -28,6 +28,7 @@ from flowrun.scheduler.messages import (
     Failed,
     Finish,
     GiveUp,
+    LookUp,
     Report,
     Save,
     Saved,
@@ -40,6 +41,7 @@ from flowrun.scheduler.messages import (
     Subject,
 )
 from flowrun.scheduler.notifier import Notifier
+from flowrun.scheduler.options import cached_tasks
 from flowrun.scheduler.recorder import Recorder
 from flowrun.scheduler.run_state import SAVE_STARTS_AFTER_S, RunSettings, RunState
 from flowrun.state import Reason, TaskStatus
@@ -119,7 +121,9 @@ class Run:
             [limits.needs(spec.uses) for spec in graph.specs],
             partial(self._limits.exchange, self),
             self._limits.pause,
-            _settings(services, record, self._notifier, self._begun_at, options, stand_ins or {}),
+            _settings(
+                services, graph, record, self._notifier, self._begun_at, options, stand_ins or {}
+            ),
         )
         about = (services, graph, record)
         reports = (self._attempt_began, self._attempt_ended)
@@ -302,11 +306,8 @@ class Run:
         else:
             self._attempts.start(start)
 
-    def _stop(self, stop: Stop) -> None:
-        self._events += self._attempts.stop(stop)
-
-    def _give_up(self, instruction: GiveUp) -> None:
-        self._events += self._attempts.give_up(instruction)
+    def _pass_on(self, instruction: LookUp | Stop | GiveUp) -> None:
+        self._events += self._attempts.carry_out(instruction)
 
     def _report(self, report: Report) -> None:
         if self.errors is not None and report.subject is Subject.FAILURE:
@@ -328,6 +329,7 @@ class Run:
         self.ended = finish.record
         self._limits.leave(self, self._state.now)
         self._alarm.drop()
+        self._attempts.end_look_ups()
         self._recorder.finish(finish)
 
     def _end_saved(self, error: BaseException | None) -> None:
@@ -357,9 +359,8 @@ class Run:
     def _broke(self, error: BaseException) -> None:
         """Something beside the run's state has failed, such as the store: end the run by that."""
         self._is_broken = True
-        is_interrupt = isinstance(error, KeyboardInterrupt)
-        reason = Reason.RUN_CANCELLED if is_interrupt else Reason.RUN_BROKEN
-        self._events.append(StopRequested(reason, self._note_error(error), broken=True))
+        request = StopRequested(_reason_of(error), self._note_error(error), broken=True)
+        self._events.append(request)
         self._turn_later()
 
     def _note_error(self, error: BaseException) -> str:
@@ -386,8 +387,7 @@ class Run:
         self._limits.leave(self, self._state.now)
         changed: list[TaskRecord] = []
         if self.ended is None:
-            is_interrupt = isinstance(error, KeyboardInterrupt)
-            reason = Reason.RUN_CANCELLED if is_interrupt else Reason.RUN_BROKEN
+            reason = _reason_of(error)
             with contextlib.suppress(BaseException):
                 self._state.now = self._monotonic()
             self.ended, changed = _ended_as_it_stands(self._state, self.record, reason, cause)
@@ -405,9 +405,10 @@ class Run:
         self._complete()
 
     _CARRY_OUT: ClassVar[dict[type, Callable[[Run, Any], None]]] = {
+        LookUp: _pass_on,
         Start: _start,
-        Stop: _stop,
-        GiveUp: _give_up,
+        Stop: _pass_on,
+        GiveUp: _pass_on,
         Save: _save,
         Finish: _finish,
         Report: _report,
@@ -435,6 +436,7 @@ def _ended_as_it_stands(
 
 def _settings(  # noqa: PLR0913 - what a run is told
     services: Services,
+    graph: Graph,
     record: RunRecord,
     notifier: Notifier,
     begun_at: float,
@@ -454,7 +456,13 @@ def _settings(  # noqa: PLR0913 - what a run is told
         save_starts_after_s=SAVE_STARTS_AFTER_S if blocks else None,
         fails_fast=options.get("fail_fast", False),
         stand_ins=stand_ins,
+        cached=cached_tasks(graph, options, services.journal.store, services.log),
     )
+
+
+def _reason_of(error: BaseException) -> Reason:
+    """Return why a run ends by an error from outside its tasks."""
+    return Reason.RUN_CANCELLED if isinstance(error, KeyboardInterrupt) else Reason.RUN_BROKEN
 
 
 def _clear_error(error: BaseException, record: RunRecord) -> BaseException:

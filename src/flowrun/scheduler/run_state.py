@@ -10,6 +10,7 @@ numbers is the queue of ready units. This is its way through its phases; ``attem
 the table of transitions::
 
     WAITING ----------------------> SAVING (a value overrides it)
+    WAITING -> LOOKING_UP -> READY, or SAVING (its result is in the cache)
     WAITING -> READY -> RUNNING -> SAVING -> DONE
                 ^          |-> EXPIRING (its time is up) -|
                 |          |-> STOPPING (the run stops) --|-> FAILING -> DONE
@@ -38,7 +39,14 @@ from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from flowrun.registry import TriggerRule
-from flowrun.scheduler.attempt_rules import DUE, TRANSITIONS, fail_lingering, refuse
+from flowrun.scheduler.attempt_rules import (
+    DUE,
+    TRANSITIONS,
+    fail_lingering,
+    look_up,
+    refuse,
+    stand_in,
+)
 from flowrun.scheduler.deadlines import Deadlines, Wait
 from flowrun.scheduler.messages import (
     Failed,
@@ -70,6 +78,7 @@ if TYPE_CHECKING:
     from flowrun.state import RunRecord, TaskRecord
 
 _NO_STAND_INS: Mapping[int, StandIn] = {}
+_NO_CACHES: Mapping[int, bool] = {}
 SAVE_STARTS_AFTER_S = 0.01
 """The store is given the start of an attempt that runs for longer; most end before."""
 
@@ -89,6 +98,7 @@ class RunSettings:
             ``None``: never.
         fails_fast: Whether the first final failure ends the run.
         stand_ins: Values that stand for the results of tasks, which have no attempt.
+        cached: Units with a cache, and whether they have to run all the same.
         validates: Check all invariants after every call.
     """
 
@@ -101,6 +111,7 @@ class RunSettings:
     save_starts_after_s: float | None = SAVE_STARTS_AFTER_S
     fails_fast: bool = False
     stand_ins: Mapping[int, StandIn] = field(default_factory=lambda: _NO_STAND_INS)
+    cached: Mapping[int, bool] = field(default_factory=lambda: _NO_CACHES)
     validates: bool = False
 
 
@@ -294,14 +305,13 @@ class RunState:
             self.omit(unit, Reason.RULE_NOT_MET, f"its trigger_rule {unit.rule} was not met")
 
     def _run(self, unit: Unit) -> None:
-        """Start a unit when there is a slot; one that a value overrides has succeeded now."""
-        given = self.settings.stand_ins.get(unit.number)
-        if given is None:
+        """Start a unit when there is a slot, unless a value stands for its result."""
+        if unit.number in self.settings.stand_ins:
+            stand_in(self, unit, self.settings.stand_ins[unit.number])
+        elif unit.number in self.settings.cached:
+            look_up(self, unit)
+        else:
             self.table.make_ready(unit, self.epoch)
-            return
-        unit.value, stored, unit.follows = given
-        unit.ready_at = self.epoch
-        self.table.commit(unit, Phase.SAVING, unit.record.stand_in(self.epoch, stored))
 
     def omit(self, unit: Unit, reason: Reason, why: str) -> None:
         """A unit has nothing to do in this run."""
@@ -369,8 +379,8 @@ class RunState:
         for unit in self.table.units:
             if unit.phase is Phase.LINGERING:
                 fail_lingering(self, unit, f"not retried: {cause}")
-            elif unit.phase is Phase.DELAYED:
-                unit.phase = Phase.WAITING  # the end of its delay makes it READY no more
+            elif unit.phase in (Phase.DELAYED, Phase.LOOKING_UP):
+                unit.phase = Phase.WAITING  # what it waits for makes it READY no more
 
     # -- deciding --------------------------------------------------------------------------------
 

@@ -41,6 +41,7 @@ class Phase(IntEnum):
     SKIPPING = 9
     OMITTING = 10
     DONE = 11
+    LOOKING_UP = 12
 
 
 ACTIVE = frozenset((Phase.RUNNING, Phase.EXPIRING, Phase.STOPPING))
@@ -316,7 +317,7 @@ class UnitTable:
             require(unit.unmet == len(parents) - len(done), story)
             require(unit.omitted == done.count(TaskStatus.OMITTED), story)
             require(unit.bad == len(done) - done.count(TaskStatus.SUCCESS) - unit.omitted, story)
-            if unit.phase in ACTIVE or unit.phase is _READY:
+            if unit.phase in ACTIVE or unit.phase in (_READY, Phase.LOOKING_UP):
                 runs = verdict(unit.rule, len(parents), unit.bad, unit.omitted) is Verdict.RUN
                 require(runs and not unit.unmet, story)
             children = [self.units[each] for each in self._graph.children[unit.number]]
@@ -337,6 +338,7 @@ _PENDING = frozenset((TaskStatus.PENDING,))
 _RUNNING = frozenset((TaskStatus.RUNNING,))
 _STATUSES = {
     Phase.WAITING: _PENDING,
+    Phase.LOOKING_UP: _PENDING,
     Phase.READY: _PENDING,
     Phase.DELAYED: _PENDING,
     Phase.SKIPPING: _PENDING,

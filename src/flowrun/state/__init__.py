@@ -8,12 +8,16 @@ from flowrun.door import lazy_exports
 from flowrun.state.memory import InMemoryStateStore, StateStore
 from flowrun.state.protocol import (
     ByteStoreProtocol,
+    CachedResult,
+    CacheEntry,
+    CacheStoreProtocol,
     Change,
     RunQuery,
     StateStoreProtocol,
 )
 from flowrun.state.records import (
     AttemptRecord,
+    Cached,
     EncodedResult,
     NoResult,
     Reason,
@@ -34,6 +38,10 @@ if TYPE_CHECKING:
 __all__ = [
     "AttemptRecord",
     "ByteStoreProtocol",
+    "CacheEntry",
+    "CacheStoreProtocol",
+    "Cached",
+    "CachedResult",
     "Change",
     "EncodedResult",
     "InMemoryStateStore",

@@ -16,7 +16,7 @@ from flowrun.errors import (
     overlap,
 )
 from flowrun.forks import call_in_children
-from flowrun.state.protocol import ALL_RUNS
+from flowrun.state.protocol import ALL_RUNS, CachedResult, CacheEntry
 from flowrun.state.records import NoResult, TaskRecord, TaskStatus
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class InMemoryStateStore:
             so that a service that runs for months does not grow. ``None``: all.
         keep_results_of: How many of the newest finished runs keep their results. In older runs
             the results show as released, and a resume runs their tasks again where it needs
-            them. ``None``: all.
+            them. ``None``: all. Results in the cache are kept as long as their runs.
 
     Raises:
         TypeError: A bound is neither an integer nor ``None``.
@@ -66,6 +66,8 @@ class InMemoryStateStore:
         self._runs: dict[str, RunRecord] = {}
         self._tasks: dict[str, dict[str, TaskRecord]] = {}
         self._finished: deque[str] = deque()
+        self._cached: dict[str, tuple[CacheEntry, object]] = {}
+        self._keys: dict[str, list[str]] = {}  # of the entries that a run has made
         call_in_children(self._start_over)
 
     def _start_over(self) -> None:
@@ -103,6 +105,9 @@ class InMemoryStateStore:
                 if task.result is NoResult.STORED:
                     task = task._replace(result=tasks[task.name].result)  # noqa: PLW2901
                 tasks[task.name] = task
+                cache = task.cache
+                if cache is not None and not cache.run_id and task.status is TaskStatus.SUCCESS:
+                    self._add_to_cache(cache.key, run, task)
 
     def load_run(self, run_id: str, *, results: bool) -> RunRecord:
         """Return a run as it now stands; see :meth:`StateStoreProtocol.load_run`."""
@@ -158,6 +163,29 @@ class InMemoryStateStore:
             self._finished = deque(run_id for run_id in self._finished if run_id in self._runs)
         return len(doomed)
 
+    def find_cached(self, key: str, since: float) -> CachedResult | None:
+        """Return the result of a key; see :meth:`CacheStoreProtocol.find_cached`."""
+        found = self._cached.get(key)
+        if found is None or found[0].finished_at < since:
+            return None
+        return CachedResult(found[0].run_id, found[1], found[1])
+
+    def list_cached(
+        self, dag_name: str | None = None, task_name: str | None = None
+    ) -> list[CacheEntry]:
+        """Return the entries of the cache, newest first."""
+        with self._lock:
+            found = self._entries(dag_name, task_name)
+        return sorted(found.values(), key=lambda entry: -entry.finished_at)
+
+    def clear_cached(self, dag_name: str | None = None, task_name: str | None = None) -> int:
+        """Forget entries of the cache, and return how many."""
+        with self._lock:
+            doomed = self._entries(dag_name, task_name)
+            for key in doomed:
+                del self._cached[key]
+        return len(doomed)
+
     def close(self) -> None:
         """Do nothing: the runs stay readable."""
 
@@ -203,8 +231,23 @@ class InMemoryStateStore:
         while most is not None and len(finished) > most:
             self._delete(finished.popleft())
 
+    def _entries(self, dag_name: str | None, task_name: str | None) -> dict[str, CacheEntry]:
+        return {
+            key: entry
+            for key, (entry, _) in self._cached.items()
+            if dag_name in (None, entry.dag_name) and task_name in (None, entry.task_name)
+        }
+
+    def _add_to_cache(self, key: str, run: RunRecord, task: TaskRecord) -> None:
+        entry = CacheEntry(run.run_id, run.dag_name, task.name, task.finished_at or 0.0)
+        self._cached[key] = entry, task.result
+        self._keys.setdefault(run.run_id, []).append(key)
+
     def _delete(self, run_id: str) -> None:
         del self._runs[run_id], self._tasks[run_id]
+        for key in self._keys.pop(run_id, ()):
+            if key in self._cached and self._cached[key][0].run_id == run_id:
+                del self._cached[key]
 
     def _newest_first(self, before: str | float | None) -> list[RunRecord]:
         with self._lock:

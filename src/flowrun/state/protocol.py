@@ -53,6 +53,36 @@ class RunQuery(NamedTuple):
 ALL_RUNS = RunQuery()
 
 
+class CacheEntry(NamedTuple):
+    """One result that later runs may take.
+
+    Attributes:
+        run_id: The run that made it.
+        dag_name: The DAG.
+        task_name: The task.
+        finished_at: When the task succeeded, in epoch seconds.
+    """
+
+    run_id: str
+    dag_name: str
+    task_name: str
+    finished_at: float
+
+
+class CachedResult(NamedTuple):
+    """A result that was found in the cache.
+
+    Attributes:
+        run_id: The run that made it.
+        value: The value.
+        stored: What the store keeps of it.
+    """
+
+    run_id: str
+    value: object
+    stored: object
+
+
 @runtime_checkable
 class StateStoreProtocol(Protocol):
     """Keep runs; every method is synchronous.
@@ -144,4 +174,34 @@ class ByteStoreProtocol(StateStoreProtocol, Protocol):
         Raises:
             ResultNotStorableError: The value would not come back as what it is.
         """
+        ...
+
+
+@runtime_checkable
+class CacheStoreProtocol(StateStoreProtocol, Protocol):
+    """A store with a cache between runs; with any other store all tasks run.
+
+    Its entries are the successes whose record has a ``cache`` without a ``run_id``. An entry
+    replaces the one of the same key, and ends with its run.
+    """
+
+    def find_cached(self, key: str, since: float) -> CachedResult | None:
+        """Return the result of a key, if it was made at this epoch time or later.
+
+        Called from any thread, several at once.
+
+        Raises:
+            ResultNotReadableError: A result was written by another serializer, or is broken.
+            DamagedRecordError: The entry, or its result, does not match its checksum.
+        """
+        ...
+
+    def list_cached(
+        self, dag_name: str | None = None, task_name: str | None = None
+    ) -> list[CacheEntry]:
+        """Return the entries, newest first."""
+        ...
+
+    def clear_cached(self, dag_name: str | None = None, task_name: str | None = None) -> int:
+        """Forget entries, and return how many; their runs stay as they are."""
         ...

@@ -84,6 +84,18 @@ class AttemptRecord(NamedTuple):
     abandoned: bool
 
 
+class Cached(NamedTuple):
+    """What a task has to do with the cache between runs.
+
+    Attributes:
+        key: Stands for all that its result depends on. A later task of the same key takes that.
+        run_id: The run from which its result was taken; ``None`` if it makes its own one.
+    """
+
+    key: str
+    run_id: str | None = None
+
+
 class EncodedResult(NamedTuple):
     """A result as a store keeps it.
 
@@ -116,8 +128,7 @@ class TaskRecord(NamedTuple):
 
     ``PENDING -> RUNNING -> SUCCESS``, ``RUNNING -> FAILED (-> PENDING)``,
     ``PENDING -> SKIPPED``, ``PENDING`` or ``RUNNING -> OMITTED``, ``PENDING -> SUCCESS`` by an
-    override, and ``RUNNING -> PENDING`` for an
-    attempt whose code never began.
+    override or from the cache, and ``RUNNING -> PENDING`` for an attempt whose code never began.
     Every other transition raises :class:`TransitionError`.
 
     Attributes:
@@ -134,6 +145,7 @@ class TaskRecord(NamedTuple):
         abandoned: Whether the code of its last attempt still ran when it was given up.
         result: The value, an :class:`EncodedResult`, or a :class:`NoResult`.
         earlier: The attempts before the last one.
+        cache: What it has to do with the cache; ``None`` without one.
     """
 
     name: str
@@ -148,6 +160,7 @@ class TaskRecord(NamedTuple):
     abandoned: bool = False
     result: object = NoResult.ABSENT
     earlier: tuple[AttemptRecord, ...] = ()
+    cache: Cached | None = None
 
     def start(self, now: float, ready_at: float) -> TaskRecord:
         """PENDING -> RUNNING: the next attempt begins."""
@@ -166,6 +179,7 @@ class TaskRecord(NamedTuple):
             False,
             _ABSENT,
             self.earlier,
+            self.cache,
         )
         return _new_record(TaskRecord, begun)
 
@@ -188,11 +202,12 @@ class TaskRecord(NamedTuple):
         at = self.started_at if started_at is None else started_at
         return self._ended(_SUCCESS, now, None, None, False, result, at)  # noqa: FBT003
 
-    def stand_in(self, now: float, result: object) -> TaskRecord:
-        """PENDING -> SUCCESS: a value was given in place of an attempt."""
+    def stand_in(self, now: float, result: object, cache: Cached | None = None) -> TaskRecord:
+        """PENDING -> SUCCESS: a value was given, or was in the cache, in place of an attempt."""
         if self.status is not _PENDING:
             self._refuse("be overridden")
-        return self._ended(_SUCCESS, now, None, None, False, result, None)  # noqa: FBT003
+        ended = self._ended(_SUCCESS, now, None, None, False, result, None)  # noqa: FBT003
+        return ended if cache is None else ended._replace(cache=cache)
 
     def fail(
         self, now: float, error: str, reason: Reason, *, abandoned: bool = False
@@ -264,6 +279,7 @@ class TaskRecord(NamedTuple):
             abandoned,
             result,
             self.earlier,
+            self.cache,
         )
         return _new_record(TaskRecord, ended)
 

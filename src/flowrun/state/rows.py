@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from flowrun.errors import DamagedRecordError
 from flowrun.state.records import (
     AttemptRecord,
+    Cached,
     NoResult,
     Reason,
     RunRecord,
@@ -37,6 +38,7 @@ TASK_COLUMNS = (
     "name, deps, status, attempt, ready_at, started_at, finished_at, error, reason, abandoned,"
     " earlier_attempts, result_state"
 )
+CACHED_COLUMNS = "run, place, key, source, finished_at"
 ATTEMPT_COLUMNS = "number, ready_at, started_at, finished_at, error, reason, abandoned"
 
 _FINISHED_AT, _COUNTS, _STARTED_BY = 3, 10, 11  # of a run's row
@@ -146,7 +148,7 @@ def run_row(run: RunRecord, owner: int | None) -> Row:
 def task_row(run: int, place: int, task: TaskRecord, deps: str) -> Row:
     """Return where a task's row stands, its values in the order of ``TASK_COLUMNS``, a checksum."""
     name, _, status, attempt, ready_at, started_at, finished_at = task[:7]
-    error, reason, abandoned, result, earlier = task[7:]
+    error, reason, abandoned, result, earlier = task[7:12]
     row = (
         name,
         deps,
@@ -170,6 +172,19 @@ def attempt_row(run: int, place: int, attempt: AttemptRecord) -> Row:
     times = (_real(ready_at), _real(started_at), _real(finished_at))
     row = (number, *times, error, None if reason is None else str(reason), int(abandoned))
     return run, place, *row, attempt_checksum(run, place, row)
+
+
+def cached_row(run: int, place: int, cache: Cached, finished_at: float | None) -> Row:
+    """Return where a task's row in the cache stands, its ``CACHED_COLUMNS``, and a checksum."""
+    row = (run, place, *cache, _real(finished_at))
+    return *row, checksum(row)
+
+
+def cached_of_row(row: Row, stored: object, run_id: str, task_name: str) -> Cached:
+    """Return what a task has to do with the cache; the row begins with where it stands."""
+    if checksum(row) != stored:
+        raise _damaged(text_of(run_id), text_of(task_name))
+    return Cached(*row[2:4])
 
 
 def plan_of(tasks: Mapping[str, TaskRecord]) -> tuple[str, list[str]]:

@@ -138,6 +138,20 @@ ALTER TABLE tasks ADD COLUMN data_checksum INTEGER;
 ALTER TABLE runs ADD COLUMN params TEXT;
 ALTER TABLE runs ADD COLUMN overridden TEXT
 """),
+    # What tasks have to do with the cache between runs. A row without a source is an entry; a newer
+    # one replaces that of the same key.
+    statements("""
+CREATE TABLE cached (
+    run INTEGER NOT NULL REFERENCES runs (seq) ON DELETE CASCADE,
+    place INTEGER NOT NULL,
+    key TEXT NOT NULL,
+    source TEXT,
+    finished_at REAL NOT NULL,
+    checksum INTEGER NOT NULL,
+    PRIMARY KEY (run, place)
+) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX cached_by_key ON cached (key) WHERE source IS NULL
+"""),
 )
 """The n-th step leads from version n - 1 to version n; a new file takes all of them.
 
@@ -169,6 +183,13 @@ CREATE TEMP VIEW attempts AS SELECT NULL AS run, NULL AS place, NULL AS number, 
         5,
         statements("""
 CREATE TEMP VIEW IF NOT EXISTS runs AS SELECT *, NULL AS params, NULL AS overridden FROM main.runs
+"""),
+    ),
+    (
+        6,
+        statements("""
+CREATE TEMP VIEW cached AS SELECT NULL AS run, NULL AS place, NULL AS key, NULL AS source,
+    NULL AS finished_at, NULL AS checksum WHERE FALSE
 """),
     ),
 )

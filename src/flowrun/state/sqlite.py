@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Collection, Sequence
 
-    from flowrun.state.protocol import Change, RunQuery
+    from flowrun.state.protocol import CachedResult, CacheEntry, Change, RunQuery
     from flowrun.state.records import EncodedResult, RunRecord, RunSummary
     from flowrun.state.serializers import ResultSerializer
     from flowrun.state.sqlite_reading import StoredResult
@@ -236,6 +236,25 @@ class SqliteStateStore:
     def unreadable_results(self, run_id: str) -> set[str]:
         """Return the tasks of a run whose results a serializer made that is not the store's."""
         return self._reader.written_by_others(run_id)
+
+    def find_cached(self, key: str, since: float) -> CachedResult | None:
+        """Return the result of a key; see :meth:`CacheStoreProtocol.find_cached`."""
+        return self._reader.cached(key, since)
+
+    def list_cached(
+        self, dag_name: str | None = None, task_name: str | None = None
+    ) -> list[CacheEntry]:
+        """Return the entries of the cache between runs, newest first.
+
+        Raises:
+            DamagedRecordError: An entry does not match its checksum.
+        """
+        return self._reader.entries(dag_name, task_name)
+
+    def clear_cached(self, dag_name: str | None = None, task_name: str | None = None) -> int:
+        """Forget entries of the cache between runs, and return how many."""
+        with self._connections.transaction() as db:
+            return db.execute(sql.CLEAR_CACHED, {"dag": dag_name, "task": task_name}).rowcount
 
     @property
     def _owner(self) -> int:

@@ -12,6 +12,7 @@ from flowrun.state import statements as sql
 from flowrun.state.records import EncodedResult, NoResult, Reason, TaskStatus
 from flowrun.state.rows import (
     attempt_row,
+    cached_row,
     checksum,
     plan_of,
     run_checksum,
@@ -132,6 +133,9 @@ class Batch:
         if task.earlier:
             self._others.setdefault(sql.PUT_ATTEMPT, []).extend(owned.new_attempts(task))
             self._retried.append((owned, task))
+        if task.cache is not None and task.status is TaskStatus.SUCCESS:
+            cached = cached_row(row[0], row[1], task.cache, task.finished_at)
+            self._others.setdefault(sql.PUT_CACHED, []).append(cached)
         result: Any = task.result
         if result is NoResult.STORED:
             self._updated.append(row)
@@ -183,6 +187,10 @@ def _carry_over(db: sqlite3.Connection, owned: Owned, run: RunRecord) -> None:
     db.executemany(sql.CARRY_RESULT, [(*row[:2], *row[-2:]) for row in of_ancestor])
     db.executemany(sql.PUT_ATTEMPT, chain.from_iterable(owned.new_attempts(task) for task in begun))
     owned.note_attempts(begun)
+    for task in begun:
+        if task.cache is not None:
+            place = owned.places[task.name]
+            db.execute(sql.PUT_CACHED, cached_row(owned.seq, place, task.cache, task.finished_at))
 
 
 def end_dead(db: sqlite3.Connection, run_id: str) -> RunRecord:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flowrun.state.rows import ATTEMPT_COLUMNS, RUN_COLUMNS, TASK_COLUMNS
+from flowrun.state.rows import ATTEMPT_COLUMNS, CACHED_COLUMNS, RUN_COLUMNS, TASK_COLUMNS
 
 if TYPE_CHECKING:
     from flowrun.state.protocol import RunQuery
@@ -59,6 +59,26 @@ PUT_RESULT = (
     "INSERT OR REPLACE INTO results (run, place, serializer, data, checksum) VALUES (?, ?, ?, ?, ?)"
 )
 DELETE_RESULT = "DELETE FROM results WHERE run = ? AND place = ?"
+
+PUT_CACHED = f"INSERT OR REPLACE INTO cached ({CACHED_COLUMNS}, checksum) VALUES (?, ?, ?, ?, ?, ?)"  # noqa: S608 - constants
+SELECT_CACHED = f"SELECT {CACHED_COLUMNS}, checksum FROM cached WHERE run = ?"  # noqa: S608 - constants
+FIND_CACHED = (
+    "SELECT runs.run_id, tasks.name, cached.* FROM cached JOIN runs ON runs.seq = cached.run"
+    " JOIN tasks USING (run, place)"
+    " WHERE cached.key = ? AND cached.source IS NULL AND cached.finished_at >= ?"
+)
+_CHOSEN_ENTRIES = " AND (:dag IS NULL OR dag_name = :dag) AND (:task IS NULL OR tasks.name = :task)"
+LIST_CACHED = (
+    "SELECT runs.run_id, runs.dag_name, tasks.name, cached.* FROM cached"
+    " JOIN runs ON runs.seq = cached.run JOIN tasks USING (run, place)"
+    f" WHERE cached.source IS NULL{_CHOSEN_ENTRIES}"
+    " ORDER BY cached.finished_at DESC"
+)
+CLEAR_CACHED = (
+    "DELETE FROM cached WHERE source IS NULL AND EXISTS (SELECT 1 FROM runs JOIN tasks"
+    " ON tasks.run = runs.seq WHERE runs.seq = cached.run AND tasks.place = cached.place"
+    f"{_CHOSEN_ENTRIES})"
+)
 
 # A result stands in its task's row, if it is short, or else in a row of its own.
 _KEPT = (
