@@ -14,12 +14,14 @@ how each task ends. Written from the contract and the promises, not from the cod
   long again as the timeout (A2).
 - An outcome counts, and is reported, once the store has answered (D8).
 - A value is kept as long as a consumer may need it (I2).
+- A task with a cache is looked up once, before its first attempt may start. What is found is its
+  result, without an attempt.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from flowrun.graph import Graph
@@ -27,6 +29,7 @@ from flowrun.scheduler.limits import Needs
 from flowrun.scheduler.messages import (
     Event,
     Failed,
+    LookedUp,
     Refusal,
     Saved,
     SlotsGranted,
@@ -36,7 +39,8 @@ from flowrun.scheduler.messages import (
     StopRequested,
     Succeeded,
 )
-from flowrun.state import Reason
+from flowrun.scheduler.stand_ins import StandIn
+from flowrun.state import Cached, Reason
 
 SUCCESS, FAILED, SKIPPED, OMITTED = "SUCCESS", "FAILED", "SKIPPED", "OMITTED"
 
@@ -78,6 +82,14 @@ class Task:
         self.follows: frozenset[int] | None = None  # what a branch has chosen
         self.saving: Outcome | None = None
         self.outcome: Outcome | None = None  # saved, so it counts
+        self.looks_up = False  # the cache was asked, and has not answered
+        self.has_looked_up = False
+        self.cached: Cached | None = None  # what the cache has answered
+
+    @property
+    def from_cache(self) -> bool:
+        """Whether its result was found in the cache."""
+        return self.cached is not None and self.cached.run_id is not None
 
     @property
     def pending(self) -> bool:
@@ -95,6 +107,7 @@ class ContractModel:
         graces: How long code that will end, and a thread that was only told, is waited for.
         needs: What each task needs at once to start.
         fails_fast: Whether the first final failure ends the run.
+        cached: Tasks with a cache.
     """
 
     def __init__(
@@ -106,10 +119,12 @@ class ContractModel:
         *,
         needs: Sequence[Needs],
         fails_fast: bool = False,
+        cached: Collection[int] = (),
     ) -> None:
         self.graph = graph
         self.needs = needs
         self.fails_fast = fails_fast
+        self.cached = cached
         self.cancel_grace_s, self.thread_grace_s = graces
         self.tasks = [Task() for _ in graph.names]
         for number, value in carried.items():
@@ -120,6 +135,7 @@ class ContractModel:
         self.now = 0.0
         self.reports: dict[int, list[Told]] = {}
         self.told_of_stop: set[int] = set()  # who must be told in this step
+        self.asked_for: list[int] = []  # for whom the cache must be asked in this step
 
     def begin(self) -> None:
         """Decide about the tasks whose dependencies were all carried over."""
@@ -167,6 +183,7 @@ class ContractModel:
             if task.pending
             and task.retry_at <= self.now
             and task.waits_for_code_until is None
+            and not task.looks_up
             and self.rule_says(number) == "run"
         ]
         return sorted(found, key=lambda number: -self.graph.specs[number].priority)
@@ -229,6 +246,8 @@ class ContractModel:
             case Saved(units=units, refusals=refusals):
                 for number in units:
                     self.saved(number, (refusals or {}).get(number))
+            case LookedUp(unit=unit, cached=cached, found=found):
+                self.answered(self.tasks[unit], cached, found)
             case Succeeded() | Failed() if not self.tasks[event.unit].running:  # given up before
                 task = self.tasks[event.unit]
                 if task.waits_for_code_until is not None and event.attempt == task.attempt:
@@ -238,6 +257,15 @@ class ContractModel:
                 task = self.tasks[event.unit]
                 if task.running and event.attempt == task.attempt:
                     self.of_attempt(event.unit, task, event)
+
+    def answered(self, task: Task, cached: Cached | None, found: StandIn | None) -> None:
+        if not task.looks_up:
+            return  # the run was stopped meanwhile
+        task.looks_up = False
+        task.cached = cached
+        if found is not None:
+            task.saving = Outcome(SUCCESS, None, found.value)
+            task.follows = found.follows
 
     def of_attempt(self, number: int, task: Task, event: Any) -> None:
         match event:
@@ -334,6 +362,7 @@ class ContractModel:
                 task.told = "stop"
             if task.waits_for_code_until is not None:
                 self.fail_waiting(number)
+            task.looks_up = False
 
     def saved(self, number: int, refusal: Refusal | None) -> None:
         task = self.tasks[number]
@@ -341,6 +370,8 @@ class ContractModel:
         assert outcome is not None, f"{number} had nothing to save"
         if refusal is not None and outcome.status == SUCCESS:
             task.follows = None
+            if task.from_cache:
+                task.attempt, task.begun_at, task.cached = 1, self.now, None
             if refusal.of_result:
                 self.failed(number, Reason.ERROR, None)
                 return
@@ -348,7 +379,7 @@ class ContractModel:
             task.begins.append(task.begun_at)
             outcome = Outcome(FAILED, Reason.RUN_BROKEN)
         task.outcome = outcome
-        if outcome.status == SUCCESS:
+        if outcome.status == SUCCESS and not task.from_cache:
             task.reasons.append(None)
             task.begins.append(task.begun_at)
         kinds = {SUCCESS: "success", FAILED: "failure", SKIPPED: "skip", OMITTED: "omit"}
@@ -368,7 +399,10 @@ class ContractModel:
             self.judge(child)
 
     def judge(self, number: int) -> None:
-        says = self.rule_says(number)
+        says, task = self.rule_says(number), self.tasks[number]
+        if says == "run" and number in self.cached and not task.has_looked_up:
+            task.looks_up = task.has_looked_up = True
+            self.asked_for.append(number)
         if says in {SKIPPED, OMITTED}:
             by_rule = str(self.graph.specs[number].trigger_rule) != "all_success"
             reason = Reason.RULE_NOT_MET if by_rule else Reason.UPSTREAM_OMITTED

@@ -21,6 +21,8 @@ from flowrun.scheduler.messages import (
     Finish,
     GiveUp,
     Instruction,
+    LookedUp,
+    LookUp,
     Refusal,
     Report,
     Save,
@@ -36,8 +38,9 @@ from flowrun.scheduler.messages import (
     Succeeded,
 )
 from flowrun.scheduler.run_state import RunSettings, RunState
+from flowrun.scheduler.stand_ins import StandIn
 from flowrun.scheduler.units import Phase
-from flowrun.state import NoResult, Reason, RunRecord, RunStatus, TaskRecord
+from flowrun.state import Cached, NoResult, Reason, RunRecord, RunStatus, TaskRecord
 
 from .contract_model import FAILED, OMITTED, SUCCESS, ContractModel, Told
 
@@ -66,6 +69,7 @@ class Setup:
         pooled: Numbers of sync tasks whose executor does not say when their code begins.
         slots: Slots of the engine.
         heavy: Numbers of tasks that need a limit beside their slot.
+        cached: Numbers of tasks with a cache, and whether they have to run all the same.
     """
 
     graph: Graph
@@ -73,6 +77,7 @@ class Setup:
     carried: set[int] = field(default_factory=set[int])
     pooled: set[int] = field(default_factory=set[int])
     heavy: set[int] = field(default_factory=set[int])
+    cached: dict[int, bool] = field(default_factory=dict[int, bool])
     slots: int = 2
     cancel_grace_s: float = 1.0
     thread_grace_s: float = 0.25
@@ -143,6 +148,7 @@ class SimulatedDriver:
                 reports_successes=setup.reports_successes,
                 save_starts_after_s=None,
                 fails_fast=setup.fails_fast,
+                cached=setup.cached,
                 validates=True,
             ),
         )
@@ -150,7 +156,13 @@ class SimulatedDriver:
         kept = {number: values.get(number) for number in setup.carried}
         graces = (setup.cancel_grace_s, setup.thread_grace_s)
         self.model = ContractModel(
-            graph, kept, until, graces, needs=self.needs, fails_fast=setup.fails_fast
+            graph,
+            kept,
+            until,
+            graces,
+            needs=self.needs,
+            fails_fast=setup.fails_fast,
+            cached=setup.cached,
         )
         for number in setup.carried:
             self.model.tasks[number].attempt = 1
@@ -162,6 +174,7 @@ class SimulatedDriver:
         self.sent: set[tuple[int, int]] = set()  # attempts whose outcome is in there
         self.owed: deque[tuple[Code, Stop]] = deque()  # not answered yet
         self.saves: deque[Save] = deque()
+        self.look_ups: list[LookUp] = []  # not answered yet
         self.stored: dict[str, TaskRecord] = {}
         self.held: Counter[Needs] = Counter()
         self.asked: Counter[Needs] = Counter()  # what the run waits for
@@ -220,6 +233,9 @@ class SimulatedDriver:
         self.check_reports(instructions)
         for instruction in instructions:
             self.carry_out(instruction)
+        asked_for = [each.unit for each in instructions if isinstance(each, LookUp)]
+        assert sorted(asked_for) == sorted(self.model.asked_for)
+        self.model.asked_for = []
         started = [each.unit for each in instructions if isinstance(each, Start)]
         assert started == starts, f"started {started}, not {starts}"
         self.check_stops()
@@ -247,6 +263,9 @@ class SimulatedDriver:
                         assert self.model.is_overdue(unit)
                     self.model.tell(unit, "stop" if cause else "timeout")
                     self.owe(unit, instruction)
+            case LookUp(unit=unit, is_fresh=is_fresh):
+                assert is_fresh == self.setup.cached[unit]
+                self.look_ups.append(instruction)
             case GiveUp(unit=unit):
                 assert unit not in self.codes or self.codes[unit].is_told
                 if unit in self.codes:  # else its outcome is in the inbox
@@ -286,11 +305,33 @@ class SimulatedDriver:
             steps.append(self.answer_save)
         if self.owed:
             steps.append(self.answer_owed)
+        if self.look_ups:
+            steps.append(self.answer_look_up)
         if self.can_grant():
             steps.append(self.grant)
         for code in [*self.codes.values(), *self.late]:
             steps.append(lambda code=code: self.go_on(code))
         return steps
+
+    def answer_look_up(self) -> None:
+        """Answer for one of the tasks that were looked up, which may have been skipped since."""
+        look_up = self.look_ups.pop(self.choose(len(self.look_ups)))
+        unit, kind = look_up.unit, self.choose(4)
+        if kind == 0:
+            self.events.append(LookedUp(unit, None, None, "the key function failed"))
+        elif kind == 1 or look_up.is_fresh:
+            self.events.append(LookedUp(unit, Cached(f"key {unit}")))
+        else:
+            keeps, value = self.graph.specs[unit].retain_result, (unit, "cached")
+            stored = value if keeps else NoResult.RELEASED
+            found = StandIn(value, stored, self.some_children(unit))
+            self.events.append(LookedUp(unit, Cached(f"key {unit}", "earlier"), found))
+
+    def some_children(self, unit: int) -> frozenset[int] | None:
+        """Return what a branch chooses."""
+        if not self.graph.specs[unit].is_branch:
+            return None
+        return frozenset(each for each in self.graph.children[unit] if not self.choose(2))
 
     def can_grant(self) -> bool:
         return self.setup.slots > self.held.total() and bool(self.asked - granted_by(self.events))
@@ -333,10 +374,7 @@ class SimulatedDriver:
         kind = kinds[self.choose(7)]
         if kind == "success":
             value = (unit, attempt)
-            follows = None
-            if self.graph.specs[unit].is_branch:
-                children = self.graph.children[unit]
-                follows = frozenset(child for child in children if not self.choose(2))
+            follows = self.some_children(unit)
             times = (code.begun_at, code.ended_at)
             return Succeeded(unit, attempt, *times, value, value, follows)
         failure = self.failure(unit, attempt, "error")
@@ -451,7 +489,9 @@ class SimulatedDriver:
         for _ in range(bound):
             if self.finish is not None:
                 return
-            answers = bool(self.owed or self.saves or self.events)
+            answers = bool(self.owed or self.saves or self.events or self.look_ups)
+            while self.look_ups:
+                self.answer_look_up()
             while self.owed:
                 self.answer_owed()
             if self.saves:
@@ -533,6 +573,7 @@ class SimulatedDriver:
             assert (record.status, record.reason) == task.saving[:2]
             assert record.attempt == task.attempt
             if record.status == SUCCESS:
+                assert record.cache == task.cached
                 keeps = self.graph.specs[number].retain_result
                 assert record.result == (task.saving.value if keeps else NoResult.RELEASED)
 

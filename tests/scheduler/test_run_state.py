@@ -24,6 +24,8 @@ from flowrun.scheduler.messages import (
     Finish,
     GiveUp,
     Instruction,
+    LookedUp,
+    LookUp,
     Refusal,
     Report,
     Save,
@@ -41,7 +43,7 @@ from flowrun.scheduler.messages import (
 from flowrun.scheduler.run_state import RunSettings, RunState
 from flowrun.scheduler.stand_ins import StandIn
 from flowrun.scheduler.units import Phase as UnitPhase
-from flowrun.state import NoResult, Reason, RunRecord, TaskRecord, TransitionError
+from flowrun.state import Cached, NoResult, Reason, RunRecord, TaskRecord, TransitionError
 
 from .simulated_driver import Choose, Setup, SimulatedDriver
 
@@ -97,6 +99,7 @@ def make_setup(choose: Choose) -> Setup:
         carried={number for number in range(count) if carries and choose(2)},
         pooled={graph.index[name] for name in pooled},
         heavy={number for number in range(count) if not choose(3)} if choose(3) == 1 else set(),
+        cached={each: not choose(4) for each in range(count) if choose(2)} if choose(2) else {},
         slots=1 + choose(4),
         cancel_grace_s=one_of(1.0, 0.0, 2.5),
         thread_grace_s=one_of(0.25, 0.0),
@@ -264,6 +267,8 @@ class Machine:
 def shown(instruction: Instruction) -> str:
     """Return an instruction in a few words."""
     match instruction:
+        case LookUp():
+            return f"look {'afresh ' * instruction.is_fresh}up {instruction.unit}"
         case Start():
             return f"start {instruction.unit}.{instruction.attempt}"
         case Stop():
@@ -322,6 +327,85 @@ def test_value_that_overrides_a_unit_counts_when_the_run_stops_meanwhile() -> No
     run.saved(0)
     assert run.stop() == []
     assert run.saved(1) == ["success b.0", "save c SKIPPED for [2]"]
+
+
+CHAIN: dict[str, dict[str, Any]] = {"a": {}, "b": {"deps": ["a"]}, "c": {"deps": ["b"]}}
+FOUND = LookedUp(1, Cached("key", "old"), StandIn("value", "stored"))
+
+
+def looking_up(is_fresh: bool = False) -> Machine:
+    """Return a run whose second task is being looked up."""
+    run = Machine(CHAIN, cached={1: is_fresh})
+    run.start()
+    run.succeeded()
+    assert run.saved(0) == ["success a.1", f"look {'afresh ' * is_fresh}up 1"]
+    assert (run.wanted, run.state.value(0)) == (0, "value of 0")
+    return run
+
+
+@directed
+def test_result_in_the_cache_is_saved_without_an_attempt() -> None:  # D8
+    run = looking_up()
+    assert run.apply(FOUND) == ["save b SUCCESS for [1]"]
+    assert (run.wanted, run.state.records()["b"].status) == (0, "PENDING")
+    assert run.saved(1) == ["success b.0"]
+    assert (run.wanted, run.state.value(1)) == (1, "value")
+    record = run.state.records()["b"]
+    assert (record.cache, record.result, record.attempts) == (FOUND.cached, "stored", ())
+    assert run.apply(FOUND) == []
+
+
+@directed
+def test_task_that_is_not_in_the_cache_runs_and_its_record_says_where_it_belongs() -> None:
+    run = looking_up(is_fresh=True)
+    assert run.apply(LookedUp(1, Cached("key"))) == []
+    assert run.wanted == 1
+    assert run.start() == ["start b.1", "start 1.1"]
+    assert run.failed(AGAIN, 1) == ["retry b.1", "save b PENDING for []"]
+    assert run.start() == ["start b.2", "start 1.2"]  # and is not looked up again
+    assert run.succeeded(1, 2) == ["save b SUCCESS for [1]"]
+    run.saved(1)
+    assert run.state.records()["b"].cache == Cached("key")
+
+
+@directed
+def test_task_whose_cache_cannot_be_used_runs_with_a_warning() -> None:
+    run = looking_up()
+    assert run.apply(LookedUp(1, note="no key")) == ["note b: no key"]
+    assert run.start() == ["start b.1", "start 1.1"]
+    run.succeeded(1)
+    run.saved(1)
+    assert run.state.records()["b"].cache is None
+
+
+@directed
+def test_task_that_is_looked_up_when_the_run_stops_is_skipped() -> None:  # R2
+    run = looking_up()
+    assert run.stop() == ["save b SKIPPED, c SKIPPED for [1, 2]"]
+    assert run.apply(FOUND) == []
+    assert run.saved(1, 2)[:2] == ["skip b.0", "skip c.0"]
+    assert run.apply(FOUND) == []
+
+
+@directed
+def test_cached_result_that_the_store_refuses_fails_its_task() -> None:
+    run = looking_up()
+    run.apply(FOUND)
+    refusal = Refusal("not that", "not that", of_result=True)
+    assert run.saved(1, refusals={1: refusal}) == ["save b FAILED for [1]"]
+    assert run.saved(1) == ["failure b.1", "save c SKIPPED for [2]"]
+    assert run.state.records()["b"].cache is None
+
+
+@directed
+def test_answer_of_the_cache_about_a_task_that_runs_is_a_bug() -> None:
+    run = looking_up()
+    run.apply(LookedUp(1))
+    assert run.apply(LookedUp(1)) == []
+    run.start()
+    assert run.apply(LookedUp(1)) == []  # of an attempt that is over
+    with pytest.raises(TransitionError, match="LookedUp.* is impossible for task 'b', attempt 1"):
+        run.state.apply([LookedUp(1, attempt=1)], run.now)
 
 
 @directed

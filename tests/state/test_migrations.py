@@ -276,6 +276,16 @@ def test_run_of_an_older_file_has_no_params(path: Path) -> None:  # D5
         assert store.list_runs()[0].params == {"day": "2013"}
 
 
+@pytest.mark.parametrize("version", OLD)
+def test_older_file_has_nothing_in_the_cache(path: Path, version: int) -> None:  # D5
+    make_old(path, version)
+    for open_it in (SqliteStateStore.open_readonly, SqliteStateStore):
+        with closing(open_it(path)) as store:
+            assert (store.list_cached(), store.find_cached("key", 0.0)) == ([], None)
+            tasks = store.load_run(failed_run_of(store), results=False).tasks
+            assert {task.cache for task in tasks.values()} == {None}
+
+
 def test_step_that_fails_in_the_middle_leaves_the_file_as_it_was(path: Path) -> None:  # D5
     make_old(path, 1)
     before = schema_of(path)

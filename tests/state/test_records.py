@@ -92,6 +92,15 @@ def test_value_stands_in_for_an_attempt() -> None:
     assert (done.result, done.started_at, done.finished_at) == ([1], None, 3.0)
     with pytest.raises(TransitionError, match="'t' cannot be overridden while it is SUCCESS"):
         done.stand_in(4.0, 1)
+    cached = TaskRecord("t", cache=Cached("key")).stand_in(3.0, [1], Cached("key", "earlier"))
+    assert (cached.status, cached.cache) == ("SUCCESS", ("key", "earlier"))
+
+
+def test_place_in_the_cache_stays_through_all_attempts() -> None:
+    task = TaskRecord("t", cache=Cached("key"))
+    for number in range(3):
+        task = task.start(number, number).fail(number, "boom", Reason.ERROR).retry()
+    assert task.start(9.0, 9.0).succeed(9.5, 1).cache == Cached("key")
 
 
 def test_run_finishes_once() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from flowrun.errors import (
     StoreError,
     UnknownRunError,
 )
-from flowrun.state import ByteStoreProtocol
+from flowrun.state import ByteStoreProtocol, Cached, CacheEntry, CacheStoreProtocol
 from flowrun.state.records import NoResult, Reason, RunStatus
 
 from .runs import failed, finish, make_run, merged, running, save, succeeded, without_results
@@ -174,6 +175,85 @@ def test_results_come_back_and_can_be_left_out(store: Store, value: object) -> N
     assert store.load_run("r1", results=True).tasks["a"].result == value
     assert store.load_run("r1", results=False).tasks["a"].result is NoResult.STORED
     assert store.load_results("r1", ["a", "b", "other"]) == {"a": value}
+
+
+def test_what_a_task_has_to_do_with_the_cache_is_kept(store: Store) -> None:
+    run = make_run()
+    store.create_run(run)
+    taken = run.tasks["b"].stand_in(4.0, "taken", Cached("other key", "earlier"))
+    made = running(run.tasks["a"]._replace(cache=Cached("key")))
+    run = save(store, run, made.succeed(3.0, [1]), taken)
+    assert store.load_run("r1", results=True) == run
+    ended = finish(store, run)
+    assert store.load_run("r1", results=True).tasks == ended.tasks
+    heir = make_run("r2", resumed_from="r1")
+    kept = without_results(ended).tasks
+    kept = {"a": kept["a"]._replace(cache=None), "b": kept["b"]}
+    store.create_run(heir._replace(tasks=kept))
+    tasks = store.load_run("r2", results=True).tasks
+    assert [task.cache for task in tasks.values()] == [None, Cached("other key", "earlier")]
+
+
+@pytest.fixture
+def cache(store: Store) -> Store:
+    """Return a store that has a cache."""
+    if not isinstance(store, CacheStoreProtocol):
+        pytest.skip("it has no cache")
+    return store
+
+
+def test_result_is_found_by_its_key(cache: Store) -> None:
+    run = make_run()
+    cache.create_run(run)
+    assert cache.find_cached("key", -inf) is None
+    made = running(run.tasks["a"]._replace(cache=Cached("key")))
+    run = save(cache, run, made)
+    assert cache.find_cached("key", -inf) is None
+    run = save(cache, run, made.succeed(3.0, {"a": [1]}))
+    found = cache.find_cached("key", 3.0)
+    assert (found.run_id, found.value) == ("r1", {"a": [1]})
+    assert cache.find_cached("key", 3.5) is None
+    assert cache.find_cached("other", -inf) is None
+    assert cache.list_cached() == [CacheEntry("r1", "d", "a", 3.0)]
+    # What was found can be kept as it is.
+    later = make_run("r2")
+    cache.create_run(later)
+    save(cache, later, later.tasks["a"].stand_in(5.0, found.stored, Cached("key", "r1")))
+    assert cache.load_results("r2", ["a"]) == {"a": {"a": [1]}}
+    assert cache.list_cached() == [CacheEntry("r1", "d", "a", 3.0)]
+
+
+def test_success_replaces_the_entry_of_its_key(cache: Store) -> None:
+    for number in (1, 2):
+        run = make_run(f"r{number}")
+        cache.create_run(run)
+        keyed = run.tasks["a"]._replace(cache=Cached("key"))
+        finish(cache, save(cache, run, succeeded(keyed, number, at=number + 2.0)))
+    assert cache.list_cached() == [CacheEntry("r2", "d", "a", 4.0)]
+    assert cache.find_cached("key", -inf).value == 2
+    assert cache.prune_runs(keep_last=1, created_before=None) == 1
+    assert cache.find_cached("key", -inf).run_id == "r2"
+    assert cache.prune_runs(keep_last=0, created_before=None) == 1
+    assert cache.find_cached("key", -inf) is None
+    assert cache.list_cached() == []
+
+
+def test_entries_are_cleared_by_dag_and_task(cache: Store) -> None:
+    for number, dag in enumerate(("d", "e")):
+        run = make_run(f"r{number}", dag)
+        cache.create_run(run)
+        a, b = (each._replace(cache=Cached(f"{dag}{each.name}")) for each in run.tasks.values())
+        finish(cache, save(cache, run, succeeded(a, 1), succeeded(b, 2, at=4.0 + number)))
+    assert [entry[:3] for entry in cache.list_cached("e")] == [("r1", "e", "b"), ("r1", "e", "a")]
+    assert [entry.finished_at for entry in cache.list_cached(task_name="b")] == [5.0, 4.0]
+    assert cache.clear_cached("e", "a") == 1
+    assert [entry[1:3] for entry in cache.list_cached()] == [("e", "b"), ("d", "b"), ("d", "a")]
+    assert cache.clear_cached("e", "a") == 0
+    assert cache.clear_cached(task_name="b") == 2
+    assert cache.clear_cached() == 1
+    # Their runs stay as they are.
+    assert cache.load_run("r1", results=True).tasks["b"].result == 2
+    assert cache.prune_runs(keep_last=0, created_before=None) == 2
 
 
 def test_released_result_is_neither_absent_nor_none(store: Store) -> None:  # I2

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from flowrun.errors import DamagedRecordError, FlowrunError, UnknownRunError
-from flowrun.state import RunQuery, RunRecord, RunStatus, SqliteStateStore, TaskRecord
+from flowrun.state import Cached, RunQuery, RunRecord, RunStatus, SqliteStateStore, TaskRecord
 
 from .runs import failed, finish, make_run, running, save, succeeded
 
@@ -31,6 +31,7 @@ COLUMNS = {
     ),
     "plans": "tasks checksum",
     "results": "run place serializer data checksum",
+    "cached": "run place key source finished_at checksum",
 }
 CASES = [(table, column) for table, columns in COLUMNS.items() for column in columns.split()]
 WRONG = [b"\xff\x00=,", "text=,", 7, None]
@@ -52,8 +53,11 @@ def fill(path: Path) -> None:
             )
             store.create_run(run)
             a, b = run.tasks.values()
-            run = save(store, run, succeeded(failed(a).retry(), "short"))
-            finish(store, save(store, run, succeeded(failed(b).retry(), "long" * 1000)))
+            cached = succeeded(failed(a).retry(), "short")._replace(cache=Cached(f"key {number}"))
+            run = save(store, run, cached)
+            taken = Cached("other", "earlier")
+            b = succeeded(failed(b).retry(), "long" * 1000)._replace(cache=taken)
+            finish(store, save(store, run, b))
             left = make_run(f"left{number}", resumed_from=f"done{number}")
             a, b = left.tasks.values()
             store.create_run(left)
@@ -103,6 +107,7 @@ def reads(store: SqliteStateStore) -> list[Read]:
             partial(store.load_run, run_id, results=True),
             partial(store.load_results, run_id, ["a", "b"]),
         ]
+    found += [store.list_cached, partial(store.find_cached, "key 1", 0.0)]
     return found
 
 

@@ -6,9 +6,12 @@ import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from flowrun.errors import listed
+
+if TYPE_CHECKING:
+    import ast
 
 KeyFunction = Callable[[Any], object]
 """Given the run's ``RunContext`` (``None`` if it has none), returns what of it counts."""
@@ -105,14 +108,18 @@ def _source(code: types.CodeType) -> str:
     import inspect  # noqa: PLC0415 - for caches only
 
     try:
-        source = inspect.getsource(code)
+        if code.co_name != "<lambda>":
+            return _normalized(inspect.getsource(code))
+        lines, _ = inspect.findsource(code)
     except OSError as error:
         msg = (
             f"cache= needs the source of the function ({error}); define it in a file or a"
             " notebook, or leave cache= out"
         )
         raise ValueError(msg) from None
-    return _normalized(source)
+    # getsource() may end a lambda before its last line.
+    last = max(end or line or 0 for line, end, _, _ in code.co_positions())
+    return "".join(lines[code.co_firstlineno - 1 : last])
 
 
 def _normalized(source: str) -> str:
@@ -122,9 +129,7 @@ def _normalized(source: str) -> str:
 
     try:
         tree = ast.parse(textwrap.dedent(source))
-    except SyntaxError:  # of a lambda that stands in the middle of a statement
+    except SyntaxError:  # a text in it is less indented than the function
         return source
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            node.decorator_list = []
+    cast("ast.FunctionDef", tree.body[0]).decorator_list = []
     return ast.unparse(tree)

@@ -75,20 +75,22 @@ class LookUps:
         self._variables = variables
         self._units = state.table.units
         self._post = inbox.put
-        self._calls: list[WorkerFuture[None]] = []
+        self._calls: set[WorkerFuture[None]] = set()
 
     def begin(self, look_up: LookUp) -> list[LookedUp]:
         """Begin to look a unit up; return the answer if there is one already."""
         work = functools.partial(self._work, look_up, self._inputs(look_up.unit))
         try:
-            self._calls.append(self._threads.submit(self._variables.copy().run, work))
+            call = self._threads.submit(self._variables.copy().run, work)
         except RuntimeError as error:  # the system has no thread for it
             return [self._unusable(look_up.unit, error)]
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
         return []
 
     def abandon(self) -> None:
         """Wait for no answer any more."""
-        for call in self._calls:
+        for call in self._calls.copy():
             if not call.cancel():
                 call.abandon()
 

@@ -69,13 +69,13 @@ FIND_CACHED = (
 )
 _CHOSEN_ENTRIES = " AND (:dag IS NULL OR dag_name = :dag) AND (:task IS NULL OR tasks.name = :task)"
 LIST_CACHED = (
-    "SELECT runs.run_id, runs.dag_name, tasks.name, cached.* FROM cached"
+    "SELECT runs.run_id, runs.dag_name, tasks.name, cached.* FROM cached"  # noqa: S608 - constants
     " JOIN runs ON runs.seq = cached.run JOIN tasks USING (run, place)"
     f" WHERE cached.source IS NULL{_CHOSEN_ENTRIES}"
     " ORDER BY cached.finished_at DESC"
 )
 CLEAR_CACHED = (
-    "DELETE FROM cached WHERE source IS NULL AND EXISTS (SELECT 1 FROM runs JOIN tasks"
+    "DELETE FROM cached WHERE source IS NULL AND EXISTS (SELECT 1 FROM runs JOIN tasks"  # noqa: S608 - constants
     " ON tasks.run = runs.seq WHERE runs.seq = cached.run AND tasks.place = cached.place"
     f"{_CHOSEN_ENTRIES})"
 )
