@@ -31,7 +31,7 @@ COLUMNS = {
     ),
     "plans": "tasks checksum",
     "results": "run place serializer data checksum",
-    "cached": "run place key source finished_at checksum",
+    "cached": "place source finished_at checksum",
 }
 CASES = [(table, column) for table, columns in COLUMNS.items() for column in columns.split()]
 WRONG = [b"\xff\x00=,", "text=,", 7, None]
@@ -107,7 +107,6 @@ def reads(store: SqliteStateStore) -> list[Read]:
             partial(store.load_run, run_id, results=True),
             partial(store.load_results, run_id, ["a", "b"]),
         ]
-    found += [store.list_cached, partial(store.find_cached, "key 1", 0.0)]
     return found
 
 
@@ -134,6 +133,9 @@ def test_value_of_another_type_names_the_run_and_the_others_stay_readable(
     with closing(SqliteStateStore(good)) as store:
         others = {run_id: store.load_run(run_id, results=True) for run_id in ("done2", "left2")}
         right = [answer(read) for read in reads(store)]
+        good_entries = store.list_cached()
+        good_result = store.find_cached("key 1", 0.0)
+    assert (len(good_entries), good_result is None) == (2, False)
     seen = 0
     places = (0,) if table in HAS_NO_PLACE else (0, 1)
     for number, (value, run, place) in enumerate(itertools.product(WRONG, (1, 2), places)):
@@ -152,6 +154,17 @@ def test_value_of_another_type_names_the_run_and_the_others_stay_readable(
                 assert isinstance(answer(store.list_runs), DamagedRecordError), told
             for look in looks(store):
                 answer(look)
+            entries = answer(store.list_cached)
+            assert (
+                entries == good_entries
+                or isinstance(entries, DamagedRecordError)
+                or (
+                    # Its own row, or that of its task, may not be found any more.
+                    isinstance(entries, list) and set(entries) < set(good_entries)
+                )
+            ), told
+            result = answer(partial(store.find_cached, "key 1", 0.0))
+            assert result in (None, good_result) or isinstance(result, DamagedRecordError), told
             for run_id, record in others.items():
                 assert store.load_run(run_id, results=True) == record, told
             # What else looks at it has errors of flowrun's own, too.

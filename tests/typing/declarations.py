@@ -7,6 +7,7 @@ from datetime import date
 from typing import Literal, assert_type
 
 from flowrun import (
+    Cache,
     Engine,
     Param,
     RunContext,
@@ -48,6 +49,11 @@ def scoped() -> None:
     return None
 
 
+@etl.task(cache=Cache(ttl_s=86400, version="2", key=lambda context: context.deps.path))
+def cached(context: RunContext[Settings]) -> str:
+    return context.deps.path
+
+
 # A type checker sees the type inside ``Param``.
 @etl.task
 def daily(
@@ -77,6 +83,8 @@ engine.task("no_deps", dag="etl", deps=None, copy_inputs=True)(fetch)
 async def read() -> None:
     assert_type(await named("a"), int)
     run_id = await engine.run_once("etl", context=RunContext(Settings("a")))
+    await etl.run_once(refresh=["daily"])
+    await etl.run_once(refresh=True)
     await etl.run_once(params={"day": date(2013, 2, 8)}, overrides={"scoped": None, "named": len})
     assert_type(run_id, str)
     report = engine.get_run_report(run_id)

@@ -12,6 +12,7 @@ from json.encoder import encode_basestring_ascii
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from flowrun.errors import DamagedRecordError
+from flowrun.state.protocol import CacheEntry
 from flowrun.state.records import (
     AttemptRecord,
     Cached,
@@ -44,6 +45,9 @@ ATTEMPT_COLUMNS = "number, ready_at, started_at, finished_at, error, reason, aba
 _FINISHED_AT, _COUNTS, _STARTED_BY = 3, 10, 11  # of a run's row
 _RUN_COLUMNS_AT_FIRST = 11
 _EARLIER = 10  # of a task's row
+
+_RUN_END = RUN_COLUMNS.count(",") + 2  # in a row of several tables, each with its checksum
+_TASK_END = _RUN_END + TASK_COLUMNS.count(",") + 2
 
 _NONSENSE = (
     *(ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError),
@@ -180,11 +184,21 @@ def cached_row(run: int, place: int, cache: Cached, finished_at: float | None) -
     return *row, checksum(row)
 
 
-def cached_of_row(row: Row, stored: object, run_id: str, task_name: str) -> Cached:
+def cached_of_row(row: Row, stored: object, run_id: str, task_name: str | None) -> Cached:
     """Return what a task has to do with the cache; the row begins with where it stands."""
     if checksum(row) != stored:
-        raise _damaged(text_of(run_id), text_of(task_name))
+        raise _damaged(run_id, task_name)
     return Cached(*row[2:4])
+
+
+def entry_of_row(row: Row) -> CacheEntry:
+    """Return the entry that the rows of a run, of a task and of the cache make together."""
+    run, task, cached = row[:_RUN_END], row[_RUN_END:_TASK_END], row[_TASK_END:]
+    check_run_row(run[:-1], run[-1])
+    run_id, dag_name = run[:2]
+    check_task_row(task[:-1], task[-1], cached[0], cached[1], run_id)
+    cached_of_row(cached[:-1], cached[-1], run_id, task[0])
+    return CacheEntry(run_id, dag_name, task[0], cached[-2])
 
 
 def plan_of(tasks: Mapping[str, TaskRecord]) -> tuple[str, list[str]]:

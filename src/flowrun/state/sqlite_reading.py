@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from flowrun.errors import DamagedRecordError, ResultNotReadableError, UnknownRunError
 from flowrun.state import statements as sql
 from flowrun.state.encoding import decode, is_readable
-from flowrun.state.protocol import CachedResult, CacheEntry
+from flowrun.state.protocol import CachedResult
 from flowrun.state.records import EncodedResult, NoResult
 from flowrun.state.rows import (
     cached_of_row,
     check_run_row,
     counts_of_row,
+    entry_of_row,
     renewed,
     run_of_row,
     summary_of_row,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from flowrun.state.ownership import Ownership
-    from flowrun.state.protocol import RunQuery
+    from flowrun.state.protocol import CacheEntry, RunQuery
     from flowrun.state.records import RunRecord, RunSummary, TaskRecord
     from flowrun.state.rows import Row
     from flowrun.state.serializers import ResultSerializer
@@ -88,11 +89,12 @@ def _found_tasks(
         if type(row[10]) is str:  # in a file of before schema 4
             row, stored, earlier = renewed(row, stored, seq, place)  # noqa: PLW2901
         found[place] = task_of_rows(row, stored, earlier, seq, place, run_id)
-    for run, place, *values, stored in db.execute(sql.SELECT_CACHED, (seq,)):
-        if place in found:
-            task = found[place]
-            cache = cached_of_row((run, place, *values), stored, run_id, task.name)
-            found[place] = task._replace(cache=cache)
+    if wanted is None:
+        for *row, stored in db.execute(sql.SELECT_CACHED, (seq,)):
+            task = found.get(row[1])
+            cache = cached_of_row(tuple(row), stored, run_id, task and task.name)
+            if task is not None:
+                found[row[1]] = task._replace(cache=cache)
     if attempts:
         problem = "it has attempts that are not of any of its tasks; the file was damaged"
         raise DamagedRecordError(run_id, None, problem)
@@ -179,21 +181,16 @@ class SqliteReader:
             row = db.execute(sql.FIND_CACHED, (key, since)).fetchone()
             if row is None:
                 return None
-            run_id, name, *values, checked = row
-            cached_of_row(tuple(values), checked, run_id, name)
-            stored = db.execute(sql.SELECT_RESULT, values[:2]).fetchone()
+            run_id, _, name, _ = entry_of_row(row)
+            stored = db.execute(sql.SELECT_RESULT, row[-6:-4]).fetchone()
         value = self._loaded(run_id, name, stored)
         return CachedResult(run_id, value, EncodedResult(stored[0], stored[2]))
 
     def entries(self, dag_name: str | None, task_name: str | None) -> list[CacheEntry]:
         """Return the entries of the cache, newest first."""
-        found: list[CacheEntry] = []
         wanted = {"dag": dag_name, "task": task_name}
         with self._connections.reading() as db:
-            for run_id, dag, name, *row, checked in db.execute(sql.LIST_CACHED, wanted):
-                cached_of_row(tuple(row), checked, run_id, name)
-                found.append(CacheEntry(run_id, dag, name, row[-1]))
-        return found
+            return list(map(entry_of_row, db.execute(sql.LIST_CACHED, wanted)))
 
     def runs(self, query: RunQuery, *, from_view: bool) -> list[RunSummary]:
         """Return the runs that match, newest first; see :func:`statements.list_runs`."""

@@ -60,20 +60,22 @@ PUT_RESULT = (
 )
 DELETE_RESULT = "DELETE FROM results WHERE run = ? AND place = ?"
 
+
+def _of(table: str, columns: str) -> str:
+    """Return columns of one of several tables, and its checksum."""
+    return ", ".join(f"{table}.{name}" for name in (*columns.split(", "), "checksum"))
+
+
 PUT_CACHED = f"INSERT OR REPLACE INTO cached ({CACHED_COLUMNS}, checksum) VALUES (?, ?, ?, ?, ?, ?)"  # noqa: S608 - constants
 SELECT_CACHED = f"SELECT {CACHED_COLUMNS}, checksum FROM cached WHERE run = ?"  # noqa: S608 - constants
-FIND_CACHED = (
-    "SELECT runs.run_id, tasks.name, cached.* FROM cached JOIN runs ON runs.seq = cached.run"
-    " JOIN tasks USING (run, place)"
-    " WHERE cached.key = ? AND cached.source IS NULL AND cached.finished_at >= ?"
+_ENTRIES = (
+    f"SELECT {_of('runs', RUN_COLUMNS)}, {_of('tasks', TASK_COLUMNS)},"  # noqa: S608 - constants
+    f" {_of('cached', CACHED_COLUMNS)} FROM cached JOIN runs ON runs.seq = cached.run"
+    " JOIN tasks USING (run, place) WHERE cached.source IS NULL"
 )
+FIND_CACHED = f"{_ENTRIES} AND cached.key = ? AND cached.finished_at >= ?"
 _CHOSEN_ENTRIES = " AND (:dag IS NULL OR dag_name = :dag) AND (:task IS NULL OR tasks.name = :task)"
-LIST_CACHED = (
-    "SELECT runs.run_id, runs.dag_name, tasks.name, cached.* FROM cached"  # noqa: S608 - constants
-    " JOIN runs ON runs.seq = cached.run JOIN tasks USING (run, place)"
-    f" WHERE cached.source IS NULL{_CHOSEN_ENTRIES}"
-    " ORDER BY cached.finished_at DESC"
-)
+LIST_CACHED = f"{_ENTRIES}{_CHOSEN_ENTRIES} ORDER BY cached.finished_at DESC"
 CLEAR_CACHED = (
     "DELETE FROM cached WHERE source IS NULL AND EXISTS (SELECT 1 FROM runs JOIN tasks"  # noqa: S608 - constants
     " ON tasks.run = runs.seq WHERE runs.seq = cached.run AND tasks.place = cached.place"
