@@ -65,6 +65,7 @@ def task(deps: Sequence[str] = (), *attempts: AttemptReport, **fields: Any) -> T
         "deps": list(deps),
         "attempts": list(attempts),
         "overridden": None,
+        "cached_from": None,
     }
     made.update(fields)  # type: ignore[typeddict-item]
     return made

@@ -26,6 +26,7 @@ COMMANDS = [
     "error",
     "result",
     "prune",
+    "cache",
     "completion",
 ]
 
@@ -96,6 +97,8 @@ def said(folder: Path, command: list[str]) -> list[str]:
         (["report", "no_such.db", ""], ["latest"]),
         (["error", "no_such.db", "l"], ["latest"]),
         (["prune", ""], [""]),
+        (["cache", ""], ["ls", "clear"]),
+        (["cache", "ls", ""], [""]),
     ],
 )
 def test_bash_completes(
