@@ -256,6 +256,30 @@ async def test_partial_is_known_by_its_function_and_what_it_has_bound(
     assert ran().count("scaled") == 2
 
 
+DEFAULTS = """
+from flowrun import Cache
+
+def declare(dag, tables, limit):
+    for number, table in enumerate(tables):
+        @dag.task(name=f"t{number}", cache=Cache())
+        def task(table=table, *, limit=limit):
+            return [table, limit]
+"""
+
+
+async def test_defaults_of_the_function_are_part_of_the_key(
+    make_engine: MakeEngine, store: Any, tmp_path: Path
+) -> None:
+    module = load_module(tmp_path / "jobs_defaults.py", DEFAULTS)
+    for tables, limit, taken in (("ab", 1, 0), ("ac", 1, 1), ("ab", 2, 0), ("ac", 1, 2)):
+        engine = make_engine(state_store=store)
+        module.declare(engine.dag("d"), tables, limit)
+        report = engine.get_run_report(await engine.run_once("d"))
+        results = [task["result"] for task in report["tasks"].values()]
+        assert results == [[table, limit] for table in tables]
+        assert sum(task["cached_from"] is not None for task in report["tasks"].values()) == taken
+
+
 async def test_version_is_part_of_the_key(make_engine: MakeEngine, store: Any) -> None:
     for version, runs in (("1", 1), ("2", 1), ("1", 0), ("2", 0)):
         engine = make_engine(state_store=store)

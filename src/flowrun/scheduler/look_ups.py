@@ -167,13 +167,13 @@ class LookUps:
 
 
 def _bound(spec: TaskSpec) -> list[object]:
-    """Return what a template or partials have bound."""
+    """Return what a template or partials have bound, and the function's defaults."""
     found: list[object] = []
-    function: object = spec.function
+    function: Any = spec.function
     while isinstance(function, functools.partial):
         found.append((function.args, sorted(function.keywords.items())))
         function = function.func
-    return found
+    return [*found, function.__defaults__, function.__kwdefaults__]
 
 
 def digest(value: object) -> str:
