@@ -29,7 +29,7 @@ from flowrun.errors import (
     StoreError,
     UnknownRunError,
 )
-from flowrun.state.records import NoResult, RunStatus
+from flowrun.state.records import Cached, NoResult, RunStatus
 from flowrun.state.rows import (
     RUN_COLUMNS,
     TASK_COLUMNS,
@@ -66,6 +66,65 @@ def keep(store: SqliteStateStore, *run_ids: str, **more: Any) -> None:
         a, b = run.tasks.values()
         run = save(store, run, succeeded(a, ["a"]), succeeded(failed(b).retry(), ["b"]))
         finish(store, run)
+
+
+def keep_in_cache(store: SqliteStateStore) -> None:
+    """Keep a run in which ``a`` has made an entry of the cache, and ``b`` was found there."""
+    run = make_run("cached")
+    store.create_run(run)
+    a, b = run.tasks.values()
+    found = b.stand_in(4.0, "b", Cached("other", "earlier"))
+    save(store, run, succeeded(a._replace(cache=Cached("key")), "a"), found)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "UPDATE cached SET source = 'another' WHERE place = 1",
+        "UPDATE cached SET finished_at = 99.0 WHERE place = 0",
+        "UPDATE cached SET checksum = 5 WHERE place = 0",
+        "UPDATE cached SET place = 7 WHERE place = 0",
+        "DELETE FROM tasks WHERE place = 0",
+    ],
+)
+def test_damage_in_the_cache_is_an_error_of_its_run(
+    store: SqliteStateStore, path: Path, harm: str
+) -> None:
+    keep_in_cache(store)
+    keep(store, "other")
+    before = store.find_cached("key", 0.0)
+    assert before is not None
+    execute(path, harm)
+    with pytest.raises(DamagedRecordError, match="run 'cached'"):
+        store.load_run("cached", results=False)
+    assert store.load_run("other", results=False).status == "SUCCESS"
+    try:
+        assert store.find_cached("key", 0.0) in (before, None)
+        assert len(store.list_cached()) < 2
+    except DamagedRecordError as error:
+        assert (error.run_id, error.task_name) == ("cached", "a")
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "UPDATE runs SET dag_name = 'other' WHERE run_id = 'cached'",
+        "UPDATE runs SET run_id = 'other' WHERE run_id = 'cached'",
+        "UPDATE tasks SET name = 'other' WHERE place = 0",
+        "UPDATE tasks SET data = NULL WHERE place = 0",
+        "UPDATE tasks SET data = x'00' WHERE place = 0",
+    ],
+)
+def test_entry_of_a_damaged_run_is_not_taken(
+    store: SqliteStateStore, path: Path, harm: str
+) -> None:
+    keep_in_cache(store)
+    execute(path, harm)
+    with pytest.raises(DamagedRecordError):
+        store.find_cached("key", 0.0)
+    if "data" not in harm:
+        with pytest.raises(DamagedRecordError):
+            store.list_cached()
 
 
 def execute(path: Path, statement: str, *values: object) -> None:

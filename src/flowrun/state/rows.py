@@ -184,7 +184,7 @@ def cached_row(run: int, place: int, cache: Cached, finished_at: float | None) -
     return *row, checksum(row)
 
 
-def cached_of_row(row: Row, stored: object, run_id: str, task_name: str | None) -> Cached:
+def cached_of_row(row: Row, stored: object, run_id: str, task_name: str) -> Cached:
     """Return what a task has to do with the cache; the row begins with where it stands."""
     if checksum(row) != stored:
         raise _damaged(run_id, task_name)

@@ -89,14 +89,18 @@ def _found_tasks(
         if type(row[10]) is str:  # in a file of before schema 4
             row, stored, earlier = renewed(row, stored, seq, place)  # noqa: PLW2901
         found[place] = task_of_rows(row, stored, earlier, seq, place, run_id)
+    strays = bool(attempts)
     if wanted is None:
         for *row, stored in db.execute(sql.SELECT_CACHED, (seq,)):
-            task = found.get(row[1])
-            cache = cached_of_row(tuple(row), stored, run_id, task and task.name)
-            if task is not None:
-                found[row[1]] = task._replace(cache=cache)
-    if attempts:
-        problem = "it has attempts that are not of any of its tasks; the file was damaged"
+            place = row[1]
+            if place not in found:
+                strays = True
+                break
+            task = found[place]
+            cache = cached_of_row(tuple(row), stored, run_id, task.name)
+            found[place] = task._replace(cache=cache)
+    if strays:
+        problem = "it has rows that are not of any of its tasks; the file was damaged"
         raise DamagedRecordError(run_id, None, problem)
     return found
 
