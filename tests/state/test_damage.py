@@ -84,7 +84,7 @@ def keep_in_cache(store: SqliteStateStore) -> None:
         "UPDATE cached SET finished_at = 99.0 WHERE place = 0",
         "UPDATE cached SET checksum = 5 WHERE place = 0",
         "UPDATE cached SET place = 7 WHERE place = 0",
-        "DELETE FROM tasks WHERE place = 0",
+        "DELETE FROM tasks WHERE place = 0 AND run = 1",
     ],
 )
 def test_damage_in_the_cache_is_an_error_of_its_run(
