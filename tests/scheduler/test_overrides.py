@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -49,11 +50,18 @@ class Job:
             return f"loaded {extract}"
 
 
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[SqliteStateStore]:
+    """Return a store in a file, which is closed after the engine."""
+    with contextlib.closing(SqliteStateStore(tmp_path / "runs.db")) as store:
+        yield store
+
+
 @pytest.mark.parametrize("durable", [False, True])
 async def test_value_stands_for_a_result_and_a_callable_for_a_function(
-    make_engine: MakeEngine, tmp_path: Path, durable: bool
+    file: SqliteStateStore, make_engine: MakeEngine, durable: bool
 ) -> None:
-    store = SqliteStateStore(tmp_path / "runs.db") if durable else InMemoryStateStore()
+    store = file if durable else InMemoryStateStore()
     events: list[tuple[str, str, int]] = []
     hook = fn_hook(
         on_task_start=lambda e: events.append(("start", e.task_name, e.attempt)),
@@ -125,8 +133,8 @@ async def test_resume_without_overrides_runs_those_tasks_again(engine: Engine) -
         assert engine.plan_resume(new).to_run == []
 
 
-async def test_resume_with_overrides(make_engine: MakeEngine, tmp_path: Path) -> None:
-    engine = make_engine(state_store=SqliteStateStore(tmp_path / "runs.db"))
+async def test_resume_with_overrides(file: SqliteStateStore, make_engine: MakeEngine) -> None:
+    engine = make_engine(state_store=file)
     job = Job(engine)
 
     def breaks(extract: list[int]) -> None:
@@ -277,9 +285,9 @@ async def test_overrides_that_are_no_mapping_are_refused(engine: Engine) -> None
 
 
 async def test_value_that_the_store_cannot_keep_is_refused_before_anything_runs(
-    make_engine: MakeEngine, tmp_path: Path
+    file: SqliteStateStore, make_engine: MakeEngine
 ) -> None:
-    engine = make_engine(state_store=SqliteStateStore(tmp_path / "runs.db"))
+    engine = make_engine(state_store=file)
     job = Job(engine)
     with pytest.raises(OverrideError, match="'extract' cannot be a result: .*object"):
         await engine.run_once("d", overrides={"extract": object()})
