@@ -89,20 +89,21 @@ def _found_tasks(
         if type(row[10]) is str:  # in a file of before schema 4
             row, stored, earlier = renewed(row, stored, seq, place)  # noqa: PLW2901
         found[place] = task_of_rows(row, stored, earlier, seq, place, run_id)
-    strays = bool(attempts)
     if wanted is None:
         for *row, stored in db.execute(sql.SELECT_CACHED, (seq,)):
-            place = row[1]
-            if place not in found:
-                strays = True
-                break
-            task = found[place]
+            task = found.get(row[1])
+            if task is None:
+                raise _stray(run_id, "rows of the cache")
             cache = cached_of_row(tuple(row), stored, run_id, task.name)
-            found[place] = task._replace(cache=cache)
-    if strays:
-        problem = "it has rows that are not of any of its tasks; the file was damaged"
-        raise DamagedRecordError(run_id, None, problem)
+            found[row[1]] = task._replace(cache=cache)
+    if attempts:
+        raise _stray(run_id, "attempts")
     return found
+
+
+def _stray(run_id: str, what: str) -> DamagedRecordError:
+    problem = f"it has {what} that are not of any of its tasks; the file was damaged"
+    return DamagedRecordError(run_id, None, problem)
 
 
 def _tasks(db: sqlite3.Connection, seq: int, run: Row) -> dict[str, TaskRecord]:
