@@ -275,7 +275,10 @@ COMMANDS = {
         "list, or forget, the results in a SQLite file that later runs may take",
         (
             Argument(
-                "action", "ls lists them, clear forgets them", {"choices": _ACTIONS}, _ACTIONS
+                "action",
+                "ls lists them, clear forgets them",
+                {"choices": _ACTIONS, "metavar": "ACTION"},
+                _ACTIONS,
             ),
             _DB,
             _value("--dag", "DAG", "only results of this DAG"),
