@@ -47,7 +47,7 @@ def _started(run: RunState, unit: Unit, event: Started) -> None:
 
 def _succeeded(run: RunState, unit: Unit, event: Succeeded) -> None:
     run.end_attempt(unit)
-    keeps = run.graph.specs[unit.number].retain_result
+    keeps = run.graph.specs[unit.task].retain_result
     stored = event.stored if keeps else NoResult.RELEASED
     unit.value = event.value
     unit.follows = event.follows
@@ -202,7 +202,7 @@ def fail(  # noqa: PLR0913 - what is known of one failure
 
 
 def _retry(run: RunState, unit: Unit) -> None:
-    most = run.graph.specs[unit.number].retries + 1
+    most = run.graph.specs[unit.task].retries + 1
     run.out.append(Report(Subject.RETRY, unit.record, unit.line, None, unit.delay_s, most))
     unit.record = unit.record.retry()
     run.table.changed.append(unit.record)
@@ -249,7 +249,7 @@ def _wait(run: RunState, unit: Unit, duration_s: float) -> None:
 
 
 def _timeout_s(run: RunState, unit: Unit) -> float:
-    return run.graph.specs[unit.number].timeout_s or 0.0
+    return run.graph.specs[unit.task].timeout_s or 0.0
 
 
 def _time_up(run: RunState, unit: Unit) -> None:
@@ -270,7 +270,7 @@ def _out_of_patience(run: RunState, unit: Unit) -> None:
         return
     remedy = (
         "Let the task go on with the CancelledError that it gets."
-        if run.graph.is_async[unit.number]
+        if run.graph.is_async[unit.task]
         else "Let the task check current_attempt().cancelled, or run it on a"
         " ProcessPerAttemptExecutor."
     )

@@ -36,15 +36,18 @@ class History:
         if unsaved is not None:
             return unsaved
         alive = self._lifecycle.find(run_id)
-        running = {} if alive is None else alive[0].running()
+        running = [] if alive is None else alive[0].running()
         run = self._store.load_run(run_id, results=results)
         # The store learns of a start when the attempt has run for a while.
-        started = {
-            name: task
-            for name, task in running.items()
-            if run.tasks[name].status is TaskStatus.PENDING
-        }
-        return run._replace(tasks={**run.tasks, **started}) if started else run
+        tasks, items = dict(run.tasks), {name: list(each) for name, each in run.items.items()}
+        for task in running:
+            if task.item is not None:
+                found = items.setdefault(task.name, [])
+                if all(each.item != task.item for each in found):
+                    found.append(task)
+            elif tasks[task.name].status is TaskStatus.PENDING:
+                tasks[task.name] = task
+        return run._replace(tasks=tasks, items=items)
 
     def list_runs(
         self,

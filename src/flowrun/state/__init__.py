@@ -14,6 +14,7 @@ from flowrun.state.protocol import (
 )
 from flowrun.state.records import (
     AttemptRecord,
+    CarriedResult,
     EncodedResult,
     NoResult,
     Reason,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AttemptRecord",
     "ByteStoreProtocol",
+    "CarriedResult",
     "Change",
     "EncodedResult",
     "InMemoryStateStore",
