@@ -239,7 +239,7 @@ async def test_items_of_two_mapped_tasks_go_through_depth_first(stored: MakeEngi
     ]
     assert told(tasks["load"]) == [(0, "SUCCESS", 0), (1, "SUCCESS", 1), (2, "SKIPPED", None)]
     assert tasks["load"]["items"][2]["error_message"] == (
-        "UPSTREAM_FAILED: the item 'parse[2]' upstream of it failed"
+        "the item 'parse[2]' upstream of it failed"
     )
     starts = {
         (name, item["item"]): item["started_at"]
@@ -320,10 +320,13 @@ async def test_events_and_attempts_know_their_item(
             raise ValueError
 
     run_id = await engine.run_once("d")
-    assert [event for event in events if event[1] == "fetch"] == [
-        ("start", "fetch", None, 0),
+    of_fetch = [event for event in events if event[1] == "fetch"]
+    assert [event for event in of_fetch if event[2] == 0] == [
         ("start", "fetch", 0, 1),
         ("success", "fetch", 0, 1),
+    ]
+    assert [event for event in of_fetch if event[2] != 0] == [
+        ("start", "fetch", None, 0),
         ("start", "fetch", 1, 1),
         ("retry", "fetch", 1, 1),
         ("start", "fetch", 1, 2),
@@ -377,9 +380,9 @@ class Job:
         self.ran: list[Any] = []
         self.scale = 1
         dag = engine.dag("d")
-        dag.task("pages", **options.pop("source", {}))(lambda: list(self.pages))
+        source, fetch = options.get("source", {}), options.get("fetch", {})
+        dag.task("pages", **source)(lambda: list(self.pages))
         dag.task("scale")(lambda: self.scale)
-        fetch = {**options, **options.pop("fetch", {})}
 
         @dag.task(map_over="pages", **fetch)
         async def fetch(pages: Any, scale: int) -> Any:
@@ -555,7 +558,7 @@ async def test_run_that_is_stopped_in_the_middle_keeps_what_was_done(
             if how == "fail_fast":
                 raise ValueError
             await asyncio.sleep(WAIT_S)
-        if stop[0] and pages == 3:
+        if stop[0] and pages > 2:
             await asyncio.sleep(WAIT_S)
         return pages
 
@@ -567,7 +570,7 @@ async def test_run_that_is_stopped_in_the_middle_keeps_what_was_done(
     options: dict[str, Any] = {"fail_fast": how == "fail_fast"}
     if how == "timeout":
         options["timeout_s"] = 0.3
-    with pytest.raises(BaseException) if how == "cancel" else _nothing():  # noqa: B017
+    with pytest.raises(BaseException) if how == "cancel" else _nothing():
         await engine.run_once("d", **options)
     (summary,) = engine.list_runs()
     report = engine.get_run_report(summary.run_id)
@@ -578,16 +581,18 @@ async def test_run_that_is_stopped_in_the_middle_keeps_what_was_done(
         "total": "SKIPPED",
     }
     fetch_ = report["tasks"]["fetch"]
-    assert fetch_["item_counts"] == {"SUCCESS": 2, "FAILED": 2, "SKIPPED": 2}
-    done = sorted(ran)
-    assert done == [0, 1, 2, 3]
+    # A failure is committed before it stops the run, and another item may start meanwhile.
+    counts = fetch_["item_counts"] or {}
+    assert (counts["SUCCESS"], counts["FAILED"] + counts["SKIPPED"]) == (2, 4)
+    assert counts["FAILED"] + 2 == len(ran)
     stop[0] = False
+    ran.clear()
     new = await engine.resume(summary.run_id)
-    assert sorted(ran[4:]) == [2, 3, 4, 5]
+    assert sorted(ran) == [2, 3, 4, 5]
     assert engine.get_run_report(new)["tasks"]["total"]["result"] == 15
 
 
-class _nothing:  # noqa: N801 - as contextlib's
+class _nothing:
     def __enter__(self) -> None: ...
 
     def __exit__(self, *_: object) -> None: ...
@@ -601,7 +606,7 @@ from flowrun import SqliteStateStore, build_default_engine, current_attempt
 
 path, log, kill = sys.argv[1:]
 store = SqliteStateStore(path)
-with build_default_engine(state_store=store, max_parallel=4) as engine:
+with build_default_engine(state_store=store, max_parallel=8) as engine:
     done = threading.Semaphore(0)
 
     @engine.task(dag="d", retain_result=kill != "no source")
@@ -612,18 +617,18 @@ with build_default_engine(state_store=store, max_parallel=4) as engine:
     def fetch(pages):
         with open(log, "a") as file:
             file.write(f"fetch {pages}\\n")
-        if pages >= 25 and kill != "resume":
+        if 25 <= pages < 29 and kill != "resume":
             for _ in range(8):
                 done.acquire()
             print("ready", flush=True)
             threading.Event().wait()
-        done.release()
         return pages
 
     @engine.task(dag="d", map_over="fetch")
     def parse(fetch):
         with open(log, "a") as file:
             file.write(f"parse {fetch}\\n")
+        done.release()
         return fetch
 
     @engine.task(dag="d")
@@ -655,7 +660,7 @@ def test_killed_run_loses_and_repeats_no_acknowledged_item(tmp_path: Path, kill:
     acknowledged = {
         f"{name} {item.item}"
         for name in ("fetch", "parse")
-        for item in items[name]
+        for item in items.get(name, ())
         if item.status == "SUCCESS"
     }
     store.close()
@@ -816,7 +821,7 @@ def test_branch_cannot_be_mapped(engine: Engine) -> None:
 
 
 def test_source_must_be_a_dependency_that_the_task_is_given(engine: Engine) -> None:
-    pages = engine.task("pages", dag="d")(lambda: [])
+    pages = engine.task("pages", dag="d")(list)
     engine.task("fetch", dag="d", map_over="page", deps=[pages])(lambda pages: pages)
     with pytest.raises(GraphError, match=r"mapped over 'page', which is none .*pages"):
         engine.validate("d")

@@ -285,6 +285,31 @@ def _delay_over(run: RunState, unit: Unit) -> None:
     run.table.make_ready(unit, run.epoch)
 
 
+def meet_deadlines(run: RunState) -> None:
+    """Do what is due."""
+    for deadline in run.deadlines.pop_due(run.now):
+        if not run.is_current(deadline):
+            continue  # the one before has stopped the run
+        wait = deadline[1]
+        if wait in DUE:
+            DUE[wait][1](run, run.table.units[deadline[2]])
+        elif wait is Wait.STARTS:
+            _save_starts(run)
+        elif wait is Wait.LIMITS:
+            run.requests.ask_again()
+        else:
+            cause = f"the run took longer than timeout_s={run.run_timeout_s:g}"
+            run.stop(Reason.RUN_TIMED_OUT, cause)
+
+
+def _save_starts(run: RunState) -> None:
+    run.saves_starts = False
+    for unit in run.table.active.values():
+        if not unit.is_start_saved:
+            unit.is_start_saved = True
+            run.table.changed.append(unit.record)
+
+
 # -- the tables ----------------------------------------------------------------------------------
 
 Transition: TypeAlias = "Callable[[RunState, Unit, Any], None]"

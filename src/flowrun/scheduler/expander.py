@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import pickle
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from flowrun.errors import NonRetryableError, ResultNotStorableError
@@ -134,14 +131,16 @@ class Expander:
                     " elements apart"
                 )
                 raise NonRetryableError(msg)
-            return f"key:{json.dumps(key)}"
+            return f"key:{key!r}"
         if self._encode is None:
             return (value,)
         try:
             stored = self._encode(value, run_id=self._record.run_id, task_name="element")
         except ResultNotStorableError:
             return None  # so its item runs again
-        return f"sha256:{hashlib.sha256(stored.serializer.encode() + stored.data).hexdigest()}"
+        from hashlib import sha256  # noqa: PLC0415 - for mapped tasks only
+
+        return f"sha256:{sha256(stored.serializer.encode() + stored.data).hexdigest()}"
 
     def _results(self, task: str, kept: _Kept) -> dict[int, object]:
         """Return the results of the items of the earlier run, by their numbers there."""
@@ -199,6 +198,8 @@ def _is_same(old: object, new: object) -> bool:
         return True
     if isinstance(old, str) and isinstance(new, str):
         return old == new
+    import pickle  # noqa: PLC0415 - for resumes in memory only
+
     try:
         return type(old) is type(new) and pickle.dumps(old) == pickle.dumps(new)
     except Exception:  # noqa: BLE001 - whatever a value of the user's raises

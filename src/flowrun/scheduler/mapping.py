@@ -23,12 +23,13 @@ from flowrun.scheduler.units import DROPPED, Phase, Unit
 from flowrun.state import NoResult, Reason, TaskRecord, TaskStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from flowrun.graph import Graph
     from flowrun.registry import MapSpec
     from flowrun.scheduler.messages import Element, Expanded, Failure
     from flowrun.scheduler.run_state import RunState
+    from flowrun.state import RunRecord
 
 _COLLECTED = (Reason.ERROR, Reason.TIMEOUT)
 
@@ -129,12 +130,17 @@ def begin(run: RunState, unit: Unit) -> None:
     run.out.append(Expand(unit.number, None, values, is_needed=unit.consumers > 0))
 
 
-def restore(run: RunState, unit: Unit, records: Sequence[TaskRecord], values: object) -> None:
-    """Give a mapped task that a resume has kept its items, for those that follow them."""
-    spec = run.graph.specs[unit.task].mapping
-    if spec is None:
-        return  # it is mapped no more
-    each = unit.map = run.table.maps[unit.task] = ItemMap(unit, None, spec, 0)
+def restore(run: RunState, record: RunRecord, values: Mapping[str, object]) -> None:
+    """Give the mapped tasks that a resume has kept their items, for those that follow them."""
+    for name, items in record.items.items():
+        unit = run.table.units[run.graph.index[name]]
+        spec = run.graph.specs[unit.task].mapping
+        if spec is not None:  # else it is mapped no more
+            _restore(run, ItemMap(unit, None, spec, 0), items, values.get(name))
+
+
+def _restore(run: RunState, each: ItemMap, records: Sequence[TaskRecord], values: object) -> None:
+    each.unit.map = run.table.maps[each.unit.task] = each
     each.is_complete = True
     left = iter(values if isinstance(values, list) else ())
     for record in records:
@@ -278,7 +284,7 @@ def item_ended(run: RunState, item: Unit) -> None:
     each.open -= 1
     each.ended.append(item)
     item.element = DROPPED
-    if item.ready_at:
+    if item.record.attempt:
         each.in_flight -= 1
     if not (each.unit.consumers or run.settings.reports_successes):
         item.value = DROPPED

@@ -102,14 +102,12 @@ class Run:
         self.record = record
         self._services = services
         self._limits = limits.shared
-        clock = services.config.clock
-        self._monotonic = clock.monotonic
+        self._monotonic = services.config.clock.monotonic
         self._journal = services.journal
-        self._blocks = services.journal.store.blocking
         self._loop = asyncio.get_running_loop()
         self.awaiter = Awaiter()
         variables = contextvars.copy_context()
-        self._alarm = Alarm(clock, self._loop, self._turn)
+        self._alarm = Alarm(services.config.clock, self._loop, self._turn)
         self._inbox = Inbox(self._loop, self._read_inbox)
         self._channel = services.hooks.channel(variables, partial(self._inbox.put, _nothing))
         self._notifier = Notifier(record, self._channel, services.log, listener)
@@ -131,16 +129,8 @@ class Run:
         )
         answers = (self._saved, self._end_saved)
         self._recorder = Recorder(services, record, self._state, self._inbox, *answers, self.errors)
-        expander = Expander(*about, self._inbox, inherited.items)
-        self._carry_out: dict[type, Callable[[Any], object]] = {
-            Start: self._start,
-            Expand: expander.expand,
-            Stop: self._stop,
-            GiveUp: self._give_up,
-            Save: self._recorder.save,
-            Finish: self._finish,
-            Report: self._report,
-        }
+        self._expander = Expander(*about, self._inbox, inherited.items)
+        self._carry_out = self._carriers()
         self._events: list[Event] = []
         self._instructions: deque[Instruction] = deque()
         self._is_turning = False
@@ -162,7 +152,7 @@ class Run:
         self._may_exist = True
         self.awaiter.begin()
         try:
-            if self._blocks:
+            if self._journal.store.blocking:
                 created = self._journal.call_from_loop(create)
                 await self.awaiter.wait_for(created, self._awaiter_cancelled)
             else:
@@ -308,6 +298,17 @@ class Run:
             self._abort(error)
 
     # -- carrying out ------------------------------------------------------------------------------
+
+    def _carriers(self) -> dict[type, Callable[[Any], object]]:
+        return {
+            Start: self._start,
+            Expand: self._expander.expand,
+            Stop: self._stop,
+            GiveUp: self._give_up,
+            Save: self._recorder.save,
+            Finish: self._finish,
+            Report: self._report,
+        }
 
     def _start(self, start: Start) -> None:
         if self._is_broken:  # since the start was decided

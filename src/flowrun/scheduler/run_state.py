@@ -38,7 +38,13 @@ from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from flowrun.registry import TriggerRule
-from flowrun.scheduler.attempt_rules import DUE, TRANSITIONS, fail_lingering, refuse
+from flowrun.scheduler.attempt_rules import (
+    DUE,
+    TRANSITIONS,
+    fail_lingering,
+    meet_deadlines,
+    refuse,
+)
 from flowrun.scheduler.deadlines import Deadlines, Wait
 from flowrun.scheduler.mapping import (
     begin,
@@ -132,6 +138,7 @@ class RunState:
         table: All units.
         stopping: Why the run is ended from outside its tasks; ``None`` if it is not.
         is_finished: Whether the last instruction was given.
+        requests: The slots that it has asked for.
     """
 
     def __init__(  # noqa: PLR0913 - wired in one place
@@ -149,20 +156,18 @@ class RunState:
         self.offset = settings.offset
         self.now = 0.0
         self.table = UnitTable(graph, record, values, needs)
-        self.deadlines = Deadlines(self._is_current)
+        self.deadlines = Deadlines(self.is_current)
         self.out: list[Instruction] = []
         self.stopping: Reason | None = None
         self.is_finished = False
         self.pause = pause
         self._record = record
-        self._requests = SlotRequests(exchange)
+        self.requests = SlotRequests(exchange)
         self._cause = ""
         self._is_broken = False
-        self._run_timeout_s = 0.0
-        self._saves_starts = False
-        for name, items in record.items.items():
-            number = graph.index[name]
-            restore(self, self.table.units[number], items, values.get(name))
+        self.run_timeout_s = 0.0
+        self.saves_starts = False
+        restore(self, record, values)
 
     # -- what the driver asks ----------------------------------------------------------------
 
@@ -192,7 +197,7 @@ class RunState:
             timeout_s: How long the whole run may take.
         """
         if timeout_s is not None:
-            self._run_timeout_s = timeout_s
+            self.run_timeout_s = timeout_s
             self.deadlines.add(now + timeout_s, Wait.RUN)
         self.now = now
         for unit in self.table.units:
@@ -216,7 +221,7 @@ class RunState:
         for event in events:
             self._BOOKED.get(type(event), RunState._book_of_unit)(self, event)
         if self.deadlines.earliest <= now:
-            self._meet_deadlines()
+            meet_deadlines(self)
         self._decide()
         if self.settings.validates:
             self.check()
@@ -240,7 +245,7 @@ class RunState:
             raise TransitionError(msg)
 
     def _book_granted(self, event: SlotsGranted) -> None:
-        self._requests.book(event)
+        self.requests.book(event)
         self._ask_at(event.ask_again_at)
 
     def _book_stop(self, event: StopRequested) -> None:
@@ -343,38 +348,17 @@ class RunState:
     def end_attempt(self, unit: Unit) -> None:
         """The code of a unit's attempt has ended, or goes on without the run: its slot is free."""
         del self.table.active[unit.number]
-        self._requests.free(self.table.needs[unit.task])
+        self.requests.free(self.table.needs[unit.task])
 
     # -- deadlines -------------------------------------------------------------------------------
 
-    def _is_current(self, deadline: Deadline) -> bool:
+    def is_current(self, deadline: Deadline) -> bool:
+        """Return whether a deadline still matters."""
         _, wait, number, attempt = deadline
         if wait in DUE:
             unit = self.table.units[number]
             return unit.phase in DUE[wait][0] and unit.record.attempt == attempt
         return not self.is_finished and (wait is not Wait.RUN or self.stopping is None)
-
-    def _meet_deadlines(self) -> None:
-        for deadline in self.deadlines.pop_due(self.now):
-            if not self._is_current(deadline):
-                continue  # the one before has stopped the run
-            wait = deadline[1]
-            if wait in DUE:
-                DUE[wait][1](self, self.table.units[deadline[2]])
-            elif wait is Wait.STARTS:
-                self._save_starts()
-            elif wait is Wait.LIMITS:
-                self._requests.ask_again()
-            else:
-                cause = f"the run took longer than timeout_s={self._run_timeout_s:g}"
-                self.stop(Reason.RUN_TIMED_OUT, cause)
-
-    def _save_starts(self) -> None:
-        self._saves_starts = False
-        for unit in self.table.active.values():
-            if not unit.is_start_saved:
-                unit.is_start_saved = True
-                self.table.changed.append(unit.record)
 
     # -- stopping --------------------------------------------------------------------------------
 
@@ -412,7 +396,7 @@ class RunState:
         # What is saved at once may have a child that comes first (R6).
         starts: list[Unit] = []
         if not (self.settings.is_saved_at_once and table.outcomes):
-            slots, again_at = self._requests.take(table, self.now)
+            slots, again_at = self.requests.take(table, self.now)
             self._ask_at(again_at)
             if slots:
                 starts = self._start(slots)
@@ -453,8 +437,8 @@ class RunState:
             if timeout_s is not None:
                 self.deadlines.add_timeout(now, timeout_s, unit.number, record.attempt)
             starts.append(unit)
-        if self.settings.save_starts_after_s is not None and not self._saves_starts:
-            self._saves_starts = True
+        if self.settings.save_starts_after_s is not None and not self.saves_starts:
+            self.saves_starts = True
             self.deadlines.add(now + self.settings.save_starts_after_s, Wait.STARTS)
         return starts
 

@@ -388,7 +388,7 @@ def renewed(row: Row, stored: object, run: int, place: int) -> tuple[Row, object
     if earlier == _NO_EARLIER:
         return (*row[:_EARLIER], 0, *row[_STATE:]), stored, []
     try:
-        if stored in (task_checksum_with(run, place, row, earlier), checksum(row)):
+        if stored in (task_checksum_with(run, place, row, earlier), checksum(row[:_ITEM])):
             found = [attempt_row(run, place, _attempt(each)) for each in json.loads(earlier)]
             attempts = list({number: (number, *rest) for _, _, number, *rest in found}.values())
             new = (*row[:_EARLIER], len(attempts), *row[_STATE:])
