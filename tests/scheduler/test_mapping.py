@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,8 +23,11 @@ from flowrun import (
     PickleSerializer,
     ProcessPerAttemptExecutor,
     RetryPolicy,
+    RunCancelledError,
+    SchedulerConfig,
     SkipTask,
     SqliteStateStore,
+    build_default_engine,
     current_attempt,
     fn_hook,
 )
@@ -351,21 +355,18 @@ async def test_events_and_attempts_know_their_item(
 async def test_item_in_another_process_knows_its_number(make_engine: MakeEngine) -> None:
     engine = make_engine(executors={"apart": ProcessPerAttemptExecutor(2)})
     engine.task("pages", dag="d")(lambda: ["a", "b"])
-    engine.task("fetch", dag="d", map_over="pages", executor="apart", map_key=len_key)(in_process)
-    assert (await run(engine))["fetch"]["result"] == [(0, "0"), (1, "1")]
+    engine.task("fetch", dag="d", map_over="pages", executor="apart", map_key=number_of)(in_process)
+    assert (await run(engine))["fetch"]["result"] == [(0, "fetch[5]"), (1, "fetch[6]")]
 
 
-KEYS = {"a": "0", "b": "1"}
-
-
-def len_key(element: str) -> int:
+def number_of(element: str) -> int:
     """Tell elements apart."""
-    return int(KEYS[element])
+    return {"a": 5, "b": 6}[element]
 
 
 def in_process(pages: str) -> tuple[int | None, str | None]:
-    """Return the item's number, and its key."""
-    return current_attempt().item, current_attempt().idempotency_key[-2:-1]
+    """Return the item's number, and the end of its key."""
+    return current_attempt().item, current_attempt().idempotency_key.rpartition("/")[2]
 
 
 # -- resuming --------------------------------------------------------------------------------------------
@@ -712,6 +713,200 @@ async def test_items_of_another_serializer_run_again(
     store.close()
 
 
+async def test_element_without_a_stored_form_runs_again(
+    file: SqliteStateStore, make_engine: MakeEngine
+) -> None:
+    engine = make_engine(state_store=file)
+    ran: list[int] = []
+    bad = {1}
+    engine.task("pages", dag="d", retain_result=False)(lambda: [(0, print), (1, print)])
+
+    @engine.task(dag="d", map_over="pages")
+    def fetch(pages: tuple[int, object]) -> int:
+        ran.append(pages[0])
+        if pages[0] in bad:
+            raise ValueError
+        return pages[0]
+
+    old = await engine.run_once("d")
+    bad.clear()
+    await engine.resume(old)
+    assert sorted(ran[2:]) == [0, 1]
+
+
+async def test_in_memory_elements_are_the_same_by_identity_or_by_their_pickles(
+    engine: Engine,
+) -> None:
+    same = threading.Lock()  # it cannot be pickled
+    sources: list[list[Any]] = [
+        [same, ["equal"], threading.Lock(), 7, "last"],
+        [same, ["equal"], threading.Lock(), 8, "last"],
+    ]
+    ran: list[int | None] = []
+    engine.task("pages", dag="d", retain_result=False)(lambda: sources.pop(0))
+
+    @engine.task(dag="d", map_over="pages")
+    async def fetch(pages: object) -> None:
+        ran.append(current_attempt().item)
+        if pages == "last" and sources:
+            raise ValueError
+
+    old = await engine.run_once("d")
+    await engine.resume(old)
+    assert sorted(x or 0 for x in ran[5:]) == [2, 3, 4]
+
+
+async def test_task_that_is_newly_mapped_or_depends_on_more_runs_all_its_items(
+    stored: MakeEngine,
+) -> None:
+    ran: list[str] = []
+
+    def build(*, changed: bool) -> Engine:
+        engine = stored()
+        engine.task("pages", dag="d")(lambda: ["a", "b"])
+        engine.task("other", dag="d")(lambda: None)
+        deps = ["other"] if changed else []
+
+        @engine.task(dag="d", map_over="pages", deps=deps)
+        async def fetch(pages: str) -> str:
+            ran.append(pages)
+            if pages == "b" and not changed:
+                raise ValueError
+            return pages
+
+        if changed:
+            engine.task("new", dag="d", map_over="pages")(lambda pages: ran.append(f"new {pages}"))
+        return engine
+
+    old = await build(changed=False).run_once("d")
+    del ran[:]
+    await build(changed=True).resume(old)
+    assert sorted(ran) == ["a", "b", "new a", "new b"]
+
+
+async def test_task_that_is_mapped_no_more_takes_the_list_as_it_is(stored: MakeEngine) -> None:
+    def build(*, mapped: bool) -> Engine:
+        engine = stored()
+        engine.task("pages", dag="d")(lambda: [1, 2])
+        options: dict[str, Any] = {"map_over": "pages"} if mapped else {}
+        engine.task("fetch", dag="d", **options)(lambda pages: pages)
+
+        @engine.task(dag="d")
+        async def total(fetch: list[int]) -> int:
+            if mapped:
+                raise ValueError
+            return sum(fetch)
+
+        return engine
+
+    old = await build(mapped=True).run_once("d")
+    engine = build(mapped=False)
+    new = await engine.resume(old)
+    assert engine.get_run_report(new)["tasks"]["total"]["result"] == 3
+
+
+async def test_kept_items_are_followed_by_those_of_a_task_that_runs(stored: MakeEngine) -> None:
+    engine = stored()
+    ran: list[Any] = []
+    bad = {"parse"}
+    engine.task("pages", dag="d")(lambda: ["a", "b", "c"])
+
+    @engine.task(dag="d", map_over="pages")
+    async def fetch(pages: str) -> str:
+        ran.append(pages)
+        if pages == "b":
+            raise SkipTask("not today")
+        return pages
+
+    @engine.task(dag="d", map_over="fetch")
+    async def parse(fetch: str) -> str:
+        ran.append(fetch * 2)
+        if "parse" in bad and fetch == "c":
+            raise ValueError
+        return fetch * 2
+
+    old = await engine.run_once("d")
+    bad.clear()
+    del ran[:]
+    new = await engine.resume(old)
+    assert ran == ["cc"]
+    assert told(engine.get_run_report(new)["tasks"]["parse"]) == [
+        (0, "SUCCESS", "aa"),
+        (1, "OMITTED", None),
+        (2, "SUCCESS", "cc"),
+    ]
+
+
+async def test_live_report_shows_items_that_run_and_those_that_wait(
+    stored: MakeEngine, request: pytest.FixtureRequest
+) -> None:
+    engine = stored(max_parallel=1)
+    seen: list[Any] = []
+    engine.task("pages", dag="d")(lambda: [0, 1, 2])
+
+    @engine.task(dag="d", map_over="pages")
+    async def fetch(pages: int) -> None:
+        report = await asyncio.to_thread(engine.get_run_report, current_attempt().run_id)
+        task = report["tasks"]["fetch"]
+        seen.append((task["status"], task["item_counts"], task["result_state"]))
+
+    run_id = await engine.run_once("d")
+    assert engine.get_run_report(run_id)["tasks"]["fetch"]["item_counts"] == {"SUCCESS": 3}
+    if request.node.callspec.params["stored"] == "sqlite":
+        del seen[1:]  # a success that is not committed yet shows as pending there
+    wanted = [
+        ("RUNNING", {"RUNNING": 1, "PENDING": 2}, "absent"),
+        ("RUNNING", {"SUCCESS": 1, "RUNNING": 1, "PENDING": 1}, "absent"),
+        ("RUNNING", {"SUCCESS": 2, "RUNNING": 1}, "absent"),
+    ]
+    assert seen == wanted[: len(seen)]
+
+
+async def test_elements_that_come_after_the_run_was_stopped_make_no_items(
+    stored: MakeEngine,
+) -> None:
+    engine = stored(config=SchedulerConfig(cancel_grace_s=WAIT_S))
+    asked, go = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+    engine.task("pages", dag="d")(lambda: [0])
+
+    def key(page: int) -> int:
+        loop.call_soon_threadsafe(asked.set)
+        assert go.wait(WAIT_S)
+        loop.call_soon_threadsafe(loop.call_soon, came.set)
+        return page
+
+    came = asyncio.Event()
+    engine.task("fetch", dag="d", map_over="pages", map_key=key)(lambda pages: pages)
+
+    @engine.task(dag="d")
+    async def busy() -> None:
+        await asyncio.wait_for(asked.wait(), WAIT_S)
+        engine.cancel(current_attempt().run_id)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            go.set()
+            await asyncio.wait_for(came.wait(), WAIT_S)
+            for _ in range(20):  # the answer takes another turn of the loop
+                await asyncio.to_thread(lambda: None)
+            raise
+
+    with pytest.raises(RunCancelledError):
+        await engine.run_once("d")
+    report = engine.get_run_report(engine.list_runs()[0].run_id)
+    assert statuses(report) == {"pages": "SUCCESS", "busy": "FAILED", "fetch": "SKIPPED"}
+    assert report["tasks"]["fetch"]["items"] is None
+
+
+async def test_part_of_what_follows_items_may_be_overridden(stored: MakeEngine) -> None:
+    engine = stored()
+    job = Job(engine, ["a", "b"])
+    tasks = await run(engine, overrides={"parse": ["x"]})
+    assert tasks["total"]["result"] == "x"
+    assert [each[0] for each in job.did()] == ["fetch", "fetch", "total"]
+
+
 # -- overrides, sub-graphs -------------------------------------------------------------------------------
 
 
@@ -833,3 +1028,45 @@ def test_source_must_be_a_dependency_that_the_task_is_given(engine: Engine) -> N
     engine.task("fetch", dag="d", map_over="pages", deps=[pages], replace=True)(lambda: 1)
     with pytest.raises(UnfilledParameterError, match="would never see an element"):
         engine.validate("d")
+
+
+# -- many items --------------------------------------------------------------------------------------------
+
+
+def cost_s(count: int, *, mapped: bool) -> float:
+    """Return the processor time of a run of so many items, or of so many tasks like them."""
+
+    async def give(pages: object) -> object:
+        return pages
+
+    with build_default_engine(max_parallel=8) as engine:
+        engine.task("pages", dag="d")(lambda: list(range(count)))
+        for number in range(1 if mapped else count):
+            options: dict[str, Any] = {"map_over": "pages"} if mapped else {}
+            engine.task(f"t{number}", dag="d", **options)(give)
+        engine.validate("d")
+        before = time.process_time()
+        report = engine.run("d")
+        took = time.process_time() - before
+        assert report["status"] == "SUCCESS"
+        return took
+
+
+@pytest.mark.no_cover
+def test_item_costs_at_most_half_as_much_again_as_a_task() -> None:
+    ratios = [cost_s(10_000, mapped=True) / cost_s(10_000, mapped=False) for _ in range(3)]
+    assert min(ratios) < 1.5
+
+
+@pytest.mark.no_cover
+async def test_hundred_thousand_items(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    engine.task("pages", dag="d")(lambda: list(range(100_000)))
+
+    @engine.task(dag="d", map_over="pages")
+    async def fetch(pages: int) -> int:
+        return pages
+
+    engine.task("total", dag="d")(lambda fetch: sum(fetch))
+    run_id = await engine.run_once("d")
+    assert engine.get_run_report(run_id)["tasks"]["total"]["result"] == sum(range(100_000))

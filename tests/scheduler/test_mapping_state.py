@@ -289,3 +289,36 @@ def test_mapped_tasks_do_what_the_rules_say(data: st.DataObject) -> None:
     play = Play(choose)
     play.play()
     play.check()
+
+
+def test_items_that_end_after_the_elements_have_failed_have_no_successors() -> None:
+    play = Play(lambda count: 0)
+    registry = TaskRegistry()
+    registry.task("a", dag="d")(body)
+    registry.task("b", dag="d", deps=["a"], map_over="a", timeout_s=None)(body)
+    registry.task("c", dag="d", deps=["b"], map_over="b", timeout_s=None)(body)
+    play.graph = Graph.build("d", registry.specs("d"), registry)
+    pairs = zip(play.graph.names, play.graph.dependency_names, strict=True)
+    record = RunRecord("r", "d", 0.0, {name: TaskRecord(name, deps) for name, deps in pairs})
+    about = (play.exchange, lambda _names, _until: (), play.state.settings)
+    play.state = state = RunState(play.graph, record, {}, [NEEDS] * 3, *about)
+    play.slots = 3
+    play.carry_out(state.begin(0.0))
+    play.running.clear()
+    play.carry_out(state.apply([Succeeded(0, 1, 0.0, 0.0, [1, 2], [1, 2])], 0.0))
+    play.carry_out(state.apply(play.answer_save(), 0.0))
+    play.carry_out(state.apply(play.expanded(), 0.0))
+    first, second = play.running
+    play.running.clear()
+    play.carry_out(state.apply([Succeeded(first, 1, 0.0, 0.0, "x", "x")], 0.0))
+    while play.saves:
+        play.carry_out(state.apply(play.answer_save(), 0.0))
+    (expand,) = play.expands
+    play.carry_out(state.apply([Expanded(expand.unit, (), UNEQUAL)], 0.0))
+    play.carry_out(state.apply([Succeeded(second, 1, 0.0, 0.0, "y", "y")], 0.0))
+    while play.saves:
+        play.carry_out(state.apply(play.answer_save(), 0.0))
+    assert play.end is not None
+    ends = {name: str(task.status) for name, task in play.end.record.tasks.items()}
+    assert ends == {"a": "SUCCESS", "b": "SUCCESS", "c": "FAILED"}
+    assert play.end.record.items["c"] == []

@@ -112,7 +112,8 @@ class Attempts:
             seen.upstream = (names, self._upstream_statuses(task))
         if unit.owner is not None:
             seen.item, key = unit.record.item, unit.record.key
-            seen.item_key = str(key) if spec.mapping and spec.mapping.key else None
+            if spec.mapping is not None and spec.mapping.key is not None:
+                seen.item_key = str(key).partition(":")[2]
         arguments, variables = self._arguments(unit), self._variables.copy()
         if self._graph.is_async[task]:
             on_loop = AsyncAttempt(number, spec, seen, arguments, variables, services)

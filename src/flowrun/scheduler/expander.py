@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from flowrun.state import RunRecord, TaskRecord
 
 _DONE = (TaskStatus.SUCCESS, TaskStatus.OMITTED)
+_CHOSEN = "key:"
 
 
 class Earlier(NamedTuple):
@@ -131,7 +132,7 @@ class Expander:
                     " elements apart"
                 )
                 raise NonRetryableError(msg)
-            return f"key:{key!r}"
+            return f"{_CHOSEN}{key!r}"
         if self._encode is None:
             return (value,)
         try:
@@ -157,8 +158,10 @@ class _Kept:
         self.earlier = earlier
         done = [item for item in earlier.items if item.status in _DONE and item.key is not None]
         self._by_number = {item.item: item for item in done}
-        self._by_key = {
-            item.key: item for item in done if isinstance(item.key, str) and _is_chosen(item.key)
+        self._by_key: dict[object, TaskRecord] = {
+            item.key: item
+            for item in done
+            if isinstance(item.key, str) and item.key.startswith(_CHOSEN)
         }
 
     def matched(
@@ -171,13 +174,8 @@ class _Kept:
     ) -> Element:
         """Return the element with the item that it had in the earlier run, if that is done."""
         number, key = element.number, element.key
-        if by_key:
-            old = self._by_key.get(cast("str", key))
-        else:
-            old = self._by_number.get(number)
-            if old is None or not _is_same(old.key, key):
-                return element
-        if old is None or old.item is None:
+        old = self._by_key.get(key) if by_key else self._by_number.get(number)
+        if old is None or old.item is None or not (by_key or _is_same(old.key, key)):
             return element
         result = old.result
         if result is NoResult.STORED:
@@ -188,20 +186,17 @@ class _Kept:
         return element._replace(kept=record, result=results.get(old.item, NoResult.RELEASED))
 
 
-def _is_chosen(key: str) -> bool:
-    return key.startswith("key:")
-
-
 def _is_same(old: object, new: object) -> bool:
-    """Return whether two elements are the same, by their digests, or in memory by themselves."""
-    if old is new:
+    """Return whether two keys are of the same element: digests, or in memory elements in tuples."""
+    if not isinstance(old, tuple) or not isinstance(new, tuple):
+        return isinstance(old, str) and old == new
+    (before,), (now,) = cast("tuple[object]", old), cast("tuple[object]", new)
+    if before is now:
         return True
-    if isinstance(old, str) and isinstance(new, str):
-        return old == new
     import pickle  # noqa: PLC0415 - for resumes in memory only
 
     try:
-        return type(old) is type(new) and pickle.dumps(old) == pickle.dumps(new)
+        return pickle.dumps(before) == pickle.dumps(now)
     except Exception:  # noqa: BLE001 - whatever a value of the user's raises
         return False
 

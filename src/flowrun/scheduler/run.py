@@ -170,7 +170,7 @@ class Run:
 
     def running(self) -> list[TaskRecord]:
         """Return the records of what runs now, from any thread (they are values)."""
-        return [unit.record for unit in self._state.table.active.copy().values()]
+        return self._state.table.running()
 
     def tasks(self) -> Mapping[str, TaskRecord]:
         """Return the records of all tasks, from any thread."""
