@@ -713,6 +713,57 @@ async def test_items_of_another_serializer_run_again(
     store.close()
 
 
+async def test_omitted_items_are_kept_as_those_that_succeeded_are(stored: MakeEngine) -> None:
+    engine = stored()
+    ran: list[int] = []
+    bad = {2}
+    engine.task("pages", dag="d")(lambda: [0, 1, 2])
+
+    @engine.task(dag="d", map_over="pages")
+    async def fetch(pages: int) -> int:
+        ran.append(pages)
+        if pages == 0:
+            raise SkipTask("nothing new")
+        if pages in bad:
+            raise ValueError
+        return pages
+
+    old = await engine.run_once("d")
+    bad.clear()
+    new = await engine.resume(old)
+    assert ran[3:] == [2]
+    assert told(engine.get_run_report(new)["tasks"]["fetch"]) == [
+        (0, "OMITTED", None),
+        (1, "SUCCESS", 1),
+        (2, "SUCCESS", 2),
+    ]
+
+
+async def test_mapped_task_that_depends_on_something_else_now_runs_all_its_items(
+    stored: MakeEngine,
+) -> None:
+    ran: list[str] = []
+
+    def build(*, changed: bool) -> Engine:
+        engine = stored()
+        engine.task("pages", dag="d")(lambda: ["a", "b"])
+        engine.task("before", dag="d")(lambda: None)
+        engine.task("after", dag="d")(lambda: None)
+
+        @engine.task(dag="d", map_over="pages", deps=["after" if changed else "before"])
+        async def fetch(pages: str) -> None:
+            ran.append(pages)
+            if pages == "b" and not changed:
+                raise ValueError
+
+        return engine
+
+    old = await build(changed=False).run_once("d")
+    del ran[:]
+    await build(changed=True).resume(old)
+    assert sorted(ran) == ["a", "b"]
+
+
 async def test_element_without_a_stored_form_runs_again(
     file: SqliteStateStore, make_engine: MakeEngine
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections import deque
@@ -300,7 +301,8 @@ def test_items_that_end_after_the_elements_have_failed_have_no_successors() -> N
     play.graph = Graph.build("d", registry.specs("d"), registry)
     pairs = zip(play.graph.names, play.graph.dependency_names, strict=True)
     record = RunRecord("r", "d", 0.0, {name: TaskRecord(name, deps) for name, deps in pairs})
-    about = (play.exchange, lambda _names, _until: (), play.state.settings)
+    going_on = dataclasses.replace(play.state.settings, fails_fast=False)
+    about = (play.exchange, lambda _names, _until: (), going_on)
     play.state = state = RunState(play.graph, record, {}, [NEEDS] * 3, *about)
     play.slots = 3
     play.carry_out(state.begin(0.0))

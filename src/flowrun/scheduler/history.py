@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from flowrun.errors import DamagedRecordError, UnknownRunError, listed
 from flowrun.scheduler.notifier import Notifier
-from flowrun.state import Reason, RunQuery, RunStatus, TaskStatus
+from flowrun.state import Reason, RunQuery, RunStatus, TaskStatus, items_by_task
 
 if TYPE_CHECKING:
     from flowrun.scheduler.lifecycle import Lifecycle
@@ -39,14 +39,13 @@ class History:
         running = [] if alive is None else alive[0].running()
         run = self._store.load_run(run_id, results=results)
         # The store learns of a start when the attempt has run for a while.
-        tasks, items = dict(run.tasks), {name: list(each) for name, each in run.items.items()}
+        tasks, items = dict(run.tasks), dict(run.items)
         for task in running:
-            if task.item is not None:
-                found = items.setdefault(task.name, [])
-                if all(each.item != task.item for each in found):
-                    found.append(task)
-            elif tasks[task.name].status is TaskStatus.PENDING:
+            if task.item is None and tasks[task.name].status is TaskStatus.PENDING:
                 tasks[task.name] = task
+        for name, started in items_by_task(running).items():
+            known = {item.item: item for item in (*started, *items.get(name, ()))}
+            items[name] = [known[number] for number in sorted(known)]
         return run._replace(tasks=tasks, items=items)
 
     def list_runs(

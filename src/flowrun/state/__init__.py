@@ -24,6 +24,7 @@ from flowrun.state.records import (
     TaskRecord,
     TaskStatus,
     TransitionError,
+    items_by_task,
 )
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ __all__ = [
     "TaskRecord",
     "TaskStatus",
     "TransitionError",
+    "items_by_task",
 ]
 
 # A run in memory needs neither SQLite nor a serializer.
