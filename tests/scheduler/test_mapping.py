@@ -479,6 +479,12 @@ async def test_all_items_run_again_when_something_else_has_changed(stored: MakeE
     assert engine.get_run_report(new)["tasks"]["total"]["result"] == "a*2! b*2!"
     await engine.resume(new, from_tasks=["fetch"])
     assert len(job.did()) == 5
+    job.bad = {"b"}
+    old = await engine.run_once("d", overrides={"scale": 5})
+    job.bad = set()
+    job.did()
+    await engine.resume(old)  # "scale" is as declared again
+    assert [each for each in job.did() if each[0] == "fetch"] == [("fetch", "a"), ("fetch", "b")]
 
 
 async def test_released_results_of_items_are_made_again_if_needed(stored: MakeEngine) -> None:

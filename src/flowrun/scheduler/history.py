@@ -45,7 +45,7 @@ class History:
                 tasks[task.name] = task
         for name, started in items_by_task(running).items():
             known = {item.item: item for item in (*started, *items.get(name, ()))}
-            items[name] = [known[number] for number in sorted(known)]
+            items[name] = sorted(known.values(), key=lambda item: item.item or 0)
         return run._replace(tasks=tasks, items=items)
 
     def list_runs(
