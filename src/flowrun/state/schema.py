@@ -134,10 +134,12 @@ ALTER TABLE tasks ADD COLUMN data BLOB;
 ALTER TABLE tasks ADD COLUMN data_checksum INTEGER;
 """),
     _move_attempts,
-    # The items of a mapped task have rows like tasks, after those of the run's tasks.
     statements("""
 ALTER TABLE runs ADD COLUMN params TEXT;
-ALTER TABLE runs ADD COLUMN overridden TEXT;
+ALTER TABLE runs ADD COLUMN overridden TEXT
+"""),
+    # Step 6: items of mapped tasks, which have rows like tasks, after those of the run's tasks.
+    statements("""
 ALTER TABLE tasks ADD COLUMN item INTEGER;
 ALTER TABLE tasks ADD COLUMN item_key TEXT;
 ALTER TABLE tasks ADD COLUMN items INTEGER
@@ -174,7 +176,12 @@ CREATE TEMP VIEW attempts AS SELECT NULL AS run, NULL AS place, NULL AS number, 
     (
         5,
         statements("""
-CREATE TEMP VIEW IF NOT EXISTS runs AS SELECT *, NULL AS params, NULL AS overridden FROM main.runs;
+CREATE TEMP VIEW IF NOT EXISTS runs AS SELECT *, NULL AS params, NULL AS overridden FROM main.runs
+"""),
+    ),
+    (
+        6,
+        statements("""
 CREATE TEMP VIEW IF NOT EXISTS tasks AS SELECT *, NULL AS item, NULL AS item_key, NULL AS items
     FROM main.tasks
 """),
