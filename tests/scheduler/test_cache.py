@@ -432,6 +432,48 @@ async def test_branch_in_the_cache_chooses_as_before(make_engine: MakeEngine, st
     assert (report["tasks"]["which"]["status"], ran()) == ("FAILED", ["chooses"])
 
 
+def page(url: str, fetch: list[int]) -> str:
+    RAN.append(url)
+    return f"{url} {fetch}"
+
+
+def shout(page: str) -> str:
+    RAN.append(f"shout {page}")
+    return page.upper()
+
+
+@pytest.mark.parametrize("max_items", [None, 1])
+async def test_items_of_a_mapped_task_are_taken_one_by_one(
+    make_engine: MakeEngine, store: Any, max_items: int | None
+) -> None:
+    engine = make_engine(state_store=store)
+    dag = engine.dag("d")
+
+    @dag.task
+    def url(urls: Param[str]) -> list[str]:
+        return list(urls)
+
+    dag.task(fetch)
+    dag.task(cache=Cache(), map_over="url", max_items=max_items)(page)
+    dag.task(cache=Cache(), map_over="page")(shout)
+    first = await dag.run_once(params={"urls": "ab"})
+    assert sorted(ran()) == ["a", "b", "fetch", "shout a [1, 2]", "shout b [1, 2]"]
+    second = await dag.run_once(params={"urls": "bca"})
+    assert sorted(ran()) == ["c", "fetch", "shout c [1, 2]"]
+    task = engine.get_run_report(second)["tasks"]["shout"]
+    assert task["result"] == ["B [1, 2]", "C [1, 2]", "A [1, 2]"]
+    assert task["cached_from"] is None
+    assert [item["cached_from"] for item in task["items"] or ()] == [first, None, first]
+    assert [item["attempt"] for item in task["items"] or ()] == [0, 1, 0]
+    assert len(store.list_cached()) == 6
+    await dag.run_once(params={"urls": "ab"}, refresh=["page"])
+    assert sorted(ran()) == ["a", "b", "fetch"]
+    third = await dag.run_once(params={"urls": "cc"})
+    assert ran() == ["fetch"]
+    items = engine.get_run_report(third)["tasks"]["page"]["items"] or ()
+    assert [item["cached_from"] for item in items] == [second, second]
+
+
 async def test_result_in_the_cache_needs_no_slot(make_engine: MakeEngine, store: Any) -> None:
     engine = make_engine(state_store=store, max_parallel=1, limits={"api": 1})
     dag = engine.dag("d")

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, cast
 from flowrun.errors import TaskDefinitionError, TaskTypeError, close_match
 from flowrun.policy import NO_RETRIES, RetryPolicy, checked_retries, checked_timeout
 from flowrun.registry.caching import Cache, checked_cache
+from flowrun.registry.map_spec import checked_mapping
 from flowrun.registry.names import validate_name
 from flowrun.registry.signature import UPSTREAM, inspect_callable
 
 if TYPE_CHECKING:
+    from flowrun.registry.map_spec import MapKey, MapSpec
     from flowrun.registry.signature import Signature
 
 DEFAULT_TIMEOUT_S = 30.0
@@ -59,6 +61,15 @@ class TemplateOptions(TypedDict, total=False):
         uses: The engine's limits that every attempt uses: their names, or a dict of names and
             weights.
         cache: Takes the result of an earlier run while it holds; see ``Cache``. By default none.
+        map_over: A dependency, or several of equal length: the task runs once for each element of
+            its result, a list, a tuple or a dict (an element is then a pair), and what depends on
+            the task is given the list of what these items have returned.
+        max_items: How many items of the task run at once at most; no bound of its own by default.
+        map_errors: ``"collect"``: the task succeeds whatever has become of its items, and leaves
+            out those that have failed. ``"fail"``, the default: it fails if an item does.
+        map_key: A function that returns a ``str`` or an ``int`` which identifies an element, so
+            that a resume knows it again wherever it stands. By default an element is the same if
+            its place and its stored form are.
     """
 
     dag: str | None
@@ -73,6 +84,10 @@ class TemplateOptions(TypedDict, total=False):
     replace: bool
     uses: Iterable[str] | Mapping[str, int] | None
     cache: Cache | None
+    map_over: Dependency | Iterable[Dependency] | None
+    max_items: int | None
+    map_errors: str
+    map_key: MapKey | None
 
 
 class TaskOptions(TemplateOptions, total=False):
@@ -94,6 +109,7 @@ class TaskSpec:
         deps: Dependencies as declared: names or callables.
         signature: How results and context are injected.
         source: The source of the function itself; only of a task with a cache.
+        mapping: How it is mapped; ``None`` if it is not.
     """
 
     name: str
@@ -112,6 +128,7 @@ class TaskSpec:
     uses: tuple[tuple[str, int], ...] = ()
     cache: Cache | None = None
     source: str = ""
+    mapping: MapSpec | None = None
 
     @property
     def retries(self) -> int:
@@ -189,6 +206,8 @@ def make_spec(
             signature.context_parameter,
             retains=retains,
         )
+        rule = _checked_rule(options.get("trigger_rule", TriggerRule.ALL_SUCCESS))
+        is_all_success = rule is TriggerRule.ALL_SUCCESS
         return TaskSpec(
             name,
             functools.partial(function, **bound) if bound else function,
@@ -201,11 +220,12 @@ def make_spec(
             signature,
             _checked_flag("copy_inputs", options.get("copy_inputs", False)),
             _checked_priority(options.get("priority", 0)),
-            _checked_rule(options.get("trigger_rule", TriggerRule.ALL_SUCCESS)),
+            rule,
             is_branch,
             _checked_uses(options.get("uses")),
             cache,
             source,
+            checked_mapping(options, is_branch=is_branch, is_all_success=is_all_success),
         )
     except TypeError as error:
         raise TaskTypeError(name, dag, str(error)) from None

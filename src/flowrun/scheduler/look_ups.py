@@ -96,13 +96,16 @@ class LookUps:
 
     def _inputs(self, number: int) -> list[tuple[str, object]]:
         """Return what the unit depends on, each with a name; on the loop."""
-        graph, spec = self._graph, self._graph.specs[number]
-        parents = graph.parents[number]
-        found: list[tuple[str, object]] = []
-        for parent in graph.plans[number].passed_on(parents):
-            unit = self._units[parent]
-            is_encoded = type(unit.record.result) is EncodedResult
-            value = unit.record.result if is_encoded else unit.value
+        graph, unit = self._graph, self._units[number]
+        spec, parents = graph.specs[unit.task], graph.parents[unit.task]
+        sources = () if unit.owner is None else graph.map_sources[unit.task]
+        found: list[tuple[str, object]] = [("element", unit.element)] if sources else []
+        for parent in graph.plans[unit.task].passed_on(parents):
+            if parent in sources:
+                continue  # an item is given an element of it
+            given = self._units[parent]
+            is_encoded = type(given.record.result) is EncodedResult
+            value = given.record.result if is_encoded else given.value
             found.append((graph.names[parent], value))
         if spec.trigger_rule is not TriggerRule.ALL_SUCCESS:
             found += [("", str(self._units[parent].record.status)) for parent in parents]
@@ -113,7 +116,7 @@ class LookUps:
     def _work(self, look_up: LookUp, inputs: Sequence[tuple[str, object]]) -> None:
         number = look_up.unit
         try:
-            mine = Cached(self._key(number, inputs))
+            mine = Cached(self._key(self._units[number].task, inputs))
         except BaseException as error:  # noqa: BLE001 - a key function, or a value's own code
             self._post(self._unusable(number, error))
             return
@@ -130,13 +133,14 @@ class LookUps:
         return LookedUp(number, cached, None, f"it runs, as the cache cannot be used: {line}")
 
     def _found(self, number: int, mine: Cached) -> LookedUp:
-        spec = self._graph.specs[number]
+        task = self._units[number].task
+        spec = self._graph.specs[task]
         assert spec.cache is not None  # noqa: S101 - only such are looked up
         ttl_s = spec.cache.ttl_s
         found = self._store.find_cached(mine.key, -inf if ttl_s is None else self._now() - ttl_s)
         if found is None:
             return LookedUp(number, mine)
-        follows = chosen(self._graph, number, found.value)[1] if spec.is_branch else None
+        follows = chosen(self._graph, task, found.value)[1] if spec.is_branch else None
         stands = StandIn(found.value, found.stored, follows)
         return LookedUp(number, Cached(mine.key, found.run_id), stands)
 

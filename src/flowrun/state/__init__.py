@@ -18,6 +18,7 @@ from flowrun.state.protocol import (
 from flowrun.state.records import (
     AttemptRecord,
     Cached,
+    CarriedResult,
     EncodedResult,
     NoResult,
     Reason,
@@ -27,6 +28,7 @@ from flowrun.state.records import (
     TaskRecord,
     TaskStatus,
     TransitionError,
+    items_by_task,
 )
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ __all__ = [
     "CacheStoreProtocol",
     "Cached",
     "CachedResult",
+    "CarriedResult",
     "Change",
     "EncodedResult",
     "InMemoryStateStore",
@@ -60,6 +63,7 @@ __all__ = [
     "TaskRecord",
     "TaskStatus",
     "TransitionError",
+    "items_by_task",
 ]
 
 # A run in memory needs neither SQLite nor a serializer.

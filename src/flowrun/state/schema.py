@@ -138,6 +138,12 @@ ALTER TABLE tasks ADD COLUMN data_checksum INTEGER;
 ALTER TABLE runs ADD COLUMN params TEXT;
 ALTER TABLE runs ADD COLUMN overridden TEXT
 """),
+    # Step 6: items of mapped tasks, which have rows like tasks, after those of the run's tasks.
+    statements("""
+ALTER TABLE tasks ADD COLUMN item INTEGER;
+ALTER TABLE tasks ADD COLUMN item_key TEXT;
+ALTER TABLE tasks ADD COLUMN items INTEGER
+"""),
     # What tasks have to do with the cache between runs. A row without a source is an entry; a newer
     # one replaces that of the same key.
     statements("""
@@ -164,14 +170,16 @@ _VIEWS = (
         3,
         statements("""
 CREATE TEMP VIEW tasks AS SELECT *, earlier AS earlier_attempts, NULL AS serializer,
-    NULL AS data, NULL AS data_checksum FROM main.tasks;
+    NULL AS data, NULL AS data_checksum, NULL AS item, NULL AS item_key, NULL AS items
+    FROM main.tasks;
 CREATE TEMP VIEW plans AS SELECT NULL AS run, NULL AS tasks, NULL AS checksum WHERE FALSE
 """),
     ),
     (
         4,
         statements("""
-CREATE TEMP VIEW IF NOT EXISTS tasks AS SELECT *, earlier AS earlier_attempts FROM main.tasks;
+CREATE TEMP VIEW IF NOT EXISTS tasks AS SELECT *, earlier AS earlier_attempts, NULL AS item,
+    NULL AS item_key, NULL AS items FROM main.tasks;
 CREATE TEMP VIEW runs AS SELECT *, NULL AS started_by, NULL AS params, NULL AS overridden
     FROM main.runs;
 CREATE TEMP VIEW attempts AS SELECT NULL AS run, NULL AS place, NULL AS number, NULL AS ready_at,
@@ -187,6 +195,13 @@ CREATE TEMP VIEW IF NOT EXISTS runs AS SELECT *, NULL AS params, NULL AS overrid
     ),
     (
         6,
+        statements("""
+CREATE TEMP VIEW IF NOT EXISTS tasks AS SELECT *, NULL AS item, NULL AS item_key, NULL AS items
+    FROM main.tasks
+"""),
+    ),
+    (
+        7,
         statements("""
 CREATE TEMP VIEW cached AS SELECT NULL AS run, NULL AS place, NULL AS key, NULL AS source,
     NULL AS finished_at, NULL AS checksum WHERE FALSE
