@@ -474,6 +474,64 @@ async def test_items_of_a_mapped_task_are_taken_one_by_one(
     assert [item["cached_from"] for item in items] == [second, second]
 
 
+async def test_resume_keeps_items_that_came_from_the_cache(
+    make_engine: MakeEngine, store: Any
+) -> None:
+    engine = make_engine(state_store=store)
+    dag = engine.dag("d")
+    broken = False
+
+    @dag.task
+    def url(urls: Param[str]) -> list[str]:
+        return list(urls)
+
+    dag.task(fetch)
+    dag.task(cache=Cache(), map_over="url")(page)
+
+    @dag.task(map_over="page")
+    def check(page: str) -> str:
+        if broken and page.startswith("c"):
+            raise ValueError
+        return page
+
+    first = await dag.run_once(params={"urls": "ab"})
+    broken = True
+    old = await dag.run_once(params={"urls": "abc"})
+    ran()
+    broken = False
+    report = engine.get_run_report(await engine.resume(old))
+    assert (report["status"], ran()) == ("SUCCESS", [])
+    items = report["tasks"]["page"]["items"] or ()
+    assert [item["cached_from"] for item in items] == [first, first, None]
+    assert report["tasks"]["check"]["result"] == ["a [1, 2]", "b [1, 2]", "c [1, 2]"]
+    assert sorted({entry.run_id for entry in store.list_cached()}) == sorted((first, old))
+
+
+async def test_items_that_are_looked_up_when_the_run_is_cancelled_are_skipped(
+    make_engine: MakeEngine, store: Any
+) -> None:  # R2
+    engine = make_engine(state_store=store)
+    dag = engine.dag("d")
+    asked, go_on = threading.Event(), threading.Event()
+
+    def key(context: object) -> object:
+        asked.set()
+        return go_on.wait()
+
+    dag.task("url")(lambda: ["a", "b", "c"])
+    dag.task(fetch)
+    dag.task(cache=Cache(key=key), map_over="url", max_items=2)(page)
+    handle = dag.start()
+    await asyncio.to_thread(asked.wait, WAIT_S)
+    handle.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await handle
+    go_on.set()
+    task = engine.get_run_report(handle.run_id)["tasks"]["page"]
+    assert [item["status"] for item in task["items"] or ()] == ["SKIPPED"] * 3
+    assert (task["status"], task["reason"], ran()) == ("SKIPPED", "RUN_CANCELLED", ["fetch"])
+
+
 async def test_result_in_the_cache_needs_no_slot(make_engine: MakeEngine, store: Any) -> None:
     engine = make_engine(state_store=store, max_parallel=1, limits={"api": 1})
     dag = engine.dag("d")
