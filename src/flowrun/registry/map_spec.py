@@ -65,7 +65,8 @@ def checked_mapping(
     if key is not None and not callable(key):
         msg = f"map_key must be a function of the element, not {key!r:.80}"
         raise TypeError(msg)
-    return MapSpec(over, _checked_max(options.get("max_items")), errors == "collect", key)
+    chosen = cast("MapKey | None", key)
+    return MapSpec(over, _checked_max(options.get("max_items")), errors == "collect", chosen)
 
 
 def _checked_over(value: object) -> tuple[Dependency, ...] | None:

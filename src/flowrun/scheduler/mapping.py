@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from flowrun.scheduler.attempt_rules import look_up
 from flowrun.scheduler.messages import Expand, Report, Subject
@@ -143,7 +143,7 @@ def restore(run: RunState, record: RunRecord, values: Mapping[str, object]) -> N
 def _restore(run: RunState, each: ItemMap, records: Sequence[TaskRecord], values: object) -> None:
     each.unit.map = run.table.maps[each.unit.task] = each
     each.is_complete = True
-    left = iter(values if isinstance(values, list) else ())
+    left = iter(cast("list[object]", values) if isinstance(values, list) else ())
     for record in records:
         value = DROPPED
         if record.result is NoResult.STORED:
