@@ -145,7 +145,7 @@ def _restore(run: RunState, each: ItemMap, records: Sequence[TaskRecord], values
     each.is_complete = True
     left = iter(cast("list[object]", values) if isinstance(values, list) else ())
     for record in records:
-        value = DROPPED
+        value: object = DROPPED
         if record.result is NoResult.STORED:
             value = next(left, DROPPED)
         item = run.table.add_item(each, record)
