@@ -12,6 +12,7 @@ from flowrun.errors import listed
 from flowrun.failure import bounded
 from flowrun.scheduler.deadlines import Wait
 from flowrun.scheduler.messages import (
+    CodeEnded,
     Failed,
     Failure,
     GiveUp,
@@ -45,6 +46,13 @@ def _started(run: RunState, unit: Unit, event: Started) -> None:
     unit.started_at = event.at
 
 
+def _code_ended(run: RunState, unit: Unit, event: CodeEnded) -> None:
+    del event
+    if run.encoding < run.settings.most_encoding:
+        run.encoding += 1
+        run.free_slot(unit)
+
+
 def _succeeded(run: RunState, unit: Unit, event: Succeeded) -> None:
     run.end_attempt(unit)
     keeps = run.graph.specs[unit.number].retain_result
@@ -52,7 +60,7 @@ def _succeeded(run: RunState, unit: Unit, event: Succeeded) -> None:
     unit.value = event.value
     unit.follows = event.follows
     began_at = None if event.started_at is None else event.started_at + run.offset
-    ended = unit.record.succeed(event.ended_at + run.offset, stored, began_at)
+    ended = unit.record.succeed(event.ended_at + run.offset, stored, began_at, run.epoch)
     run.table.commit(unit, Phase.SAVING, ended)
 
 
@@ -211,7 +219,7 @@ def _retry(run: RunState, unit: Unit) -> None:
         due = run.now + unit.delay_s
         run.deadlines.add(due, Wait.DELAY, unit.number, unit.record.attempt)
     else:
-        run.table.make_ready(unit, run.epoch)
+        run.make_ready(unit)
 
 
 def refuse(run: RunState, unit: Unit, refusal: Refusal) -> None:
@@ -282,7 +290,7 @@ def _out_of_patience(run: RunState, unit: Unit) -> None:
 
 
 def _delay_over(run: RunState, unit: Unit) -> None:
-    run.table.make_ready(unit, run.epoch)
+    run.make_ready(unit)
 
 
 # -- the tables ----------------------------------------------------------------------------------
@@ -291,13 +299,16 @@ Transition: TypeAlias = "Callable[[RunState, Unit, Any], None]"
 
 TRANSITIONS: dict[tuple[Phase, type], Transition] = {
     (Phase.RUNNING, Started): _started,
+    (Phase.RUNNING, CodeEnded): _code_ended,
     (Phase.RUNNING, Succeeded): _succeeded,
     (Phase.RUNNING, Failed): _failed,
     (Phase.EXPIRING, Started): _started,
+    (Phase.EXPIRING, CodeEnded): _code_ended,
     (Phase.EXPIRING, Succeeded): _expired,
     (Phase.EXPIRING, Failed): _expired,
     (Phase.EXPIRING, StopAnswered): _expiry_answered,
     (Phase.STOPPING, Started): _started,
+    (Phase.STOPPING, CodeEnded): _code_ended,
     (Phase.STOPPING, Succeeded): _stopped,
     (Phase.STOPPING, Failed): _stopped,
     (Phase.STOPPING, StopAnswered): _stop_answered,

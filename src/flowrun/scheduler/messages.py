@@ -101,6 +101,14 @@ class Started:
 
 
 @dataclass(slots=True)
+class CodeEnded:
+    """The code of an attempt has returned, and its result is being encoded."""
+
+    unit: int
+    attempt: int
+
+
+@dataclass(slots=True)
 class Succeeded:
     """The code of an attempt has returned.
 
@@ -149,7 +157,7 @@ class Saved:
     refusals: Mapping[int, Refusal] | None = None
 
 
-UnitEvent: TypeAlias = Started | Succeeded | Failed | StopAnswered
+UnitEvent: TypeAlias = Started | CodeEnded | Succeeded | Failed | StopAnswered
 Event: TypeAlias = UnitEvent | SlotsGranted | StopRequested | Saved
 
 # -- instructions -----------------------------------------------------------------------------

@@ -120,6 +120,7 @@ class Run:
             partial(self._limits.exchange, self),
             self._limits.pause,
             _settings(services, record, self._notifier, self._begun_at, options, stand_ins or {}),
+            partial(self._limits.waited, self) if self._limits.named else None,
         )
         about = (services, graph, record)
         reports = (self._attempt_began, self._attempt_ended)
@@ -454,6 +455,7 @@ def _settings(  # noqa: PLR0913 - what a run is told
         save_starts_after_s=SAVE_STARTS_AFTER_S if blocks else None,
         fails_fast=options.get("fail_fast", False),
         stand_ins=stand_ins,
+        most_encoding=config.max_parallel,
     )
 
 

@@ -23,7 +23,8 @@ the table of transitions::
 SAVING, FAILING, SKIPPING and OMITTING wait for the store: an outcome is committed, then shown (D8).
 Children become ready, and slots become free, by these rules:
 
-- A slot is held from the start instruction until the code has ended or was given up.
+- A slot is held from the start instruction until the code has ended or was given up. While more
+  than ``most_encoding`` results are encoded it is held longer, so that results do not pile up.
 - When all parents of a unit are DONE, its trigger rule says whether it runs, is skipped or omitted.
 - A final failure skips at once, when it is committed, all descendants that need a success.
 - A branch omits the children that it has not chosen.
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from flowrun.scheduler.stand_ins import StandIn
     from flowrun.scheduler.units import Unit
     from flowrun.state import RunRecord, TaskRecord
+    from flowrun.state.records import LimitWaits
 
 _NO_STAND_INS: Mapping[int, StandIn] = {}
 SAVE_STARTS_AFTER_S = 0.01
@@ -89,6 +91,7 @@ class RunSettings:
             ``None``: never.
         fails_fast: Whether the first final failure ends the run.
         stand_ins: Values that stand for the results of tasks, which have no attempt.
+        most_encoding: For how many attempts a slot is free while their results are encoded.
         validates: Check all invariants after every call.
     """
 
@@ -101,6 +104,7 @@ class RunSettings:
     save_starts_after_s: float | None = SAVE_STARTS_AFTER_S
     fails_fast: bool = False
     stand_ins: Mapping[int, StandIn] = field(default_factory=lambda: _NO_STAND_INS)
+    most_encoding: int = 0
     validates: bool = False
 
 
@@ -117,10 +121,12 @@ class RunState:
             ask again. The others come as :class:`SlotsGranted` when they can start.
         pause: Holds limits for everybody until a time; returns those that do not exist.
         settings: How it goes on.
+        waited: Returns how long units of one kind have waited for each named limit until a time.
 
     Attributes:
         table: All units.
         stopping: Why the run is ended from outside its tasks; ``None`` if it is not.
+        encoding: Attempts whose code has ended, and whose slot is free meanwhile.
         is_finished: Whether the last instruction was given.
     """
 
@@ -133,6 +139,7 @@ class RunState:
         exchange: Callable[[Amounts, Amounts, float], tuple[Amounts, float]],
         pause: Callable[[Sequence[str], float], Sequence[str]],
         settings: RunSettings,
+        waited: Callable[[Needs, float], Mapping[str, float]] | None = None,
     ) -> None:
         self.graph = graph
         self.settings = settings
@@ -144,6 +151,8 @@ class RunState:
         self.stopping: Reason | None = None
         self.is_finished = False
         self.pause = pause
+        self.encoding = 0
+        self._waited = waited
         self._record = record
         self._requests = SlotRequests(exchange)
         self._cause = ""
@@ -297,11 +306,27 @@ class RunState:
         """Start a unit when there is a slot; one that a value overrides has succeeded now."""
         given = self.settings.stand_ins.get(unit.number)
         if given is None:
-            self.table.make_ready(unit, self.epoch)
+            self.make_ready(unit)
             return
         unit.value, stored, unit.follows = given
         unit.ready_at = self.epoch
         self.table.commit(unit, Phase.SAVING, unit.record.stand_in(self.epoch, stored))
+
+    def make_ready(self, unit: Unit) -> None:
+        """Start a unit when there is a slot."""
+        self.table.make_ready(unit, self.epoch)
+        needs = self.table.needs[unit.number]
+        if self._waited is not None and len(needs) > 1:
+            unit.waits_before = self._waited(needs, self.now)
+
+    def _limit_waits(self, unit: Unit) -> LimitWaits:
+        """Return how long a unit has waited for named limits since it became ready."""
+        needs = self.table.needs[unit.number]
+        if self._waited is None or len(needs) == 1:
+            return ()
+        before, waits = unit.waits_before, self._waited(needs, self.now)
+        found = [(name, wait_s - before.get(name, 0.0)) for name, wait_s in waits.items()]
+        return tuple([each for each in found if each[1] > 0])
 
     def omit(self, unit: Unit, reason: Reason, why: str) -> None:
         """A unit has nothing to do in this run."""
@@ -315,6 +340,14 @@ class RunState:
     def end_attempt(self, unit: Unit) -> None:
         """The code of a unit's attempt has ended, or goes on without the run: its slot is free."""
         del self.table.active[unit.number]
+        if unit.holds_slot:
+            self.free_slot(unit)
+        else:
+            self.encoding -= 1
+
+    def free_slot(self, unit: Unit) -> None:
+        """Let others have the slot and the limits of a unit."""
+        unit.holds_slot = False
         self._requests.free(self.table.needs[unit.number])
 
     # -- deadlines -------------------------------------------------------------------------------
@@ -358,7 +391,8 @@ class RunState:
             return  # all tasks have ended by themselves, in this wake-up
         self.stopping = reason
         self._cause = cause
-        self.table.clear_ready()
+        for unit in self.table.clear_ready():
+            unit.record = unit.record.waited(unit.ready_at, self._limit_waits(unit))
         told: list[int] = []
         for unit in self.table.active.values():
             if unit.phase is Phase.RUNNING:  # one that is EXPIRING has been told already
@@ -414,8 +448,10 @@ class RunState:
         table, specs, now, epoch = self.table, self.graph.specs, self.now, self.epoch
         for unit in table.pop_ready(slots):
             unit.phase = Phase.RUNNING
-            unit.record = record = unit.record.start(epoch, unit.ready_at)
+            waits = self._limit_waits(unit)
+            unit.record = record = unit.record.start(epoch, unit.ready_at, waits)
             unit.started_at = None
+            unit.holds_slot = True
             unit.is_start_saved = unit.is_overdue = False
             timeout_s = specs[unit.number].timeout_s
             if timeout_s is not None:

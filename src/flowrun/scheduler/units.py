@@ -55,6 +55,9 @@ IDLE = frozenset((Phase.WAITING, Phase.READY, Phase.DELAYED))
 _WAITING, _READY, _DONE = Phase.WAITING, Phase.READY, Phase.DONE
 
 
+_NO_WAITS: Mapping[str, float] = {}
+
+
 class Unit:
     """One unit of a run.
 
@@ -77,6 +80,8 @@ class Unit:
         is_overdue: Whether the result of its attempt is encoded in a second ``timeout_s``.
         is_start_saved: Whether the store has been given the start of its attempt.
         follows: Of a branch, the children that it has chosen.
+        holds_slot: Whether its attempt holds its slot and its limits.
+        waits_before: How long units of its kind had waited for limits when it became ready.
     """
 
     __slots__ = (
@@ -84,6 +89,7 @@ class Unit:
         "consumers",
         "delay_s",
         "follows",
+        "holds_slot",
         "is_overdue",
         "is_start_saved",
         "line",
@@ -98,6 +104,7 @@ class Unit:
         "timeout",
         "unmet",
         "value",
+        "waits_before",
     )
 
     def __init__(
@@ -119,6 +126,8 @@ class Unit:
         self.timeout: Failure | None = None
         self.is_overdue = self.is_start_saved = False
         self.follows: frozenset[int] | None = None
+        self.holds_slot = False
+        self.waits_before: Mapping[str, float] = _NO_WAITS
 
 
 class UnitTable:
@@ -240,13 +249,14 @@ class UnitTable:
             self.active[unit.number] = unit
         return found
 
-    def clear_ready(self) -> None:
-        """Start nothing more: what is READY waits, to be skipped."""
-        for queue in self.ready.values():
-            for rank in queue:
-                self.units[self._at_rank[rank]].phase = _WAITING
+    def clear_ready(self) -> list[Unit]:
+        """Start nothing more: what is READY waits, to be skipped; return those units."""
+        found = [self.units[self._at_rank[rank]] for queue in self.ready.values() for rank in queue]
+        for unit in found:
+            unit.phase = _WAITING
         self.ready.clear()
         self.is_ready_changed = True
+        return found
 
     def commit(self, unit: Unit, phase: Phase, record: TaskRecord) -> None:
         """Have an outcome saved; it counts once the store has answered."""

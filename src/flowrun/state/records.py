@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from enum import Enum, StrEnum
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -62,6 +62,10 @@ class NoResult(Enum):
     STORED = "stored"
 
 
+LimitWaits: TypeAlias = tuple[tuple[str, float], ...]
+"""Names of limits, and the seconds for which a task waited for each."""
+
+
 class AttemptRecord(NamedTuple):
     """The trace of one attempt that ended (A6).
 
@@ -73,6 +77,8 @@ class AttemptRecord(NamedTuple):
         error: Its error with traceback; ``None`` when it succeeded.
         reason: Why it failed.
         abandoned: Its thread, or its task on the loop, went on after it was given up.
+        granted_at: When it got its slot and its limits.
+        limit_waits: How long it waited for named limits, of the time until then.
     """
 
     number: int
@@ -82,6 +88,8 @@ class AttemptRecord(NamedTuple):
     error: str | None
     reason: Reason | None
     abandoned: bool
+    granted_at: float | None = None
+    limit_waits: LimitWaits = ()
 
 
 class EncodedResult(NamedTuple):
@@ -134,6 +142,10 @@ class TaskRecord(NamedTuple):
         abandoned: Whether the code of its last attempt still ran when it was given up.
         result: The value, an :class:`EncodedResult`, or a :class:`NoResult`.
         earlier: The attempts before the last one.
+        granted_at: When its last attempt got its slot and its limits.
+        limit_waits: How long that attempt waited for named limits.
+        encoded_at: When its result was ready to be saved.
+        why_run: Why a resume runs it.
     """
 
     name: str
@@ -148,8 +160,12 @@ class TaskRecord(NamedTuple):
     abandoned: bool = False
     result: object = NoResult.ABSENT
     earlier: tuple[AttemptRecord, ...] = ()
+    granted_at: float | None = None
+    limit_waits: LimitWaits = ()
+    encoded_at: float | None = None
+    why_run: str | None = None
 
-    def start(self, now: float, ready_at: float) -> TaskRecord:
+    def start(self, now: float, ready_at: float, limit_waits: LimitWaits = ()) -> TaskRecord:
         """PENDING -> RUNNING: the next attempt begins."""
         if self.status is not _PENDING:
             self._refuse("start")
@@ -166,6 +182,10 @@ class TaskRecord(NamedTuple):
             False,
             _ABSENT,
             self.earlier,
+            now,
+            limit_waits,
+            None,
+            self.why_run,
         )
         return _new_record(TaskRecord, begun)
 
@@ -175,18 +195,37 @@ class TaskRecord(NamedTuple):
             self._refuse("begin")
         return self._replace(started_at=at)
 
+    def waited(self, ready_at: float, limit_waits: LimitWaits) -> TaskRecord:
+        """PENDING: it was ready, and its run ended before it could start."""
+        if self.status is not _PENDING:
+            self._refuse("wait")
+        return self._replace(ready_at=ready_at, limit_waits=limit_waits, granted_at=None)
+
     def withdraw(self) -> TaskRecord:
         """RUNNING -> PENDING: the code of the attempt has not begun and never will."""
         if self.status is not _RUNNING:
             self._refuse("withdraw")
         return self._replace(attempt=self.attempt - 1, started_at=None, status=_PENDING)
 
-    def succeed(self, now: float, result: object, started_at: float | None = None) -> TaskRecord:
-        """RUNNING -> SUCCESS; ``started_at``: when the code began, if that is known better."""
+    def succeed(
+        self,
+        now: float,
+        result: object,
+        started_at: float | None = None,
+        encoded_at: float | None = None,
+    ) -> TaskRecord:
+        """RUNNING -> SUCCESS.
+
+        Args:
+            now: When the code returned.
+            result: What the store keeps.
+            started_at: When the code began, if that is known better.
+            encoded_at: When the result was ready to be saved.
+        """
         if self.status is not _RUNNING:
             self._refuse("succeed")
         at = self.started_at if started_at is None else started_at
-        return self._ended(_SUCCESS, now, None, None, False, result, at)  # noqa: FBT003
+        return self._ended(_SUCCESS, now, None, None, False, result, at, encoded_at)  # noqa: FBT003
 
     def stand_in(self, now: float, result: object) -> TaskRecord:
         """PENDING -> SUCCESS: a value was given in place of an attempt."""
@@ -250,6 +289,7 @@ class TaskRecord(NamedTuple):
         abandoned: bool,  # noqa: FBT001
         result: object,
         started_at: float | None,
+        encoded_at: float | None = None,
     ) -> TaskRecord:
         ended = (
             self.name,
@@ -264,11 +304,15 @@ class TaskRecord(NamedTuple):
             abandoned,
             result,
             self.earlier,
+            self.granted_at,
+            self.limit_waits,
+            encoded_at,
+            self.why_run,
         )
         return _new_record(TaskRecord, ended)
 
     def _last_attempt(self) -> AttemptRecord:
-        return AttemptRecord._make(self[3:10])  # from ``attempt`` to ``abandoned``
+        return AttemptRecord._make(self[3:10] + self[12:14])  # ``attempt`` to ``abandoned``
 
     def _refuse(self, change: str) -> NoReturn:
         msg = f"task {self.name!r} cannot {change} while it is {self.status}"
@@ -298,6 +342,8 @@ class RunRecord(NamedTuple):
         sole_of_dag: Whether it must not start while another run of the DAG is alive.
         first_run_id: The run that the chain of resumes began with, while the run is carried out;
             no store keeps it.
+        max_parallel: How many of its tasks could run at once.
+        versions: Those of flowrun and of Python that created it.
         finished_at: When it ended; ``None`` while it has not.
         error: What ended the run from outside its tasks (cancelled, timed out, broken).
         alive: Whether a living process is working on it.
@@ -316,6 +362,8 @@ class RunRecord(NamedTuple):
     overridden: Mapping[str, str] = {}
     sole_of_dag: bool = False
     first_run_id: str | None = None
+    max_parallel: int | None = None
+    versions: Mapping[str, str] = {}
     finished_at: float | None = None
     error: str | None = None
     alive: bool = True

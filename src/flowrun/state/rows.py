@@ -25,23 +25,26 @@ from flowrun.state.records import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from flowrun.state.records import RunSummary
+    from flowrun.state.records import LimitWaits, RunSummary
 
 Row: TypeAlias = tuple[Any, ...]
 
 RUN_COLUMNS = (
     "run_id, dag_name, created_at, finished_at, status, error, metadata, resumed_from, targets,"
-    " owner, task_counts, started_by, params, overridden"
+    " owner, task_counts, started_by, params, overridden, made_by"
 )
 TASK_COLUMNS = (
     "name, deps, status, attempt, ready_at, started_at, finished_at, error, reason, abandoned,"
-    " earlier_attempts, result_state"
+    " earlier_attempts, result_state, granted_at, limit_waits, encoded_at, why_run"
 )
-ATTEMPT_COLUMNS = "number, ready_at, started_at, finished_at, error, reason, abandoned"
+ATTEMPT_COLUMNS = (
+    "number, ready_at, started_at, finished_at, error, reason, abandoned, granted_at, limit_waits"
+)
 
 _FINISHED_AT, _COUNTS, _STARTED_BY = 3, 10, 11  # of a run's row
 _RUN_COLUMNS_AT_FIRST = 11
-_EARLIER = 10  # of a task's row
+_EARLIER, _ADDED = 10, 12  # of a task's row
+_ATTEMPT_ADDED = 7  # of an attempt's row
 
 _NONSENSE = (
     *(ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError),
@@ -49,6 +52,7 @@ _NONSENSE = (
 )  # what a row raises whose checksum is right, but which flowrun cannot have written
 _crc32 = zlib.crc32
 _packed = struct.Struct("<qqqqddd").pack
+_packed_more = struct.Struct("<dd").pack
 _NAN = float("nan")
 _NULL = "\1"
 _NO_EARLIER = "[]"
@@ -85,17 +89,36 @@ def task_checksum(run: int, place: int, row: Row) -> int:
 def task_checksum_with(run: int, place: int, row: Row, earlier: str) -> int:
     """Return the checksum of a task's row with this text in the place of its earlier attempts."""
     name, deps, status, attempt, ready_at, started_at, finished_at = row[:7]
-    error, reason, abandoned, _, state = row[7:]
+    error, reason, abandoned, _, state = row[7:_ADDED]
     error = _NULL if error is None else error
     texts = (name, deps, status, error, _NULL if reason is None else reason, earlier, state)
-    return _crc(run, place, attempt, abandoned, ready_at, started_at, finished_at, texts)
+    crc = _crc(run, place, attempt, abandoned, ready_at, started_at, finished_at, texts)
+    return _crc_with(crc, *row[_ADDED:])
 
 
 def attempt_checksum(run: int, place: int, row: Row) -> int:
     """Return the CRC-32 of an attempt's values, and of where they stand."""
-    number, ready_at, started_at, finished_at, error, reason, abandoned = row
+    number, ready_at, started_at, finished_at, error, reason, abandoned = row[:_ATTEMPT_ADDED]
     texts = (_NULL if error is None else error, _NULL if reason is None else reason)
-    return _crc(run, place, number, abandoned, ready_at, started_at, finished_at, texts)
+    crc = _crc(run, place, number, abandoned, ready_at, started_at, finished_at, texts)
+    return _crc_with(crc, *row[_ATTEMPT_ADDED:])
+
+
+def _crc_with(
+    crc: int,
+    granted_at: float | None = None,
+    limit_waits: str | None = None,
+    encoded_at: float | None = None,
+    why_run: str | None = None,
+) -> int:
+    """Return a checksum with the columns of schema 6; without them it stays what it was."""
+    if limit_waits is not None or why_run is not None:
+        texts = f"{limit_waits or _NULL}\0{why_run or _NULL}"
+        crc = _crc32(texts.encode("utf-8", "surrogatepass"), crc)
+    if granted_at is None and encoded_at is None:
+        return crc
+    granted_at = _NAN if granted_at is None else granted_at
+    return _crc32(_packed_more(granted_at, _NAN if encoded_at is None else encoded_at), crc)
 
 
 def _crc(  # noqa: PLR0913 - what attempts and tasks have
@@ -140,13 +163,21 @@ def run_row(run: RunRecord, owner: int | None) -> Row:
         run.started_by,
         json.dumps(dict(run.params)) if run.params else None,
         json.dumps(dict(run.overridden)) if run.overridden else None,
+        _made_by(run),
     )
+
+
+def _made_by(run: RunRecord) -> str | None:
+    """Return, as JSON, how many tasks could run at once, and the versions."""
+    if run.max_parallel is None and not run.versions:
+        return None
+    return json.dumps([run.max_parallel, dict(run.versions)])
 
 
 def task_row(run: int, place: int, task: TaskRecord, deps: str) -> Row:
     """Return where a task's row stands, its values in the order of ``TASK_COLUMNS``, a checksum."""
     name, _, status, attempt, ready_at, started_at, finished_at = task[:7]
-    error, reason, abandoned, result, earlier = task[7:]
+    error, reason, abandoned, result, earlier, granted_at, limit_waits, encoded_at, why = task[7:]
     row = (
         name,
         deps,
@@ -160,15 +191,23 @@ def task_row(run: int, place: int, task: TaskRecord, deps: str) -> Row:
         int(abandoned),
         len(earlier),
         _RESULT_STATES[result if type(result) is NoResult else NoResult.STORED],
+        _real(granted_at),
+        json.dumps(limit_waits) if limit_waits else None,
+        _real(encoded_at),
+        why,
     )
     return run, place, *row, task_checksum(run, place, row)
 
 
 def attempt_row(run: int, place: int, attempt: AttemptRecord) -> Row:
     """Return where an attempt's row stands, its ``ATTEMPT_COLUMNS``, and a checksum."""
-    number, ready_at, started_at, finished_at, error, reason, abandoned = attempt
+    number, ready_at, started_at, finished_at, error, reason, abandoned, granted_at, waits = attempt
     times = (_real(ready_at), _real(started_at), _real(finished_at))
-    row = (number, *times, error, None if reason is None else str(reason), int(abandoned))
+    row = (
+        *(number, *times, error, None if reason is None else str(reason), int(abandoned)),
+        _real(granted_at),
+        json.dumps(waits) if waits else None,
+    )
     return run, place, *row, attempt_checksum(run, place, row)
 
 
@@ -208,7 +247,7 @@ def check_task_row(row: Row, stored: object, run: int, place: int, run_id: str) 
     if not _matches(task_checksum, run, place, row, stored) and (
         type(row[_EARLIER]) is not int
         or row[_EARLIER]
-        or checksum((*row[:_EARLIER], _NO_EARLIER, row[-1])) != stored
+        or checksum((*row[:_EARLIER], _NO_EARLIER, row[_EARLIER + 1])) != stored
     ):
         raise _damaged(run_id, text_of(row[0]))
 
@@ -280,18 +319,19 @@ def counts_of_row(row: Row, changed: str | None = None) -> dict[str, int]:
 _TEXT = (str, type(None))
 _RUN_TYPES: tuple[type | tuple[type, ...], ...] = (
     *(str, str, float, (float, type(None)), str, _TEXT),
-    *(str, _TEXT, _TEXT, (int, type(None)), str, _TEXT, _TEXT, _TEXT),
+    *(str, _TEXT, _TEXT, (int, type(None)), str, _TEXT, _TEXT, _TEXT, _TEXT),
 )
 
 
 def run_of_row(row: Row, tasks: Mapping[str, TaskRecord], *, alive: bool) -> RunRecord:
     """Return the run that a checked row holds."""
     run_id, dag_name, created_at, finished_at, _, error, metadata, ancestor, targets = row[:9]
-    started_by, params, overridden = row[_STARTED_BY:]
+    started_by, params, overridden, made_by = row[_STARTED_BY:]
     try:
         if not all(map(isinstance, row, _RUN_TYPES)):
             msg = "a value is of another type"
             raise TypeError(msg)
+        max_parallel, versions = json.loads(made_by or "[null, {}]")
         return RunRecord(
             run_id,
             dag_name,
@@ -303,6 +343,8 @@ def run_of_row(row: Row, tasks: Mapping[str, TaskRecord], *, alive: bool) -> Run
             started_by=started_by,
             params=dict(json.loads(params or "{}")),
             overridden=dict(json.loads(overridden or "{}")),
+            max_parallel=max_parallel,
+            versions=dict(versions),
             finished_at=finished_at,
             error=error,
             alive=alive,
@@ -334,7 +376,7 @@ def task_of_rows(  # noqa: PLR0913 - what the checksums are made of
     check_task_row(row, stored, run, place, run_id)
     task_name = text_of(row[0])
     name, deps, status, attempt, ready_at, started_at, finished_at = row[:7]
-    error, reason, abandoned, number, state = row[7:]
+    error, reason, abandoned, number, state, granted_at, limit_waits, encoded_at, why_run = row[7:]
     for *values, told in attempts:
         if not _matches(attempt_checksum, run, place, tuple(values), told):
             raise _damaged(run_id, task_name)
@@ -355,15 +397,27 @@ def task_of_rows(  # noqa: PLR0913 - what the checksums are made of
             bool(abandoned),
             NoResult(state),
             tuple([_attempt(values) for *values, _ in attempts]) if attempts else (),
+            granted_at,
+            _waits(limit_waits),
+            encoded_at,
+            why_run,
         )
     except _NONSENSE as problem:
         raise _senseless(run_id, task_name, problem) from None
 
 
 def _attempt(values: Iterable[Any]) -> AttemptRecord:
-    number, ready_at, started_at, finished_at, error, reason, abandoned = values
+    number, ready_at, started_at, finished_at, error, reason, abandoned, *more = values
+    granted_at, limit_waits = more or (None, None)
     times = (ready_at, started_at, finished_at)
-    return AttemptRecord(number, *times, error, _reason(reason), bool(abandoned))
+    waits = _waits(limit_waits)
+    return AttemptRecord(number, *times, error, _reason(reason), bool(abandoned), granted_at, waits)
+
+
+def _waits(limit_waits: str | None) -> LimitWaits:
+    if limit_waits is None:
+        return ()
+    return tuple([(str(name), float(wait_s)) for name, wait_s in json.loads(limit_waits)])
 
 
 def _reason(value: str | None) -> Reason | None:
@@ -381,13 +435,13 @@ def renewed(row: Row, stored: object, run: int, place: int) -> tuple[Row, object
     """
     earlier = row[_EARLIER]
     if earlier == _NO_EARLIER:
-        return (*row[:_EARLIER], 0, row[-1]), stored, []
+        return (*row[:_EARLIER], 0, *row[_EARLIER + 1 :]), stored, []
     try:
-        if stored in (task_checksum_with(run, place, row, earlier), checksum(row)):
+        if stored in (task_checksum_with(run, place, row, earlier), checksum(row[:_ADDED])):
             found = [attempt_row(run, place, _attempt(each)) for each in json.loads(earlier)]
             attempts = list({number: (number, *rest) for _, _, number, *rest in found}.values())
-            new = (*row[:_EARLIER], len(attempts), row[-1])
+            new = (*row[:_EARLIER], len(attempts), *row[_EARLIER + 1 :])
             return new, task_checksum(run, place, new), attempts
     except _NONSENSE:
         pass
-    return (*row[:_EARLIER], -1, row[-1]), stored, []
+    return (*row[:_EARLIER], -1, *row[_EARLIER + 1 :]), stored, []

@@ -65,7 +65,7 @@ CREATE TABLE attempts (
         )
         connection.executemany(
             "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [(run, place, *attempt) for attempt in attempts],
+            [(run, place, *attempt[:7], attempt[-1]) for attempt in attempts],
         )
     connection.execute("ALTER TABLE tasks DROP COLUMN earlier")
 
@@ -138,6 +138,16 @@ ALTER TABLE tasks ADD COLUMN data_checksum INTEGER;
 ALTER TABLE runs ADD COLUMN params TEXT;
 ALTER TABLE runs ADD COLUMN overridden TEXT
 """),
+    # Where the time of an attempt went, why a resume ran a task, and what carried out the run.
+    statements("""
+ALTER TABLE runs ADD COLUMN made_by TEXT;
+ALTER TABLE tasks ADD COLUMN granted_at REAL;
+ALTER TABLE tasks ADD COLUMN limit_waits TEXT;
+ALTER TABLE tasks ADD COLUMN encoded_at REAL;
+ALTER TABLE tasks ADD COLUMN why_run TEXT;
+ALTER TABLE attempts ADD COLUMN granted_at REAL;
+ALTER TABLE attempts ADD COLUMN limit_waits TEXT
+"""),
 )
 """The n-th step leads from version n - 1 to version n; a new file takes all of them.
 
@@ -145,31 +155,43 @@ What a release has written is never changed here: another step is added, and
 ``tests/data/make_runs.py`` makes a file of the version that has become an old one.
 """
 
+_NO_TIMES = "NULL AS granted_at, NULL AS limit_waits"
+_NO_TASK_TIMES = f"{_NO_TIMES}, NULL AS encoded_at, NULL AS why_run"
 _VIEWS = (
     (
         3,
-        statements("""
+        statements(f"""
 CREATE TEMP VIEW tasks AS SELECT *, earlier AS earlier_attempts, NULL AS serializer,
-    NULL AS data, NULL AS data_checksum FROM main.tasks;
+    NULL AS data, NULL AS data_checksum, {_NO_TASK_TIMES} FROM main.tasks;
 CREATE TEMP VIEW plans AS SELECT NULL AS run, NULL AS tasks, NULL AS checksum WHERE FALSE
-"""),
+"""),  # noqa: S608 - constants
     ),
     (
         4,
-        statements("""
-CREATE TEMP VIEW IF NOT EXISTS tasks AS SELECT *, earlier AS earlier_attempts FROM main.tasks;
-CREATE TEMP VIEW runs AS SELECT *, NULL AS started_by, NULL AS params, NULL AS overridden
-    FROM main.runs;
+        statements(f"""
+CREATE TEMP VIEW IF NOT EXISTS tasks AS SELECT *, earlier AS earlier_attempts, {_NO_TASK_TIMES}
+    FROM main.tasks;
+CREATE TEMP VIEW runs AS SELECT *, NULL AS started_by, NULL AS params, NULL AS overridden,
+    NULL AS made_by FROM main.runs;
 CREATE TEMP VIEW attempts AS SELECT NULL AS run, NULL AS place, NULL AS number, NULL AS ready_at,
     NULL AS started_at, NULL AS finished_at, NULL AS error, NULL AS reason, NULL AS abandoned,
-    NULL AS checksum WHERE FALSE
-"""),
+    NULL AS checksum, {_NO_TIMES} WHERE FALSE
+"""),  # noqa: S608 - constants
     ),
     (
         5,
         statements("""
-CREATE TEMP VIEW IF NOT EXISTS runs AS SELECT *, NULL AS params, NULL AS overridden FROM main.runs
+CREATE TEMP VIEW IF NOT EXISTS runs AS SELECT *, NULL AS params, NULL AS overridden,
+    NULL AS made_by FROM main.runs
 """),
+    ),
+    (
+        6,
+        statements(f"""
+CREATE TEMP VIEW IF NOT EXISTS runs AS SELECT *, NULL AS made_by FROM main.runs;
+CREATE TEMP VIEW IF NOT EXISTS tasks AS SELECT *, {_NO_TASK_TIMES} FROM main.tasks;
+CREATE TEMP VIEW IF NOT EXISTS attempts AS SELECT *, {_NO_TIMES} FROM main.attempts
+"""),  # noqa: S608 - constants
     ),
 )
 """What makes a file of an older version than these look like one of the present version."""
