@@ -325,6 +325,21 @@ class Engine(Declaring):
         report = build_report(self._parts.history.load(run_id, results=results))
         return cast("RunReport", render.ShownReport(report))
 
+    def explain(self, run_id: str, task: str | None = None) -> render.Explanation:
+        """Return where the time of a run went, or of one of its tasks; ``print`` it to read it.
+
+        It names the critical path, what was waited for, and why tasks did not run, or ran again.
+
+        Args:
+            run_id: The run.
+            task: A task of it.
+
+        Raises:
+            UnknownRunError: There is no such run.
+            UnknownTaskError: It has no such task.
+        """
+        return render.explain(self.get_run_report(run_id, results=False), task)
+
     def report_text(self, run_id: str, *, width: int = 80) -> str:
         """Return the report of a run as a plain table of ``width`` columns, without results."""
         report = self.get_run_report(run_id, results=False)

@@ -44,6 +44,8 @@ def attempt(
         "error": error,
         "reason": None if error is None else reason,
         "abandoned": abandoned,
+        "slot_wait_s": None,
+        "limit_waits": {},
     }
 
 
@@ -65,6 +67,11 @@ def task(deps: Sequence[str] = (), *attempts: AttemptReport, **fields: Any) -> T
         "deps": list(deps),
         "attempts": list(attempts),
         "overridden": None,
+        "slot_wait_s": None,
+        "limit_waits": {},
+        "encoded_at": None,
+        "saving_s": None,
+        "why_run": None,
     }
     made.update(fields)  # type: ignore[typeddict-item]
     return made
@@ -107,6 +114,8 @@ def run(
         "started_by": None,
         "params": {},
         "alive": finished is None,
+        "max_parallel": None,
+        "versions": {},
     }
     made.update(fields)  # type: ignore[typeddict-item]
     return made

@@ -50,7 +50,8 @@ for (const [index, task] of tasks.entries()) {
   task.children = [];
   task.attempts = (task.attempts ?? []).map(([number, ready, started, finished, error = null, reason = "", abandoned = 0]) =>
     ({number, ready, started, finished, error, reason, abandoned}));
-  task.waited = sum(task.attempts.map(attempt => span(attempt.ready, attempt.started)));
+  for (const [place, attempt] of task.attempts.entries()) attempt.granted = task.granted?.[place] ?? attempt.started;
+  task.waited = sum(task.attempts.map(attempt => span(attempt.ready, attempt.granted)));
   task.ran = sum(task.attempts.map(attempt => span(attempt.started, attempt.finished)));
   task.first = task.attempts[0]?.started ?? task.started ?? null;
   for (const parent of task.deps) tasks[parent].children.push(index);
@@ -155,7 +156,7 @@ const facts = task => pairs([
   ["Status", WORDS[task.status] + (task.reason ? ` (${task.reason.toLowerCase().replaceAll("_", " ")})` : "")],
   ["Result", task.kept ? "kept from the run that this one resumes" : ""],
   ["Started", task.first !== null && !task.kept ? `${duration(task.first)} after the run began` : ""],
-  ["Waited for a slot", duration(task.waited)],
+  ...task.kept ? [] : (task.spent ?? []).map(([words, spent]) => [words[0].toUpperCase() + words.slice(1), duration(spent)]),
   ["Ran", duration(task.ran)],
   ["Critical path", task.critical ? "yes" : ""],
 ]);
@@ -199,7 +200,7 @@ function attempts(task) {
     const last = place === task.attempts.length - 1;
     const head = make("p", {}, sign(status), make("b", {text: `Attempt ${attempt.number}`}),
       make("span", {class: "hint", text: duration(span(attempt.started, attempt.finished))}));
-    const waited = span(attempt.ready, attempt.started);
+    const waited = span(attempt.ready, attempt.granted);
     const notes = [
       attempt.started !== null && !task.kept ? `started at ${duration(attempt.started)}` : "",
       waited !== null ? `waited ${duration(waited)}` : "",
@@ -363,7 +364,8 @@ if (lanes) {
       if (attempt.started === null) continue;
       const ready = attempt.ready ?? attempt.started, end = attempt.finished ?? total;
       if (previous !== null && ready > previous) bars.append(draw("line", {class: "gap", x1: percent(previous), x2: percent(ready), y1: 14, y2: 14}));
-      if (attempt.started > ready) bars.append(bar("wait", ready, attempt.started, 9, 10, `waited ${duration(attempt.started - ready)}`));
+      const granted = Math.min(attempt.granted, attempt.started);
+      if (granted > ready) bars.append(bar("wait", ready, granted, 9, 10, `waited ${duration(granted - ready)}`));
       const status = endOf(attempt), failed = status === "FAILED";
       const kind = status + (task.critical ? " critical" : "");
       bars.append(bar(kind, attempt.started, end, 7, 14, `attempt ${attempt.number}: ${failed ? "failed after" : "ran"} ${duration(end - attempt.started)}`));

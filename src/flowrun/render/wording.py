@@ -14,7 +14,7 @@ from flowrun.failure import CHAIN_LINKS, own_line
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from flowrun.report import RunReport, TaskReport, TaskStatusName
+    from flowrun.report import AttemptReport, RunReport, TaskReport, TaskStatusName
     from flowrun.state import RunSummary
 
 
@@ -107,10 +107,22 @@ def task_facts(task: TaskReport) -> list[str]:
 
 
 def waited_s(task: TaskReport) -> float | None:
-    """Return how long the task was ready and had no slot, over all its attempts."""
-    spans = [_span(attempt["ready_at"], attempt["started_at"]) for attempt in task["attempts"]]
+    """Return how long the task waited for slots and limits, over all its attempts."""
+    spans = [_span(attempt["ready_at"], granted_at(attempt)) for attempt in task["attempts"]]
     known = [span for span in spans if span is not None]
     return sum(known) if known else None
+
+
+def granted_at(attempt: AttemptReport) -> float | None:
+    """Return when an attempt had its slot and its limits; its start, where that is not known."""
+    if attempt["ready_at"] is None or attempt["slot_wait_s"] is None:
+        return attempt["started_at"]
+    return attempt["ready_at"] + attempt["slot_wait_s"] + sum(attempt["limit_waits"].values())
+
+
+def versions_text(report: RunReport) -> str:
+    """Return ``flowrun 0.1.0, Python 3.13.1`` for what carried out a run."""
+    return ", ".join(f"{name} {version}" for name, version in report["versions"].items())
 
 
 def is_kept(report: RunReport, task: TaskReport) -> bool:
@@ -138,11 +150,16 @@ def params_text(params: Mapping[str, object]) -> str:
 
 
 def given_facts(report: RunReport) -> list[tuple[str, str]]:
-    """Return what the caller of a run gave to its tasks, each with a name for it."""
-    facts = [("parameters", params_text(report["params"]))]
+    """Return what a run was given, and what carried it out, each with a name for it."""
     tasks = report["tasks"].items()
     names = [f"{name} (by a {task['overridden']})" for name, task in tasks if task["overridden"]]
-    return [(name, text) for name, text in (*facts, ("overridden", ", ".join(names))) if text]
+    facts = (
+        ("parameters", params_text(report["params"])),
+        ("overridden", ", ".join(names)),
+        ("max_parallel", str(report["max_parallel"] or "")),
+        ("versions", versions_text(report)),
+    )
+    return [(name, text) for name, text in facts if text]
 
 
 def retries(report: RunReport) -> int:

@@ -153,8 +153,12 @@ def take_over(record: RunRecord, graph: Graph, old: RunRecord, plan: ResumePlan)
     """Return a new run with the tasks that it keeps of the old one."""
     tasks = dict(record.tasks)
     for number, name in enumerate(graph.names):
-        if plan.tasks[name].action == "keep":
-            tasks[name] = old.tasks[name]._replace(deps=graph.dependency_names[number])
+        action, why = plan.tasks[name]
+        if action == "keep":
+            deps = graph.dependency_names[number]
+            tasks[name] = old.tasks[name]._replace(deps=deps, why_run=None)
+        else:
+            tasks[name] = tasks[name]._replace(why_run=why)
     return record._replace(resumed_from=old.run_id, tasks=tasks)
 
 
