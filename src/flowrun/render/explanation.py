@@ -27,11 +27,11 @@ _WORDS: dict[Kind, str] = {
     "dependencies": "waiting for what it depends on",
     "slot": "waiting for a slot",
     "limit": "waiting for limit",
-    "start": "waiting for a thread or the event loop",
+    "start": "waiting for a thread or the loop",
     "retry": "waiting before a retry",
     "saving": "saving",
     "after": "after it, while the run went on",
-    "nobody": "nobody's (starting and ending the run)",
+    "nobody": "nobody's (start and end of the run)",
 }
 _ORDER = tuple(_WORDS)
 _MOST_NAMED = 4
