@@ -583,3 +583,32 @@ def test_tracebacks_keep_their_marks_below_the_code(show: Show) -> None:
     page = show(report_html(reports.hostile())).page
     page.locator("#failures summary").first.click()
     assert page.locator("#failures pre").first.evaluate(spaces) == "pre-wrap"
+
+
+def test_first_line_leads_to_the_tasks_that_took_the_time(show: Show) -> None:
+    opened = show(report_html(reports.failure()))
+    line = opened.page.locator(".top .slow")
+    assert line.inner_text().startswith("13.3 s: convert_currency 4.9, ")
+    name = line.locator("button").first
+    name.focus()
+    name.press("Enter")
+    assert opened.page.locator("#detail h2").inner_text() == "convert_currency"
+    opened.page.keyboard.press("Escape")
+    assert opened.page.evaluate("document.activeElement.textContent") == "convert_currency"
+
+
+def test_waits_are_shown_by_what_was_waited_for(show: Show) -> None:
+    waited = reports.attempt(1, 1, 5, 9) | {"slot_wait_s": 1.0, "limit_waits": {"api": 2.0}}
+    tasks = {"a": reports.task([], waited, saving_s=0.5), "b": reports.task(["a"])}
+    opened = show(report_html(reports.run("d", tasks, 10.0)))
+    bar = opened.page.locator(".lane rect.wait").bounding_box()
+    lane = opened.page.locator(".lane svg.bars").first.bounding_box()
+    assert bar["width"] == pytest.approx(lane["width"] * 0.3, abs=2)
+    opened.page.locator(".lane").first.click()
+    terms = opened.texts("#detail dt")
+    facts = dict(zip(terms, opened.texts("#detail dd"), strict=True))
+    assert facts["Waiting for a slot"] == "1.00 s"
+    assert facts["Waiting for limit api"] == "2.00 s"
+    assert facts["Waiting for a thread or the loop"] == "1.00 s"
+    assert facts["Saving"] == "500 ms"
+    assert facts["Ran"] == "4.00 s"

@@ -223,6 +223,11 @@ def test_kept_dependency_is_no_part_of_the_run() -> None:
     assert {part.task for part in explained.parts} == {None, "load"}
 
 
+def test_table_and_page_say_why_a_resume_ran_a_task() -> None:
+    assert "run by the resume: had failed" in report_table(etl(), 120)
+    assert '"why":"run by the resume: had failed"' in report_html(etl())
+
+
 def flat(text: str) -> str:
     return " ".join(text.split())
 

@@ -163,6 +163,8 @@ class _Builder:
             "kept": int(is_kept(self._report, task)),
             "attempts": [self._attempt(attempt) for attempt in task["attempts"]],
         }
+        if task["why_run"]:
+            made["why"] = f"run by the resume: {for_terminal(task['why_run'])}"
         if task["overridden"]:
             made["why"] = f"overridden by a {task['overridden']}"
         made = {key: value for key, value in made.items() if value}

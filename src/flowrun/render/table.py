@@ -178,6 +178,8 @@ class _Page:
         note = why_text(task) if task["status"] in ("SKIPPED", "OMITTED") else ""
         if task["overridden"] and not note:
             note = f"overridden by a {task['overridden']}"
+        if task["why_run"] and not note:
+            note = f"run by the resume: {task['why_run']}"
         if is_kept(self._report, task):
             note = "kept from the earlier run"
         spans = (waited_s(task), ran_s(task))
