@@ -326,18 +326,7 @@ class Engine(Declaring):
         return cast("RunReport", render.ShownReport(report))
 
     def explain(self, run_id: str, task: str | None = None) -> render.Explanation:
-        """Return where the time of a run went, or of one of its tasks; ``print`` it to read it.
-
-        It names the critical path, what was waited for, and why tasks did not run, or ran again.
-
-        Args:
-            run_id: The run.
-            task: A task of it.
-
-        Raises:
-            UnknownRunError: There is no such run.
-            UnknownTaskError: It has no such task.
-        """
+        """Return where the time of a run, or of one of its tasks, went: parts, a text to print."""
         return render.explain(self.get_run_report(run_id, results=False), task)
 
     def report_text(self, run_id: str, *, width: int = 80) -> str:

@@ -607,8 +607,8 @@ def test_waits_are_shown_by_what_was_waited_for(show: Show) -> None:
     opened.page.locator(".lane").first.click()
     terms = opened.texts("#detail dt")
     facts = dict(zip(terms, opened.texts("#detail dd"), strict=True))
-    assert facts["Waiting for a slot"] == "1.00 s"
-    assert facts["Waiting for limit api"] == "2.00 s"
-    assert facts["Waiting for a thread or the loop"] == "1.00 s"
+    assert facts["Waited for a slot"] == "1.00 s"
+    assert facts["Waited for limit api"] == "2.00 s"
+    assert facts["Waited for a thread or the loop"] == "1.00 s"
     assert facts["Saving"] == "500 ms"
     assert facts["Ran"] == "4.00 s"

@@ -156,7 +156,7 @@ const facts = task => pairs([
   ["Status", WORDS[task.status] + (task.reason ? ` (${task.reason.toLowerCase().replaceAll("_", " ")})` : "")],
   ["Result", task.kept ? "kept from the run that this one resumes" : ""],
   ["Started", task.first !== null && !task.kept ? `${duration(task.first)} after the run began` : ""],
-  ...task.kept ? [] : (task.spent ?? []).map(([words, spent]) => [words[0].toUpperCase() + words.slice(1), duration(spent)]),
+  ...task.kept ? [] : (task.spent ?? []).map(([words, spent]) => [words.replace("waiting", "Waited").replace("saving", "Saving"), duration(spent)]),
   ["Ran", duration(task.ran)],
   ["Critical path", task.critical ? "yes" : ""],
 ]);

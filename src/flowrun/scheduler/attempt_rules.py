@@ -48,9 +48,7 @@ def _started(run: RunState, unit: Unit, event: Started) -> None:
 
 def _code_ended(run: RunState, unit: Unit, event: CodeEnded) -> None:
     del event
-    if run.encoding < run.settings.most_encoding:
-        run.encoding += 1
-        run.free_slot(unit)
+    run.requests.free_early(unit, run.table.needs[unit.number])
 
 
 def _succeeded(run: RunState, unit: Unit, event: Succeeded) -> None:
@@ -219,7 +217,13 @@ def _retry(run: RunState, unit: Unit) -> None:
         due = run.now + unit.delay_s
         run.deadlines.add(due, Wait.DELAY, unit.number, unit.record.attempt)
     else:
-        run.make_ready(unit)
+        make_ready(run, unit)
+
+
+def make_ready(run: RunState, unit: Unit) -> None:
+    """Start a unit when there is a slot."""
+    run.table.make_ready(unit, run.epoch)
+    run.requests.note_ready(unit, run.table.needs[unit.number], run.now)
 
 
 def refuse(run: RunState, unit: Unit, refusal: Refusal) -> None:
@@ -290,7 +294,7 @@ def _out_of_patience(run: RunState, unit: Unit) -> None:
 
 
 def _delay_over(run: RunState, unit: Unit) -> None:
-    run.make_ready(unit)
+    make_ready(run, unit)
 
 
 # -- the tables ----------------------------------------------------------------------------------

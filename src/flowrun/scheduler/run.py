@@ -99,14 +99,13 @@ class Run:
         self.record = record
         self._services = services
         self._limits = limits.shared
-        clock = services.config.clock
-        self._monotonic = clock.monotonic
+        self._monotonic = services.config.clock.monotonic
         self._journal = services.journal
         self._blocks = services.journal.store.blocking
         self._loop = asyncio.get_running_loop()
         self.awaiter = Awaiter()
         variables = contextvars.copy_context()
-        self._alarm = Alarm(clock, self._loop, self._turn)
+        self._alarm = Alarm(services.config.clock, self._loop, self._turn)
         self._inbox = Inbox(self._loop, self._read_inbox)
         self._channel = services.hooks.channel(variables, partial(self._inbox.put, _nothing))
         self._notifier = Notifier(record, self._channel, services.log, listener)

@@ -39,7 +39,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from flowrun.registry import TriggerRule
-from flowrun.scheduler.attempt_rules import DUE, TRANSITIONS, fail_lingering, refuse
+from flowrun.scheduler.attempt_rules import DUE, TRANSITIONS, fail_lingering, make_ready, refuse
 from flowrun.scheduler.deadlines import Deadlines, Wait
 from flowrun.scheduler.messages import (
     Failed,
@@ -69,7 +69,6 @@ if TYPE_CHECKING:
     from flowrun.scheduler.stand_ins import StandIn
     from flowrun.scheduler.units import Unit
     from flowrun.state import RunRecord, TaskRecord
-    from flowrun.state.records import LimitWaits
 
 _NO_STAND_INS: Mapping[int, StandIn] = {}
 SAVE_STARTS_AFTER_S = 0.01
@@ -116,17 +115,15 @@ class RunState:
         record: The run as it was created; tasks that are already SUCCESS were carried over.
         values: Results of carried-over tasks, by name, that tasks of this run are given.
         needs: What each unit needs at once to start, by number.
-        exchange: The engine's limits, the second machine: given how many units of each kind have
-            ended, how many could start, and the time, it returns how many may start, and when to
-            ask again. The others come as :class:`SlotsGranted` when they can start.
+        exchange: The engine's limits: given how many units of each kind have ended and could start,
+            and the time, returns how many may start; others come as :class:`SlotsGranted`.
         pause: Holds limits for everybody until a time; returns those that do not exist.
         settings: How it goes on.
-        waited: Returns how long units of one kind have waited for each named limit until a time.
+        waited: See :class:`flowrun.scheduler.slot_requests.SlotRequests`.
 
     Attributes:
         table: All units.
         stopping: Why the run is ended from outside its tasks; ``None`` if it is not.
-        encoding: Attempts whose code has ended, and whose slot is free meanwhile.
         is_finished: Whether the last instruction was given.
     """
 
@@ -151,10 +148,8 @@ class RunState:
         self.stopping: Reason | None = None
         self.is_finished = False
         self.pause = pause
-        self.encoding = 0
-        self._waited = waited
         self._record = record
-        self._requests = SlotRequests(exchange)
+        self.requests = SlotRequests(exchange, waited, settings.most_encoding)
         self._cause = ""
         self._is_broken = False
         self._run_timeout_s = 0.0
@@ -236,7 +231,7 @@ class RunState:
             raise TransitionError(msg)
 
     def _book_granted(self, event: SlotsGranted) -> None:
-        self._requests.book(event)
+        self.requests.book(event)
         self._ask_at(event.ask_again_at)
 
     def _book_stop(self, event: StopRequested) -> None:
@@ -306,27 +301,11 @@ class RunState:
         """Start a unit when there is a slot; one that a value overrides has succeeded now."""
         given = self.settings.stand_ins.get(unit.number)
         if given is None:
-            self.make_ready(unit)
+            make_ready(self, unit)
             return
         unit.value, stored, unit.follows = given
         unit.ready_at = self.epoch
         self.table.commit(unit, Phase.SAVING, unit.record.stand_in(self.epoch, stored))
-
-    def make_ready(self, unit: Unit) -> None:
-        """Start a unit when there is a slot."""
-        self.table.make_ready(unit, self.epoch)
-        needs = self.table.needs[unit.number]
-        if self._waited is not None and len(needs) > 1:
-            unit.waits_before = self._waited(needs, self.now)
-
-    def _limit_waits(self, unit: Unit) -> LimitWaits:
-        """Return how long a unit has waited for named limits since it became ready."""
-        needs = self.table.needs[unit.number]
-        if self._waited is None or len(needs) == 1:
-            return ()
-        before, waits = unit.waits_before, self._waited(needs, self.now)
-        found = [(name, wait_s - before.get(name, 0.0)) for name, wait_s in waits.items()]
-        return tuple([each for each in found if each[1] > 0])
 
     def omit(self, unit: Unit, reason: Reason, why: str) -> None:
         """A unit has nothing to do in this run."""
@@ -340,15 +319,7 @@ class RunState:
     def end_attempt(self, unit: Unit) -> None:
         """The code of a unit's attempt has ended, or goes on without the run: its slot is free."""
         del self.table.active[unit.number]
-        if unit.holds_slot:
-            self.free_slot(unit)
-        else:
-            self.encoding -= 1
-
-    def free_slot(self, unit: Unit) -> None:
-        """Let others have the slot and the limits of a unit."""
-        unit.holds_slot = False
-        self._requests.free(self.table.needs[unit.number])
+        self.requests.free(unit, self.table.needs[unit.number])
 
     # -- deadlines -------------------------------------------------------------------------------
 
@@ -369,7 +340,7 @@ class RunState:
             elif wait is Wait.STARTS:
                 self._save_starts()
             elif wait is Wait.LIMITS:
-                self._requests.ask_again()
+                self.requests.ask_again()
             else:
                 cause = f"the run took longer than timeout_s={self._run_timeout_s:g}"
                 self.stop(Reason.RUN_TIMED_OUT, cause)
@@ -391,8 +362,7 @@ class RunState:
             return  # all tasks have ended by themselves, in this wake-up
         self.stopping = reason
         self._cause = cause
-        for unit in self.table.clear_ready():
-            unit.record = unit.record.waited(unit.ready_at, self._limit_waits(unit))
+        self.requests.give_up(self.table.clear_ready(), self.table.needs, self.now)
         told: list[int] = []
         for unit in self.table.active.values():
             if unit.phase is Phase.RUNNING:  # one that is EXPIRING has been told already
@@ -416,7 +386,7 @@ class RunState:
         # What is saved at once may have a child that comes first (R6).
         starts: list[Unit] = []
         if not (self.settings.is_saved_at_once and table.outcomes):
-            slots, again_at = self._requests.take(table, self.now)
+            slots, again_at = self.requests.take(table, self.now)
             self._ask_at(again_at)
             if slots:
                 starts = self._start(slots)
@@ -448,10 +418,9 @@ class RunState:
         table, specs, now, epoch = self.table, self.graph.specs, self.now, self.epoch
         for unit in table.pop_ready(slots):
             unit.phase = Phase.RUNNING
-            waits = self._limit_waits(unit)
+            waits = self.requests.limit_waits(unit, table.needs[unit.number], now)
             unit.record = record = unit.record.start(epoch, unit.ready_at, waits)
             unit.started_at = None
-            unit.holds_slot = True
             unit.is_start_saved = unit.is_overdue = False
             timeout_s = specs[unit.number].timeout_s
             if timeout_s is not None:

@@ -247,6 +247,7 @@ class UnitTable:
         found = [self.units[self._at_rank[rank]] for rank in ranks]
         for unit in found:
             self.active[unit.number] = unit
+            unit.holds_slot = True
         return found
 
     def clear_ready(self) -> list[Unit]:
