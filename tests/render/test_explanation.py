@@ -142,6 +142,10 @@ def test_tasks_say_why_they_did_not_run() -> None:
         "not": "skipped: the task 'bad' failed",
         "none": "omitted: nothing new",
     }
+    again = report["tasks"]["bad"] | {"why_run": "had failed"}
+    assert explain(report | {"tasks": {"bad": again}}).why == {
+        "bad": "failed: ValueError: x; run by the resume: had failed"
+    }
     assert explain(report, "kept").why == {"kept": "kept from run r0"}
     assert spent(explain(report, "kept")) == [("after it, while the run went on", "kept", 2.0)]
     assert explain(report).path == ("bad",)

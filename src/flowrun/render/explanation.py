@@ -205,8 +205,7 @@ def _with_attempts(report: RunReport, chain: Iterable[str]) -> list[str]:
 def why_of(report: RunReport, name: str) -> str:
     """Return why a task did not run, or did again, or an empty text."""
     task = report["tasks"][name]
-    found = (reason(report, task) for reason in _REASONS)
-    return next(filter(None, found), "")
+    return "; ".join(filter(None, [reason(report, task) for reason in _REASONS]))
 
 
 def _why_it_ended(report: RunReport, task: TaskReport) -> str:
@@ -238,7 +237,7 @@ _REASONS: tuple[Callable[[RunReport, TaskReport], str], ...] = (
     _why_overridden,
     _why_run_again,
 )
-"""What is asked why a task did not run, or did again; the first answer counts."""
+"""What is asked why a task did not run, or did again; whatever has no answer says nothing."""
 
 
 # -- the critical path -----------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from flowrun.errors import ResultNotReadableError
 from flowrun.escape import for_terminal
 from flowrun.render.explanation import time_of_task
-from flowrun.render.wording import counted, granted_at, is_kept, why_text
+from flowrun.render.wording import counted, is_kept, wait_s, why_text
 from flowrun.state import JsonSerializer
 
 if TYPE_CHECKING:
@@ -171,8 +171,9 @@ class _Builder:
         if task["error"] is not None and task["status"] != "SUCCESS":
             made["error"] = self._text(task["error"])
             made["why"] = for_terminal(why_text(task))[:_SHORT]
+        waits = [wait_s(attempt) for attempt in task["attempts"]]
         if any(attempt["slot_wait_s"] is not None for attempt in task["attempts"]):
-            made["granted"] = [self.offset(granted_at(each)) for each in task["attempts"]]
+            made["waits"] = [wait and round(wait, 6) for wait in waits]
         spent: dict[str, float] = {}
         for part in time_of_task(self._report, name):
             if part.kind in _SHOWN_IN_PANEL:

@@ -108,16 +108,15 @@ def task_facts(task: TaskReport) -> list[str]:
 
 def waited_s(task: TaskReport) -> float | None:
     """Return how long the task waited for slots and limits, over all its attempts."""
-    spans = [_span(attempt["ready_at"], granted_at(attempt)) for attempt in task["attempts"]]
-    known = [span for span in spans if span is not None]
+    known = [wait for wait in map(wait_s, task["attempts"]) if wait is not None]
     return sum(known) if known else None
 
 
-def granted_at(attempt: AttemptReport) -> float | None:
-    """Return when an attempt had its slot and its limits; its start, where that is not known."""
-    if attempt["ready_at"] is None or attempt["slot_wait_s"] is None:
-        return attempt["started_at"]
-    return attempt["ready_at"] + attempt["slot_wait_s"] + sum(attempt["limit_waits"].values())
+def wait_s(attempt: AttemptReport) -> float | None:
+    """Return how long an attempt waited for its slot and its limits; until it started, at most."""
+    if attempt["slot_wait_s"] is None:
+        return _span(attempt["ready_at"], attempt["started_at"])
+    return attempt["slot_wait_s"] + sum(attempt["limit_waits"].values())
 
 
 def versions_text(report: RunReport) -> str:
