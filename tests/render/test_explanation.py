@@ -232,6 +232,17 @@ def test_table_and_page_say_why_a_resume_ran_a_task() -> None:
     assert '"why":"run by the resume: had failed"' in report_html(etl())
 
 
+def test_hostile_names_control_nothing() -> None:  # V1
+    hostile = "\x1b[31m<b>"
+    waited = granted(reports.attempt(1, 0, 1, 2), 0.0, **{hostile: 1.0})
+    report = reports.run(hostile, {hostile: reports.task([], waited, why_run=hostile)}, 2)
+    for shown in (str(explain(report)), explain(report).line, report_table(report)):
+        assert "\x1b" not in shown
+    (line,) = re.findall(r'<p class="slow">(.*?)</p>', report_html(report))
+    assert "\x1b" not in line
+    assert "<b>" not in line
+
+
 def flat(text: str) -> str:
     return " ".join(text.split())
 

@@ -58,7 +58,8 @@ class TimePart(NamedTuple):
     @property
     def words(self) -> str:
         """What the time went to, in words."""
-        return f"{_WORDS[self.kind]} {self.limit}" if self.limit else _WORDS[self.kind]
+        words = _WORDS[self.kind]
+        return f"{words} {for_terminal(self.limit)}" if self.limit else words
 
 
 class Explanation(NamedTuple):
