@@ -103,6 +103,7 @@ def make_setup(choose: Choose) -> Setup:
         thread_grace_s=one_of(0.25, 0.0),
         run_timeout_s=one_of(None, None, None, 3.0, 40.0),
         fails_fast=one_of(False, False, False, True),
+        most_encoding=one_of(0, 0, 1, 3),
         reports_starts=one_of(True, True, True, False),
         reports_successes=one_of(True, True, True, False),
     )
