@@ -181,6 +181,18 @@ def test_run_that_was_stopped_while_tasks_waited_says_for_what() -> None:
     ]
 
 
+def test_nobody_knows_how_long_the_task_of_a_dead_process_ran() -> None:  # D3
+    died = reports.attempt(1, 0, 1, 5, "OWNER_DIED: dead", "OWNER_DIED")
+    report = stopped(died=reports.task([], died), last=reports.skipped(["died"]))
+    assert spent(explain(report)) == [
+        ("waiting for a slot", "died", 1.0),
+        ("running, until nobody knows when: its process died", "died", 4.0),
+    ]
+    assert explain(report | {"max_parallel": 1}).busy == 0
+    row = report_table(report).split("\n")[-2]
+    assert row.split() == ["✘", "died", "1", "1.00", "s"]
+
+
 def test_wait_for_a_retry_that_never_came_counts() -> None:
     retried = reports.task(
         [],

@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from flowrun.report import AttemptReport, RunReport, TaskReport
 
 Kind: TypeAlias = Literal[
-    "dependencies", "limit", "slot", "start", "running", "retry", "saving", "nobody", "after"
+    "running",
+    "dependencies",
+    "slot",
+    "limit",
+    "start",
+    "retry",
+    "saving",
+    "after",
+    "lost",
+    "nobody",
 ]
 _WORDS: dict[Kind, str] = {
     "running": "running",
@@ -31,6 +40,7 @@ _WORDS: dict[Kind, str] = {
     "retry": "waiting before a retry",
     "saving": "saving",
     "after": "after it, while the run went on",
+    "lost": "running, until nobody knows when: its process died",
     "nobody": "nobody's (start and end of the run)",
 }
 _ORDER = tuple(_WORDS)
@@ -298,6 +308,7 @@ class _Span(NamedTuple):
     finished_at: float | None
     slot_wait_s: float | None
     limit_waits: dict[str, float]
+    reason: str | None
 
 
 def _spans(task: TaskReport) -> list[_Span]:
@@ -309,7 +320,7 @@ def _spans(task: TaskReport) -> list[_Span]:
     elif task["status"] in ("SKIPPED", "PENDING") and ready_at is not None:
         ended_at = found[-1].finished_at if found else None
         if ended_at is not None and ready_at < ended_at:  # it waited for a retry
-            found.append(_Span(None, None, None, None, {}))
+            found.append(_Span(None, None, None, None, {}, None))
         else:
             found.append(_span(task)._replace(started_at=None))
     return found
@@ -317,7 +328,7 @@ def _spans(task: TaskReport) -> list[_Span]:
 
 def _span(of: TaskReport | AttemptReport) -> _Span:
     times = (of["ready_at"], of["started_at"], of["finished_at"])
-    return _Span(*times, of["slot_wait_s"], of["limit_waits"])
+    return _Span(*times, of["slot_wait_s"], of["limit_waits"], of["reason"])
 
 
 class _Backwards:
@@ -346,7 +357,7 @@ class _Backwards:
             if later:
                 self.to(span.finished_at, "retry", task)
             later = True
-            self.to(span.started_at, "running", task)
+            self.to(span.started_at, "lost" if span.reason == "OWNER_DIED" else "running", task)
             ready_at, at = span.ready_at, self._at
             if ready_at is None:
                 continue
@@ -409,7 +420,7 @@ def _busy(report: RunReport, end: float) -> float | None:
     held = 0.0
     for task in report["tasks"].values():
         for span in [] if is_kept(report, task) else _spans(task):
-            if span.started_at is not None:
+            if span.started_at is not None and span.reason != "OWNER_DIED":
                 held += max((span.finished_at or end) - span.started_at, 0.0)
     return min(held / (slots * (end - begin)), 1.0)
 

@@ -52,7 +52,7 @@ for (const [index, task] of tasks.entries()) {
     ({number, ready, started, finished, error, reason, abandoned}));
   for (const [place, attempt] of task.attempts.entries()) attempt.waited = task.waits?.[place] ?? span(attempt.ready, attempt.started);
   task.waited = sum(task.attempts.map(attempt => attempt.waited));
-  task.ran = sum(task.attempts.map(attempt => span(attempt.started, attempt.finished)));
+  task.ran = sum(task.attempts.map(attempt => attempt.reason === "OWNER_DIED" ? null : span(attempt.started, attempt.finished)));
   task.first = task.attempts[0]?.started ?? task.started ?? null;
   for (const parent of task.deps) tasks[parent].children.push(index);
 }

@@ -94,7 +94,11 @@ def coloured(text: str, colour: str) -> str:
 
 def ran_s(task: TaskReport) -> float | None:
     """Return how long the task's attempts ran, all together; ``None`` when none has ended."""
-    spans = [_span(attempt["started_at"], attempt["finished_at"]) for attempt in task["attempts"]]
+    spans = [
+        _span(attempt["started_at"], attempt["finished_at"])
+        for attempt in task["attempts"]
+        if attempt["reason"] != "OWNER_DIED"  # nobody knows when it ended
+    ]
     known = [span for span in spans if span is not None]
     return sum(known) if known else None
 
