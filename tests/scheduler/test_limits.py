@@ -333,6 +333,9 @@ def test_units_wait_for_the_limit_that_is_lacking_else_for_a_slot() -> None:  # 
     assert limits.waited("a", HEAVY, 9.0) == {"api": 3.0}, "it waits for a slot since"
     limits.leave("a", 10.0)
     assert limits.waited("a", HEAVY, 20.0) == {}
+    limits.exchange("b", {}, {HEAVY: 2}, 10.0)
+    limits.leave("b", 10.5)
+    assert limits.waited("b", HEAVY, 20.0) == {}
     limits.exchange("c", {}, {crm: 2}, 11.0)
     assert limits.waited("c", crm, 14.0) == {"crm": 3.0}
     limits.pause(["crm"], 30.0)

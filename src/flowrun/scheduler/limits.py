@@ -118,7 +118,8 @@ class Limits(Generic[H]):
         self.waiting.pop(holder, None)
         self.wake_at.pop(holder, None)
         self.held.pop(holder, None)
-        self._waits = {key: waits for key, waits in self._waits.items() if key[0] is not holder}
+        self._lacking = {key: each for key, each in self._lacking.items() if key[0] != holder}
+        self._waits = {key: each for key, each in self._waits.items() if key[0] != holder}
         # Counted anew, for a bare KeyboardInterrupt may have come between two lines of an exchange.
         for name, capacity in self._capacity.items():
             self.free[name] = capacity - sum(held.get(name, 0) for held in self.held.values())
