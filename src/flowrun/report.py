@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from math import inf
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 from flowrun.failure import type_and_message
-from flowrun.state import NoResult, Reason
+from flowrun.state import NoResult, Reason, TaskStatus
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from flowrun.state import AttemptRecord, RunRecord, TaskRecord
 
 TaskStatusName = Literal["PENDING", "RUNNING", "SUCCESS", "FAILED", "SKIPPED", "OMITTED"]
+ResultState = Literal["absent", "kept", "released", "stored"]
 RunStatusName = Literal["SUCCESS", "FAILED", "RUNNING"]
 
 
@@ -20,7 +24,7 @@ class AttemptReport(TypedDict):
 
     ``slot_wait_s`` is how long it was ready and had no slot, and ``limit_waits`` how long it waited
     for limits, by name. What is left until ``started_at`` it waited for a thread or for its turn on
-    the event loop. ``slot_wait_s`` is ``None`` where a release before schema 6 has kept the run.
+    the event loop. ``slot_wait_s`` is ``None`` where a release before schema 7 has kept the run.
     """
 
     attempt: int
@@ -33,6 +37,25 @@ class AttemptReport(TypedDict):
     abandoned: bool
     slot_wait_s: float | None
     limit_waits: dict[str, float]
+
+
+class ItemReport(TypedDict):
+    """One item of a mapped task; its keys are those of a task."""
+
+    item: int
+    status: TaskStatusName
+    attempt: int
+    started_at: float | None
+    finished_at: float | None
+    error: str | None
+    error_type: str | None
+    error_message: str | None
+    result: object
+    result_state: ResultState
+    reason: str | None
+    ready_at: float | None
+    abandoned: bool
+    attempts: list[AttemptReport]
 
 
 class TaskReport(TypedDict):
@@ -52,6 +75,10 @@ class TaskReport(TypedDict):
     was ready to be saved. ``saving_s`` is the time from the task's end to its children becoming
     ready, in which its result is encoded and saved; of a task without children it is ``None``.
     ``why_run`` says why a resume ran the task.
+
+    A mapped task has ``items``, one report for each item in their order, and ``item_counts``, their
+    number by status; of other tasks both are ``None``. It has no attempt of its own: ``attempt`` is
+    the highest of its items, and ``result`` the list of their results.
     """
 
     status: TaskStatusName
@@ -62,13 +89,15 @@ class TaskReport(TypedDict):
     error_type: str | None
     error_message: str | None
     result: object
-    result_state: Literal["absent", "kept", "released", "stored"]
+    result_state: ResultState
     reason: str | None
     ready_at: float | None
     abandoned: bool
     deps: list[str]
     attempts: list[AttemptReport]
     overridden: str | None
+    items: list[ItemReport] | None
+    item_counts: dict[str, int] | None
     slot_wait_s: float | None
     limit_waits: dict[str, float]
     encoded_at: float | None
@@ -110,7 +139,9 @@ def build_report(run: RunRecord) -> RunReport:
         "finished_at": run.finished_at,
         "status": run.status.value,
         "tasks": {
-            name: _task_report(task, run.overridden.get(name), saving_s.get(name))
+            name: _task_report(
+                task, run.overridden.get(name), run.items.get(name, ()), saving_s.get(name)
+            )
             for name, task in run.tasks.items()
         },
         "error": run.error,
@@ -136,8 +167,9 @@ def _saving_s(run: RunRecord) -> dict[str, float]:
     for task in run.tasks.values():
         parents = [run.tasks[name] for name in task.deps if name in run.tasks]
         for parent in parents:
-            if parent.finished_at is not None and parent.encoded_at is not None:
-                found[parent.name] = parent.encoded_at - parent.finished_at
+            if parent.finished_at is not None and parent.status is TaskStatus.SUCCESS:
+                encoded_at = parent.encoded_at or parent.finished_at
+                found[parent.name] = encoded_at - parent.finished_at
         first = task.attempts[0] if task.attempts else task
         last = max(parents, key=lambda each: each.encoded_at or each.finished_at or 0, default=None)
         if last is None or first.ready_at is None or last.finished_at is None:
@@ -147,12 +179,19 @@ def _saving_s(run: RunRecord) -> dict[str, float]:
     return {name: max(wait_s, ready.get(name, 0.0), 0.0) for name, wait_s in found.items()}
 
 
-def _task_report(task: TaskRecord, overridden: str | None, saving_s: float | None) -> TaskReport:
-    result = task.result
-    absent = type(result) is NoResult
-    error_type, message = None, None
-    if task.error is not None:
-        error_type, message = type_and_message(task.error, task.reason)
+def _task_report(
+    task: TaskRecord,
+    overridden: str | None,
+    items: Sequence[TaskRecord],
+    saving_s: float | None,
+) -> TaskReport:
+    is_mapped = task.items is not None
+    counts = Counter(item.status.value for item in items)
+    missing = (task.items or 0) - len(items)
+    if missing > 0:  # nothing has happened to them
+        counts["PENDING" if task.finished_at is None else "SKIPPED"] += missing
+    result, state = _list_of(items) if task.result is NoResult.ITEMS else _result_of(task)
+    error_type, message = _error_of(task)
     return {
         "status": task.status.value,
         "attempt": task.attempt,
@@ -161,14 +200,16 @@ def _task_report(task: TaskRecord, overridden: str | None, saving_s: float | Non
         "error": task.error,
         "error_type": error_type,
         "error_message": message,
-        "result": None if absent else result,
-        "result_state": _RESULT_STATES[result] if type(result) is NoResult else "kept",
+        "result": result,
+        "result_state": state,
         "reason": None if task.reason is None else task.reason.value,
         "ready_at": task.ready_at,
         "abandoned": task.abandoned,
         "deps": list(task.deps),
         "attempts": [_attempt_report(attempt) for attempt in task.attempts],
         "overridden": overridden,
+        "items": [_item_report(item) for item in items] if is_mapped else None,
+        "item_counts": dict(counts) if is_mapped else None,
         **_waits(task),
         "encoded_at": task.encoded_at,
         "saving_s": saving_s,
@@ -190,7 +231,47 @@ def _waits(attempt: TaskRecord | AttemptRecord) -> _Waits:
     return {"slot_wait_s": max(wait_s, 0.0), "limit_waits": limit_waits}
 
 
-_RESULT_STATES: dict[NoResult, Literal["absent", "released", "stored"]] = {
+def _item_report(task: TaskRecord) -> ItemReport:
+    result, state = _result_of(task)
+    error_type, message = _error_of(task)
+    return {
+        "item": task.item or 0,
+        "status": task.status.value,
+        "attempt": task.attempt,
+        "started_at": task.started_at,
+        "finished_at": task.finished_at,
+        "error": task.error,
+        "error_type": error_type,
+        "error_message": message,
+        "result": result,
+        "result_state": state,
+        "reason": None if task.reason is None else task.reason.value,
+        "ready_at": task.ready_at,
+        "abandoned": task.abandoned,
+        "attempts": [_attempt_report(attempt) for attempt in task.attempts],
+    }
+
+
+def _error_of(task: TaskRecord) -> tuple[str | None, str | None]:
+    """Return the type and the message of what has ended a task."""
+    return (None, None) if task.error is None else type_and_message(task.error, task.reason)
+
+
+def _result_of(task: TaskRecord) -> tuple[object, ResultState]:
+    result = task.result
+    return (None, _RESULT_STATES[result]) if type(result) is NoResult else (result, "kept")
+
+
+def _list_of(items: Sequence[TaskRecord]) -> tuple[object, ResultState]:
+    """Return the list of the results of the items that have succeeded, if all are there."""
+    found = [_result_of(item) for item in items if item.status is TaskStatus.SUCCESS]
+    for _, state in found:
+        if state != "kept":
+            return None, state
+    return [result for result, _ in found], "kept"
+
+
+_RESULT_STATES: dict[NoResult, ResultState] = {
     NoResult.ABSENT: "absent",
     NoResult.RELEASED: "released",
     NoResult.STORED: "stored",

@@ -243,3 +243,34 @@ async def test_run_inside_a_task_has_the_one_slot_of_its_caller(make_engine: Mak
     outer = await engine.run_once("outer")
     assert engine.get_run_report(outer)["max_parallel"] == 3
     assert engine.get_run_report(inner[0])["max_parallel"] == 1
+
+
+async def test_items_wait_for_slots_and_limits_like_tasks(
+    make_engine: MakeEngine, store: Any
+) -> None:
+    world = World(make_engine, state_store=store, max_parallel=2, limits={"api": 1})
+
+    @world.engine.task(dag="d")
+    async def pages() -> list[int]:
+        return [1, 2, 3]
+
+    @world.engine.task(dag="d", map_over="pages", uses=["api"])
+    async def fetch(pages: int) -> int:
+        await world.clock.wait_for(float(pages))
+        return pages
+
+    @world.engine.task(dag="d")
+    async def load(fetch: list[int]) -> None: ...
+
+    report = await world.run()
+    items = report["tasks"]["fetch"]["items"]
+    assert [waits(item) for item in items] == [
+        [(0.0, {})],
+        [(0.0, {"api": 1.0})],
+        [(0.0, {"api": 3.0})],
+    ]
+    explained = world.engine.explain(report["run_id"])
+    assert explained.line.startswith("6.0 s: fetch 6.0")
+    assert explained.path == ("pages", "fetch", "load")
+    assert sum(part.duration_s for part in explained.parts) == pytest.approx(6.0, abs=1e-5)
+    assert explained.busy == pytest.approx(0.5, abs=1e-3)

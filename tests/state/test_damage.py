@@ -257,13 +257,13 @@ def test_forged_plan_is_an_error_that_names_the_run(
 
 WRONG_TASK = (
     *(None, b"[]", 5, "1", "2.0", b"", [], 1.5, 7, "x", "[]", 0),
-    *("2.0", b"[]", "x", None),
+    *("1", b"key", 3.0, "2.0", b"[]", "x", None),
 )
 
 
 def test_row_with_values_of_other_types_does_not_match_its_checksum() -> None:
     row = ("a", "[]", "RUNNING", 1, 2.0, 2.0, None, None, None, 0, 0, "absent")
-    row = (*row, 2.0, '[["api", 1.0]]', None, "had failed")
+    row = (*row, 1, "key", 3, 2.0, '[["api", 1.0]]', None, "had failed")
     stored = task_checksum(1, 0, row)
     check_task_row(row, stored, 1, 0, "r1")
     for place, value in enumerate(WRONG_TASK):

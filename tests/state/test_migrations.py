@@ -278,7 +278,7 @@ def test_run_of_an_older_file_has_no_params(path: Path) -> None:  # D5
 
 
 def test_run_of_an_older_file_does_not_tell_where_its_time_went(path: Path) -> None:  # D5 V3
-    make_old(path, 5)
+    make_old(path, 6)
     for open_it in (SqliteStateStore.open_readonly, SqliteStateStore):
         with closing(open_it(path)) as store:
             run = store.load_run(failed_run_of(store), results=False)
@@ -384,7 +384,7 @@ def test_file_with_one_step_more_is_a_newer_one(path: Path) -> None:  # D4
     open_with(path, statements("CREATE TABLE more (x)"))
     before = path.read_bytes()
     for open_it in (SqliteStateStore, SqliteStateStore.open_readonly):
-        with pytest.raises(StoreFileError, match="a newer flowrun wrote it .schema 7, .* knows 6"):
+        with pytest.raises(StoreFileError, match="a newer flowrun wrote it .schema 8, .* knows 7"):
             open_it(path)
     assert path.read_bytes() == before
 

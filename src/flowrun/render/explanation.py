@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 from flowrun.errors import UnknownTaskError
 from flowrun.escape import columns, for_terminal, padded
 from flowrun.failure import own_line
-from flowrun.render.wording import SIGNS, counted, duration_text, is_kept, why_text
+from flowrun.render.wording import SIGNS, attempts_of, counted, duration_text, is_kept, why_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -262,7 +262,8 @@ def _chain(report: RunReport) -> list[str]:
         for name, task in tasks.items()
         if _last_moment(task) >= begin and not is_kept(report, task)
     }
-    step = max((name for name in ended if _spans(tasks[name])), key=_last_of(report), default=None)
+    last = [name for name in reversed(ended) if _spans(tasks[name])]  # of a tie, what depends
+    step = max(last, key=_last_of(report), default=None)
     chain: list[str] = []
     while step is not None:
         chain.append(step)
@@ -313,7 +314,7 @@ class _Span(NamedTuple):
 
 def _spans(task: TaskReport) -> list[_Span]:
     """Return the attempts of a task, the one that runs and one that never came included."""
-    found = [_span(attempt) for attempt in task["attempts"]]
+    found = [_span(attempt) for attempt in attempts_of(task)]
     ready_at = task["ready_at"]
     if task["status"] == "RUNNING":
         found.append(_span(task))
@@ -419,7 +420,11 @@ def _busy(report: RunReport, end: float) -> float | None:
         return None
     held = 0.0
     for task in report["tasks"].values():
-        for span in [] if is_kept(report, task) else _spans(task):
+        if is_kept(report, task):
+            continue
+        items = task["items"] or ()
+        spans = [_span(attempt) for item in items for attempt in item["attempts"]]
+        for span in spans if task["items"] is not None else _spans(task):
             if span.started_at is not None and span.reason != "OWNER_DIED":
                 held += max((span.finished_at or end) - span.started_at, 0.0)
     return min(held / (slots * (end - begin)), 1.0)

@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING
 
 from flowrun.errors import ResultNotReadableError
 from flowrun.escape import for_terminal
+from flowrun.failure import own_line
 from flowrun.render.explanation import time_of_task
-from flowrun.render.wording import counted, is_kept, wait_s, why_text
+from flowrun.render.wording import (
+    attempts_of,
+    counted,
+    is_kept,
+    items_text,
+    wait_s,
+    why_text,
+)
 from flowrun.state import JsonSerializer
 
 if TYPE_CHECKING:
@@ -19,7 +27,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from flowrun.render.svg import Picture
-    from flowrun.report import AttemptReport, RunReport, TaskReport
+    from flowrun.report import AttemptReport, ItemReport, RunReport, TaskReport
 
     Peek: TypeAlias = Callable[[str, int], Mapping[str, tuple[str, int, bytes]]]
 
@@ -27,6 +35,7 @@ _MOST_ERROR_BYTES = 2_000_000
 _MOST_PREVIEW_BYTES = 1_000_000
 _SHORT = 300
 _PREVIEW = 2_000
+_MOST_ITEMS = 500
 _SHOWN_IN_PANEL = frozenset(("limit", "slot", "start", "retry", "saving"))
 """What a task's time went to beside its dependencies and its code."""
 
@@ -161,7 +170,9 @@ class _Builder:
             "reason": for_terminal(task["reason"] or ""),
             "critical": int(name in self._critical),
             "kept": int(is_kept(self._report, task)),
-            "attempts": [self._attempt(attempt) for attempt in task["attempts"]],
+            "attempts": [self._attempt(attempt) for attempt in attempts_of(task)],
+            "mapped": items_text(task),
+            "items": self._items(task["items"] or []),
         }
         if task["why_run"]:
             made["why"] = f"run by the resume: {for_terminal(task['why_run'])}"
@@ -171,7 +182,7 @@ class _Builder:
         if task["error"] is not None and task["status"] != "SUCCESS":
             made["error"] = self._text(task["error"])
             made["why"] = for_terminal(why_text(task))[:_SHORT]
-        waits = [wait_s(attempt) for attempt in task["attempts"]]
+        waits = [wait_s(attempt) for attempt in attempts_of(task)]
         if any(attempt["slot_wait_s"] is not None for attempt in task["attempts"]):
             made["waits"] = [wait and round(wait, 6) for wait in waits]
         spent: dict[str, float] = {}
@@ -186,6 +197,17 @@ class _Builder:
         if task["status"] == "SUCCESS":
             made |= self._result(name, task)
         return made
+
+    def _items(self, items: list[ItemReport]) -> list[list[object]]:
+        """Return the first items of a mapped task, before them those that failed or run."""
+        shown = sorted(items, key=lambda item: item["status"] not in ("FAILED", "RUNNING"))
+        return [self._item(item) for item in shown[:_MOST_ITEMS]]
+
+    def _item(self, item: ItemReport) -> list[object]:
+        """Return number, status, started, finished, attempt, why."""
+        why = own_line(item["error"] or "").removeprefix(f"{item['reason']}: ")
+        times = (self.offset(item["started_at"]), self.offset(item["finished_at"]))
+        return [item["item"], item["status"], *times, item["attempt"], for_terminal(why)[:_SHORT]]
 
     def _attempt(self, attempt: AttemptReport) -> list[object]:
         """Return number, ready, started, finished, place of the error, reason, abandoned."""

@@ -68,7 +68,7 @@ class SlotRequests:
     def give_up(self, units: Iterable[Unit], needs: Sequence[Needs], now: float) -> None:
         """Note how long units have waited that will not start, as their run ends."""
         for unit in units:
-            waits = self.limit_waits(unit, needs[unit.number], now)
+            waits = self.limit_waits(unit, needs[unit.task], now)
             unit.record = unit.record.waited(unit.ready_at, waits)
 
     def book(self, event: SlotsGranted) -> None:

@@ -35,7 +35,8 @@ RUN_COLUMNS = (
 )
 TASK_COLUMNS = (
     "name, deps, status, attempt, ready_at, started_at, finished_at, error, reason, abandoned,"
-    " earlier_attempts, result_state, granted_at, limit_waits, encoded_at, why_run"
+    " earlier_attempts, result_state, item, item_key, items, granted_at, limit_waits, encoded_at,"
+    " why_run"
 )
 ATTEMPT_COLUMNS = (
     "number, ready_at, started_at, finished_at, error, reason, abandoned, granted_at, limit_waits"
@@ -43,8 +44,9 @@ ATTEMPT_COLUMNS = (
 
 _FINISHED_AT, _COUNTS, _STARTED_BY = 3, 10, 11  # of a run's row
 _RUN_COLUMNS_AT_FIRST = 11
-_EARLIER, _ADDED = 10, 12  # of a task's row
-_ATTEMPT_ADDED = 7  # of an attempt's row
+_EARLIER, _STATE, _ITEM, _TIMES = 10, 11, 12, 15  # of a task's row
+_ATTEMPT_TIMES = 7  # of an attempt's row
+_NO_MAPPING = (None, None, None)
 
 _NONSENSE = (
     *(ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError),
@@ -89,19 +91,22 @@ def task_checksum(run: int, place: int, row: Row) -> int:
 def task_checksum_with(run: int, place: int, row: Row, earlier: str) -> int:
     """Return the checksum of a task's row with this text in the place of its earlier attempts."""
     name, deps, status, attempt, ready_at, started_at, finished_at = row[:7]
-    error, reason, abandoned, _, state = row[7:_ADDED]
+    error, reason, abandoned, _, state = row[7:_ITEM]
     error = _NULL if error is None else error
-    texts = (name, deps, status, error, _NULL if reason is None else reason, earlier, state)
+    texts = [name, deps, status, error, _NULL if reason is None else reason, earlier, state]
+    mapping = row[_ITEM:_TIMES]
+    if mapping not in ((), _NO_MAPPING):  # else as before there were these columns
+        texts.append(repr(mapping))
     crc = _crc(run, place, attempt, abandoned, ready_at, started_at, finished_at, texts)
-    return _crc_with(crc, *row[_ADDED:])
+    return _crc_with(crc, *row[_TIMES:])
 
 
 def attempt_checksum(run: int, place: int, row: Row) -> int:
     """Return the CRC-32 of an attempt's values, and of where they stand."""
-    number, ready_at, started_at, finished_at, error, reason, abandoned = row[:_ATTEMPT_ADDED]
+    number, ready_at, started_at, finished_at, error, reason, abandoned = row[:_ATTEMPT_TIMES]
     texts = (_NULL if error is None else error, _NULL if reason is None else reason)
     crc = _crc(run, place, number, abandoned, ready_at, started_at, finished_at, texts)
-    return _crc_with(crc, *row[_ATTEMPT_ADDED:])
+    return _crc_with(crc, *row[_ATTEMPT_TIMES:])
 
 
 def _crc_with(
@@ -111,7 +116,7 @@ def _crc_with(
     encoded_at: float | None = None,
     why_run: str | None = None,
 ) -> int:
-    """Return a checksum with the columns of schema 6; without them it stays what it was."""
+    """Return a checksum with the columns of schema 7; without them it stays what it was."""
     if limit_waits is not None or why_run is not None:
         texts = f"{limit_waits or _NULL}\0{why_run or _NULL}"
         crc = _crc32(texts.encode("utf-8", "surrogatepass"), crc)
@@ -177,7 +182,9 @@ def _made_by(run: RunRecord) -> str | None:
 def task_row(run: int, place: int, task: TaskRecord, deps: str) -> Row:
     """Return where a task's row stands, its values in the order of ``TASK_COLUMNS``, a checksum."""
     name, _, status, attempt, ready_at, started_at, finished_at = task[:7]
-    error, reason, abandoned, result, earlier, granted_at, limit_waits, encoded_at, why = task[7:]
+    error, reason, abandoned, result, earlier, *mapping, granted_at, waits, encoded_at, why = task[
+        7:
+    ]
     row = (
         name,
         deps,
@@ -191,8 +198,9 @@ def task_row(run: int, place: int, task: TaskRecord, deps: str) -> Row:
         int(abandoned),
         len(earlier),
         _RESULT_STATES[result if type(result) is NoResult else NoResult.STORED],
+        *mapping,
         _real(granted_at),
-        json.dumps(limit_waits) if limit_waits else None,
+        json.dumps(waits) if waits else None,
         _real(encoded_at),
         why,
     )
@@ -247,7 +255,7 @@ def check_task_row(row: Row, stored: object, run: int, place: int, run_id: str) 
     if not _matches(task_checksum, run, place, row, stored) and (
         type(row[_EARLIER]) is not int
         or row[_EARLIER]
-        or checksum((*row[:_EARLIER], _NO_EARLIER, row[_EARLIER + 1])) != stored
+        or checksum((*row[:_EARLIER], _NO_EARLIER, row[_STATE])) != stored
     ):
         raise _damaged(run_id, text_of(row[0]))
 
@@ -376,7 +384,8 @@ def task_of_rows(  # noqa: PLR0913 - what the checksums are made of
     check_task_row(row, stored, run, place, run_id)
     task_name = text_of(row[0])
     name, deps, status, attempt, ready_at, started_at, finished_at = row[:7]
-    error, reason, abandoned, number, state, granted_at, limit_waits, encoded_at, why_run = row[7:]
+    error, reason, abandoned, number, state, item, key, items = row[7:_TIMES]
+    granted_at, limit_waits, encoded_at, why_run = row[_TIMES:]
     for *values, told in attempts:
         if not _matches(attempt_checksum, run, place, tuple(values), told):
             raise _damaged(run_id, task_name)
@@ -397,6 +406,9 @@ def task_of_rows(  # noqa: PLR0913 - what the checksums are made of
             bool(abandoned),
             NoResult(state),
             tuple([_attempt(values) for *values, _ in attempts]) if attempts else (),
+            item,
+            key,
+            items,
             granted_at,
             _waits(limit_waits),
             encoded_at,
@@ -435,13 +447,13 @@ def renewed(row: Row, stored: object, run: int, place: int) -> tuple[Row, object
     """
     earlier = row[_EARLIER]
     if earlier == _NO_EARLIER:
-        return (*row[:_EARLIER], 0, *row[_EARLIER + 1 :]), stored, []
+        return (*row[:_EARLIER], 0, *row[_STATE:]), stored, []
     try:
-        if stored in (task_checksum_with(run, place, row, earlier), checksum(row[:_ADDED])):
+        if stored in (task_checksum_with(run, place, row, earlier), checksum(row[:_ITEM])):
             found = [attempt_row(run, place, _attempt(each)) for each in json.loads(earlier)]
             attempts = list({number: (number, *rest) for _, _, number, *rest in found}.values())
-            new = (*row[:_EARLIER], len(attempts), *row[_EARLIER + 1 :])
+            new = (*row[:_EARLIER], len(attempts), *row[_STATE:])
             return new, task_checksum(run, place, new), attempts
     except _NONSENSE:
         pass
-    return (*row[:_EARLIER], -1, *row[_EARLIER + 1 :]), stored, []
+    return (*row[:_EARLIER], -1, *row[_STATE:]), stored, []

@@ -138,7 +138,13 @@ ALTER TABLE tasks ADD COLUMN data_checksum INTEGER;
 ALTER TABLE runs ADD COLUMN params TEXT;
 ALTER TABLE runs ADD COLUMN overridden TEXT
 """),
-    # Where the time of an attempt went, why a resume ran a task, and what carried out the run.
+    # Step 6: items of mapped tasks, which have rows like tasks, after those of the run's tasks.
+    statements("""
+ALTER TABLE tasks ADD COLUMN item INTEGER;
+ALTER TABLE tasks ADD COLUMN item_key TEXT;
+ALTER TABLE tasks ADD COLUMN items INTEGER
+"""),
+    # Step 7: where the time of an attempt went, why a resume ran a task, what carried out the run.
     statements("""
 ALTER TABLE runs ADD COLUMN made_by TEXT;
 ALTER TABLE tasks ADD COLUMN granted_at REAL;
@@ -155,6 +161,7 @@ What a release has written is never changed here: another step is added, and
 ``tests/data/make_runs.py`` makes a file of the version that has become an old one.
 """
 
+_NO_ITEMS = "NULL AS item, NULL AS item_key, NULL AS items"
 _NO_TIMES = "NULL AS granted_at, NULL AS limit_waits"
 _NO_TASK_TIMES = f"{_NO_TIMES}, NULL AS encoded_at, NULL AS why_run"
 _VIEWS = (
@@ -162,15 +169,15 @@ _VIEWS = (
         3,
         statements(f"""
 CREATE TEMP VIEW tasks AS SELECT *, earlier AS earlier_attempts, NULL AS serializer,
-    NULL AS data, NULL AS data_checksum, {_NO_TASK_TIMES} FROM main.tasks;
+    NULL AS data, NULL AS data_checksum, {_NO_ITEMS}, {_NO_TASK_TIMES} FROM main.tasks;
 CREATE TEMP VIEW plans AS SELECT NULL AS run, NULL AS tasks, NULL AS checksum WHERE FALSE
 """),  # noqa: S608 - constants
     ),
     (
         4,
         statements(f"""
-CREATE TEMP VIEW IF NOT EXISTS tasks AS SELECT *, earlier AS earlier_attempts, {_NO_TASK_TIMES}
-    FROM main.tasks;
+CREATE TEMP VIEW IF NOT EXISTS tasks AS SELECT *, earlier AS earlier_attempts, {_NO_ITEMS},
+    {_NO_TASK_TIMES} FROM main.tasks;
 CREATE TEMP VIEW runs AS SELECT *, NULL AS started_by, NULL AS params, NULL AS overridden,
     NULL AS made_by FROM main.runs;
 CREATE TEMP VIEW attempts AS SELECT NULL AS run, NULL AS place, NULL AS number, NULL AS ready_at,
@@ -187,6 +194,12 @@ CREATE TEMP VIEW IF NOT EXISTS runs AS SELECT *, NULL AS params, NULL AS overrid
     ),
     (
         6,
+        statements(f"""
+CREATE TEMP VIEW IF NOT EXISTS tasks AS SELECT *, {_NO_ITEMS}, {_NO_TASK_TIMES} FROM main.tasks
+"""),  # noqa: S608 - constants
+    ),
+    (
+        7,
         statements(f"""
 CREATE TEMP VIEW IF NOT EXISTS runs AS SELECT *, NULL AS made_by FROM main.runs;
 CREATE TEMP VIEW IF NOT EXISTS tasks AS SELECT *, {_NO_TASK_TIMES} FROM main.tasks;
