@@ -48,6 +48,22 @@ class World:
         )
         for number in range(self.chance.randint(1, 12)):
             self.declare(number)
+        if self.chance.random() < 0.5:
+            self.declare_mapped()
+
+    def declare_mapped(self) -> None:
+        pauses = [self.chance.choice(PAUSES) for _ in range(self.chance.randint(0, 5))]
+        fails = self.chance.random() < 0.3
+
+        async def fetch(pages: float) -> float:
+            await asyncio.sleep(pages)
+            if fails and not pages and not self.is_repaired:
+                raise OSError("away")
+            return pages
+
+        self.engine.task("pages", dag="d")(lambda: pauses)
+        self.engine.task("fetch", dag="d", map_over="pages", uses=["api"])(fetch)
+        self.engine.task("load", dag="d")(lambda fetch: len(fetch))
 
     def declare(self, number: int) -> None:
         chance = self.chance
