@@ -46,6 +46,7 @@ _WORDS: dict[Kind, str] = {
 _ORDER = tuple(_WORDS)
 _MOST_NAMED = 4
 _STOPPED = frozenset(("RUN_CANCELLED", "RUN_TIMED_OUT", "RUN_BROKEN", "FAIL_FAST", "OWNER_DIED"))
+_LEAST_S = 1e-6
 _MOST_SECONDS = 59.95
 _MOST_MILLISECONDS = 0.9995
 
@@ -347,7 +348,7 @@ class _Backwards:
         if moment is None:
             return
         moment = max(moment, self._begin)
-        if moment < self._at:
+        if moment < self._at - _LEAST_S:  # less is rounding, and belongs to the part before
             self._parts.append(TimePart(kind, task, self._at - moment, limit))
             self._at = moment
 
