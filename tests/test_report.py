@@ -19,6 +19,7 @@ def test_report_shows_all_of_a_run() -> None:
     tasks["failed"] = TaskRecord("failed", ("kept",)).skip(6.0, Reason.UPSTREAM_FAILED, "why")
     run = RunRecord("r", "d", 1.0, tasks, {"n": 1}, "r0", ("failed",), "r9")
     run = run._replace(params={"day": "2013-02-08"}, overridden={"kept": "function"})
+    run = run._replace(max_parallel=4, versions={"Python": "3.11.0"})
     report = build_report(run)
     assert json.loads(json.dumps(report)) == report
     assert {key: value for key, value in report.items() if key != "tasks"} == {
@@ -34,6 +35,8 @@ def test_report_shows_all_of_a_run() -> None:
         "started_by": "r9",
         "params": {"day": "2013-02-08"},
         "alive": True,
+        "max_parallel": 4,
+        "versions": {"Python": "3.11.0"},
     }
     assert {name: task["result_state"] for name, task in report["tasks"].items()} == {
         "new": "absent",
@@ -51,7 +54,7 @@ def test_report_shows_all_of_a_run() -> None:
 
 def test_each_attempt_says_how_it_ended() -> None:  # A6
     task = TaskRecord("t").start(2.0, 1.5).fail(3.0, "boom", Reason.TIMEOUT, abandoned=True)
-    task = task.retry().start(4.0, 3.5).succeed(5.0, 1)
+    task = task.retry().start(4.0, 3.5, (("api", 0.25),)).succeed(5.0, 1)
     report = build_report(RunRecord("r", "d", 1.0, {"t": task}))
     assert report["started_by"] is None
     assert report["targets"] is None
@@ -65,6 +68,8 @@ def test_each_attempt_says_how_it_ended() -> None:  # A6
             "error": "boom",
             "reason": "TIMEOUT",
             "abandoned": True,
+            "slot_wait_s": 0.5,
+            "limit_waits": {},
         },
         {
             "attempt": 2,
@@ -75,8 +80,29 @@ def test_each_attempt_says_how_it_ended() -> None:  # A6
             "error": None,
             "reason": None,
             "abandoned": False,
+            "slot_wait_s": 0.25,
+            "limit_waits": {"api": 0.25},
         },
     ]
+    assert report["tasks"]["t"]["limit_waits"] == {"api": 0.25}
+    assert report["tasks"]["t"]["slot_wait_s"] == 0.25
+
+
+def test_saving_is_the_time_until_the_children_are_ready() -> None:  # V3
+    a = TaskRecord("a").start(1.0, 1.0).succeed(2.0, 1, encoded_at=2.5)
+    b = TaskRecord("b").start(1.0, 1.0).succeed(4.0, 1, encoded_at=4.0)
+    c = TaskRecord("c", ("a",)).start(3.0, 3.0).succeed(5.0, 1, encoded_at=9.0)
+    d = TaskRecord("d", ("a", "b")).start(6.0, 4.25).succeed(7.0, 1, encoded_at=7.0)
+    e = TaskRecord("e", ("a", "b"), why_run="had failed")
+    run = RunRecord("r", "d", 1.0, {task.name: task for task in (a, b, c, d, e)})
+    tasks = build_report(run)["tasks"]
+    saving = {name: task["saving_s"] for name, task in tasks.items()}
+    assert saving == {"a": 1.0, "b": 0.25, "c": None, "d": None, "e": None}
+    assert tasks["c"]["encoded_at"] == 9.0
+    assert tasks["e"]["why_run"] == "had failed"
+    # What a resume keeps was saved in another run.
+    later = build_report(run._replace(created_at=3.0))["tasks"]
+    assert later["a"]["saving_s"] == 0.5
 
 
 def test_report_is_a_snapshot() -> None:

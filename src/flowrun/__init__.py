@@ -46,7 +46,7 @@ if TYPE_CHECKING:
         task,
         task_template,
     )
-    from flowrun.render import ProgressHook
+    from flowrun.render import Explanation, ProgressHook, TimePart
     from flowrun.report import AttemptReport, RunReport, TaskReport
     from flowrun.scheduler import PlannedTask, ResumePlan, RunHandle, RunOptions
     from flowrun.state import (
@@ -77,6 +77,7 @@ __all__ = [
     "DagScope",
     "DagStartEvent",
     "Engine",
+    "Explanation",
     "FlowrunError",
     "InMemoryStateStore",
     "JsonSerializer",
@@ -120,6 +121,7 @@ __all__ = [
     "TaskStatus",
     "TaskSuccessEvent",
     "TaskTemplate",
+    "TimePart",
     "TriggerRule",
     "build_default_engine",
     "current_attempt",
@@ -167,7 +169,7 @@ _HOMES = {
         "task",
         "task_template",
     ),
-    "flowrun.render": ("ProgressHook",),
+    "flowrun.render": ("Explanation", "ProgressHook", "TimePart"),
     "flowrun.report": ("AttemptReport", "RunReport", "TaskReport"),
     "flowrun.scheduler": ("PlannedTask", "ResumePlan", "RunHandle", "RunOptions"),
     "flowrun.state": (

@@ -325,6 +325,10 @@ class Engine(Declaring):
         report = build_report(self._parts.history.load(run_id, results=results))
         return cast("RunReport", render.ShownReport(report))
 
+    def explain(self, run_id: str, task: str | None = None) -> render.Explanation:
+        """Return where the time of a run, or of one of its tasks, went: parts, a text to print."""
+        return render.explain(self.get_run_report(run_id, results=False), task)
+
     def report_text(self, run_id: str, *, width: int = 80) -> str:
         """Return the report of a run as a plain table of ``width`` columns, without results."""
         report = self.get_run_report(run_id, results=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import inf
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 from flowrun.failure import type_and_message
@@ -19,7 +20,12 @@ RunStatusName = Literal["SUCCESS", "FAILED", "RUNNING"]
 
 
 class AttemptReport(TypedDict):
-    """One attempt that has ended; times are epoch seconds."""
+    """One attempt that has ended; times are epoch seconds.
+
+    ``slot_wait_s`` is how long it was ready and had no slot, and ``limit_waits`` how long it waited
+    for limits, by name. What is left until ``started_at`` it waited for a thread or for its turn on
+    the event loop. ``slot_wait_s`` is ``None`` where a release before schema 7 has kept the run.
+    """
 
     attempt: int
     status: Literal["SUCCESS", "FAILED", "OMITTED"]
@@ -29,6 +35,8 @@ class AttemptReport(TypedDict):
     error: str | None
     reason: str | None
     abandoned: bool
+    slot_wait_s: float | None
+    limit_waits: dict[str, float]
 
 
 class ItemReport(TypedDict):
@@ -65,6 +73,11 @@ class TaskReport(TypedDict):
     ``overridden`` says by what the task was overridden in this run: ``"value"`` or ``"function"``.
     ``cached_from`` is the id of the run from which its result was taken by the cache.
 
+    ``slot_wait_s`` and ``limit_waits`` are those of the last attempt. At ``encoded_at`` the result
+    was ready to be saved. ``saving_s`` is the time from the task's end to its children becoming
+    ready, in which its result is encoded and saved; of a task without children it is ``None``.
+    ``why_run`` says why a resume ran the task.
+
     A mapped task has ``items``, one report for each item in their order, and ``item_counts``, their
     number by status; of other tasks both are ``None``. It has no attempt of its own: ``attempt`` is
     the highest of its items, and ``result`` the list of their results.
@@ -88,12 +101,18 @@ class TaskReport(TypedDict):
     cached_from: str | None
     items: list[ItemReport] | None
     item_counts: dict[str, int] | None
+    slot_wait_s: float | None
+    limit_waits: dict[str, float]
+    encoded_at: float | None
+    saving_s: float | None
+    why_run: str | None
 
 
 class RunReport(TypedDict):
     """One run; ``tasks`` is in topological order.
 
-    ``started_by`` is the id of the run whose task or hook started this one.
+    ``started_by`` is the id of the run whose task or hook started this one. ``max_parallel`` is how
+    many of its tasks could run at once, and ``versions`` are those of flowrun and Python.
     """
 
     run_id: str
@@ -109,10 +128,13 @@ class RunReport(TypedDict):
     started_by: str | None
     params: dict[str, object]
     alive: bool
+    max_parallel: int | None
+    versions: dict[str, str]
 
 
 def build_report(run: RunRecord) -> RunReport:
     """Return the report of a run; later changes of the run do not change it."""
+    saving_s = _saving_s(run)
     return {
         "run_id": run.run_id,
         "dag_name": run.dag_name,
@@ -120,7 +142,9 @@ def build_report(run: RunRecord) -> RunReport:
         "finished_at": run.finished_at,
         "status": run.status.value,
         "tasks": {
-            name: _task_report(task, run.overridden.get(name), run.items.get(name, ()))
+            name: _task_report(
+                task, run.overridden.get(name), run.items.get(name, ()), saving_s.get(name)
+            )
             for name, task in run.tasks.items()
         },
         "error": run.error,
@@ -130,11 +154,39 @@ def build_report(run: RunRecord) -> RunReport:
         "started_by": run.started_by,
         "params": dict(run.params),
         "alive": run.alive,
+        "max_parallel": run.max_parallel,
+        "versions": dict(run.versions),
     }
 
 
+def _saving_s(run: RunRecord) -> dict[str, float]:
+    """Return how long the result of each task that has children was saved.
+
+    A child is ready when the last of what it depends on is saved. Of the others it is only known
+    how long their results were encoded.
+    """
+    found: dict[str, float] = {}
+    ready: dict[str, float] = {}
+    for task in run.tasks.values():
+        parents = [run.tasks[name] for name in task.deps if name in run.tasks]
+        for parent in parents:
+            if parent.finished_at is not None and parent.status is TaskStatus.SUCCESS:
+                encoded_at = parent.encoded_at or parent.finished_at
+                found[parent.name] = encoded_at - parent.finished_at
+        first = task.attempts[0] if task.attempts else task
+        last = max(parents, key=lambda each: each.encoded_at or each.finished_at or 0, default=None)
+        if last is None or first.ready_at is None or last.finished_at is None:
+            continue
+        if last.finished_at >= run.created_at:  # else a resume has kept it
+            ready[last.name] = min(first.ready_at - last.finished_at, ready.get(last.name, inf))
+    return {name: max(wait_s, ready.get(name, 0.0), 0.0) for name, wait_s in found.items()}
+
+
 def _task_report(
-    task: TaskRecord, overridden: str | None, items: Sequence[TaskRecord]
+    task: TaskRecord,
+    overridden: str | None,
+    items: Sequence[TaskRecord],
+    saving_s: float | None,
 ) -> TaskReport:
     is_mapped = task.items is not None
     counts = Counter(item.status.value for item in items)
@@ -162,7 +214,25 @@ def _task_report(
         "cached_from": None if task.cache is None else task.cache.run_id,
         "items": [_item_report(item) for item in items] if is_mapped else None,
         "item_counts": dict(counts) if is_mapped else None,
+        **_waits(task),
+        "encoded_at": task.encoded_at,
+        "saving_s": saving_s,
+        "why_run": task.why_run,
     }
+
+
+class _Waits(TypedDict):
+    slot_wait_s: float | None
+    limit_waits: dict[str, float]
+
+
+def _waits(attempt: TaskRecord | AttemptRecord) -> _Waits:
+    """Return how long an attempt waited for its slot, and for each named limit."""
+    limit_waits = dict(attempt.limit_waits)
+    if attempt.granted_at is None or attempt.ready_at is None:
+        return {"slot_wait_s": None, "limit_waits": limit_waits}
+    wait_s = attempt.granted_at - attempt.ready_at - sum(limit_waits.values())
+    return {"slot_wait_s": max(wait_s, 0.0), "limit_waits": limit_waits}
 
 
 def _item_report(task: TaskRecord) -> ItemReport:
@@ -229,4 +299,5 @@ def _attempt_report(attempt: AttemptRecord) -> AttemptReport:
         "error": attempt.error,
         "reason": None if attempt.reason is None else attempt.reason.value,
         "abandoned": attempt.abandoned,
+        **_waits(attempt),
     }

@@ -45,6 +45,8 @@ def attempt(
         "error": error,
         "reason": None if error is None else reason,
         "abandoned": abandoned,
+        "slot_wait_s": None,
+        "limit_waits": {},
     }
 
 
@@ -69,6 +71,11 @@ def task(deps: Sequence[str] = (), *attempts: AttemptReport, **fields: Any) -> T
         "cached_from": None,
         "items": None,
         "item_counts": None,
+        "slot_wait_s": None,
+        "limit_waits": {},
+        "encoded_at": None,
+        "saving_s": None,
+        "why_run": None,
     }
     made.update(fields)  # type: ignore[typeddict-item]
     return made
@@ -150,6 +157,8 @@ def run(
         "started_by": None,
         "params": {},
         "alive": finished is None,
+        "max_parallel": None,
+        "versions": {},
     }
     made.update(fields)  # type: ignore[typeddict-item]
     return made

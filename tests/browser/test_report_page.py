@@ -597,3 +597,32 @@ def test_panel_of_a_mapped_task_lists_its_items_those_that_failed_first(show: Sh
     assert "KeyError: 'CHF'" in lines[0]
     assert "2 attempts" in lines[1]
     assert opened.page.locator(".lane").count() == 2  # one bar for all items
+
+
+def test_first_line_leads_to_the_tasks_that_took_the_time(show: Show) -> None:
+    opened = show(report_html(reports.failure()))
+    line = opened.page.locator(".top .slow")
+    assert line.inner_text().startswith("13.3 s: convert_currency 4.9, ")
+    name = line.locator("button").first
+    name.focus()
+    name.press("Enter")
+    assert opened.page.locator("#detail h2").inner_text() == "convert_currency"
+    opened.page.keyboard.press("Escape")
+    assert opened.page.evaluate("document.activeElement.textContent") == "convert_currency"
+
+
+def test_waits_are_shown_by_what_was_waited_for(show: Show) -> None:
+    waited = reports.attempt(1, 1, 5, 9) | {"slot_wait_s": 1.0, "limit_waits": {"api": 2.0}}
+    tasks = {"a": reports.task([], waited, saving_s=0.5), "b": reports.task(["a"])}
+    opened = show(report_html(reports.run("d", tasks, 10.0)))
+    bar = opened.page.locator(".lane rect.wait").bounding_box()
+    lane = opened.page.locator(".lane svg.bars").first.bounding_box()
+    assert bar["width"] == pytest.approx(lane["width"] * 0.3, abs=2)
+    opened.page.locator(".lane").first.click()
+    terms = opened.texts("#detail dt")
+    facts = dict(zip(terms, opened.texts("#detail dd"), strict=True))
+    assert facts["Waited for a slot"] == "1.00 s"
+    assert facts["Waited for limit api"] == "2.00 s"
+    assert facts["Waited for a thread or the loop"] == "1.00 s"
+    assert facts["Saving"] == "500 ms"
+    assert facts["Ran"] == "4.00 s"

@@ -23,6 +23,7 @@ COMMANDS = [
     "validate",
     "runs",
     "report",
+    "explain",
     "error",
     "result",
     "prune",

@@ -82,6 +82,36 @@ def test_only_failures(jobs: Path) -> None:
     assert list(told["tasks"]) == ["broken"]
 
 
+def test_page_of_failures_alone_is_refused(jobs: Path) -> None:
+    shown = flowrun(jobs, "report", "runs.db", "--failed", "--html", "a.html", code=2).stderr
+    assert "a page shows the failures first; leave one of --failed and --html out" in shown
+    assert not (jobs / "a.html").exists()
+
+
+def test_report_says_first_where_the_time_went(jobs: Path) -> None:
+    title, line, *facts = flowrun(jobs, "report", "runs.db").stdout.splitlines()
+    assert title.startswith("d: Failed in ")
+    assert re.match(r"  \d+(\.\d)? m?s[:;] ", line)
+    shown = "\n".join(facts)
+    assert re.search(r"\n  max_parallel    4\n  versions        flowrun \S+, Python 3", shown)
+
+
+def test_explanation_of_a_run_and_of_a_task(jobs: Path) -> None:
+    shown = flowrun(jobs, "explain", "runs.db").stdout
+    assert re.match(r"d: \d+(\.\d)? m?s: ", shown)
+    assert re.search(r"\n\d+ ms +once +running\n", shown)
+    assert re.search(r"\nbroken +failed: ValueError: not these rows\n", shown)
+    assert shown == flowrun(jobs, "explain", "runs.db", "latest", "--dag", "d").stdout
+    shown = flowrun(jobs, "explain", "runs.db", "latest", "once").stdout
+    assert shown.startswith("once of d: ")
+    told = json.loads(flowrun(jobs, "explain", "runs.db", "latest", "--json").stdout)
+    whole = sum(part["duration_s"] for part in told["parts"])
+    assert whole == pytest.approx(told["duration_s"], abs=1e-5)
+    assert told["line"]
+    shown = flowrun(jobs, "explain", "runs.db", "latest", "borken", code=2).stderr
+    assert "Did you mean 'broken'?" in shown
+
+
 def test_error_of_one_task(jobs: Path) -> None:
     shown = flowrun(jobs, "error", "runs.db", "latest", "broken").stdout
     assert shown.startswith("Traceback")

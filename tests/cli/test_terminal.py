@@ -466,6 +466,10 @@ JOBS = """
     def hello():
         print("hello")
 
+    @engine.task(dag="broken")
+    def broken():
+        raise ValueError("no rows")
+
     @engine.task(dag="slow", timeout_s=None)
     async def wait():
         try:
@@ -505,6 +509,15 @@ def test_command_line_shows_progress_and_then_the_report(
     assert any(line.startswith("quick: Succeeded in ") for line in person.lines)
     assert person.lines[-1].startswith("✔ hello ")
     assert "running" not in "\n".join(person.lines)
+
+
+def test_error_of_a_failure_is_said_once(jobs: Path, sit: Callable[..., Person]) -> None:
+    person = sit("-m", "flowrun", "run", "jobs:engine", "broken", lines=40)
+    assert person.waits_for_the_end() == 1
+    assert "x broken: failed" in person.lines
+    assert [line.strip() for line in person.lines if "ValueError: no rows" in line] == [
+        "ValueError: no rows"
+    ]
 
 
 @pytest.mark.parametrize("by", ["Ctrl-C", "SIGTERM"])

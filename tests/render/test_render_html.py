@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from flowrun import Engine
-from flowrun.render import report_html
+from flowrun import Engine, RunRecord
+from flowrun.render import index_html, report_html
 from flowrun.report import RunReport
 
 from ..browser import reports
@@ -227,3 +227,17 @@ async def test_report_of_a_real_run(make_engine: Callable[..., Engine]) -> None:
     assert engine.display_dag("etl") == "etl\n└─ extract\n   └─ load"
     with pytest.raises(ValueError, match="unknown style"):
         engine.display_dag("etl", style="picture")
+
+
+def test_index_lists_parameters_if_any_run_has_them() -> None:
+    run = RunRecord("r1", "d", 1.0, {}, finished_at=2.0).summary()
+    assert "Parameters" not in index_html([run], {"r1": "r1.html"}, "runs.db")
+    shown = index_html([run._replace(params={"day": "<1>"})], {"r1": "r1.html"}, "runs.db")
+    assert '<th scope="col">Parameters</th>' in shown
+    assert "<td>day=&lt;1&gt;</td>" in shown
+
+
+def test_header_says_what_carried_out_the_run() -> None:
+    page = report_html(reports.success() | {"max_parallel": 4, "versions": {"Python": "3.13.1"}})
+    assert "<dt>max_parallel</dt><dd>4</dd>" in page
+    assert "<dt>Versions</dt><dd>Python 3.13.1</dd>" in page

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from flowrun.render import preview, stored_previews
-from flowrun.render.page import as_json, critical_path, page_data
+from flowrun.render.explanation import critical_path
+from flowrun.render.page import as_json, page_data
 from flowrun.render.svg import Picture
 from flowrun.render.wording import is_kept
 

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 from flowrun.graph import Graph
 from flowrun.scheduler.limits import Needs
 from flowrun.scheduler.messages import (
+    CodeEnded,
     Event,
     Failed,
     LookedUp,
@@ -75,6 +76,7 @@ class Task:
         self.answered = False  # the attempt said that it is still running
         self.timeout: Any = None  # its failure, if it does not end in time
         self.overdue = False  # its code ended in time, and encoding its result may take as long
+        self.encoding = False  # its code has ended, and its slot is free
         self.given_up_at: float | None = None  # unless it ends before
         self.retry_at = 0.0
         self.waits_for_code_until: float | None = None  # and may not start before (A2)
@@ -120,8 +122,10 @@ class ContractModel:
         needs: Sequence[Needs],
         fails_fast: bool = False,
         cached: Collection[int] = (),
+        most_encoding: int = 0,
     ) -> None:
         self.graph = graph
+        self.most_encoding = most_encoding
         self.needs = needs
         self.fails_fast = fails_fast
         self.cached = cached
@@ -216,6 +220,7 @@ class ContractModel:
     def start(self, number: int) -> None:
         task = self.tasks[number]
         task.running = True
+        task.encoding = False
         task.attempt += 1
         task.told, task.answered, task.overdue, task.given_up_at = "", False, False, None
         task.begun_at = self.now
@@ -271,6 +276,9 @@ class ContractModel:
         match event:
             case Started(at=at):
                 task.begun_at = task.times_out_from = at
+            case CodeEnded():
+                encoding = [each for each in self.tasks if each.running and each.encoding]
+                task.encoding = len(encoding) < self.most_encoding
             case StopAnswered(answer=StopAnswer.WITHDRAWN) if task.told == "stop":
                 task.running = False  # it has not started, so it is skipped
                 task.attempt -= 1

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from flowrun.graph import Graph
 from flowrun.scheduler.limits import Amounts, Needs
 from flowrun.scheduler.messages import (
+    CodeEnded,
     Event,
     Failed,
     Failure,
@@ -83,6 +84,7 @@ class Setup:
     thread_grace_s: float = 0.25
     run_timeout_s: float | None = None
     fails_fast: bool = False
+    most_encoding: int = 0
     reports_starts: bool = True
     reports_successes: bool = True
 
@@ -149,6 +151,7 @@ class SimulatedDriver:
                 save_starts_after_s=None,
                 fails_fast=setup.fails_fast,
                 cached=setup.cached,
+                most_encoding=setup.most_encoding,
                 validates=True,
             ),
         )
@@ -163,6 +166,7 @@ class SimulatedDriver:
             needs=self.needs,
             fails_fast=setup.fails_fast,
             cached=setup.cached,
+            most_encoding=setup.most_encoding,
         )
         for number in setup.carried:
             self.model.tasks[number].attempt = 1
@@ -355,6 +359,8 @@ class SimulatedDriver:
             code.outcome = self.make_outcome(code)
             if not self.choose(2):
                 self.send(code)  # encoding its result takes no time
+            elif isinstance(code.outcome, Succeeded) and not code.given_up:
+                self.events.append(CodeEnded(code.unit, code.attempt))
         else:
             self.send(code)
 
@@ -553,7 +559,9 @@ class SimulatedDriver:
     def check_slots(self) -> None:
         assert 0 <= self.held.total() <= self.setup.slots
         running = Counter(
-            self.needs[number] for number, task in enumerate(self.model.tasks) if task.running
+            self.needs[number]
+            for number, task in enumerate(self.model.tasks)
+            if task.running and not task.encoding
         )
         assert self.held - granted_by(self.events) == running
 

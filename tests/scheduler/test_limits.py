@@ -317,3 +317,39 @@ def test_nothing_is_held_beyond_a_limit_and_nobody_waits_without_a_reason(
         if what == "ask" and limits.free[SLOT]:
             waiting = {needs for wanted in limits.waiting.values() for needs in wanted}
             assert ONE not in waiting  # a plain unit waits for a slot alone
+
+
+def test_units_wait_for_the_limit_that_is_lacking_else_for_a_slot() -> None:  # V3
+    limits: Limits[str] = Limits(2, {"api": Limit(3), "crm": Limit(rate=Rate(1, per_s=10.0))})
+    crm: Needs = ((SLOT, 1), ("crm", 1))
+    limits.exchange("a", {}, {HEAVY: 1, ONE: 1}, 0.0)
+    limits.exchange("b", {}, {API: 1}, 1.0)
+    assert limits.waited("b", API, 3.0) == {"api": 2.0}
+    limits.exchange("a", {HEAVY: 1}, {ONE: 1, HEAVY: 1}, 4.0)
+    assert limits.waited("b", API, 9.0) == {"api": 3.0}, "until it was granted"
+    assert limits.waited("a", HEAVY, 6.0) == {"api": 2.0}
+    limits.exchange("b", {API: 1}, {}, 7.0)
+    assert limits.waited("a", ONE, 9.0) == {}
+    assert limits.waited("a", HEAVY, 9.0) == {"api": 3.0}, "it waits for a slot since"
+    limits.leave("a", 10.0)
+    assert limits.waited("a", HEAVY, 20.0) == {}
+    limits.exchange("b", {}, {HEAVY: 2}, 10.0)
+    limits.leave("b", 10.5)
+    assert limits.waited("b", HEAVY, 20.0) == {}
+    limits.exchange("c", {}, {crm: 2}, 11.0)
+    assert limits.waited("c", crm, 14.0) == {"crm": 3.0}
+    limits.pause(["crm"], 30.0)
+    limits.exchange("c", {}, {}, 15.0)
+    assert limits.waited("c", crm, 99.0) == {"crm": 4.0}, "it wants no more"
+
+
+def test_light_unit_waits_for_the_limit_that_is_kept_for_a_heavy_one() -> None:  # V3
+    limits: Limits[str] = Limits(9, {"api": Limit(3)})
+    limits.exchange("a", {}, {API: 1}, 0.0)
+    limits.exchange("b", {}, {HEAVY: 1}, 0.0)
+    limits.exchange("c", {}, {API: 1}, 1.0)
+    assert limits.waited("c", API, 3.0) == {"api": 2.0}
+    limits.exchange("a", {API: 1}, {}, 4.0)
+    limits.exchange("b", {HEAVY: 1}, {}, 6.0)
+    assert limits.waited("b", HEAVY, 9.0) == {"api": 4.0}
+    assert limits.waited("c", API, 9.0) == {"api": 5.0}

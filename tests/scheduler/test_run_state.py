@@ -18,6 +18,7 @@ from flowrun.scheduler.attempt_rules import TRANSITIONS
 from flowrun.scheduler.deadlines import Wait
 from flowrun.scheduler.limits import Amounts, Needs
 from flowrun.scheduler.messages import (
+    CodeEnded,
     Event,
     Failed,
     Failure,
@@ -105,6 +106,7 @@ def make_setup(choose: Choose) -> Setup:
         thread_grace_s=one_of(0.25, 0.0),
         run_timeout_s=one_of(None, None, None, 3.0, 40.0),
         fails_fast=one_of(False, False, False, True),
+        most_encoding=one_of(0, 0, 1, 3),
         reports_starts=one_of(True, True, True, False),
         reports_successes=one_of(True, True, True, False),
     )
@@ -742,6 +744,42 @@ def test_pause_is_asked_for_with_the_failure() -> None:
 
 
 @directed
+def test_slot_is_free_while_a_result_is_encoded() -> None:
+    run = Machine({"a": {}, "b": {}}, most_encoding=1)
+    run.start(2)
+    run.apply(CodeEnded(0, 1))
+    assert run.released == 1
+    run.apply(CodeEnded(1, 1))
+    assert run.released == 1, "results do not pile up"
+    run.now += 3
+    run.succeeded(1)
+    assert run.released == 2
+    run.apply(Succeeded(0, 1, None, run.now - 3, "value", "stored"))
+    assert run.released == 2
+    run.saved(0, 1)
+    record = run.state.records()["a"]
+    assert (record.finished_at, record.encoded_at) == (run.now - 3, run.now)
+
+
+@directed
+def test_slot_is_given_back_once_if_the_time_is_up_or_the_run_stops_meanwhile() -> None:
+    for event in (None, StopRequested(Reason.RUN_CANCELLED, "Ctrl-C")):
+        run = Machine({"a": {"timeout_s": 5.0}}, most_encoding=1)
+        run.start()
+        if event is None:
+            run.wait(Wait.TIMEOUT)
+        else:
+            run.apply(event)
+        run.apply(CodeEnded(0, 1))
+        assert run.released == 1
+        run.answered(StopAnswer.UNWILLING, TIMEOUT)
+        assert run.released == 1
+        if event is not None:
+            run.wait(Wait.PATIENCE)
+        assert run.released == 1
+
+
+@directed
 def test_events_of_an_attempt_that_is_over_are_dropped() -> None:
     run = Machine({"a": {"retries": 1}})
     run.start()
@@ -777,6 +815,20 @@ def test_every_row_and_every_deadline_is_taken_by_a_test_above() -> None:
         test()
     assert set(TRANSITIONS) <= TAKEN
     assert set(Wait) <= TAKEN
+
+
+def test_unit_that_was_ready_when_the_run_stopped_has_waited_since() -> None:  # V3
+    run = Machine({"a": {}, "b": {}})
+    run.start()
+    run.now += 2
+    run.stop()
+    run.answered(StopAnswer.WILLING)
+    run.failed(ERROR)
+    run.saved(0)
+    run.saved(1)
+    waited = run.state.records()["b"]
+    assert (waited.status, waited.ready_at, waited.attempts) == ("SKIPPED", 100.0, ())
+    assert (waited.granted_at, waited.started_at, waited.finished_at) == (None, None, 102.0)
 
 
 def test_interrupt_of_timed_out_code_stops_the_run() -> None:  # A5 R2

@@ -143,7 +143,13 @@ HARM = [
     f"UPDATE attempts SET ready_at = 1.5 WHERE {OF_R1_B} AND number = 2",
     f"UPDATE attempts SET started_at = NULL WHERE {OF_R1_B} AND number = 2",
     f"UPDATE attempts SET finished_at = 9 WHERE {OF_R1_B} AND number = 2",
+    f"UPDATE attempts SET granted_at = 9 WHERE {OF_R1_B} AND number = 2",
+    f"UPDATE attempts SET limit_waits = '[]' WHERE {OF_R1_B} AND number = 2",
     f"UPDATE attempts SET checksum = 9 WHERE {OF_R1_B} AND number = 2",
+    f"UPDATE tasks SET granted_at = NULL WHERE {OF_R1_B}",
+    f"UPDATE tasks SET limit_waits = '[]' WHERE {OF_R1_B}",
+    f"UPDATE tasks SET encoded_at = 9 WHERE {OF_R1_B}",
+    f"UPDATE tasks SET why_run = 'x' WHERE {OF_R1_B}",
     f"UPDATE tasks SET earlier_attempts = 1 WHERE {OF_R1_B}",
     f"UPDATE tasks SET earlier_attempts = -1 WHERE {OF_R1_B}",
 ]
@@ -169,9 +175,10 @@ def test_attempt_that_belongs_to_no_task_is_damage(
 ) -> None:  # D7
     run = make_run()
     store.create_run(run)
-    row = (1, 1.0, 1.0, 2.0, "boom", "ERROR", 0)
+    row = (1, 1.0, 1.0, 2.0, "boom", "ERROR", 0, None, None)
     values = (1, place, *row, attempt_checksum(1, place, row))
-    execute(path, f"INSERT INTO attempts VALUES ({', '.join('?' * 10)})", *values)
+    columns = f"run, place, {ATTEMPT_COLUMNS}, checksum"
+    execute(path, f"INSERT INTO attempts ({columns}) VALUES ({', '.join('?' * 12)})", *values)
     with pytest.raises(DamagedRecordError, match="run 'r1': it has attempts that are not of any"):
         store.load_run("r1", results=False)
 
@@ -181,7 +188,7 @@ def test_forged_attempt_is_an_error_that_names_run_and_task(
 ) -> None:  # D7
     keep(store)
     (row,) = execute(path, f"SELECT {ATTEMPT_COLUMNS} FROM attempts WHERE {OF_R1_B} AND number = 2")
-    forged = (*row[:5], "WRONG", row[6])
+    forged = (*row[:5], "WRONG", *row[6:])
     values = ("WRONG", attempt_checksum(1, 1, forged))
     where = f"WHERE {OF_R1_B} AND number = 2"
     execute(path, f"UPDATE attempts SET reason = ?, checksum = ? {where}", *values)

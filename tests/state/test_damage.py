@@ -314,11 +314,18 @@ def test_forged_plan_is_an_error_that_names_the_run(
         store.load_run("r1", results=False)
 
 
+WRONG_TASK = (
+    *(None, b"[]", 5, "1", "2.0", b"", [], 1.5, 7, "x", "[]", 0),
+    *("1", b"key", 3.0, "2.0", b"[]", "x", None),
+)
+
+
 def test_row_with_values_of_other_types_does_not_match_its_checksum() -> None:
     row = ("a", "[]", "RUNNING", 1, 2.0, 2.0, None, None, None, 0, 0, "absent")
+    row = (*row, 1, "key", 3, 2.0, '[["api", 1.0]]', None, "had failed")
     stored = task_checksum(1, 0, row)
     check_task_row(row, stored, 1, 0, "r1")
-    for place, value in enumerate((None, b"[]", 5, "1", "2.0", b"", [], 1.5, 7, "x", "[]", 0)):
+    for place, value in enumerate(WRONG_TASK):
         damaged = (*row[:place], value, *row[place + 1 :])
         with pytest.raises(DamagedRecordError, match="does not match its checksum"):
             check_task_row(damaged, stored, 1, 0, "r1")
@@ -328,9 +335,9 @@ def test_row_with_values_of_other_types_does_not_match_its_checksum() -> None:
 
 
 def test_run_with_values_of_other_types_makes_no_sense() -> None:
-    row = ("r1", "d", 1.0, None, "RUNNING", None, "{}", None, None, 5, "{}", None, None, None)
+    row = ("r1", "d", 1.0, None, "RUNNING", None, "{}", None, None, 5, "{}", *[None] * 4)
     assert run_of_row(row, {}, alive=True) == RunRecord("r1", "d", 1.0, {})
-    wrong = (5, b"d", "1.0", "2.0", 5, b"x", None, 5, b"[]", "5", None, 5, b"{}", 5)
+    wrong = (5, b"d", "1.0", "2.0", 5, b"x", None, 5, b"[]", "5", None, 5, b"{}", 5, "[1]")
     for place, value in enumerate(wrong):
         damaged = (*row[:place], value, *row[place + 1 :])
         with pytest.raises(DamagedRecordError, match="its values make no sense"):

@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
-from flowrun import Engine, RunQuery, RunRecord, SqliteStateStore
+from flowrun import Engine, RunQuery, RunRecord, SqliteStateStore, TaskRecord
 from flowrun.errors import DamagedRecordError, StoreError, StoreFileError
+from flowrun.state import NoResult, Reason
 from flowrun.state.rows import checksum, task_checksum_with
 from flowrun.state.schema import APPLICATION_ID, STEPS, statements
 from flowrun.state.sqlite_file import SqliteFile
@@ -192,8 +193,8 @@ def test_attempts_of_an_older_file_are_all_there(  # D5 A6
     with closing(open_or_read(path, readonly)) as store:
         run_id = failed_run_of(store)
         task = store.load_run(run_id, results=False).tasks["load"]
-        assert [tuple(attempt) for attempt in task.earlier[:2]] == [tuple(each) for each in told]
-        assert task.earlier[2] == (3, 3.0, 4.0, 5.0, None, None, False)
+        assert [tuple(each) for each in task.earlier[:2]] == [(*each, None, ()) for each in told]
+        assert task.earlier[2] == (3, 3.0, 4.0, 5.0, None, None, False, None, ())
         assert store.load_results(run_id, ["rows", "load"]) == {"rows": (1, 2, 3)}
     if not readonly:
         with closing(sqlite3.connect(path)) as database:
@@ -284,6 +285,24 @@ def test_older_file_has_nothing_in_the_cache(path: Path, version: int) -> None: 
             assert (store.list_cached(), store.find_cached("key", 0.0)) == ([], None)
             tasks = store.load_run(failed_run_of(store), results=False).tasks
             assert {task.cache for task in tasks.values()} == {None}
+
+
+def test_run_of_an_older_file_does_not_tell_where_its_time_went(path: Path) -> None:  # D5 V3
+    make_old(path, 6)
+    for open_it in (SqliteStateStore.open_readonly, SqliteStateStore):
+        with closing(open_it(path)) as store:
+            run = store.load_run(failed_run_of(store), results=False)
+            assert (run.max_parallel, run.versions) == (None, {})
+            load = run.tasks["load"]
+            assert [each[-2:] for each in load.attempts] == [(None, ())] * 2
+            assert (load.encoded_at, load.why_run) == (None, None)
+    with closing(SqliteStateStore(path)) as store:
+        task = TaskRecord("a", why_run="had failed").start(3.0, 1.0, (("api", 1.5),))
+        task = task.fail(4.0, "boom", Reason.ERROR).retry().start(6.0, 5.0)
+        task = task.succeed(7.0, NoResult.RELEASED, encoded_at=8.0)
+        new = RunRecord("new", "d", 1.0, {"a": task}, max_parallel=4, versions={"Python": "3.11"})
+        store.create_run(new)
+        assert store.load_run("new", results=False) == new
 
 
 def test_step_that_fails_in_the_middle_leaves_the_file_as_it_was(path: Path) -> None:  # D5

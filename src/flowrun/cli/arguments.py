@@ -254,6 +254,17 @@ COMMANDS = {
             _JSON,
         ),
     ),
+    "explain": Command(
+        file_commands.show_explanation,
+        "say where the time of a run went, and why tasks did not run or ran again",
+        (
+            _DB,
+            _place("RUN", f"{_RUN.help}, as by default", nargs="?"),
+            _place("TASK", "only this task of that run", nargs="?"),
+            _OF_DAG,
+            _JSON,
+        ),
+    ),
     "error": Command(file_commands.show_error, "print the whole error of a task", _ONE_TASK),
     "result": Command(
         file_commands.show_result,

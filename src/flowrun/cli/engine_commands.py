@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from flowrun.context import RunContext
     from flowrun.engine import Engine
     from flowrun.graph import Graph
+    from flowrun.hooks import TaskFailureEvent
 
 SUCCESS, FAILED = 0, 1
 _LAST = 11
@@ -178,6 +179,13 @@ def validate_dags(options: argparse.Namespace, output: Output) -> int:
     return FAILED if any(problems.values()) else SUCCESS
 
 
+class _BriefProgress(ProgressHook):
+    """Leaves the error of a failure to the report, which is printed to the same terminal."""
+
+    def on_task_failure(self, event: TaskFailureEvent) -> None:
+        super().on_task_failure(event._replace(message="failed"))
+
+
 def _execute(
     engine: Engine,
     work: Callable[[], Awaitable[str]],
@@ -186,7 +194,8 @@ def _execute(
 ) -> int:
     """Run with progress and signals, print the report, and return the run's exit code."""
     if options.progress and not any(isinstance(hook, ProgressHook) for hook in engine.hooks):
-        engine.add_hook(ProgressHook(sys.stderr))
+        says_all = options.json or not (sys.stdout.isatty() and sys.stderr.isatty())
+        engine.add_hook((ProgressHook if says_all else _BriefProgress)(sys.stderr))
         if logging.lastResort is not None:
             # Without logging set up, each failure would be printed twice.
             logging.lastResort.addFilter(lambda record: record.msg not in _SHOWN)

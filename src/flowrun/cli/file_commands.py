@@ -22,6 +22,7 @@ from flowrun.escape import for_terminal
 from flowrun.render import (
     counted,
     duration_text,
+    explain,
     index_html,
     params_text,
     report_html,
@@ -84,6 +85,12 @@ def show_report(options: argparse.Namespace, output: Output) -> int:
     if options.json and options.html is not None:
         msg = "--json and --html are two ways to report; leave one of them out"
         raise UsageError(msg)
+    if options.failed and options.html is not None:
+        msg = (
+            "--failed is for the table and for --json, and a page shows the failures first; leave"
+            " one of --failed and --html out"
+        )
+        raise UsageError(msg)
     with closing(_open_to_read(options.db)) as store:
         if options.html is not None and options.run is None and options.html.suffix != ".html":
             return _write_pages(store, options, output)
@@ -105,6 +112,20 @@ def show_report(options: argparse.Namespace, output: Output) -> int:
         output.say_json(report)
     else:
         output.say_report(report, usual, failures_only=options.failed)
+    return SUCCESS
+
+
+def show_explanation(options: argparse.Namespace, output: Output) -> int:
+    """``flowrun explain``."""
+    check_latest(options)
+    with closing(_open_to_read(options.db)) as store:
+        report = build_report(load_from_file(store, options.run or LATEST, options.dag))
+    explained = explain(report, options.task)
+    if options.json:
+        parts = [part._asdict() for part in explained.parts]
+        output.say_json({**explained._asdict(), "line": explained.line, "parts": parts})
+    else:
+        output.say(str(explained))
     return SUCCESS
 
 

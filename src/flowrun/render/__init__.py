@@ -8,6 +8,7 @@ from flowrun.door import lazy_exports
 
 if TYPE_CHECKING:
     from flowrun.escape import for_terminal
+    from flowrun.render.explanation import Explanation, TimePart, explain
     from flowrun.render.html import report_html
     from flowrun.render.index import index_html
     from flowrun.render.languages import GraphStyle, dot, graph_text, mermaid
@@ -30,15 +31,18 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Explanation",
     "GraphStyle",
     "ProgressHook",
     "ShownReport",
+    "TimePart",
     "chosen",
     "coloured",
     "counted",
     "dag_svg",
     "dot",
     "duration_text",
+    "explain",
     "for_terminal",
     "graph_text",
     "has_colours",
@@ -62,6 +66,7 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "flowrun.escape": ("for_terminal",),
+        "flowrun.render.explanation": ("Explanation", "TimePart", "explain"),
         "flowrun.render.html": ("report_html",),
         "flowrun.render.index": ("index_html",),
         "flowrun.render.languages": ("GraphStyle", "dot", "graph_text", "mermaid"),

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from flowrun.escape import for_html
 from flowrun.failure import own_line
-from flowrun.render.page import as_json, critical_path, page_data, preview
+from flowrun.render.explanation import critical_path, why_slow
+from flowrun.render.page import as_json, page_data, preview
 from flowrun.render.svg import draw, graph_css, symbols
 from flowrun.render.wording import (
     SIGNS,
@@ -148,9 +149,21 @@ def _header(report: RunReport, usual: float | None) -> str:
         f'<p class="kicker">Run of a DAG</p><h1>{_short(report["dag_name"])}</h1></div>'
         f'<div class="verdict">{sign_html(status)}<div><p class="word">{outcome(report)}</p>'
         f'<p class="took">{duration_of(report, usual)}</p></div></div>'
-        f'</div>{_bar(counts)}<ul class="chips">{chips}</ul>{error}'
+        f'</div>{_why_slow(report)}{_bar(counts)}<ul class="chips">{chips}</ul>{error}'
         f'<dl class="facts">{_facts(report)}</dl></header>'
     )
+
+
+def _why_slow(report: RunReport) -> str:
+    """Return what the run's time went to in one line, in which each task leads to its details."""
+    number = {name: place for place, name in enumerate(report["tasks"])}
+    line = "".join(
+        for_html(text)
+        if name is None
+        else f'<button type="button" data-open="{number[name]}">{_short(name)}</button>'
+        for name, text in why_slow(report)
+    )
+    return f'<p class="slow">{line}</p>' if line else ""
 
 
 def _bar(counts: Mapping[TaskStatusName, int]) -> str:
@@ -176,7 +189,8 @@ def _facts(report: RunReport) -> str:
         rows.append(("Resumed from", f"<code>{_short(report['resumed_from'])}</code>"))
     if report["targets"] is not None:
         rows.append(("Targets", _short(", ".join(report["targets"]))))
-    rows += [(name.capitalize(), _short(value)) for name, value in given_facts(report)]
+    for name, text in given_facts(report):
+        rows.append((name if "_" in name else name.capitalize(), _short(text)))
     for key, value in report["metadata"].items():
         rows.append((_short(key), _short(value if isinstance(value, str) else repr(value))))
     return "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in rows)
@@ -283,7 +297,7 @@ def _timeline(report: RunReport, critical: list[str]) -> str:
     shown = [task for task in tasks if task["attempt"] and not is_kept(report, task)]
     if not shown:
         return ""
-    kinds = [("wait", "waiting for a slot"), ("SUCCESS", "succeeded")]
+    kinds = [("wait", "waiting for a slot or a limit"), ("SUCCESS", "succeeded")]
     if any(attempt["status"] == "FAILED" for task in tasks for attempt in attempts_of(task)):
         kinds.append(("FAILED", "failed"))
     if any(task["status"] == "RUNNING" for task in tasks):

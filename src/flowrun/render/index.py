@@ -6,14 +6,20 @@ from typing import TYPE_CHECKING
 
 from flowrun.escape import for_html
 from flowrun.render.html import document, sign_html, time_html
-from flowrun.render.wording import duration_text, summary_status, summary_word, tally_text
+from flowrun.render.wording import (
+    duration_text,
+    params_text,
+    summary_status,
+    summary_word,
+    tally_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from flowrun.state import RunSummary
 
-_HEADINGS = ("DAG", "Outcome", "Started", "Took", "Tasks", "Run")
+_HEADINGS = ("DAG", "Outcome", "Started", "Took", "Tasks", "Run", "Parameters")
 
 
 def index_html(runs: Sequence[RunSummary], pages: Mapping[str, str], name: str) -> str:
@@ -25,8 +31,9 @@ def index_html(runs: Sequence[RunSummary], pages: Mapping[str, str], name: str) 
         name: Where the runs are kept.
     """
     title = f"Runs in {for_html(name)}"
-    head = "".join(f'<th scope="col">{heading}</th>' for heading in _HEADINGS)
-    rows = "".join(_row(run, pages[run.run_id]) for run in runs)
+    columns = len(_HEADINGS) if any(run.params for run in runs) else len(_HEADINGS) - 1
+    head = "".join(f'<th scope="col">{heading}</th>' for heading in _HEADINGS[:columns])
+    rows = "".join(_row(run, pages[run.run_id], columns) for run in runs)
     table = f'<table class="index"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
     return document(
         title,
@@ -36,7 +43,7 @@ def index_html(runs: Sequence[RunSummary], pages: Mapping[str, str], name: str) 
     )
 
 
-def _row(run: RunSummary, page: str) -> str:
+def _row(run: RunSummary, page: str, columns: int) -> str:
     status = summary_status(run)
     took = "" if run.finished_at is None else duration_text(run.finished_at - run.created_at)
     cells = (
@@ -46,5 +53,6 @@ def _row(run: RunSummary, page: str) -> str:
         took,
         tally_text(run.task_counts),
         f"<code>{for_html(run.run_id)}</code>",
+        for_html(params_text(run.params)),
     )
-    return f'<tr class="{status}">{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+    return f'<tr class="{status}">{"".join(f"<td>{cell}</td>" for cell in cells[:columns])}</tr>'

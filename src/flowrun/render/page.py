@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 from flowrun.errors import ResultNotReadableError
 from flowrun.escape import for_terminal
 from flowrun.failure import own_line
-from flowrun.render.wording import attempts_of, counted, is_kept, items_text, why_text
+from flowrun.render.explanation import time_of_task
+from flowrun.render.wording import (
+    attempts_of,
+    counted,
+    is_kept,
+    items_text,
+    wait_s,
+    why_text,
+)
 from flowrun.state import JsonSerializer
 
 if TYPE_CHECKING:
@@ -28,6 +36,8 @@ _MOST_PREVIEW_BYTES = 1_000_000
 _SHORT = 300
 _PREVIEW = 2_000
 _MOST_ITEMS = 500
+_SHOWN_IN_PANEL = frozenset(("limit", "slot", "start", "retry", "saving"))
+"""What a task's time went to beside its dependencies and its code."""
 
 
 def preview(value: object) -> str:
@@ -94,28 +104,6 @@ class _Shortener(reprlib.Repr):
 
 _SHORTENER = _Shortener()
 _JSON = JsonSerializer()
-
-
-def critical_path(report: RunReport) -> list[str]:
-    """Return the chain of tasks that decided when the run ended, from first to last.
-
-    Backwards from the task that ended last, each time to the dependency that ended last.
-    Empty while the run has not ended, and for a single task: it is no path.
-    """
-    if report["finished_at"] is None:
-        return []
-    ended = {
-        name: task["finished_at"] or 0.0
-        for name, task in report["tasks"].items()
-        if attempts_of(task) and not is_kept(report, task)
-    }
-    path: list[str] = []
-    step = max(ended, key=ended.__getitem__, default=None)
-    while step is not None:
-        path.append(step)
-        before = [name for name in report["tasks"][step]["deps"] if name in ended]
-        step = max(before, key=ended.__getitem__, default=None)
-    return path[::-1] if len(path) > 1 else []
 
 
 def page_data(
@@ -186,6 +174,8 @@ class _Builder:
             "mapped": items_text(task),
             "items": self._items(task["items"] or []),
         }
+        if task["why_run"]:
+            made["why"] = f"run by the resume: {for_terminal(task['why_run'])}"
         if task["overridden"]:
             made["why"] = f"overridden by a {task['overridden']}"
         if task["cached_from"]:
@@ -194,6 +184,15 @@ class _Builder:
         if task["error"] is not None and task["status"] != "SUCCESS":
             made["error"] = self._text(task["error"])
             made["why"] = for_terminal(why_text(task))[:_SHORT]
+        waits = [wait_s(attempt) for attempt in attempts_of(task)]
+        if any(attempt["slot_wait_s"] is not None for attempt in task["attempts"]):
+            made["waits"] = [wait and round(wait, 6) for wait in waits]
+        spent: dict[str, float] = {}
+        for part in time_of_task(self._report, name):
+            if part.kind in _SHOWN_IN_PANEL:
+                spent[part.words] = spent.get(part.words, 0.0) + part.duration_s
+        if spent:
+            made["spent"] = [[words, round(spent_s, 3)] for words, spent_s in spent.items()]
         if task["status"] == "RUNNING":
             made["ready"] = self.offset(task["ready_at"]) or 0.0
             made["started"] = self.offset(task["started_at"]) or 0.0

@@ -51,8 +51,9 @@ for (const [index, task] of tasks.entries()) {
   task.children = [];
   task.attempts = (task.attempts ?? []).map(([number, ready, started, finished, error = null, reason = "", abandoned = 0]) =>
     ({number, ready, started, finished, error, reason, abandoned}));
-  task.waited = sum(task.attempts.map(attempt => span(attempt.ready, attempt.started)));
-  task.ran = sum(task.attempts.map(attempt => span(attempt.started, attempt.finished)));
+  for (const [place, attempt] of task.attempts.entries()) attempt.waited = task.waits?.[place] ?? span(attempt.ready, attempt.started);
+  task.waited = sum(task.attempts.map(attempt => attempt.waited));
+  task.ran = sum(task.attempts.map(attempt => attempt.reason === "OWNER_DIED" ? null : span(attempt.started, attempt.finished)));
   task.first = task.attempts[0]?.started ?? task.started ?? null;
   for (const parent of task.deps) tasks[parent].children.push(index);
 }
@@ -156,7 +157,7 @@ const facts = task => pairs([
   ["Status", WORDS[task.status] + (task.reason ? ` (${task.reason.toLowerCase().replaceAll("_", " ")})` : "")],
   ["Result", task.kept ? "kept from the run that this one resumes" : ""],
   ["Started", task.first !== null && !task.kept ? `${duration(task.first)} after the run began` : ""],
-  ["Waited for a slot", duration(task.waited)],
+  ...task.kept ? [] : (task.spent ?? []).map(([words, spent]) => [words.replace("waiting", "Waited").replace("saving", "Saving"), duration(spent)]),
   ["Ran", duration(task.ran)],
   ["Critical path", task.critical ? "yes" : ""],
 ]);
@@ -200,7 +201,7 @@ function attempts(task) {
     const last = place === task.attempts.length - 1;
     const head = make("p", {}, sign(status), make("b", {text: `Attempt ${attempt.number}`}),
       make("span", {class: "hint", text: duration(span(attempt.started, attempt.finished))}));
-    const waited = span(attempt.ready, attempt.started);
+    const waited = attempt.waited;
     const notes = [
       attempt.started !== null && !task.kept ? `started at ${duration(attempt.started)}` : "",
       waited !== null ? `waited ${duration(waited)}` : "",
@@ -373,7 +374,7 @@ if (lanes) {
       if (attempt.started === null) continue;
       const ready = attempt.ready ?? attempt.started, end = attempt.finished ?? total;
       if (previous !== null && ready > previous) bars.append(draw("line", {class: "gap", x1: percent(previous), x2: percent(ready), y1: 14, y2: 14}));
-      if (attempt.started > ready) bars.append(bar("wait", ready, attempt.started, 9, 10, `waited ${duration(attempt.started - ready)}`));
+      if (attempt.waited > 0) bars.append(bar("wait", ready, Math.min(ready + attempt.waited, attempt.started), 9, 10, `waited ${duration(attempt.waited)}`));
       const status = endOf(attempt), failed = status === "FAILED";
       const kind = status + (task.critical ? " critical" : "");
       bars.append(bar(kind, attempt.started, end, 7, 14, `attempt ${attempt.number}: ${failed ? "failed after" : "ran"} ${duration(end - attempt.started)}`));

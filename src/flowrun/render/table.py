@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from flowrun.escape import columns, for_terminal, padded, shortened
 from flowrun.failure import own_line
+from flowrun.render.explanation import why_slow
 from flowrun.render.wording import (
     COLOURS,
     DIM,
@@ -61,15 +62,17 @@ def report_table(  # noqa: PLR0913 - what a page can be told
         width: Columns that no line exceeds; at least 40 are taken.
         ascii_only: For screens that can show nothing else.
         colours: For a terminal that shows them.
-        failures_only: Leave out the table of tasks.
+        failures_only: Leave out where the time went, and the table of tasks.
         usual: What the DAG's runs usually take, in seconds.
 
     Returns:
         Lines joined by line feeds, without one at the end.
     """
     page = _Page(report, max(width, _LEAST_WIDTH), ascii_only=ascii_only, colours=colours)
-    parts = [*page.header(usual), *page.failures()]
-    return "\n".join(parts if failures_only else [*parts, *page.tasks()])
+    title, *facts = page.header(usual)
+    if failures_only:
+        return "\n".join([title, *facts, *page.failures()])
+    return "\n".join([title, *page.why_slow(), *facts, *page.failures(), *page.tasks()])
 
 
 class _Page:
@@ -113,6 +116,10 @@ class _Page:
             label = padded(shortened(self._text(name), _FACT, self._mark), _FACT)
             lines.append(self._cut(f"{_GAP}{label}{_GAP}{self._text(value)}"))
         return lines
+
+    def why_slow(self) -> list[str]:
+        line = why_slow(self._report)
+        return self._wrapped("".join(name or text for name, text in line), _GAP) if line else []
 
     def failures(self) -> list[str]:
         tasks = self._report["tasks"].items()
@@ -174,6 +181,8 @@ class _Page:
             note = f"overridden by a {task['overridden']}"
         if task["cached_from"]:
             note = f"cached from {task['cached_from']}"
+        if task["why_run"] and not note:
+            note = f"run by the resume: {task['why_run']}"
         if is_kept(self._report, task):
             note = "kept from the earlier run"
         if task["items"] is not None:
@@ -187,8 +196,7 @@ class _Page:
             self._text(note),
         )
 
-    def _wrapped(self, text: str) -> list[str]:
-        indent = _GAP * 3
+    def _wrapped(self, text: str, indent: str = _GAP * 3) -> list[str]:
         safe = self._text(text)
         room = self._width - len(indent)
         if not safe.isascii():

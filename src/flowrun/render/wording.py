@@ -106,6 +106,8 @@ def attempts_of(task: TaskReport) -> list[AttemptReport]:
         "error": task["error"] if failed else None,
         "reason": task["reason"] if failed else None,
         "abandoned": task["abandoned"],
+        "slot_wait_s": None,
+        "limit_waits": {},
     }
     return [whole]
 
@@ -120,7 +122,11 @@ def items_text(task: TaskReport) -> str:
 
 def ran_s(task: TaskReport) -> float | None:
     """Return how long the task's attempts ran, all together; ``None`` when none has ended."""
-    spans = [_span(attempt["started_at"], attempt["finished_at"]) for attempt in attempts_of(task)]
+    spans = [
+        _span(attempt["started_at"], attempt["finished_at"])
+        for attempt in attempts_of(task)
+        if attempt["reason"] != "OWNER_DIED"  # nobody knows when it ended
+    ]
     known = [span for span in spans if span is not None]
     return sum(known) if known else None
 
@@ -134,10 +140,21 @@ def task_facts(task: TaskReport) -> list[str]:
 
 
 def waited_s(task: TaskReport) -> float | None:
-    """Return how long the task was ready and had no slot, over all its attempts."""
-    spans = [_span(attempt["ready_at"], attempt["started_at"]) for attempt in attempts_of(task)]
-    known = [span for span in spans if span is not None]
+    """Return how long the task waited for slots and limits, over all its attempts."""
+    known = [wait for wait in map(wait_s, attempts_of(task)) if wait is not None]
     return sum(known) if known else None
+
+
+def wait_s(attempt: AttemptReport) -> float | None:
+    """Return how long an attempt waited for its slot and its limits; until it started, at most."""
+    if attempt["slot_wait_s"] is None:
+        return _span(attempt["ready_at"], attempt["started_at"])
+    return attempt["slot_wait_s"] + sum(attempt["limit_waits"].values())
+
+
+def versions_text(report: RunReport) -> str:
+    """Return ``flowrun 0.1.0, Python 3.13.1`` for what carried out a run."""
+    return ", ".join(f"{name} {version}" for name, version in report["versions"].items())
 
 
 def is_kept(report: RunReport, task: TaskReport) -> bool:
@@ -166,11 +183,16 @@ def params_text(params: Mapping[str, object]) -> str:
 
 
 def given_facts(report: RunReport) -> list[tuple[str, str]]:
-    """Return what the caller of a run gave to its tasks, each with a name for it."""
-    facts = [("parameters", params_text(report["params"]))]
+    """Return what a run was given, and what carried it out, each with a name for it."""
     tasks = report["tasks"].items()
     names = [f"{name} (by a {task['overridden']})" for name, task in tasks if task["overridden"]]
-    return [(name, text) for name, text in (*facts, ("overridden", ", ".join(names))) if text]
+    facts = (
+        ("parameters", params_text(report["params"])),
+        ("overridden", ", ".join(names)),
+        ("max_parallel", str(report["max_parallel"] or "")),
+        ("versions", versions_text(report)),
+    )
+    return [(name, text) for name, text in facts if text]
 
 
 def retries(report: RunReport) -> int:

@@ -88,10 +88,10 @@ class AsyncAttempt(RunningAttempt):
             self._report(self.failed(error))
             return
         self.has_ended = True
-        if self.services.is_encoded_at_once(value):
-            self._report(self.outcome(value))
-        else:
+        if self.encode_later(value):
             await self._encode_elsewhere(value)
+        else:
+            self._report(self.outcome(value))
 
     async def _encode_elsewhere(self, value: object) -> None:
         """Encode a large result in a thread, so that the loop goes on."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from flowrun.errors import NonRetryableError, ResultNotStorableError, RetryAfter, SkipTask
 from flowrun.failure import described
 from flowrun.policy import leaves
-from flowrun.scheduler.messages import Failed, Failure, Started, Succeeded
+from flowrun.scheduler.messages import CodeEnded, Failed, Failure, Started, Succeeded
 from flowrun.scheduler.results import read_once_problem
 
 if TYPE_CHECKING:
@@ -86,7 +86,9 @@ class AttemptServices:
         if self._encode is not None:
             from flowrun.state import serializers  # noqa: PLC0415 - for stores of bytes
 
-            self._is_small = serializers.is_small
+            serializer = getattr(services.journal.store, "serializer", None)
+            is_own = type(serializer).__module__.startswith("flowrun.")
+            self._is_small = serializers.is_small if is_own else _is_never_small
 
     def encode(self, value: object, task_name: str) -> object:
         """Return what the store keeps of a value.
@@ -101,6 +103,12 @@ class AttemptServices:
     def is_encoded_at_once(self, value: object) -> bool:
         """Return whether encoding a value takes no noticeable time."""
         return self._is_small is None or self._is_small(value)
+
+
+def _is_never_small(value: object) -> bool:
+    """Say that a user's own serializer may take its time, whatever the value."""
+    del value
+    return False
 
 
 class RunningAttempt(ABC):
@@ -191,6 +199,13 @@ class RunningAttempt(ABC):
         if timeout_s is not None:
             self.seen.deadline = started_at + timeout_s
         return Started(self.unit, self.seen.attempt, started_at)
+
+    def encode_later(self, value: object) -> bool:
+        """Return whether a result takes time to encode; if so, the slot is free meanwhile."""
+        if self.services.is_encoded_at_once(value) or not self.spec.retain_result:
+            return False
+        self.services.post(CodeEnded(self.unit, self.seen.attempt))
+        return True
 
     def outcome(self, value: object) -> Succeeded | Failed:
         """Return the event of code that has returned a value, which may take time to encode."""

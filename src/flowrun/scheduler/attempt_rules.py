@@ -12,6 +12,7 @@ from flowrun.errors import listed
 from flowrun.failure import bounded
 from flowrun.scheduler.deadlines import Wait
 from flowrun.scheduler.messages import (
+    CodeEnded,
     Failed,
     Failure,
     GiveUp,
@@ -63,7 +64,7 @@ def _looked_up(run: RunState, unit: Unit, event: LookedUp) -> None:
         stand_in(run, unit, event.found, event.cached)
         return
     unit.record = unit.record._replace(cache=event.cached)
-    run.table.make_ready(unit, run.epoch)
+    make_ready(run, unit)
 
 
 # -- the code has begun, or has ended ---------------------------------------------------------
@@ -74,6 +75,11 @@ def _started(run: RunState, unit: Unit, event: Started) -> None:
     unit.started_at = event.at
 
 
+def _code_ended(run: RunState, unit: Unit, event: CodeEnded) -> None:
+    del event
+    run.requests.free_early(unit, run.table.needs[unit.task])
+
+
 def _succeeded(run: RunState, unit: Unit, event: Succeeded) -> None:
     run.end_attempt(unit)
     keeps = run.graph.specs[unit.task].retain_result
@@ -81,7 +87,7 @@ def _succeeded(run: RunState, unit: Unit, event: Succeeded) -> None:
     unit.value = event.value
     unit.follows = event.follows
     began_at = None if event.started_at is None else event.started_at + run.offset
-    ended = unit.record.succeed(event.ended_at + run.offset, stored, began_at)
+    ended = unit.record.succeed(event.ended_at + run.offset, stored, began_at, run.epoch)
     run.table.commit(unit, Phase.SAVING, ended)
 
 
@@ -240,7 +246,13 @@ def _retry(run: RunState, unit: Unit) -> None:
         due = run.now + unit.delay_s
         run.deadlines.add(due, Wait.DELAY, unit.number, unit.record.attempt)
     else:
-        run.table.make_ready(unit, run.epoch)
+        make_ready(run, unit)
+
+
+def make_ready(run: RunState, unit: Unit) -> None:
+    """Start a unit when there is a slot."""
+    run.table.make_ready(unit, run.epoch)
+    run.requests.note_ready(unit, run.table.needs[unit.task], run.now)
 
 
 def refuse(run: RunState, unit: Unit, refusal: Refusal) -> None:
@@ -311,7 +323,7 @@ def _out_of_patience(run: RunState, unit: Unit) -> None:
 
 
 def _delay_over(run: RunState, unit: Unit) -> None:
-    run.table.make_ready(unit, run.epoch)
+    make_ready(run, unit)
 
 
 def meet_deadlines(run: RunState) -> None:
@@ -346,13 +358,16 @@ Transition: TypeAlias = "Callable[[RunState, Unit, Any], None]"
 TRANSITIONS: dict[tuple[Phase, type], Transition] = {
     (Phase.LOOKING_UP, LookedUp): _looked_up,
     (Phase.RUNNING, Started): _started,
+    (Phase.RUNNING, CodeEnded): _code_ended,
     (Phase.RUNNING, Succeeded): _succeeded,
     (Phase.RUNNING, Failed): _failed,
     (Phase.EXPIRING, Started): _started,
+    (Phase.EXPIRING, CodeEnded): _code_ended,
     (Phase.EXPIRING, Succeeded): _expired,
     (Phase.EXPIRING, Failed): _expired,
     (Phase.EXPIRING, StopAnswered): _expiry_answered,
     (Phase.STOPPING, Started): _started,
+    (Phase.STOPPING, CodeEnded): _code_ended,
     (Phase.STOPPING, Succeeded): _stopped,
     (Phase.STOPPING, Failed): _stopped,
     (Phase.STOPPING, StopAnswered): _stop_answered,

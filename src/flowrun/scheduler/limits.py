@@ -70,6 +70,9 @@ class Limits(Generic[H]):
         self._paused_until: dict[str, float] = {}
         self._order = itertools.count()
         self._since: dict[tuple[H, Needs], int] = {}
+        # What units of a kind wait for now, since when, and for how long they have waited before.
+        self._lacking: dict[tuple[H, Needs], tuple[str, float]] = {}
+        self._waits: dict[tuple[H, Needs], dict[str, float]] = {}
 
     def exchange(
         self, holder: H, released: Amounts, wanted: Amounts, now: float
@@ -106,13 +109,17 @@ class Limits(Generic[H]):
             self.waiting[holder] = dict(wanted)  # a holder that already waits keeps its place
         else:
             self.waiting.pop(holder, None)
-        return self._grant(now) if self.waiting else {}
+        if self.waiting or self._lacking:
+            return self._grant(now)
+        return {}
 
     def leave(self, holder: H, now: float) -> dict[H, Amounts]:
         """Take everything back from a holder, grants that are on their way included."""
         self.waiting.pop(holder, None)
         self.wake_at.pop(holder, None)
         self.held.pop(holder, None)
+        self._lacking = {key: each for key, each in self._lacking.items() if key[0] != holder}
+        self._waits = {key: each for key, each in self._waits.items() if key[0] != holder}
         # Counted anew, for a bare KeyboardInterrupt may have come between two lines of an exchange.
         for name, capacity in self._capacity.items():
             self.free[name] = capacity - sum(held.get(name, 0) for held in self.held.values())
@@ -144,7 +151,42 @@ class Limits(Generic[H]):
                     self._take(holder, needs, now)
                     own = granted.setdefault(holder, {})
                     own[needs] = own.get(needs, 0) + 1
+        if self._has_named:
+            self._note_waits(reserved, now)
         return granted
+
+    def waited(self, holder: H, needs: Needs, now: float) -> dict[str, float]:
+        """Return how long units of one kind have waited for each named limit until now."""
+        waits = dict(self._waits.get((holder, needs), ()))
+        name, since = self._lacking.get((holder, needs), ("", now))
+        if name:
+            waits[name] = waits.get(name, 0.0) + max(now - since, 0.0)
+        return waits
+
+    def _note_waits(self, reserved: Mapping[str, int], now: float) -> None:
+        """Note what is waited for from now on: a named limit that is lacking, else the slot."""
+        lacking: dict[tuple[H, Needs], tuple[str, float]] = {}
+        for holder, wanted in self.waiting.items():
+            for needs in wanted:
+                name = self._lack(holder, needs, reserved, now)
+                if name:
+                    lacking[holder, needs] = name, now
+        for key, (name, since) in self._lacking.items():
+            if lacking.get(key, ("", now))[0] == name:
+                lacking[key] = name, since
+            else:
+                self._waits[key] = self.waited(*key, now)
+        self._lacking = lacking
+
+    def _lack(self, holder: H, needs: Needs, reserved: Mapping[str, int], now: float) -> str:
+        """Return the named limit that a unit waits for, or an empty text."""
+        for name, weight in needs[1:]:
+            is_reserved = name in reserved and reserved[name] < self._since[holder, needs]
+            if is_reserved or self.free.get(name, weight) < weight:
+                return name
+            if self._opens_at(name, now) > now:
+                return name
+        return ""
 
     def _next(self, holder: H, reserved: Mapping[str, int], now: float) -> Needs | None:
         """Return what a holder may start now, the first of what it wants."""
@@ -264,6 +306,11 @@ class SharedLimits:
         if granted or news:
             self._send(granted, news)
         return own, wake_at
+
+    def waited(self, holder: SlotHolder, needs: Needs, now: float) -> dict[str, float]:
+        """Return how long a holder's units of one kind have waited for each named limit."""
+        with self._lock:
+            return self._limits.waited(holder, needs, now)
 
     def leave(self, holder: SlotHolder, now: float) -> None:
         """Give everything back: the holder's run is over. Calling it twice is fine."""

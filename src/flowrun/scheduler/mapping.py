@@ -18,7 +18,7 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from flowrun.scheduler.attempt_rules import look_up
+from flowrun.scheduler.attempt_rules import look_up, make_ready
 from flowrun.scheduler.messages import Expand, Report, Subject
 from flowrun.scheduler.units import DROPPED, Phase, Unit
 from flowrun.state import NoResult, Reason, TaskRecord, TaskStatus
@@ -271,7 +271,7 @@ def _release(run: RunState, each: ItemMap) -> None:
         if item.task in run.settings.cached:
             look_up(run, item)
         else:
-            run.table.make_ready(item, run.epoch)
+            make_ready(run, item)
 
 
 def _tell_successors(run: RunState, each: ItemMap) -> None:

@@ -122,6 +122,14 @@ class Started:
 
 
 @dataclass(slots=True)
+class CodeEnded:
+    """The code of an attempt has returned, and its result is being encoded."""
+
+    unit: int
+    attempt: int
+
+
+@dataclass(slots=True)
 class Succeeded:
     """The code of an attempt has returned.
 
@@ -197,7 +205,7 @@ class Expanded:
     failure: Failure | None = None
 
 
-UnitEvent: TypeAlias = LookedUp | Started | Succeeded | Failed | StopAnswered
+UnitEvent: TypeAlias = LookedUp | Started | CodeEnded | Succeeded | Failed | StopAnswered
 Event: TypeAlias = UnitEvent | SlotsGranted | StopRequested | Saved | Expanded
 
 # -- instructions -----------------------------------------------------------------------------

@@ -186,11 +186,14 @@ def take_over(record: RunRecord, graph: Graph, old: RunRecord, plan: ResumePlan)
     tasks = dict(record.tasks)
     items: dict[str, Sequence[TaskRecord]] = {}
     for number, name in enumerate(graph.names):
-        if plan.tasks[name].action == "keep":
-            kept = old.tasks[name].without_entry()
-            tasks[name] = kept._replace(deps=graph.dependency_names[number])
+        action, why = plan.tasks[name]
+        if action == "keep":
+            deps = graph.dependency_names[number]
+            tasks[name] = old.tasks[name].without_entry()._replace(deps=deps, why_run=None)
             if name in old.items:
                 items[name] = [item.without_entry() for item in old.items[name]]
+        else:
+            tasks[name] = tasks[name]._replace(why_run=why)
     return record._replace(resumed_from=old.run_id, tasks=tasks, items=items)
 
 

@@ -125,6 +125,7 @@ class Run:
             _settings(
                 services, graph, record, self._notifier, self._begun_at, options, stand_ins or {}
             ),
+            partial(self._limits.waited, self) if self._limits.named else None,
         )
         about = (services, graph, record)
         reports = (self._attempt_began, self._attempt_ended)
@@ -137,8 +138,7 @@ class Run:
         self._carry_out = self._carriers()
         self._events: list[Event] = []
         self._instructions: deque[Instruction] = deque()
-        self._is_turning = False
-        self._is_turn_due = False
+        self._is_turning = self._is_turn_due = False
         self._may_exist = False
         self._has_begun = False
         self._is_broken = False
@@ -464,6 +464,7 @@ def _settings(  # noqa: PLR0913 - what a run is told
         fails_fast=options.get("fail_fast", False),
         stand_ins=stand_ins,
         cached=cached_tasks(graph, options, services.journal.store, services.log),
+        most_encoding=config.max_parallel,
     )
 
 

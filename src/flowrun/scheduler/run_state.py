@@ -24,7 +24,8 @@ the table of transitions::
 SAVING, FAILING, SKIPPING and OMITTING wait for the store: an outcome is committed, then shown (D8).
 Children become ready, and slots become free, by these rules:
 
-- A slot is held from the start instruction until the code has ended or was given up.
+- A slot is held from the start instruction until the code has ended or was given up. While more
+  than ``most_encoding`` results are encoded it is held longer, so that results do not pile up.
 - When all parents of a unit are DONE, its trigger rule says whether it runs, is skipped or omitted.
 - A final failure skips at once, when it is committed, all descendants that need a success.
 - A branch omits the children that it has not chosen.
@@ -44,6 +45,7 @@ from flowrun.scheduler.attempt_rules import (
     TRANSITIONS,
     fail_lingering,
     look_up,
+    make_ready,
     meet_deadlines,
     refuse,
     stand_in,
@@ -110,6 +112,7 @@ class RunSettings:
         fails_fast: Whether the first final failure ends the run.
         stand_ins: Values that stand for the results of tasks, which have no attempt.
         cached: Tasks with a cache, and whether they have to run all the same.
+        most_encoding: For how many attempts a slot is free while their results are encoded.
         validates: Check all invariants after every call.
     """
 
@@ -123,6 +126,7 @@ class RunSettings:
     fails_fast: bool = False
     stand_ins: Mapping[int, StandIn] = field(default_factory=lambda: _NO_STAND_INS)
     cached: Mapping[int, bool] = field(default_factory=lambda: _NO_CACHES)
+    most_encoding: int = 0
     validates: bool = False
 
 
@@ -134,11 +138,11 @@ class RunState:
         record: The run as it was created; tasks that are already SUCCESS were carried over.
         values: Results of carried-over tasks, by name, that tasks of this run are given.
         needs: What each unit needs at once to start, by number.
-        exchange: The engine's limits, the second machine: given how many units of each kind have
-            ended, how many could start, and the time, it returns how many may start, and when to
-            ask again. The others come as :class:`SlotsGranted` when they can start.
+        exchange: The engine's limits: given how many units of each kind have ended and could start,
+            and the time, returns how many may start; others come as :class:`SlotsGranted`.
         pause: Holds limits for everybody until a time; returns those that do not exist.
         settings: How it goes on.
+        waited: See :class:`flowrun.scheduler.slot_requests.SlotRequests`.
 
     Attributes:
         table: All units.
@@ -156,6 +160,7 @@ class RunState:
         exchange: Callable[[Amounts, Amounts, float], tuple[Amounts, float]],
         pause: Callable[[Sequence[str], float], Sequence[str]],
         settings: RunSettings,
+        waited: Callable[[Needs, float], Mapping[str, float]] | None = None,
     ) -> None:
         self.graph = graph
         self.settings = settings
@@ -168,7 +173,7 @@ class RunState:
         self.is_finished = False
         self.pause = pause
         self._record = record
-        self.requests = SlotRequests(exchange)
+        self.requests = SlotRequests(exchange, waited, settings.most_encoding)
         self._cause = ""
         self._is_broken = False
         self.run_timeout_s = 0.0
@@ -337,7 +342,7 @@ class RunState:
         elif unit.task in self.settings.cached:
             look_up(self, unit)
         else:
-            self.table.make_ready(unit, self.epoch)
+            make_ready(self, unit)
 
     def omit(self, unit: Unit, reason: Reason, why: str) -> None:
         """A unit has nothing to do in this run."""
@@ -352,7 +357,7 @@ class RunState:
     def end_attempt(self, unit: Unit) -> None:
         """The code of a unit's attempt has ended, or goes on without the run: its slot is free."""
         del self.table.active[unit.number]
-        self.requests.free(self.table.needs[unit.task])
+        self.requests.free(unit, self.table.needs[unit.task])
 
     # -- deadlines -------------------------------------------------------------------------------
 
@@ -374,7 +379,7 @@ class RunState:
             return  # all tasks have ended by themselves, in this wake-up
         self.stopping = reason
         self._cause = cause
-        self.table.clear_ready()
+        self.requests.give_up(self.table.clear_ready(), self.table.needs, self.now)
         told: list[int] = []
         for unit in self.table.active.values():
             if unit.phase is Phase.RUNNING:  # one that is EXPIRING has been told already
@@ -434,7 +439,8 @@ class RunState:
         table, specs, now, epoch = self.table, self.graph.specs, self.now, self.epoch
         for unit in table.pop_ready(slots):
             unit.phase = Phase.RUNNING
-            unit.record = record = unit.record.start(epoch, unit.ready_at)
+            waits = self.requests.limit_waits(unit, table.needs[unit.task], now)
+            unit.record = record = unit.record.start(epoch, unit.ready_at, waits)
             unit.started_at = None
             unit.is_start_saved = unit.is_overdue = False
             timeout_s = specs[unit.task].timeout_s

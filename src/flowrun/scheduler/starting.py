@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from flowrun import __version__
 from flowrun.context import CURRENT
 from flowrun.errors import RunFailedError, WrongCallError
 from flowrun.graph import override
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     from flowrun.scheduler.options import RunOptions
     from flowrun.scheduler.services import Services
     from flowrun.state import StateStoreProtocol
+
+
+_VERSIONS = {"flowrun": __version__, "Python": ".".join(map(str, sys.version_info[:3]))}
 
 
 class Starter:
@@ -69,6 +74,8 @@ class Starter:
             sole_of_dag=options.get("if_running") == "refuse",
             params=checked_params(graph, options.get("params")),
             overridden=graph.overridden,
+            max_parallel=config.max_parallel,
+            versions=_VERSIONS,
         )
 
     async def run(self, graph: Graph, context: RunContext[Any] | None, options: RunOptions) -> str:
@@ -88,7 +95,7 @@ class Starter:
         """Create a run, carry it out, and return its id; :meth:`new_record` has checked it."""
         caller, is_cancelled_with = self._caller(asyncio.get_running_loop())
         if caller is not None:
-            record = record._replace(started_by=caller.run_id)
+            record = record._replace(started_by=caller.run_id, max_parallel=1)  # in its slot
         run, stack = self._begin(graph, record, context, options, inherited, caller=caller)
         if caller is not None and not is_cancelled_with:
             end_with(caller, run.request_cancel, stack)

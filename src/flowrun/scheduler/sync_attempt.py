@@ -55,6 +55,7 @@ class SyncAttempt(RunningAttempt):
         elif is_to_be_awaited(value):
             self.services.post(partial(self.services.await_on_loop, self, value))
         else:
+            self.encode_later(value)
             self.deliver(self.outcome(value))
 
     def give_up(self) -> bool:

@@ -59,6 +59,9 @@ IDLE = frozenset((Phase.WAITING, Phase.READY, Phase.DELAYED, Phase.EXPANDING))
 _WAITING, _READY, _DONE = Phase.WAITING, Phase.READY, Phase.DONE
 
 
+_NO_WAITS: Mapping[str, float] = {}
+
+
 class Unit:
     """One unit of a run: a task, or an item of a mapped one.
 
@@ -85,6 +88,8 @@ class Unit:
         map: Of a mapped task that has begun, its items.
         owner: Of an item, the items that it is one of.
         element: Of an item, what it is given of the result that its task is mapped over.
+        holds_slot: Whether its attempt holds its slot and its limits.
+        waits_before: How long units of its kind had waited for limits when it became ready.
     """
 
     __slots__ = (
@@ -93,6 +98,7 @@ class Unit:
         "delay_s",
         "element",
         "follows",
+        "holds_slot",
         "is_overdue",
         "is_start_saved",
         "line",
@@ -110,6 +116,7 @@ class Unit:
         "timeout",
         "unmet",
         "value",
+        "waits_before",
     )
 
     def __init__(
@@ -134,6 +141,8 @@ class Unit:
         self.map: ItemMap | None = None
         self.owner: ItemMap | None = None
         self.element: object = DROPPED
+        self.holds_slot = False
+        self.waits_before: Mapping[str, float] = _NO_WAITS
 
     def drop_value(self) -> None:
         """No consumer needs its value any more, nor those of its items."""
@@ -283,15 +292,17 @@ class UnitTable:
         found = [self.units[number] for _, number in ranks]
         for unit in found:
             self.active[unit.number] = unit
+            unit.holds_slot = True
         return found
 
-    def clear_ready(self) -> None:
-        """Start nothing more: what is READY waits, to be skipped."""
-        for queue in self.ready.values():
-            for _, number in queue:
-                self.units[number].phase = _WAITING
+    def clear_ready(self) -> list[Unit]:
+        """Start nothing more: what is READY waits, to be skipped; return those units."""
+        found = [self.units[number] for queue in self.ready.values() for _, number in queue]
+        for unit in found:
+            unit.phase = _WAITING
         self.ready.clear()
         self.is_ready_changed = True
+        return found
 
     def commit(self, unit: Unit, phase: Phase, record: TaskRecord) -> None:
         """Have an outcome saved; it counts once the store has answered."""

@@ -9,7 +9,7 @@ from collections import Counter
 from enum import Enum, StrEnum
 from itertools import chain
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -65,6 +65,10 @@ class NoResult(Enum):
     ITEMS = "items"
 
 
+LimitWaits: TypeAlias = tuple[tuple[str, float], ...]
+"""Names of limits, and the seconds for which a task waited for each."""
+
+
 class AttemptRecord(NamedTuple):
     """The trace of one attempt that ended (A6).
 
@@ -76,6 +80,8 @@ class AttemptRecord(NamedTuple):
         error: Its error with traceback; ``None`` when it succeeded.
         reason: Why it failed.
         abandoned: Its thread, or its task on the loop, went on after it was given up.
+        granted_at: When it got its slot and its limits.
+        limit_waits: How long it waited for named limits, of the time until then.
     """
 
     number: int
@@ -85,6 +91,8 @@ class AttemptRecord(NamedTuple):
     error: str | None
     reason: Reason | None
     abandoned: bool
+    granted_at: float | None = None
+    limit_waits: LimitWaits = ()
 
 
 class Cached(NamedTuple):
@@ -167,6 +175,10 @@ class TaskRecord(NamedTuple):
         key: What the item's element is known by in another run; ``None`` if by nothing.
         items: Of a mapped task how many items it has, as far as that is known; of others ``None``.
         cache: What it has to do with the cache; ``None`` without one.
+        granted_at: When its last attempt got its slot and its limits.
+        limit_waits: How long that attempt waited for named limits.
+        encoded_at: When its result was ready to be saved.
+        why_run: Why a resume runs it.
     """
 
     name: str
@@ -185,13 +197,17 @@ class TaskRecord(NamedTuple):
     key: object = None
     items: int | None = None
     cache: Cached | None = None
+    granted_at: float | None = None
+    limit_waits: LimitWaits = ()
+    encoded_at: float | None = None
+    why_run: str | None = None
 
     @property
     def label(self) -> str:
         """The task's name, and the number of the item if it is one."""
         return self.name if self.item is None else f"{self.name}[{self.item}]"
 
-    def start(self, now: float, ready_at: float) -> TaskRecord:
+    def start(self, now: float, ready_at: float, limit_waits: LimitWaits = ()) -> TaskRecord:
         """PENDING -> RUNNING: the next attempt begins."""
         if self.status is not _PENDING:
             self._refuse("start")
@@ -212,6 +228,10 @@ class TaskRecord(NamedTuple):
             self.key,
             None,
             self.cache,
+            now,
+            limit_waits,
+            None,
+            self.why_run,
         )
         return _new_record(TaskRecord, begun)
 
@@ -221,18 +241,37 @@ class TaskRecord(NamedTuple):
             self._refuse("begin")
         return self._replace(started_at=at)
 
+    def waited(self, ready_at: float, limit_waits: LimitWaits) -> TaskRecord:
+        """PENDING: it was ready, and its run ended before it could start."""
+        if self.status is not _PENDING:
+            self._refuse("wait")
+        return self._replace(ready_at=ready_at, limit_waits=limit_waits, granted_at=None)
+
     def withdraw(self) -> TaskRecord:
         """RUNNING -> PENDING: the code of the attempt has not begun and never will."""
         if self.status is not _RUNNING:
             self._refuse("withdraw")
         return self._replace(attempt=self.attempt - 1, started_at=None, status=_PENDING)
 
-    def succeed(self, now: float, result: object, started_at: float | None = None) -> TaskRecord:
-        """RUNNING -> SUCCESS; ``started_at``: when the code began, if that is known better."""
+    def succeed(
+        self,
+        now: float,
+        result: object,
+        started_at: float | None = None,
+        encoded_at: float | None = None,
+    ) -> TaskRecord:
+        """RUNNING -> SUCCESS.
+
+        Args:
+            now: When the code returned.
+            result: What the store keeps.
+            started_at: When the code began, if that is known better.
+            encoded_at: When the result was ready to be saved.
+        """
         if self.status is not _RUNNING:
             self._refuse("succeed")
         at = self.started_at if started_at is None else started_at
-        return self._ended(_SUCCESS, now, None, None, False, result, at)  # noqa: FBT003
+        return self._ended(_SUCCESS, now, None, None, False, result, at, encoded_at)  # noqa: FBT003
 
     def stand_in(self, now: float, result: object, cache: Cached | None = None) -> TaskRecord:
         """PENDING -> SUCCESS: a value was given, or was in the cache, in place of an attempt."""
@@ -334,6 +373,7 @@ class TaskRecord(NamedTuple):
         abandoned: bool,  # noqa: FBT001
         result: object,
         started_at: float | None,
+        encoded_at: float | None = None,
     ) -> TaskRecord:
         ended = (
             self.name,
@@ -352,11 +392,15 @@ class TaskRecord(NamedTuple):
             self.key,
             self.items,
             self.cache,
+            self.granted_at,
+            self.limit_waits,
+            encoded_at,
+            self.why_run,
         )
         return _new_record(TaskRecord, ended)
 
     def _last_attempt(self) -> AttemptRecord:
-        return AttemptRecord._make(self[3:10])  # from ``attempt`` to ``abandoned``
+        return AttemptRecord._make(self[3:10] + self[15:17])  # ``attempt`` to ``abandoned``
 
     def _refuse(self, change: str) -> NoReturn:
         msg = f"task {self.name!r} cannot {change} while it is {self.status}"
@@ -387,6 +431,8 @@ class RunRecord(NamedTuple):
         first_run_id: The run that the chain of resumes began with, while the run is carried out;
             no store keeps it.
         items: The items of its mapped tasks that have records, by task, in their order.
+        max_parallel: How many of its tasks could run at once.
+        versions: Those of flowrun and of Python that created it.
         finished_at: When it ended; ``None`` while it has not.
         error: What ended the run from outside its tasks (cancelled, timed out, broken).
         alive: Whether a living process is working on it.
@@ -405,6 +451,8 @@ class RunRecord(NamedTuple):
     overridden: Mapping[str, str] = {}
     sole_of_dag: bool = False
     first_run_id: str | None = None
+    max_parallel: int | None = None
+    versions: Mapping[str, str] = {}
     finished_at: float | None = None
     error: str | None = None
     alive: bool = True

@@ -27,24 +27,28 @@ from flowrun.state.records import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from flowrun.state.records import RunSummary
+    from flowrun.state.records import LimitWaits, RunSummary
 
 Row: TypeAlias = tuple[Any, ...]
 
 RUN_COLUMNS = (
     "run_id, dag_name, created_at, finished_at, status, error, metadata, resumed_from, targets,"
-    " owner, task_counts, started_by, params, overridden"
+    " owner, task_counts, started_by, params, overridden, made_by"
 )
 TASK_COLUMNS = (
     "name, deps, status, attempt, ready_at, started_at, finished_at, error, reason, abandoned,"
-    " earlier_attempts, result_state, item, item_key, items"
+    " earlier_attempts, result_state, item, item_key, items, granted_at, limit_waits, encoded_at,"
+    " why_run"
+)
+ATTEMPT_COLUMNS = (
+    "number, ready_at, started_at, finished_at, error, reason, abandoned, granted_at, limit_waits"
 )
 CACHED_COLUMNS = "run, place, key, source, finished_at"
-ATTEMPT_COLUMNS = "number, ready_at, started_at, finished_at, error, reason, abandoned"
 
 _FINISHED_AT, _COUNTS, _STARTED_BY = 3, 10, 11  # of a run's row
 _RUN_COLUMNS_AT_FIRST = 11
-_EARLIER, _STATE, _ITEM = 10, 11, 12  # of a task's row
+_EARLIER, _STATE, _ITEM, _TIMES = 10, 11, 12, 15  # of a task's row
+_ATTEMPT_TIMES = 7  # of an attempt's row
 _NO_MAPPING = (None, None, None)
 
 _RUN_END = RUN_COLUMNS.count(",") + 2  # in a row of several tables, each with its checksum
@@ -56,6 +60,7 @@ _NONSENSE = (
 )  # what a row raises whose checksum is right, but which flowrun cannot have written
 _crc32 = zlib.crc32
 _packed = struct.Struct("<qqqqddd").pack
+_packed_more = struct.Struct("<dd").pack
 _NAN = float("nan")
 _NULL = "\1"
 _NO_EARLIER = "[]"
@@ -95,16 +100,36 @@ def task_checksum_with(run: int, place: int, row: Row, earlier: str) -> int:
     error, reason, abandoned, _, state = row[7:_ITEM]
     error = _NULL if error is None else error
     texts = [name, deps, status, error, _NULL if reason is None else reason, earlier, state]
-    if row[_ITEM:] not in ((), _NO_MAPPING):  # else as before there were these columns
-        texts.append(repr(row[_ITEM:]))
-    return _crc(run, place, attempt, abandoned, ready_at, started_at, finished_at, texts)
+    mapping = row[_ITEM:_TIMES]
+    if mapping not in ((), _NO_MAPPING):  # else as before there were these columns
+        texts.append(repr(mapping))
+    crc = _crc(run, place, attempt, abandoned, ready_at, started_at, finished_at, texts)
+    return _crc_with(crc, *row[_TIMES:])
 
 
 def attempt_checksum(run: int, place: int, row: Row) -> int:
     """Return the CRC-32 of an attempt's values, and of where they stand."""
-    number, ready_at, started_at, finished_at, error, reason, abandoned = row
+    number, ready_at, started_at, finished_at, error, reason, abandoned = row[:_ATTEMPT_TIMES]
     texts = (_NULL if error is None else error, _NULL if reason is None else reason)
-    return _crc(run, place, number, abandoned, ready_at, started_at, finished_at, texts)
+    crc = _crc(run, place, number, abandoned, ready_at, started_at, finished_at, texts)
+    return _crc_with(crc, *row[_ATTEMPT_TIMES:])
+
+
+def _crc_with(
+    crc: int,
+    granted_at: float | None = None,
+    limit_waits: str | None = None,
+    encoded_at: float | None = None,
+    why_run: str | None = None,
+) -> int:
+    """Return a checksum with the columns of schema 7; without them it stays what it was."""
+    if limit_waits is not None or why_run is not None:
+        texts = f"{limit_waits or _NULL}\0{why_run or _NULL}"
+        crc = _crc32(texts.encode("utf-8", "surrogatepass"), crc)
+    if granted_at is None and encoded_at is None:
+        return crc
+    granted_at = _NAN if granted_at is None else granted_at
+    return _crc32(_packed_more(granted_at, _NAN if encoded_at is None else encoded_at), crc)
 
 
 def _crc(  # noqa: PLR0913 - what attempts and tasks have
@@ -149,13 +174,22 @@ def run_row(run: RunRecord, owner: int | None) -> Row:
         run.started_by,
         json.dumps(dict(run.params)) if run.params else None,
         json.dumps(dict(run.overridden)) if run.overridden else None,
+        _made_by(run),
     )
+
+
+def _made_by(run: RunRecord) -> str | None:
+    """Return, as JSON, how many tasks could run at once, and the versions."""
+    if run.max_parallel is None and not run.versions:
+        return None
+    return json.dumps([run.max_parallel, dict(run.versions)])
 
 
 def task_row(run: int, place: int, task: TaskRecord, deps: str) -> Row:
     """Return where a task's row stands, its values in the order of ``TASK_COLUMNS``, a checksum."""
     name, _, status, attempt, ready_at, started_at, finished_at = task[:7]
     error, reason, abandoned, result, earlier, *mapping = task[7:15]
+    granted_at, waits, encoded_at, why = task[16:]
     row = (
         name,
         deps,
@@ -170,15 +204,23 @@ def task_row(run: int, place: int, task: TaskRecord, deps: str) -> Row:
         len(earlier),
         _RESULT_STATES[result if type(result) is NoResult else NoResult.STORED],
         *mapping,
+        _real(granted_at),
+        json.dumps(waits) if waits else None,
+        _real(encoded_at),
+        why,
     )
     return run, place, *row, task_checksum(run, place, row)
 
 
 def attempt_row(run: int, place: int, attempt: AttemptRecord) -> Row:
     """Return where an attempt's row stands, its ``ATTEMPT_COLUMNS``, and a checksum."""
-    number, ready_at, started_at, finished_at, error, reason, abandoned = attempt
+    number, ready_at, started_at, finished_at, error, reason, abandoned, granted_at, waits = attempt
     times = (_real(ready_at), _real(started_at), _real(finished_at))
-    row = (number, *times, error, None if reason is None else str(reason), int(abandoned))
+    row = (
+        *(number, *times, error, None if reason is None else str(reason), int(abandoned)),
+        _real(granted_at),
+        json.dumps(waits) if waits else None,
+    )
     return run, place, *row, attempt_checksum(run, place, row)
 
 
@@ -313,18 +355,19 @@ def counts_of_row(row: Row, changed: str | None = None) -> dict[str, int]:
 _TEXT = (str, type(None))
 _RUN_TYPES: tuple[type | tuple[type, ...], ...] = (
     *(str, str, float, (float, type(None)), str, _TEXT),
-    *(str, _TEXT, _TEXT, (int, type(None)), str, _TEXT, _TEXT, _TEXT),
+    *(str, _TEXT, _TEXT, (int, type(None)), str, _TEXT, _TEXT, _TEXT, _TEXT),
 )
 
 
 def run_of_row(row: Row, tasks: Mapping[str, TaskRecord], *, alive: bool) -> RunRecord:
     """Return the run that a checked row holds."""
     run_id, dag_name, created_at, finished_at, _, error, metadata, ancestor, targets = row[:9]
-    started_by, params, overridden = row[_STARTED_BY:]
+    started_by, params, overridden, made_by = row[_STARTED_BY:]
     try:
         if not all(map(isinstance, row, _RUN_TYPES)):
             msg = "a value is of another type"
             raise TypeError(msg)
+        max_parallel, versions = json.loads(made_by or "[null, {}]")
         return RunRecord(
             run_id,
             dag_name,
@@ -336,6 +379,8 @@ def run_of_row(row: Row, tasks: Mapping[str, TaskRecord], *, alive: bool) -> Run
             started_by=started_by,
             params=dict(json.loads(params or "{}")),
             overridden=dict(json.loads(overridden or "{}")),
+            max_parallel=max_parallel,
+            versions=dict(versions),
             finished_at=finished_at,
             error=error,
             alive=alive,
@@ -367,7 +412,8 @@ def task_of_rows(  # noqa: PLR0913 - what the checksums are made of
     check_task_row(row, stored, run, place, run_id)
     task_name = text_of(row[0])
     name, deps, status, attempt, ready_at, started_at, finished_at = row[:7]
-    error, reason, abandoned, number, state = row[7:_ITEM]
+    error, reason, abandoned, number, state, item, key, items = row[7:_TIMES]
+    granted_at, limit_waits, encoded_at, why_run = row[_TIMES:]
     for *values, told in attempts:
         if not _matches(attempt_checksum, run, place, tuple(values), told):
             raise _damaged(run_id, task_name)
@@ -388,16 +434,31 @@ def task_of_rows(  # noqa: PLR0913 - what the checksums are made of
             bool(abandoned),
             NoResult(state),
             tuple([_attempt(values) for *values, _ in attempts]) if attempts else (),
-            *row[_ITEM:],
+            item,
+            key,
+            items,
+            None,
+            granted_at,
+            _waits(limit_waits),
+            encoded_at,
+            why_run,
         )
     except _NONSENSE as problem:
         raise _senseless(run_id, task_name, problem) from None
 
 
 def _attempt(values: Iterable[Any]) -> AttemptRecord:
-    number, ready_at, started_at, finished_at, error, reason, abandoned = values
+    number, ready_at, started_at, finished_at, error, reason, abandoned, *more = values
+    granted_at, limit_waits = more or (None, None)
     times = (ready_at, started_at, finished_at)
-    return AttemptRecord(number, *times, error, _reason(reason), bool(abandoned))
+    waits = _waits(limit_waits)
+    return AttemptRecord(number, *times, error, _reason(reason), bool(abandoned), granted_at, waits)
+
+
+def _waits(limit_waits: str | None) -> LimitWaits:
+    if limit_waits is None:
+        return ()
+    return tuple([(str(name), float(wait_s)) for name, wait_s in json.loads(limit_waits)])
 
 
 def _reason(value: str | None) -> Reason | None:

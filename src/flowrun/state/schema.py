@@ -65,7 +65,7 @@ CREATE TABLE attempts (
         )
         connection.executemany(
             "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [(run, place, *attempt) for attempt in attempts],
+            [(run, place, *attempt[:7], attempt[-1]) for attempt in attempts],
         )
     connection.execute("ALTER TABLE tasks DROP COLUMN earlier")
 
@@ -144,8 +144,9 @@ ALTER TABLE tasks ADD COLUMN item INTEGER;
 ALTER TABLE tasks ADD COLUMN item_key TEXT;
 ALTER TABLE tasks ADD COLUMN items INTEGER
 """),
-    # What tasks have to do with the cache between runs. A row without a source is an entry; a newer
-    # one replaces that of the same key.
+    # Step 7: what tasks have to do with the cache between runs (a row without a source is an entry; a
+    # newer one replaces that of the same key), where the time of an attempt went, why a resume ran a
+    # task, what carried out the run.
     statements("""
 CREATE TABLE cached (
     run INTEGER NOT NULL REFERENCES runs (seq) ON DELETE CASCADE,
@@ -156,7 +157,14 @@ CREATE TABLE cached (
     checksum INTEGER NOT NULL,
     PRIMARY KEY (run, place)
 ) STRICT, WITHOUT ROWID;
-CREATE UNIQUE INDEX cached_by_key ON cached (key) WHERE source IS NULL
+CREATE UNIQUE INDEX cached_by_key ON cached (key) WHERE source IS NULL;
+ALTER TABLE runs ADD COLUMN made_by TEXT;
+ALTER TABLE tasks ADD COLUMN granted_at REAL;
+ALTER TABLE tasks ADD COLUMN limit_waits TEXT;
+ALTER TABLE tasks ADD COLUMN encoded_at REAL;
+ALTER TABLE tasks ADD COLUMN why_run TEXT;
+ALTER TABLE attempts ADD COLUMN granted_at REAL;
+ALTER TABLE attempts ADD COLUMN limit_waits TEXT
 """),
 )
 """The n-th step leads from version n - 1 to version n; a new file takes all of them.
@@ -165,40 +173,50 @@ What a release has written is never changed here: another step is added, and
 ``tests/data/make_runs.py`` makes a file of the version that has become an old one.
 """
 
+_NO_ITEMS = "NULL AS item, NULL AS item_key, NULL AS items"
+_NO_TIMES = "NULL AS granted_at, NULL AS limit_waits"
+_NO_TASK_TIMES = f"{_NO_TIMES}, NULL AS encoded_at, NULL AS why_run"
 _VIEWS = (
     (
         3,
-        statements("""
+        statements(f"""
 CREATE TEMP VIEW tasks AS SELECT *, earlier AS earlier_attempts, NULL AS serializer,
-    NULL AS data, NULL AS data_checksum, NULL AS item, NULL AS item_key, NULL AS items
-    FROM main.tasks;
+    NULL AS data, NULL AS data_checksum, {_NO_ITEMS}, {_NO_TASK_TIMES} FROM main.tasks;
 CREATE TEMP VIEW plans AS SELECT NULL AS run, NULL AS tasks, NULL AS checksum WHERE FALSE
-"""),
+"""),  # noqa: S608 - constants
     ),
     (
         4,
-        statements("""
-CREATE TEMP VIEW IF NOT EXISTS tasks AS SELECT *, earlier AS earlier_attempts, NULL AS item,
-    NULL AS item_key, NULL AS items FROM main.tasks;
-CREATE TEMP VIEW runs AS SELECT *, NULL AS started_by, NULL AS params, NULL AS overridden
-    FROM main.runs;
+        statements(f"""
+CREATE TEMP VIEW IF NOT EXISTS tasks AS SELECT *, earlier AS earlier_attempts, {_NO_ITEMS},
+    {_NO_TASK_TIMES} FROM main.tasks;
+CREATE TEMP VIEW runs AS SELECT *, NULL AS started_by, NULL AS params, NULL AS overridden,
+    NULL AS made_by FROM main.runs;
 CREATE TEMP VIEW attempts AS SELECT NULL AS run, NULL AS place, NULL AS number, NULL AS ready_at,
     NULL AS started_at, NULL AS finished_at, NULL AS error, NULL AS reason, NULL AS abandoned,
-    NULL AS checksum WHERE FALSE
-"""),
+    NULL AS checksum, {_NO_TIMES} WHERE FALSE
+"""),  # noqa: S608 - constants
     ),
     (
         5,
         statements("""
-CREATE TEMP VIEW IF NOT EXISTS runs AS SELECT *, NULL AS params, NULL AS overridden FROM main.runs
+CREATE TEMP VIEW IF NOT EXISTS runs AS SELECT *, NULL AS params, NULL AS overridden,
+    NULL AS made_by FROM main.runs
 """),
     ),
     (
         6,
-        statements("""
-CREATE TEMP VIEW IF NOT EXISTS tasks AS SELECT *, NULL AS item, NULL AS item_key, NULL AS items
-    FROM main.tasks
-"""),
+        statements(f"""
+CREATE TEMP VIEW IF NOT EXISTS tasks AS SELECT *, {_NO_ITEMS}, {_NO_TASK_TIMES} FROM main.tasks
+"""),  # noqa: S608 - constants
+    ),
+    (
+        7,
+        statements(f"""
+CREATE TEMP VIEW IF NOT EXISTS runs AS SELECT *, NULL AS made_by FROM main.runs;
+CREATE TEMP VIEW IF NOT EXISTS tasks AS SELECT *, {_NO_TASK_TIMES} FROM main.tasks;
+CREATE TEMP VIEW IF NOT EXISTS attempts AS SELECT *, {_NO_TIMES} FROM main.attempts
+"""),  # noqa: S608 - constants
     ),
     (
         7,

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from flowrun.state.protocol import RunQuery
 
 INSERT_RUN = (
-    f"INSERT INTO runs ({RUN_COLUMNS}, checksum) VALUES ({', '.join('?' * 15)})"  # noqa: S608 - constants
+    f"INSERT INTO runs ({RUN_COLUMNS}, checksum) VALUES ({', '.join('?' * 16)})"  # noqa: S608 - constants
     " ON CONFLICT (run_id) DO NOTHING RETURNING seq"
 )
 SELECT_RUN = f"SELECT seq, {RUN_COLUMNS}, checksum FROM runs WHERE run_id = ?"  # noqa: S608 - constants
@@ -33,7 +33,7 @@ _WHOLE_TASK = f"run, place, {TASK_COLUMNS}, checksum, serializer, data, data_che
 
 
 def _put_tasks(number: int) -> str:
-    row = f"({', '.join('?' * 21)})"
+    row = f"({', '.join('?' * 25)})"
     rows = ", ".join([row] * number)
     return f"INSERT OR REPLACE INTO tasks ({_WHOLE_TASK}) VALUES {rows}"  # noqa: S608 - constants
 
@@ -43,7 +43,7 @@ PUT_TASKS = {number: _put_tasks(number) for number in (64, 8, 1)}
 
 PUT_ATTEMPT = (
     f"INSERT OR REPLACE INTO attempts (run, place, {ATTEMPT_COLUMNS}, checksum)"  # noqa: S608 - constants
-    f" VALUES ({', '.join('?' * 10)})"
+    f" VALUES ({', '.join('?' * 12)})"
 )
 SELECT_ATTEMPTS = (
     f"SELECT place, {ATTEMPT_COLUMNS}, checksum FROM attempts WHERE run = ? ORDER BY place, number"  # noqa: S608 - constants
@@ -51,8 +51,8 @@ SELECT_ATTEMPTS = (
 UPDATE_TASK = (
     "UPDATE tasks SET name = ?, deps = ?, status = ?, attempt = ?, ready_at = ?, started_at = ?,"
     " finished_at = ?, error = ?, reason = ?, abandoned = ?, earlier_attempts = ?,"
-    " result_state = ?, item = ?, item_key = ?, items = ?, checksum = ?"
-    " WHERE run = ? AND place = ?"
+    " result_state = ?, item = ?, item_key = ?, items = ?, granted_at = ?, limit_waits = ?,"
+    " encoded_at = ?, why_run = ?, checksum = ? WHERE run = ? AND place = ?"
 )
 SELECT_TASKS = f"SELECT place, {TASK_COLUMNS}, checksum FROM tasks WHERE run = ? ORDER BY place"  # noqa: S608 - constants
 PLACES_OF_ITEMS = "SELECT name, item, place FROM tasks WHERE run = ? AND item IS NOT NULL"
@@ -106,7 +106,7 @@ PEEK_RESULTS = (
     f" AND (:name IS NULL OR tasks.name = :name) AND (:items OR tasks.item IS NULL){_FOUND}"
 )
 CARRY_TASK = (
-    f"INSERT INTO tasks ({_WHOLE_TASK}) SELECT {', '.join('?' * 18)}, tasks.serializer,"
+    f"INSERT INTO tasks ({_WHOLE_TASK}) SELECT {', '.join('?' * 22)}, tasks.serializer,"
     f" tasks.data, tasks.data_checksum{_KEPT}{_OF_TASK}{_FOUND}"
 )
 CARRY_RESULT = (
