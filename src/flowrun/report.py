@@ -39,6 +39,8 @@ class TaskReport(TypedDict):
     was skipped or omitted, ``error_type`` is ``None``, and ``error_message`` says why.
 
     ``overridden`` says by what the task was overridden in this run: ``"value"`` or ``"function"``.
+
+    ``teardown_of`` names those of ``deps`` that the task tears down.
     """
 
     status: TaskStatusName
@@ -56,6 +58,7 @@ class TaskReport(TypedDict):
     deps: list[str]
     attempts: list[AttemptReport]
     overridden: str | None
+    teardown_of: list[str]
 
 
 class RunReport(TypedDict):
@@ -122,6 +125,7 @@ def _task_report(task: TaskRecord, overridden: str | None) -> TaskReport:
         "deps": list(task.deps),
         "attempts": [_attempt_report(attempt) for attempt in task.attempts],
         "overridden": overridden,
+        "teardown_of": list(task.teardown_of),
     }
 
 

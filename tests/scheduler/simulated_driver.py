@@ -224,7 +224,11 @@ class SimulatedDriver:
         assert started == starts, f"started {started}, not {starts}"
         self.check_stops()
         saving = {unit for save in self.saves for unit in save.units}
-        assert saving == {n for n, task in enumerate(self.model.tasks) if task.saving is not None}
+        assert saving == {
+            number
+            for number, task in enumerate(self.model.tasks)
+            if task.saving is not None or task.start_saved is not None
+        }
         self.check_slots()
         self.check_values()
         assert +self.asked == Counter(self.needs[each] for each in self.model.startable())
@@ -402,7 +406,8 @@ class SimulatedDriver:
         reasons = (Reason.RUN_CANCELLED, Reason.RUN_TIMED_OUT, Reason.RUN_BROKEN)
         reason = reasons[self.choose(3)]
         broken = reason is Reason.RUN_BROKEN
-        self.events.append(StopRequested(reason, "because", broken=broken))
+        interrupts = reason is Reason.RUN_CANCELLED and not self.choose(2)
+        self.events.append(StopRequested(reason, "because", broken=broken, interrupts=interrupts))
 
     def send_stale(self) -> None:
         """Send what concerns an attempt that is over for the run."""
@@ -435,7 +440,7 @@ class SimulatedDriver:
                 break
             if not self.choose(3):
                 choice = self.choose(40)
-                which = 0 if choice < 30 else 1 if choice < 39 else 2
+                which = 0 if choice < 28 else 1 if choice < 36 else 2
                 if which != 1 or self.sent:
                     rare[which]()
                 continue
@@ -529,6 +534,9 @@ class SimulatedDriver:
                 assert self.model.tasks[self.graph.index[record.name]].running
         for number in save.units:
             task, record = self.model.tasks[number], by_name[self.graph.names[number]]
+            if task.start_saved is not None:
+                assert (record.status, record.attempt) == ("RUNNING", task.attempt)
+                continue
             assert task.saving is not None
             assert (record.status, record.reason) == task.saving[:2]
             assert record.attempt == task.attempt

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, note, settings
+from hypothesis import HealthCheck, Phase, given, note, reject, settings
 from hypothesis import strategies as st
 
 from flowrun import TaskRegistry
+from flowrun.errors import CycleError
 from flowrun.graph import Graph
 from flowrun.registry import TriggerRule
 from flowrun.scheduler.attempt_rules import TRANSITIONS
@@ -78,18 +79,25 @@ def make_setup(choose: Choose) -> Setup:
         if function is synchronous and one_of(False, False, True):
             pooled.add(name)
         retries[name] = one_of(0, 1, 1, 3)
+        setups = sorted({choose(number), choose(number)} if number and choose(4) == 1 else ())
+        parents.difference_update(setups)
         declare = one_of(registry.task, registry.task, registry.task, registry.branch)
-        declare(
+        rule = one_of("all_success", "all_success", *map(str, TriggerRule))
+        (registry.task if setups else declare)(
             name,
             dag="d",
             deps=[f"t{parent}" for parent in sorted(parents)],
+            teardown_of=[f"t{setup}" for setup in setups] or None,
             timeout_s=one_of(None, 1.0, 4.0),
             retries=retries[name],
             retain_result=one_of(True, False),
             priority=one_of(0, 0, 0, 1, -1),
-            trigger_rule=one_of("all_success", "all_success", *map(str, TriggerRule)),
+            trigger_rule="all_success" if setups else rule,
         )(function)
-    graph = Graph.build("d", registry.specs("d"), registry)
+    try:
+        graph = Graph.build("d", registry.specs("d"), registry)
+    except CycleError:  # of a teardown, and what depends on it and on its setup
+        reject()
     carries = one_of(False, False, False, False, True)
     return Setup(
         graph,

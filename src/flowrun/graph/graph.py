@@ -13,6 +13,8 @@ from flowrun.errors import UnknownTaskError
 from flowrun.graph.call_plan import plan_call
 from flowrun.graph.problems import Problems
 from flowrun.graph.resolving import Resolver
+from flowrun.graph.teardowns import find_teardowns, with_waits
+from flowrun.registry import TriggerRule
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from flowrun.config import Limit
     from flowrun.registry import TaskRegistry, TaskSpec
 
+NO_SETUPS: Mapping[str, tuple[str, ...]] = {}
 _FEW = 8  # children up to here are added to a tuple, which is copied each time
 
 
@@ -40,6 +43,7 @@ class Graph:
         plans: How results and context are injected into a task's callable.
         is_async: Which tasks run on the event loop.
         targets: The targets of a sub-graph, ``None`` for a whole DAG.
+        teardowns: The tasks that tear down what others have set up.
         with_params: Tasks that a run's parameters are given to.
         values: Values that stand for tasks' results, by task.
         overridden: By what a task is overridden for one run, by name; see ``overriding.py``.
@@ -58,6 +62,7 @@ class Graph:
         "plans",
         "specs",
         "targets",
+        "teardowns",
         "values",
         "with_params",
     )
@@ -68,6 +73,7 @@ class Graph:
         specs: tuple[TaskSpec, ...],
         dependency_names: tuple[tuple[str, ...], ...],
         targets: tuple[str, ...] | None = None,
+        setups: Mapping[str, tuple[str, ...]] = NO_SETUPS,
     ) -> None:
         self.dag_name = dag_name
         self.specs = specs
@@ -77,6 +83,7 @@ class Graph:
         self.index = dict(zip(self.names, range(len(specs)), strict=True))
         self.parents = _numbers(self.index, dependency_names)
         self.children = _children(self.parents)
+        self.teardowns = find_teardowns(setups, self.index, self.parents, self.children)
         signatures = [spec.signature for spec in specs]
         # Many tasks share a few signatures, so what depends on a signature alone is computed once.
         distinct = set(signatures)
@@ -118,6 +125,7 @@ class Graph:
         """
         specs = tuple(specs)
         declared = tuple([spec.deps for spec in specs])
+        setups: Mapping[str, tuple[str, ...]] = NO_SETUPS
         order = None if _needs_care(specs) else _declared_order(specs, declared)
         if order is not None:  # so every dependency is the name of a task, not a callable
             names = cast("tuple[tuple[str, ...], ...]", declared)
@@ -125,17 +133,19 @@ class Graph:
             problems = Problems(dag_name)
             resolver = Resolver(specs, registry, executors, limits or {}, problems)
             names = tuple([resolver.dependencies(spec) for spec in specs])
-            order = _declared_order(specs, names)
+            setups = resolver.setups
+            after = with_waits([spec.name for spec in specs], names, setups)
+            order = _declared_order(specs, after)
             if order is None:
-                order = _order_by_levels(specs, names, problems)
+                order = _order_by_levels(specs, after, problems)
             problems.check()
         if order != range(len(specs)):
             specs = tuple(map(specs.__getitem__, order))
             names = tuple(map(names.__getitem__, order))
-        return cls(dag_name, specs, names)
+        return cls(dag_name, specs, names, setups=setups)
 
     def subgraph(self, targets: Iterable[str]) -> Graph:
-        """Return the part that leads to these tasks, themselves included."""
+        """Return the part that leads to these tasks, themselves and their teardowns included."""
         wanted = tuple(targets)
         chosen: set[int] = set()
         stack = [self.number(name) for name in wanted]
@@ -144,19 +154,23 @@ class Graph:
             if number not in chosen:
                 chosen.add(number)
                 stack.extend(self.parents[number])
+                stack.extend(self.teardowns.of.get(number, ()))
         kept = sorted(chosen)
+        names, setups = self.names, self.teardowns.names
         return Graph(
             self.dag_name,
             tuple(map(self.specs.__getitem__, kept)),
             tuple(map(self.dependency_names.__getitem__, kept)),
             wanted,
+            {names[each]: setups[names[each]] for each in kept if names[each] in setups},
         )
 
     def with_overrides(
         self, specs: tuple[TaskSpec, ...], values: Mapping[int, object], by: Mapping[str, str]
     ) -> Graph:
         """Return the graph with other specs of the same tasks, ``values`` and ``overridden``."""
-        made = Graph(self.dag_name, specs, self.dependency_names, self.targets)
+        names, setups = self.dependency_names, self.teardowns.names
+        made = Graph(self.dag_name, specs, names, self.targets, setups)
         made.values, made.overridden, made._declared = values, by, self
         return made
 
@@ -169,6 +183,11 @@ class Graph:
     def context_tasks(self) -> list[str]:
         """The tasks that cannot be called without the run's context."""
         return [spec.name for spec in self.specs if spec.signature.needs_context]
+
+    def may_lack_results(self, number: int) -> bool:
+        """Return whether a task may run although a dependency has no result."""
+        rule = self.specs[number].trigger_rule
+        return rule is not TriggerRule.ALL_SUCCESS or number in self.teardowns.setups
 
     def descendants(self, numbers: Iterable[int]) -> set[int]:
         """Return these tasks and everything that depends on them, directly or not."""
@@ -199,7 +218,7 @@ class Graph:
 
 def _needs_care(specs: Sequence[TaskSpec]) -> bool:
     """Return whether more must be resolved than the dependencies that tasks list."""
-    if any(spec.executor is not None or spec.uses for spec in specs):
+    if any(spec.executor is not None or spec.uses or spec.teardown_of for spec in specs):
         return True
     return any(
         signature.required or signature.leaves_star_arguments

@@ -7,6 +7,7 @@ from flowrun.registry.params import Param, Parameter, stored_param
 from flowrun.registry.signature import UPSTREAM, Signature, inspect_callable
 from flowrun.registry.task_registry import TaskRegistry, task, task_template
 from flowrun.registry.task_spec import (
+    Dependency,
     TaskFunction,
     TaskOptions,
     TaskSpec,
@@ -18,6 +19,7 @@ from flowrun.registry.task_spec import (
 __all__ = [
     "UPSTREAM",
     "Declaring",
+    "Dependency",
     "Param",
     "Parameter",
     "Signature",

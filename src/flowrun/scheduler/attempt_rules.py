@@ -40,6 +40,22 @@ _UNKNOWN = Failure("its time was up", "its time was up")
 # -- the code has begun, or has ended ---------------------------------------------------------
 
 
+def begin_saved(run: RunState, unit: Unit) -> bool:
+    """The store has answered to the start of a teardown; return whether its code may begin."""
+    if unit.is_start_saved and not run.stopped.ends(unit):
+        unit.phase = Phase.RUNNING
+        return True
+    _withdraw(run, unit)
+    return False
+
+
+def _withdraw(run: RunState, unit: Unit) -> None:
+    """The code of an attempt has not begun: skip the unit with all that has not started (R2)."""
+    run.end_attempt(unit)
+    unit.record = unit.record.withdraw()
+    unit.phase = Phase.WAITING
+
+
 def _started(run: RunState, unit: Unit, event: Started) -> None:
     del run
     unit.started_at = event.at
@@ -64,7 +80,7 @@ def _failed(run: RunState, unit: Unit, event: Failed) -> None:
         run.omit(unit, Reason.SKIP_TASK, failure.text)
         return
     if failure.interrupts:
-        run.stop(Reason.RUN_CANCELLED, "KeyboardInterrupt")
+        run.stop(Reason.RUN_CANCELLED, "KeyboardInterrupt", interrupts=True)
     fail(run, unit, failure, Reason.RUN_CANCELLED if failure.interrupts else Reason.ERROR)
 
 
@@ -80,7 +96,7 @@ def _expired(run: RunState, unit: Unit, event: Succeeded | Failed) -> None:
     if type(event) is Failed:  # where the code was when its time was up
         text = f"{event.failure.text}\n\n{text}"
         if event.failure.interrupts:
-            run.stop(Reason.RUN_CANCELLED, "KeyboardInterrupt")
+            run.stop(Reason.RUN_CANCELLED, "KeyboardInterrupt", interrupts=True)
     fail(run, unit, timeout, Reason.TIMEOUT, bounded(text))
 
 
@@ -105,9 +121,7 @@ def _begun(run: RunState, unit: Unit, started_at: float | None) -> TaskRecord:
 def _stop_answered(run: RunState, unit: Unit, event: StopAnswered) -> None:
     answer = event.answer
     if answer is StopAnswer.WITHDRAWN:
-        run.end_attempt(unit)
-        unit.record = unit.record.withdraw()
-        unit.phase = Phase.WAITING  # it is skipped with all that has not started (R2)
+        _withdraw(run, unit)
     else:
         is_willing = answer is StopAnswer.WILLING
         _wait(run, unit, run.settings.cancel_grace_s if is_willing else run.settings.thread_grace_s)
@@ -187,7 +201,7 @@ def fail(  # noqa: PLR0913 - what is known of one failure
     )
     unit.line = failure.line
     unit.timeout = None
-    if run.stopping is not None or not failure.retryable:
+    if run.stopped.ends(unit) or not failure.retryable:
         run.table.commit(unit, Phase.FAILING, record)
         return
     unit.record = record

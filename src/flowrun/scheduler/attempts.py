@@ -16,7 +16,7 @@ from flowrun.errors import (
 from flowrun.executors import WorkerThreads
 from flowrun.failure import error_line
 from flowrun.graph import MISSING, NO_PARAMS
-from flowrun.registry import UPSTREAM, TriggerRule
+from flowrun.registry import UPSTREAM
 from flowrun.scheduler.async_attempt import AsyncAttempt
 from flowrun.scheduler.attempt import NO_ARGUMENTS, AttemptServices
 from flowrun.scheduler.branches import chosen
@@ -128,7 +128,7 @@ class Attempts:
             self._report(attempt, attempt.failed(_refusal(error, spec.executor)))
 
     def _upstream_statuses(self, number: int) -> list[str] | None:
-        if self._graph.specs[number].trigger_rule is TriggerRule.ALL_SUCCESS:
+        if not self._graph.may_lack_results(number):
             return None
         units = self._state.table.units
         return [str(units[parent].record.status) for parent in self._graph.parents[number]]
@@ -144,7 +144,7 @@ class Attempts:
         if graph.with_params:
             params = task_params(graph, number, self._record.params)
         values = [self._state.value(parent) for parent in graph.parents[number]]
-        if graph.specs[number].trigger_rule is not TriggerRule.ALL_SUCCESS:
+        if graph.may_lack_results(number):
             values = [MISSING if value is DROPPED else value for value in values]
             return plan.arguments(names, values, self._context, params)
         if plan.only_upstream:

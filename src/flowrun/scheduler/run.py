@@ -200,7 +200,7 @@ class Run:
         """The awaiting task was cancelled; what it got is raised at the end."""
         self.awaiter.note(error)
         cause = "the task that awaited the run was cancelled"
-        self._events.append(StopRequested(Reason.RUN_CANCELLED, cause))
+        self._events.append(StopRequested(Reason.RUN_CANCELLED, cause, interrupts=True))
         if self._has_begun:
             self._turn()
 

@@ -17,6 +17,7 @@ the table of transitions::
                 |-- DELAYED (before a retry) <------------|
                 |-- LINGERING (an abandoned attempt has to end first) <-|
 
+    READY -> STARTING (a teardown: its start is being saved) -> RUNNING
     WAITING, READY, DELAYED -> SKIPPING -> DONE
     WAITING, RUNNING -> OMITTING -> DONE
 
@@ -27,7 +28,10 @@ Children become ready, and slots become free, by these rules:
 - When all parents of a unit are DONE, its trigger rule says whether it runs, is skipped or omitted.
 - A final failure skips at once, when it is committed, all descendants that need a success.
 - A branch omits the children that it has not chosen.
-- A run that is stopped tells running attempts to stop. When all have ended, it skips the rest.
+- A run that is stopped tells running attempts to stop. When all have ended, it skips the rest, but
+  for teardowns; ``stopping.py`` has these rules.
+- A teardown is ready when its parents and all other children of its setups are DONE. It runs if
+  its setups have succeeded. A resume has to know of its start, which is saved first.
 - A value is dropped when every consumer is DONE, its retries included (I2).
 """
 
@@ -38,7 +42,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from flowrun.registry import TriggerRule
-from flowrun.scheduler.attempt_rules import DUE, TRANSITIONS, fail_lingering, refuse
+from flowrun.scheduler.attempt_rules import DUE, TRANSITIONS, begin_saved, refuse
 from flowrun.scheduler.deadlines import Deadlines, Wait
 from flowrun.scheduler.messages import (
     Failed,
@@ -48,14 +52,14 @@ from flowrun.scheduler.messages import (
     Saved,
     SlotsGranted,
     Start,
-    Stop,
     StopRequested,
     Subject,
     Succeeded,
 )
 from flowrun.scheduler.slot_requests import SlotRequests
+from flowrun.scheduler.stopping import Stopping, skip_rest, stop
 from flowrun.scheduler.trigger_rules import Verdict, verdict
-from flowrun.scheduler.units import ACTIVE, IDLE, Phase, UnitTable, require
+from flowrun.scheduler.units import ACTIVE, Phase, UnitTable, require
 from flowrun.state import Reason, RunStatus, TaskStatus, TransitionError
 
 if TYPE_CHECKING:
@@ -120,7 +124,7 @@ class RunState:
 
     Attributes:
         table: All units.
-        stopping: Why the run is ended from outside its tasks; ``None`` if it is not.
+        stopped: Why the run is ended from outside its tasks, if it is.
         is_finished: Whether the last instruction was given.
     """
 
@@ -141,15 +145,14 @@ class RunState:
         self.table = UnitTable(graph, record, values, needs)
         self.deadlines = Deadlines(self._is_current)
         self.out: list[Instruction] = []
-        self.stopping: Reason | None = None
+        self.stopped = Stopping()
         self.is_finished = False
         self.pause = pause
         self._record = record
         self._requests = SlotRequests(exchange)
-        self._cause = ""
-        self._is_broken = False
         self._run_timeout_s = 0.0
         self._saves_starts = False
+        self._saved_starts: list[Unit] = []
 
     # -- what the driver asks ----------------------------------------------------------------
 
@@ -159,9 +162,14 @@ class RunState:
         return self.now + self.offset
 
     @property
+    def stopping(self) -> Reason | None:
+        """Why the run is ended from outside its tasks; ``None`` if it is not."""
+        return self.stopped.reason
+
+    @property
     def why_it_stops(self) -> str:
         """Why the run is ended from outside its tasks, in words."""
-        return f"{self.stopping}: {self._cause}"
+        return f"{self.stopping}: {self.stopped.cause}"
 
     def value(self, number: int) -> object:
         """Return a unit's value, which a consumer needs."""
@@ -231,14 +239,17 @@ class RunState:
         self._ask_at(event.ask_again_at)
 
     def _book_stop(self, event: StopRequested) -> None:
-        self._is_broken = self._is_broken or event.broken
-        self.stop(event.reason, event.cause)
+        interrupts, broken = event.interrupts, event.broken
+        stop(self, event.reason, event.cause, interrupts=interrupts, broken=broken)
 
     def _book_saved(self, event: Saved) -> None:
         for number in event.units:
             unit = self.table.units[number]
             refusal = None if event.refusals is None else event.refusals.get(number)
-            if unit.phase is not Phase.SAVING:
+            if unit.phase is Phase.STARTING:
+                unit.is_start_saved = refusal is None
+                self._saved_starts.append(unit)
+            elif unit.phase is not Phase.SAVING:
                 self.settle(unit)
             elif refusal is None:
                 self._settle_success(unit)
@@ -251,14 +262,13 @@ class RunState:
             why = f"the branch {unit.record.name!r} did not choose it"
             for number in self.graph.children[unit.number]:
                 child = self.table.units[number]
-                if number not in unit.follows and child.phase is Phase.WAITING:
+                is_open = child.phase is Phase.WAITING and not child.is_teardown
+                if number not in unit.follows and is_open:
                     self.omit(child, Reason.NOT_CHOSEN, why)
         freed = self.table.settle(unit)
         if self.settings.reports_successes:
             self.out.append(Report(Subject.SUCCESS, unit.record, "", value))
-        if self.stopping is None:
-            for child in freed:
-                self._judge(child)
+        self._judge_all(freed)
 
     def settle(self, unit: Unit) -> None:
         """A final failure, a skip or an omission is committed."""
@@ -270,10 +280,13 @@ class RunState:
                 self.stop(Reason.FAIL_FAST, f"the task {record.name!r} failed")
             else:
                 why = f"the task {record.name!r} upstream of it failed"
-                self._skip(self.table.waiting_descendants(unit), Reason.UPSTREAM_FAILED, why)
-        for child in freed:
-            if self.stopping is None and child.phase is Phase.WAITING:
-                self._judge(child)
+                self.skip(self.table.waiting_descendants(unit), Reason.UPSTREAM_FAILED, why)
+        self._judge_all(freed)
+
+    def _judge_all(self, units: Sequence[Unit]) -> None:
+        for unit in units:
+            if unit.phase is Phase.WAITING and not self.stopped.ends(unit):
+                self._judge(unit)
 
     def _judge(self, unit: Unit) -> None:
         """Decide what becomes of a unit whose parents have all ended."""
@@ -286,7 +299,9 @@ class RunState:
             self._run(unit)
         elif decided is Verdict.SKIP:
             why = f"its trigger_rule {unit.rule} was not met, as a task upstream of it failed"
-            self._skip([unit], Reason.UPSTREAM_FAILED, why)
+            if unit.is_teardown:
+                why = "what it tears down was not set up"
+            self.skip([unit], self.stopping or Reason.UPSTREAM_FAILED, why)
         elif unit.rule is TriggerRule.ALL_SUCCESS:
             why = "a task upstream of it was omitted"
             self.omit(unit, Reason.UPSTREAM_OMITTED, why)
@@ -307,7 +322,8 @@ class RunState:
         """A unit has nothing to do in this run."""
         self.table.commit(unit, Phase.OMITTING, unit.record.omit(self.epoch, reason, why))
 
-    def _skip(self, units: Sequence[Unit], reason: Reason, why: str) -> None:
+    def skip(self, units: Sequence[Unit], reason: Reason, why: str) -> None:
+        """Units will not run (again)."""
         for unit in units:
             skipped = unit.record.skip(self.epoch, reason, f"{reason}: {why}")
             self.table.commit(unit, Phase.SKIPPING, skipped)
@@ -344,64 +360,36 @@ class RunState:
     def _save_starts(self) -> None:
         self._saves_starts = False
         for unit in self.table.active.values():
-            if not unit.is_start_saved:
+            if not (unit.is_start_saved or unit.is_teardown):
                 unit.is_start_saved = True
                 self.table.changed.append(unit.record)
 
-    # -- stopping --------------------------------------------------------------------------------
-
-    def stop(self, reason: Reason, cause: str) -> None:
-        """End the run from outside its tasks; the first reason counts."""
-        if self.is_finished or self.stopping is not None:
-            return
-        if not (self.table.open or self._is_broken):
-            return  # all tasks have ended by themselves, in this wake-up
-        self.stopping = reason
-        self._cause = cause
-        self.table.clear_ready()
-        told: list[int] = []
-        for unit in self.table.active.values():
-            if unit.phase is Phase.RUNNING:  # one that is EXPIRING has been told already
-                unit.phase = Phase.STOPPING
-                told.append(unit.number)
-        if told:
-            self.out.append(Stop(sorted(told), self.why_it_stops))
-        for unit in self.table.units:
-            if unit.phase is Phase.LINGERING:
-                fail_lingering(self, unit, f"not retried: {cause}")
-            elif unit.phase is Phase.DELAYED:
-                unit.phase = Phase.WAITING  # the end of its delay makes it READY no more
+    def stop(self, reason: Reason, cause: str, *, interrupts: bool = False) -> None:
+        """End the run from inside: a task, a time limit."""
+        stop(self, reason, cause, interrupts=interrupts, broken=False)
 
     # -- deciding --------------------------------------------------------------------------------
 
     def _decide(self) -> None:
         """Start what is ready, end the run if all has ended, and save what has changed."""
         table = self.table
-        if self.stopping is not None:
-            self._skip_rest(self.stopping)
+        saved, self._saved_starts = self._saved_starts, []
+        starts = [unit for unit in saved if begin_saved(self, unit)]
+        if self.stopped.reason is not None:
+            skip_rest(self, self.stopped.reason)
         # What is saved at once may have a child that comes first (R6).
-        starts: list[Unit] = []
         if not (self.settings.is_saved_at_once and table.outcomes):
             slots, again_at = self._requests.take(table, self.now)
             self._ask_at(again_at)
             if slots:
-                starts = self._start(slots)
+                starts += self._start(slots)
         if table.changed:
             self.out.append(Save(table.changed, table.outcomes))
             table.changed, table.outcomes = [], []
         for unit in starts:
-            if self.settings.reports_starts:
-                self.out.append(Report(Subject.START, unit.record))
-            self.out.append(Start(unit.number, unit.record.attempt))
+            self._launch(unit)
         if not table.open and not self.is_finished:
             self._finish()
-
-    def _skip_rest(self, reason: Reason) -> None:
-        """Skip what has not started, once all that ran before the stop has ended."""
-        table = self.table
-        if not table.active and not table.committing and table.open:
-            rest = [unit for unit in table.units if unit.phase in IDLE]
-            self._skip(rest, reason, self._cause)
 
     def _ask_at(self, time: float) -> None:
         """Ask the limits again when a time has come."""
@@ -411,29 +399,42 @@ class RunState:
     def _start(self, slots: Amounts) -> list[Unit]:
         """Turn so many ready units into running ones."""
         starts: list[Unit] = []
-        table, specs, now, epoch = self.table, self.graph.specs, self.now, self.epoch
+        table, now, epoch = self.table, self.now, self.epoch
         for unit in table.pop_ready(slots):
             unit.phase = Phase.RUNNING
             unit.record = record = unit.record.start(epoch, unit.ready_at)
             unit.started_at = None
             unit.is_start_saved = unit.is_overdue = False
-            timeout_s = specs[unit.number].timeout_s
-            if timeout_s is not None:
-                self.deadlines.add_timeout(now, timeout_s, unit.number, record.attempt)
-            starts.append(unit)
+            if unit.is_teardown:
+                unit.phase = Phase.STARTING
+                table.changed.append(record)
+                table.outcomes.append(unit.number)
+            else:
+                starts.append(unit)
         if self.settings.save_starts_after_s is not None and not self._saves_starts:
             self._saves_starts = True
             self.deadlines.add(now + self.settings.save_starts_after_s, Wait.STARTS)
         return starts
 
+    def _launch(self, unit: Unit) -> None:
+        """Start the code of an attempt."""
+        number, record = unit.number, unit.record
+        timeout_s = self.graph.specs[number].timeout_s
+        if timeout_s is not None:
+            self.deadlines.add_timeout(self.now, timeout_s, number, record.attempt)
+        if self.settings.reports_starts:
+            self.out.append(Report(Subject.START, record))
+        self.out.append(Start(number, record.attempt))
+
     def _finish(self) -> None:
         self.is_finished = True
         ended = self._record.finish(self.epoch, None, self.records())
         # What came too late to stop anything has not ended the run.
-        if self.stopping is not None and (self._is_broken or ended.status is not RunStatus.SUCCESS):
+        broken = self.stopped.is_broken
+        if self.stopping is not None and (broken or ended.status is not RunStatus.SUCCESS):
             ended = ended._replace(error=self.why_it_stops)
         # What the store refused before may be kept now, so that the end it shows is whole.
-        records = list(ended.tasks.values()) if self._is_broken else []
+        records = list(ended.tasks.values()) if broken else []
         self.out.append(Finish(ended, records))
 
     def check(self) -> None:

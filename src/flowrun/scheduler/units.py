@@ -31,19 +31,20 @@ class Phase(IntEnum):
 
     WAITING = 0
     READY = 1
-    RUNNING = 2
-    EXPIRING = 3
-    STOPPING = 4
-    SAVING = 5
-    DELAYED = 6
-    LINGERING = 7
-    FAILING = 8
-    SKIPPING = 9
-    OMITTING = 10
-    DONE = 11
+    STARTING = 2
+    RUNNING = 3
+    EXPIRING = 4
+    STOPPING = 5
+    SAVING = 6
+    DELAYED = 7
+    LINGERING = 8
+    FAILING = 9
+    SKIPPING = 10
+    OMITTING = 11
+    DONE = 12
 
 
-ACTIVE = frozenset((Phase.RUNNING, Phase.EXPIRING, Phase.STOPPING))
+ACTIVE = frozenset((Phase.STARTING, Phase.RUNNING, Phase.EXPIRING, Phase.STOPPING))
 """An attempt of the unit runs, and holds a slot."""
 
 COMMITTING = frozenset((Phase.SAVING, Phase.FAILING, Phase.SKIPPING, Phase.OMITTING))
@@ -63,9 +64,10 @@ class Unit:
         phase: Its phase.
         record: What is known of it and may be shown.
         rule: When it runs.
-        unmet: Parents that are not DONE.
-        bad: Parents that are DONE and FAILED or SKIPPED.
-        omitted: Parents that are DONE and OMITTED.
+        is_teardown: Whether it tears down what some of its parents, its setups, have set up.
+        unmet: Parents that are not DONE, and what a teardown waits for beside them.
+        bad: Parents that are DONE and FAILED or SKIPPED; of a teardown only the setups count.
+        omitted: Parents that are DONE and OMITTED; the same.
         consumers: Children that are not DONE.
         value: What it returned, until no consumer needs it.
         ready_at: When it became ready, in epoch seconds.
@@ -86,6 +88,7 @@ class Unit:
         "follows",
         "is_overdue",
         "is_start_saved",
+        "is_teardown",
         "line",
         "number",
         "omitted",
@@ -105,6 +108,7 @@ class Unit:
     ) -> None:
         self.number = number
         self.rule = rule
+        self.is_teardown = False
         self.phase = _WAITING
         self.record = record
         self.unmet = unmet
@@ -183,6 +187,9 @@ class UnitTable:
         if any(spec.priority for spec in graph.specs):
             self._at_rank = sorted(self._rank, key=lambda each: -graph.specs[each].priority)
             self._rank = sorted(self._rank, key=self._at_rank.__getitem__)
+        for number, waits in graph.teardowns.waits.items():
+            self.units[number].is_teardown = True
+            self.units[number].unmet += len(waits)
         self.open = len(self.units)
         for unit in self.units:
             if unit.record.status in (TaskStatus.SUCCESS, TaskStatus.OMITTED):
@@ -200,16 +207,24 @@ class UnitTable:
     def _tell_children(self, unit: Unit) -> list[Unit]:
         """Count a unit as an ended parent; return the children that have no other left."""
         status, units = unit.record.status, self.units
+        teardowns = self._graph.teardowns
         found: list[Unit] = []
         for number in self._graph.children[unit.number]:
             child = units[number]
             child.unmet -= 1
-            if status is TaskStatus.OMITTED:
-                child.omitted += 1
-            elif status is not TaskStatus.SUCCESS:
-                child.bad += 1
+            if status is not TaskStatus.SUCCESS:
+                if child.is_teardown and unit.number not in teardowns.setups[number]:
+                    pass  # that it has ended is enough
+                elif status is TaskStatus.OMITTED:
+                    child.omitted += 1
+                else:
+                    child.bad += 1
             if not child.unmet and child.phase is _WAITING:
                 found.append(child)
+        for number in teardowns.waiting.get(unit.number, ()):
+            units[number].unmet -= 1
+            if not units[number].unmet and units[number].phase is _WAITING:
+                found.append(units[number])
         return found
 
     def make_ready(self, unit: Unit, now: float) -> None:
@@ -240,13 +255,16 @@ class UnitTable:
             self.active[unit.number] = unit
         return found
 
-    def clear_ready(self) -> None:
-        """Start nothing more: what is READY waits, to be skipped."""
-        for queue in self.ready.values():
-            for rank in queue:
-                self.units[self._at_rank[rank]].phase = _WAITING
-        self.ready.clear()
+    def clear_ready(self, *, spares_teardowns: bool) -> None:
+        """Start nothing more, but for teardowns that are spared: what is READY waits."""
+        queues, self.ready = self.ready, {}
         self.is_ready_changed = True
+        for queue in queues.values():
+            for rank in queue:
+                unit = self.units[self._at_rank[rank]]
+                unit.phase = _WAITING
+                if unit.is_teardown and spares_teardowns:
+                    self.make_ready(unit, unit.ready_at)
 
     def commit(self, unit: Unit, phase: Phase, record: TaskRecord) -> None:
         """Have an outcome saved; it counts once the store has answered."""
@@ -284,8 +302,8 @@ class UnitTable:
         while stack:
             for number in self._graph.children[stack.pop()]:
                 child = self.units[number]
-                needs_it = child.rule is TriggerRule.ALL_SUCCESS and child.phase is _WAITING
-                if needs_it and number not in found:
+                needs_it = child.rule is TriggerRule.ALL_SUCCESS and not child.is_teardown
+                if needs_it and child.phase is _WAITING and number not in found:
                     found[number] = child
                     stack.append(number)
         return [found[number] for number in sorted(found)]
@@ -311,9 +329,13 @@ class UnitTable:
             require((unit.phase in ACTIVE) == (unit.number in self.active), story)
             require((unit.phase in COMMITTING) == (unit.pending is not None), story)
             require(unit.record.status in _STATUSES[unit.phase], story)
-            parents = [self.units[each] for each in self._graph.parents[unit.number]]
-            done = [each.record.status for each in parents if each.phase is _DONE]
-            require(unit.unmet == len(parents) - len(done), story)
+            parents = self._graph.parents[unit.number]
+            waits = (*parents, *self._graph.teardowns.waits.get(unit.number, ()))
+            unmet = sum(self.units[each].phase is not _DONE for each in waits)
+            require(unit.unmet == unmet, story)
+            judged = self._graph.teardowns.setups.get(unit.number, parents)
+            ended = [self.units[each] for each in judged if self.units[each].phase is _DONE]
+            done = [each.record.status for each in ended]
             require(unit.omitted == done.count(TaskStatus.OMITTED), story)
             require(unit.bad == len(done) - done.count(TaskStatus.SUCCESS) - unit.omitted, story)
             if unit.phase in ACTIVE or unit.phase is _READY:
@@ -339,6 +361,7 @@ _STATUSES = {
     Phase.WAITING: _PENDING,
     Phase.READY: _PENDING,
     Phase.DELAYED: _PENDING,
+    Phase.STARTING: _RUNNING,
     Phase.SKIPPING: _PENDING,
     Phase.OMITTING: _PENDING | _RUNNING,
     Phase.RUNNING: _RUNNING,

@@ -134,6 +134,7 @@ class TaskRecord(NamedTuple):
         abandoned: Whether the code of its last attempt still ran when it was given up.
         result: The value, an :class:`EncodedResult`, or a :class:`NoResult`.
         earlier: The attempts before the last one.
+        teardown_of: Those of its dependencies that it tears down.
     """
 
     name: str
@@ -148,6 +149,7 @@ class TaskRecord(NamedTuple):
     abandoned: bool = False
     result: object = NoResult.ABSENT
     earlier: tuple[AttemptRecord, ...] = ()
+    teardown_of: tuple[str, ...] = ()
 
     def start(self, now: float, ready_at: float) -> TaskRecord:
         """PENDING -> RUNNING: the next attempt begins."""
@@ -166,6 +168,7 @@ class TaskRecord(NamedTuple):
             False,
             _ABSENT,
             self.earlier,
+            self.teardown_of,
         )
         return _new_record(TaskRecord, begun)
 
@@ -264,6 +267,7 @@ class TaskRecord(NamedTuple):
             abandoned,
             result,
             self.earlier,
+            self.teardown_of,
         )
         return _new_record(TaskRecord, ended)
 
@@ -328,6 +332,16 @@ class RunRecord(NamedTuple):
     def task_counts(self) -> Counter[TaskStatus]:
         """Return the number of tasks by status."""
         return Counter(map(_status_of, self.tasks.values()))
+
+    def owed_teardowns(self) -> list[TaskRecord]:
+        """Return the teardowns that have not succeeded though everything was set up for them."""
+        return [
+            task
+            for task in self.tasks.values()
+            if task.teardown_of
+            and task.status not in (_SUCCESS, _OMITTED)
+            and all(self.tasks[name].status is _SUCCESS for name in task.teardown_of)
+        ]
 
     def finish(
         self, now: float, error: str | None = None, tasks: Mapping[str, TaskRecord] | None = None
