@@ -162,14 +162,13 @@ class ContractModel:
         for number in self.startable():
             if left[self.needs[number]] > 0:
                 left[self.needs[number]] -= 1
-                self.tasks[number].running = True
-                self.tasks[number].attempt += 1
+                self.take_slot(number)
                 if self.setups[number]:
                     self.tasks[number].start_saved = False
                 else:
                     starts.append(number)
         for number in starts:
-            self.start(number)
+            self.report(number, Told("start", self.tasks[number].attempt))
         return starts
 
     @property
@@ -244,12 +243,13 @@ class ContractModel:
         outcome = self.tasks[number].outcome
         return outcome is not None and outcome.status == SUCCESS
 
-    def start(self, number: int) -> None:
+    def take_slot(self, number: int) -> None:
         task = self.tasks[number]
+        task.running = True
+        task.attempt += 1
         task.told, task.answered, task.overdue, task.given_up_at = "", False, False, None
         task.begun_at = self.now
         task.times_out_from = None
-        self.report(number, Told("start", task.attempt))
 
     def is_overdue(self, number: int) -> bool:
         """Return whether the time of an attempt is up (A1), and it was not told before."""

@@ -6,6 +6,7 @@ The cost grows with tasks plus edges; nothing recurses (G2).
 from __future__ import annotations
 
 from itertools import islice
+from math import inf
 from operator import le
 from typing import TYPE_CHECKING, cast
 
@@ -178,6 +179,15 @@ class Graph:
     def declared(self) -> Graph:
         """The graph without what overrides a part of it."""
         return self._declared or self
+
+    @property
+    def teardowns_take_s(self) -> float:
+        """How long the teardowns take at most, one after the other, delays of retries left out."""
+        specs = [self.specs[number] for number in self.teardowns.setups]
+        return sum(
+            (inf if each.timeout_s is None else each.timeout_s) * (each.retries + 1)
+            for each in specs
+        )
 
     @property
     def context_tasks(self) -> list[str]:

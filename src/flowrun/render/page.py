@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from flowrun.errors import ResultNotReadableError
 from flowrun.escape import for_terminal
-from flowrun.render.wording import counted, is_kept, why_text
+from flowrun.render.wording import counted, is_kept, teardown_text, why_text
 from flowrun.state import JsonSerializer
 
 if TYPE_CHECKING:
@@ -111,9 +111,23 @@ def critical_path(report: RunReport) -> list[str]:
     step = max(ended, key=ended.__getitem__, default=None)
     while step is not None:
         path.append(step)
-        before = [name for name in report["tasks"][step]["deps"] if name in ended]
+        before = [name for name in _comes_after(report, step) if name in ended]
         step = max(before, key=ended.__getitem__, default=None)
     return path[::-1] if len(path) > 1 else []
+
+
+def _comes_after(report: RunReport, name: str) -> list[str]:
+    """Return what had to end before a task could start."""
+    task = report["tasks"][name]
+    if not task["teardown_of"]:
+        return task["deps"]
+    setups = set(task["teardown_of"])
+    users = [
+        other
+        for other, found in report["tasks"].items()
+        if setups.intersection(found["deps"]) and not setups.intersection(found["teardown_of"])
+    ]
+    return [*task["deps"], *users]
 
 
 def page_data(
@@ -182,6 +196,8 @@ class _Builder:
             "kept": int(is_kept(self._report, task)),
             "attempts": [self._attempt(attempt) for attempt in task["attempts"]],
         }
+        if task["teardown_of"]:
+            made["why"] = teardown_text(task["teardown_of"])
         if task["overridden"]:
             made["why"] = f"overridden by a {task['overridden']}"
         made = {key: value for key, value in made.items() if value}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from flowrun.errors import (
@@ -15,7 +16,7 @@ from flowrun.scheduler.parameters import replaced_param
 from flowrun.state import NoResult, RunQuery, RunStatus, TaskStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from flowrun.graph import Graph
     from flowrun.state import RunRecord, RunSummary, StateStoreProtocol, TaskRecord
@@ -198,7 +199,10 @@ def _why_again(
         return _WORDS.get(before.status, "had not ended")
     if set(graph.dependency_names[number]) != set(before.deps):
         return "its dependencies have changed"
-    for parent in graph.parents[number]:
+    if graph.teardowns.names.get(before.name, ()) != before.teardown_of:
+        return "what it tears down has changed"
+    # What a teardown waits for, but does not tear down, is no reason to tear down again.
+    for parent in graph.teardowns.setups.get(number, graph.parents[number]):
         if reasons[parent] is not None:
             return f"depends on {graph.names[parent]!r}, which runs again"
     return _why_given_anew(graph, number, old, params)
@@ -221,20 +225,56 @@ def _add_makers(
 ) -> None:
     """Also run the tasks whose results are gone and needed by a task that runs (S2).
 
-    From the last task to the first, so that one pass follows a chain of any length.
+    From the last task to the first, so that it follows a chain of any length.
     """
-    for number in range(len(reasons) - 1, -1, -1):
-        if reasons[number] is None:
+    # Numbers below 0, so that the heap has the last task on top.
+    todo = [-number for number in range(len(reasons) - 1, -1, -1) if reasons[number] is not None]
+    while todo:
+        number = -heappop(todo)
+        for parent, why in _gone(graph, number, old, reasons, unreadable):
+            reasons[parent] = f"{why}, and {graph.names[number]!r} needs it"
+            heappush(todo, -parent)
+            for teardown in graph.teardowns.of.get(parent, ()):
+                reasons[teardown] = (
+                    reasons[teardown] or f"tears down {graph.names[parent]!r}, which runs again"
+                )
+                heappush(todo, -teardown)  # it may need another of its setups now
+
+
+def _gone(
+    graph: Graph,
+    number: int,
+    old: RunRecord,
+    reasons: Sequence[str | None],
+    unreadable: Collection[str],
+) -> Iterator[tuple[int, str]]:
+    """Yield what a task that runs again needs and the old run has no more, and why not.
+
+    A teardown that failed tears down again what there was. One that runs because a setup of it
+    does needs its other setups anew, too.
+    """
+    setups = graph.teardowns.setups.get(number, ())
+    is_set_up_again = any(reasons[setup] is not None for setup in setups)
+    inputs = set(_inputs(graph, number))
+    for parent in graph.parents[number]:
+        before = None if reasons[parent] is not None else old.tasks[graph.names[parent]]
+        if before is None or before.status is TaskStatus.OMITTED:
             continue
-        for parent in _inputs(graph, number):
-            before = None if reasons[parent] is not None else old.tasks[graph.names[parent]]
-            if before is None or before.status is TaskStatus.OMITTED:
-                continue
-            result, needs = before.result, f"and {graph.names[number]!r} needs it"
-            if result is NoResult.RELEASED or result is NoResult.ABSENT:
-                reasons[parent] = f"its result was released, {needs}"
-            elif before.name in unreadable:
-                reasons[parent] = f"another serializer has written its result, {needs}"
+        result, is_user = before.result, parent not in setups or is_set_up_again
+        if is_user and _is_torn_down(graph, parent, old):
+            yield parent, "it was torn down"
+        elif parent not in inputs:
+            continue
+        elif result is NoResult.RELEASED or result is NoResult.ABSENT:
+            yield parent, "its result was released"
+        elif before.name in unreadable:
+            yield parent, "another serializer has written its result"
+
+
+def _is_torn_down(graph: Graph, number: int, old: RunRecord) -> bool:
+    """Return whether a teardown of what a task has set up has begun."""
+    teardowns = [graph.names[each] for each in graph.teardowns.of.get(number, ())]
+    return any(name in old.tasks and old.tasks[name].attempt > 0 for name in teardowns)
 
 
 def _inputs(graph: Graph, number: int) -> Sequence[int]:
