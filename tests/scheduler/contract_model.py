@@ -131,9 +131,13 @@ class ContractModel:
         self.saved_starts: list[int] = []  # of teardowns, in this step
 
     def begin(self) -> None:
-        """Decide about the tasks whose dependencies were all carried over."""
+        """Decide about the tasks that depend on those that were carried over."""
         for number, task in enumerate(self.tasks):
-            if task.pending:
+            branches = [self.tasks[parent].follows for parent in self.graph.parents[number]]
+            is_chosen = all(follows is None or number in follows for follows in branches)
+            if task.pending and not is_chosen and not self.setups[number]:
+                task.saving = Outcome(OMITTED, Reason.NOT_CHOSEN)
+            elif task.pending:
                 self.judge(number)
 
     # -- one step ----------------------------------------------------------------------------
@@ -191,8 +195,12 @@ class ContractModel:
 
     def ends(self, number: int) -> bool:
         """Return whether the run was stopped, and a task is not spared."""
-        is_spared = self.setups[number] and not self.broken and self.interrupts < 2
+        is_spared = self.setups[number] and self.spares_teardowns
         return self.stopped is not None and not is_spared
+
+    @property
+    def spares_teardowns(self) -> bool:
+        return not self.broken and self.interrupts < 2
 
     def startable(self) -> list[int]:
         """Return the tasks that may start now: by priority, then in the graph's order."""
@@ -372,8 +380,11 @@ class ContractModel:
     def stop(
         self, reason: Reason, but: int = -1, *, broken: bool = False, interrupts: bool = False
     ) -> None:
+        spared = self.spares_teardowns
         self.broken = self.broken or broken
         self.interrupts += interrupts
+        if self.stopped is not None and self.spares_teardowns == spared:
+            return
         if self.all_over and not (broken and self.stopped is None):
             return
         self.stopped = self.stopped or reason

@@ -123,6 +123,11 @@ class SimulatedDriver:
             tasks[name] = tasks[name].start(1.0, 1.0).succeed(2.0, NoResult.STORED)
             if not setup.carried.issuperset(graph.children[number]):
                 values[number] = (number, "kept")
+        choices = {
+            number: frozenset(child for child in graph.children[number] if not choose(2))
+            for number in sorted(setup.carried)
+            if graph.specs[number].is_branch
+        }
         record = RunRecord("r", graph.dag_name, OFFSET + self.now, tasks)
         self.needs: list[Needs] = [
             (("", 1), ("api", 2)) if number in setup.heavy else (("", 1),)
@@ -143,6 +148,7 @@ class SimulatedDriver:
                 reports_successes=setup.reports_successes,
                 save_starts_after_s=None,
                 fails_fast=setup.fails_fast,
+                kept_choices=choices,
                 validates=True,
             ),
         )
@@ -156,6 +162,7 @@ class SimulatedDriver:
             self.model.tasks[number].attempt = 1
             self.model.tasks[number].reasons = [None]
             self.model.tasks[number].begins = [1.0 - OFFSET]
+            self.model.tasks[number].follows = choices.get(number)
         self.codes: dict[int, Code] = {}  # attempts that the run counts on
         self.late: list[Code] = []  # attempts that were given up, and whose code still runs
         self.events: list[Event] = []  # in the inbox

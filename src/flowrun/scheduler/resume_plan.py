@@ -160,7 +160,7 @@ def take_over(record: RunRecord, graph: Graph, old: RunRecord, plan: ResumePlan)
 
 
 def inputs_to_load(graph: Graph, old: RunRecord, plan: ResumePlan) -> list[str]:
-    """Return the kept tasks whose results a task that runs will be given."""
+    """Return the kept tasks whose results a task that runs needs."""
     tasks, names = plan.tasks, graph.names
     wanted: dict[str, None] = {}
     for number, name in enumerate(names):
@@ -278,6 +278,8 @@ def _is_torn_down(graph: Graph, number: int, old: RunRecord) -> bool:
 
 
 def _inputs(graph: Graph, number: int) -> Sequence[int]:
-    """Return the parents whose results are given to the task, not only waited for."""
+    """Return the parents whose results the task needs: it is given them, or they are branches."""
     parents = graph.parents[number]
-    return graph.plans[number].passed_on(parents)
+    given = graph.plans[number].passed_on(parents)
+    branches = [each for each in parents if graph.specs[each].is_branch and each not in given]
+    return [*given, *branches] if branches else given

@@ -30,12 +30,13 @@ if TYPE_CHECKING:
 
 
 class PlannedResume(NamedTuple):
-    """The graph of the new run, the run to resume, what to do, and the new run's parameters."""
+    """The graph of the new run, the run to resume, what to do, and what the caller gave."""
 
     graph: Graph
     old: RunRecord
     tasks: ResumePlan
     params: dict[str, object]
+    named: tuple[str, ...]
 
 
 class Resumer:
@@ -67,7 +68,7 @@ class Resumer:
                 problem = f"none of its targets {listed(old.targets)} is in the DAG any more"
                 raise ResumeError(old.run_id, problem)
             graph = graph.subgraph(targets)
-        names = None
+        names: list[str] = []
         if from_tasks:
             names = self._graphs.task_names(graph, from_tasks, "from_tasks")
         find = getattr(self._store, "unreadable_results", None)
@@ -75,7 +76,7 @@ class Resumer:
         graph = override(graph, overrides)
         new_params = checked_params(graph, params, old.params)
         plan = plan_resume(graph, old, names, new_params, unreadable)
-        return PlannedResume(graph, old, plan, new_params)
+        return PlannedResume(graph, old, plan, new_params, tuple(names))
 
     async def resume(
         self,
@@ -87,7 +88,7 @@ class Resumer:
         """Carry out a new run that takes over from an old one; return the new run's id."""
         params, overrides = options.get("params"), options.get("overrides")
         planned = partial(self.plan, run_id, from_tasks, params, overrides)
-        graph, old, plan, new_params = await self._off_loop(planned)
+        graph, old, plan, new_params, named = await self._off_loop(planned)
         self._warn_of_abandoned(old)
         options = {**options, "params": new_params}
         if options.get("metadata") is None:
@@ -95,6 +96,7 @@ class Resumer:
         record = self._starter.new_record(graph, context, options)
         record = take_over(record, graph, old, plan)
         record = record._replace(
+            named=named,
             sole_heir=not from_tasks and old.status is not RunStatus.SUCCESS,
             first_run_id=await self._off_loop(partial(first_run_id, self._store, old)),
         )

@@ -22,6 +22,7 @@ from flowrun.failure import described, error_line
 from flowrun.scheduler.alarm import Alarm
 from flowrun.scheduler.attempts import Attempts
 from flowrun.scheduler.awaiter import Awaiter
+from flowrun.scheduler.branches import kept_choices
 from flowrun.scheduler.first_error import FirstError
 from flowrun.scheduler.inbox import Inbox
 from flowrun.scheduler.messages import (
@@ -112,6 +113,7 @@ class Run:
         self._notifier = Notifier(record, self._channel, services.log, listener)
         self.errors = FirstError() if options.get("raise_on_failure") else None
         self._begun_at = self._monotonic()
+        about = (services, graph, record)
         self._state = RunState(
             graph,
             record,
@@ -119,9 +121,8 @@ class Run:
             [limits.needs(spec.uses) for spec in graph.specs],
             partial(self._limits.exchange, self),
             self._limits.pause,
-            _settings(services, record, self._notifier, self._begun_at, options, stand_ins or {}),
+            _settings(*about, values, self._notifier, self._begun_at, options, stand_ins or {}),
         )
-        about = (services, graph, record)
         reports = (self._attempt_began, self._attempt_ended)
         self._attempts = Attempts(
             *about, context, variables, self._state, self._inbox, *reports, self.errors
@@ -435,7 +436,9 @@ def _ended_as_it_stands(
 
 def _settings(  # noqa: PLR0913 - what a run is told
     services: Services,
+    graph: Graph,
     record: RunRecord,
+    values: Mapping[str, object],
     notifier: Notifier,
     begun_at: float,
     options: RunOptions,
@@ -453,6 +456,8 @@ def _settings(  # noqa: PLR0913 - what a run is told
         # A report of a live run asks the run itself for what runs now.
         save_starts_after_s=SAVE_STARTS_AFTER_S if blocks else None,
         fails_fast=options.get("fail_fast", False),
+        kept_choices=kept_choices(graph, values),
+        named=frozenset(graph.index[name] for name in record.named),
         stand_ins=stand_ins,
     )
 

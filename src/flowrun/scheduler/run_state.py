@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from flowrun.state import RunRecord, TaskRecord
 
 _NO_STAND_INS: Mapping[int, StandIn] = {}
+_NO_CHOICES: Mapping[int, frozenset[int]] = {}
 SAVE_STARTS_AFTER_S = 0.01
 """The store is given the start of an attempt that runs for longer; most end before."""
 
@@ -92,6 +93,8 @@ class RunSettings:
         save_starts_after_s: After how long starts are saved, if their attempts still run;
             ``None``: never.
         fails_fast: Whether the first final failure ends the run.
+        kept_choices: What the branches that a resume keeps have chosen, by branch.
+        named: Units that a resume was told to run, whatever a branch chooses.
         stand_ins: Values that stand for the results of tasks, which have no attempt.
         validates: Check all invariants after every call.
     """
@@ -104,6 +107,8 @@ class RunSettings:
     reports_successes: bool = True
     save_starts_after_s: float | None = SAVE_STARTS_AFTER_S
     fails_fast: bool = False
+    kept_choices: Mapping[int, frozenset[int]] = field(default_factory=lambda: _NO_CHOICES)
+    named: frozenset[int] = frozenset()
     stand_ins: Mapping[int, StandIn] = field(default_factory=lambda: _NO_STAND_INS)
     validates: bool = False
 
@@ -190,6 +195,8 @@ class RunState:
             self._run_timeout_s = timeout_s
             self.deadlines.add(now + timeout_s, Wait.RUN)
         self.now = now
+        for number, chosen in self.settings.kept_choices.items():
+            self._omit_others(self.table.units[number], chosen)
         for unit in self.table.units:
             if not unit.unmet and unit.phase is Phase.WAITING:
                 self._judge(unit)
@@ -259,16 +266,19 @@ class RunState:
     def _settle_success(self, unit: Unit) -> None:
         value = unit.value
         if unit.follows is not None and self.stopping is None:
-            why = f"the branch {unit.record.name!r} did not choose it"
-            for number in self.graph.children[unit.number]:
-                child = self.table.units[number]
-                is_open = child.phase is Phase.WAITING and not child.is_teardown
-                if number not in unit.follows and is_open:
-                    self.omit(child, Reason.NOT_CHOSEN, why)
+            self._omit_others(unit, unit.follows)
         freed = self.table.settle(unit)
         if self.settings.reports_successes:
             self.out.append(Report(Subject.SUCCESS, unit.record, "", value))
         self._judge_all(freed)
+
+    def _omit_others(self, unit: Unit, chosen: frozenset[int]) -> None:
+        why = f"the branch {unit.record.name!r} did not choose it"
+        for number in self.graph.children[unit.number]:
+            child = self.table.units[number]
+            is_open = child.phase is Phase.WAITING and not child.is_teardown
+            if is_open and number not in chosen and number not in self.settings.named:
+                self.omit(child, Reason.NOT_CHOSEN, why)
 
     def settle(self, unit: Unit) -> None:
         """A final failure, a skip or an omission is committed."""

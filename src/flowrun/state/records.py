@@ -302,6 +302,7 @@ class RunRecord(NamedTuple):
         sole_of_dag: Whether it must not start while another run of the DAG is alive.
         first_run_id: The run that the chain of resumes began with, while the run is carried out;
             no store keeps it.
+        named: Tasks that a resume was told to run, whatever a branch has chosen; no store keeps it.
         finished_at: When it ended; ``None`` while it has not.
         error: What ended the run from outside its tasks (cancelled, timed out, broken).
         alive: Whether a living process is working on it.
@@ -320,6 +321,7 @@ class RunRecord(NamedTuple):
     overridden: Mapping[str, str] = {}
     sole_of_dag: bool = False
     first_run_id: str | None = None
+    named: tuple[str, ...] = ()
     finished_at: float | None = None
     error: str | None = None
     alive: bool = True
