@@ -65,6 +65,7 @@ def task(deps: Sequence[str] = (), *attempts: AttemptReport, **fields: Any) -> T
         "deps": list(deps),
         "attempts": list(attempts),
         "overridden": None,
+        "teardown_of": [],
     }
     made.update(fields)  # type: ignore[typeddict-item]
     return made
