@@ -43,6 +43,7 @@ class Graph:
         children: Numbers of the tasks that depend on a task, ascending.
         plans: How results and context are injected into a task's callable.
         is_async: Which tasks run on the event loop.
+        lenient: Tasks that may run although a dependency of theirs has no result.
         targets: The targets of a sub-graph, ``None`` for a whole DAG.
         teardowns: The tasks that tear down what others have set up.
         with_params: Tasks that a run's parameters are given to.
@@ -57,6 +58,7 @@ class Graph:
         "dependency_names",
         "index",
         "is_async",
+        "lenient",
         "names",
         "overridden",
         "parents",
@@ -85,6 +87,11 @@ class Graph:
         self.parents = _numbers(self.index, dependency_names)
         self.children = _children(self.parents)
         self.teardowns = find_teardowns(setups, self.index, self.parents, self.children)
+        self.lenient = frozenset(
+            number
+            for number, spec in enumerate(specs)
+            if spec.trigger_rule is not TriggerRule.ALL_SUCCESS
+        ).union(self.teardowns.setups)
         signatures = [spec.signature for spec in specs]
         # Many tasks share a few signatures, so what depends on a signature alone is computed once.
         distinct = set(signatures)
@@ -193,11 +200,6 @@ class Graph:
     def context_tasks(self) -> list[str]:
         """The tasks that cannot be called without the run's context."""
         return [spec.name for spec in self.specs if spec.signature.needs_context]
-
-    def may_lack_results(self, number: int) -> bool:
-        """Return whether a task may run although a dependency has no result."""
-        rule = self.specs[number].trigger_rule
-        return rule is not TriggerRule.ALL_SUCCESS or number in self.teardowns.setups
 
     def descendants(self, numbers: Iterable[int]) -> set[int]:
         """Return these tasks and everything that depends on them, directly or not."""

@@ -88,7 +88,7 @@ def _with_function(
         raise OverrideError(graph.dag_name, spec.name, problem)
     setups = graph.teardowns.names.get(spec.name, ())
     lacking = [name for name in found.required if name not in setups]
-    if lacking and graph.may_lack_results(graph.index[spec.name]):
+    if lacking and graph.index[spec.name] in graph.lenient:
         cause = (
             "when a teardown runs" if setups else f"with trigger_rule={str(spec.trigger_rule)!r}"
         )

@@ -40,13 +40,20 @@ _UNKNOWN = Failure("its time was up", "its time was up")
 # -- the code has begun, or has ended ---------------------------------------------------------
 
 
-def begin_saved(run: RunState, unit: Unit) -> bool:
-    """The store has answered to the start of a teardown; return whether its code may begin."""
-    if unit.is_start_saved and not run.stopped.ends(unit):
+def begin_saved(run: RunState, units: list[Unit]) -> list[Unit]:
+    """The store has answered to the starts of teardowns; return those whose code may begin."""
+    starts: list[Unit] = []
+    for unit in units:
+        if not unit.is_start_saved or run.is_ending(unit):
+            _withdraw(run, unit)
+            continue
         unit.phase = Phase.RUNNING
-        return True
-    _withdraw(run, unit)
-    return False
+        timeout_s = run.graph.specs[unit.number].timeout_s
+        if timeout_s is not None:
+            run.deadlines.add_timeout(run.now, timeout_s, unit.number, unit.record.attempt)
+        starts.append(unit)
+    units.clear()
+    return starts
 
 
 def _withdraw(run: RunState, unit: Unit) -> None:
@@ -201,7 +208,7 @@ def fail(  # noqa: PLR0913 - what is known of one failure
     )
     unit.line = failure.line
     unit.timeout = None
-    if run.stopped.ends(unit) or not failure.retryable:
+    if run.is_ending(unit) or not failure.retryable:
         run.table.commit(unit, Phase.FAILING, record)
         return
     unit.record = record

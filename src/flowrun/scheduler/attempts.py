@@ -128,7 +128,7 @@ class Attempts:
             self._report(attempt, attempt.failed(_refusal(error, spec.executor)))
 
     def _upstream_statuses(self, number: int) -> list[str] | None:
-        if not self._graph.may_lack_results(number):
+        if number not in self._graph.lenient:
             return None
         units = self._state.table.units
         return [str(units[parent].record.status) for parent in self._graph.parents[number]]
@@ -144,7 +144,7 @@ class Attempts:
         if graph.with_params:
             params = task_params(graph, number, self._record.params)
         values = [self._state.value(parent) for parent in graph.parents[number]]
-        if graph.may_lack_results(number):
+        if number in graph.lenient:
             values = [MISSING if value is DROPPED else value for value in values]
             return plan.arguments(names, values, self._context, params)
         if plan.only_upstream:

@@ -129,7 +129,8 @@ class RunState:
 
     Attributes:
         table: All units.
-        stopped: Why the run is ended from outside its tasks, if it is.
+        stopping: Why the run is ended from outside its tasks; ``None`` if it is not.
+        stopped: What else is known of that.
         is_finished: Whether the last instruction was given.
     """
 
@@ -150,6 +151,7 @@ class RunState:
         self.table = UnitTable(graph, record, values, needs)
         self.deadlines = Deadlines(self._is_current)
         self.out: list[Instruction] = []
+        self.stopping: Reason | None = None
         self.stopped = Stopping()
         self.is_finished = False
         self.pause = pause
@@ -167,14 +169,15 @@ class RunState:
         return self.now + self.offset
 
     @property
-    def stopping(self) -> Reason | None:
-        """Why the run is ended from outside its tasks; ``None`` if it is not."""
-        return self.stopped.reason
-
-    @property
     def why_it_stops(self) -> str:
         """Why the run is ended from outside its tasks, in words."""
         return f"{self.stopping}: {self.stopped.cause}"
+
+    def is_ending(self, unit: Unit) -> bool:
+        """Return whether the run was stopped and the unit may not start any more."""
+        return self.stopping is not None and not (
+            unit.is_teardown and self.stopped.spares_teardowns
+        )
 
     def value(self, number: int) -> object:
         """Return a unit's value, which a consumer needs."""
@@ -295,7 +298,7 @@ class RunState:
 
     def _judge_all(self, units: Sequence[Unit]) -> None:
         for unit in units:
-            if unit.phase is Phase.WAITING and not self.stopped.ends(unit):
+            if unit.phase is Phase.WAITING and (self.stopping is None or not self.is_ending(unit)):
                 self._judge(unit)
 
     def _judge(self, unit: Unit) -> None:
@@ -383,10 +386,9 @@ class RunState:
     def _decide(self) -> None:
         """Start what is ready, end the run if all has ended, and save what has changed."""
         table = self.table
-        saved, self._saved_starts = self._saved_starts, []
-        starts = [unit for unit in saved if begin_saved(self, unit)]
-        if self.stopped.reason is not None:
-            skip_rest(self, self.stopped.reason)
+        starts = begin_saved(self, self._saved_starts) if self._saved_starts else []
+        if self.stopping is not None:
+            skip_rest(self, self.stopping)
         # What is saved at once may have a child that comes first (R6).
         if not (self.settings.is_saved_at_once and table.outcomes):
             slots, again_at = self._requests.take(table, self.now)
@@ -397,7 +399,9 @@ class RunState:
             self.out.append(Save(table.changed, table.outcomes))
             table.changed, table.outcomes = [], []
         for unit in starts:
-            self._launch(unit)
+            if self.settings.reports_starts:
+                self.out.append(Report(Subject.START, unit.record))
+            self.out.append(Start(unit.number, unit.record.attempt))
         if not table.open and not self.is_finished:
             self._finish()
 
@@ -409,7 +413,7 @@ class RunState:
     def _start(self, slots: Amounts) -> list[Unit]:
         """Turn so many ready units into running ones."""
         starts: list[Unit] = []
-        table, now, epoch = self.table, self.now, self.epoch
+        table, specs, now, epoch = self.table, self.graph.specs, self.now, self.epoch
         for unit in table.pop_ready(slots):
             unit.phase = Phase.RUNNING
             unit.record = record = unit.record.start(epoch, unit.ready_at)
@@ -419,22 +423,15 @@ class RunState:
                 unit.phase = Phase.STARTING
                 table.changed.append(record)
                 table.outcomes.append(unit.number)
-            else:
-                starts.append(unit)
+                continue
+            timeout_s = specs[unit.number].timeout_s
+            if timeout_s is not None:
+                self.deadlines.add_timeout(now, timeout_s, unit.number, record.attempt)
+            starts.append(unit)
         if self.settings.save_starts_after_s is not None and not self._saves_starts:
             self._saves_starts = True
             self.deadlines.add(now + self.settings.save_starts_after_s, Wait.STARTS)
         return starts
-
-    def _launch(self, unit: Unit) -> None:
-        """Start the code of an attempt."""
-        number, record = unit.number, unit.record
-        timeout_s = self.graph.specs[number].timeout_s
-        if timeout_s is not None:
-            self.deadlines.add_timeout(self.now, timeout_s, number, record.attempt)
-        if self.settings.reports_starts:
-            self.out.append(Report(Subject.START, record))
-        self.out.append(Start(number, record.attempt))
 
     def _finish(self) -> None:
         self.is_finished = True

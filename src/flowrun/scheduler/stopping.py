@@ -10,27 +10,24 @@ from flowrun.scheduler.units import IDLE, Phase
 
 if TYPE_CHECKING:
     from flowrun.scheduler.run_state import RunState
-    from flowrun.scheduler.units import Unit
     from flowrun.state import Reason
 
 _ENDS_TEARDOWNS = 2
 
 
 class Stopping:
-    """Why a run is ended from outside its tasks, and whether that ends its teardowns, too.
+    """What is known of a stop, and whether it ends the run's teardowns, too.
 
     Attributes:
-        reason: Why; ``None`` if it is not ended.
-        cause: The same in words.
+        cause: Why the run is ended, in words.
         is_broken: Whether the store or flowrun has failed.
         interrupts: How often the code that awaits the run was cancelled.
         has_skipped: Whether what had not started was skipped.
     """
 
-    __slots__ = ("cause", "has_skipped", "interrupts", "is_broken", "reason")
+    __slots__ = ("cause", "has_skipped", "interrupts", "is_broken")
 
     def __init__(self) -> None:
-        self.reason: Reason | None = None
         self.cause = ""
         self.is_broken = False
         self.interrupts = 0
@@ -41,10 +38,6 @@ class Stopping:
         """Whether teardowns run all the same."""
         return not self.is_broken and self.interrupts < _ENDS_TEARDOWNS
 
-    def ends(self, unit: Unit) -> bool:
-        """Return whether the unit may not start any more, and is told to stop if it runs."""
-        return self.reason is not None and not (unit.is_teardown and self.spares_teardowns)
-
 
 def stop(run: RunState, reason: Reason, cause: str, *, interrupts: bool, broken: bool) -> None:
     """End the run from outside its tasks; what comes later can only end its teardowns, too."""
@@ -54,10 +47,10 @@ def stop(run: RunState, reason: Reason, cause: str, *, interrupts: bool, broken:
     stopping.interrupts += interrupts
     if run.is_finished:
         return
-    if stopping.reason is None:
+    if run.stopping is None:
         if not (run.table.open or stopping.is_broken):
             return  # all tasks have ended by themselves, in this wake-up
-        stopping.reason, stopping.cause = reason, cause
+        run.stopping, stopping.cause = reason, cause
     elif spared == stopping.spares_teardowns:
         return
     else:
@@ -67,7 +60,7 @@ def stop(run: RunState, reason: Reason, cause: str, *, interrupts: bool, broken:
 
 def _end_units(run: RunState, cause: str) -> None:
     """Have no unit that the stop ends start, and tell those that run to stop."""
-    ends = run.stopped.ends
+    ends = run.is_ending
     run.table.clear_ready(spares_teardowns=run.stopped.spares_teardowns)
     told: list[int] = []
     for unit in run.table.active.values():
@@ -87,8 +80,8 @@ def _end_units(run: RunState, cause: str) -> None:
 def skip_rest(run: RunState, reason: Reason) -> None:
     """Skip what has not started, once all that ran before the stop has ended."""
     stopping, table = run.stopped, run.table
-    if stopping.has_skipped or table.committing or any(map(stopping.ends, table.active.values())):
+    if stopping.has_skipped or table.committing or any(map(run.is_ending, table.active.values())):
         return
     stopping.has_skipped = True
-    rest = [unit for unit in table.units if unit.phase in IDLE and stopping.ends(unit)]
+    rest = [unit for unit in table.units if unit.phase in IDLE and run.is_ending(unit)]
     run.skip(rest, reason, stopping.cause)

@@ -150,6 +150,7 @@ class UnitTable:
         "_at_rank",
         "_graph",
         "_rank",
+        "_waiting",
         "active",
         "changed",
         "committing",
@@ -169,6 +170,7 @@ class UnitTable:
         needs: Sequence[Needs],
     ) -> None:
         self._graph = graph
+        self._waiting = graph.teardowns.waiting
         self.needs = needs
         self.ready: dict[Needs, list[int]] = {}
         self.is_ready_changed = False
@@ -207,13 +209,13 @@ class UnitTable:
     def _tell_children(self, unit: Unit) -> list[Unit]:
         """Count a unit as an ended parent; return the children that have no other left."""
         status, units = unit.record.status, self.units
-        teardowns = self._graph.teardowns
         found: list[Unit] = []
         for number in self._graph.children[unit.number]:
             child = units[number]
             child.unmet -= 1
             if status is not TaskStatus.SUCCESS:
-                if child.is_teardown and unit.number not in teardowns.setups[number]:
+                setups = self._graph.teardowns.setups.get(number)
+                if setups is not None and unit.number not in setups:
                     pass  # that it has ended is enough
                 elif status is TaskStatus.OMITTED:
                     child.omitted += 1
@@ -221,10 +223,11 @@ class UnitTable:
                     child.bad += 1
             if not child.unmet and child.phase is _WAITING:
                 found.append(child)
-        for number in teardowns.waiting.get(unit.number, ()):
-            units[number].unmet -= 1
-            if not units[number].unmet and units[number].phase is _WAITING:
-                found.append(units[number])
+        if self._waiting:
+            for number in self._waiting.get(unit.number, ()):
+                units[number].unmet -= 1
+                if not units[number].unmet and units[number].phase is _WAITING:
+                    found.append(units[number])
         return found
 
     def make_ready(self, unit: Unit, now: float) -> None:
