@@ -1,4 +1,4 @@
-"""The program that ``test_killed_flows`` kills: ``killed_flows.py FILE NOTES DIES_AFTER``.
+"""What ``test_killed_flows`` kills: ``killed_flows.py FILE NOTES DIES_AFTER RECOVER``.
 
 It runs a DAG with rules, branches, omissions, priorities, limits, delays and teardowns, or goes on
 where the last process has died. It notes what happens as :class:`fault_programs.Notes` does.
@@ -133,14 +133,14 @@ def declare(engine: Engine, notes: Notes, *, is_first: bool) -> None:
                 raise ConnectionError
 
 
-def main(path: str, notes_path: str, dies_after: str) -> None:
+def main(path: str, notes_path: str, dies_after: str, recover: str) -> None:
     """Run the DAG, or go on; the process ends with 1 if the run has failed."""
     with open(notes_path, "a+", encoding="utf-8") as file:
         file.seek(0)
         is_first = '"failed"' not in file.read()
     notes = Notes(notes_path, int(dies_after))
     notes.add(what="up")
-    store = SqliteStateStore(path, synchronous="NORMAL")
+    store = SqliteStateStore(path, synchronous="NORMAL", recover=recover == "recover")
 
     def acknowledged(event: TaskSuccessEvent | TaskOmitEvent) -> None:
         notes.add(what="ack", task=event.task_name, kind=type(event).__name__)

@@ -29,9 +29,9 @@ SEEDS = 4
 Line = dict[str, Any]
 
 
-def go_on(path: Path, notes: Path, dies_after: int) -> int:
+def go_on(path: Path, notes: Path, dies_after: int, recover: str) -> int:
     """Run the program once; return how it has ended."""
-    command = [sys.executable, str(PROGRAM), str(path), str(notes), str(dies_after)]
+    command = [sys.executable, str(PROGRAM), str(path), str(notes), str(dies_after), recover]
     done = subprocess.run(command, capture_output=True, timeout=3 * WAIT_S, check=False)
     assert done.returncode in (0, 1, -signal.SIGKILL), done.stderr.decode()
     return done.returncode
@@ -72,7 +72,8 @@ def test_kill_at_any_point_keeps_what_was_acknowledged_and_every_rule(
             is_to_die = killed < min(spared, KILLS // SEEDS)
             # Near its end as often as anywhere, since teardowns come last.
             most = dice.choice([12, 45])
-            ended = go_on(path, notes, dice.randrange(2, most) if is_to_die else 0)
+            dies_after = dice.randrange(2, most) if is_to_die else 0
+            ended = go_on(path, notes, dies_after, dice.choice(["recover", "resume"]))
             killed += ended == -signal.SIGKILL
         lines = lines_of(notes)
         check_acknowledged(lines)

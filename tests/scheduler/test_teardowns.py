@@ -360,6 +360,47 @@ def test_close_waits_for_it(stored: MakeEngine, limit_s: float | None) -> None:
     assert pipeline.last()["drop"] == "SUCCESS"
 
 
+class SkippingLoop(asyncio.SelectorEventLoop):
+    """The real loop, but for seconds that a test skips."""
+
+    skipped_s = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.skipped_s
+
+
+def test_closing_waits_as_long_as_it_may_take(make_engine: MakeEngine) -> None:
+    config = SchedulerConfig(cancel_grace_s=0.0, hook_timeout_s=0.01)
+    engine = make_engine(config=config)
+    pipeline = Pipeline(engine)
+    pipeline.waiting = {"load"}
+    go = asyncio.Event()
+
+    @engine.task(name="drop", dag="d", teardown_of=["cluster"], replace=True, timeout_s=100.0)
+    async def drop() -> None:
+        pipeline.begun.set()
+        await go.wait()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, SkippingLoop)
+        handle = await pipeline.start()
+        closing = asyncio.create_task(engine.aclose())
+        assert await asyncio.to_thread(pipeline.begun.wait, WAIT_S)
+        loop.skipped_s = 100.0  # the usual wait is of some 10 s
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not closing.done()
+        go.set()
+        await closing
+        with pytest.raises(asyncio.CancelledError):
+            await handle
+
+    with asyncio.Runner(loop_factory=SkippingLoop) as runner:
+        runner.run(main())
+    assert pipeline.last()["drop"] == "SUCCESS"
+
+
 async def test_aclose_waits_for_it(stored: MakeEngine) -> None:
     engine = stored()
     pipeline = Pipeline(engine, timeout_s=None)
