@@ -570,6 +570,17 @@ def test_run_that_takes_too_long_is_stopped() -> None:
 
 
 @directed
+def test_delay_that_would_end_after_the_time_of_the_run_does_not_count() -> None:
+    run = Machine({"a": {"retries": 1}}, 7.0)
+    run.start()
+    run.failed(Failure("text", "line", retryable=True, delay_s=8.0))
+    run.now = 110.0  # a late wake-up, after both
+    assert run.apply(SlotsGranted({})) == ["save a SKIPPED for [0]"]
+    assert run.saved(0)[0] == "skip a.1"
+    assert run.stop() == []  # it has ended
+
+
+@directed
 def test_run_that_ends_when_its_time_is_up_has_not_timed_out() -> None:
     run = Machine(timeout_s=7.0)
     run.start()
