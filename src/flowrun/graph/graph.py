@@ -42,6 +42,7 @@ class Graph:
         dependency_names: The same by name.
         children: Numbers of the tasks that depend on a task, ascending.
         plans: How results and context are injected into a task's callable.
+        has_priorities: Whether a task has another priority than 0.
         is_async: Which tasks run on the event loop.
         lenient: Tasks that may run although a dependency of theirs has no result.
         targets: The targets of a sub-graph, ``None`` for a whole DAG.
@@ -56,6 +57,7 @@ class Graph:
         "children",
         "dag_name",
         "dependency_names",
+        "has_priorities",
         "index",
         "is_async",
         "lenient",
@@ -92,6 +94,7 @@ class Graph:
             for number, spec in enumerate(specs)
             if spec.trigger_rule is not TriggerRule.ALL_SUCCESS
         ).union(self.teardowns.setups)
+        self.has_priorities = any([spec.priority for spec in specs])
         signatures = [spec.signature for spec in specs]
         # Many tasks share a few signatures, so what depends on a signature alone is computed once.
         distinct = set(signatures)

@@ -107,7 +107,8 @@ class Attempts:
             seen.first_run_id = run.first_run_id
         names = self._graph.dependency_names[number]
         if names:
-            seen.upstream = (names, self._upstream_statuses(number))
+            statuses = self._upstream_statuses(number) if number in self._graph.lenient else None
+            seen.upstream = (names, statuses)
         arguments, variables = self._arguments(number), self._variables.copy()
         if self._graph.is_async[number]:
             on_loop = AsyncAttempt(number, spec, seen, arguments, variables, services)
@@ -127,9 +128,7 @@ class Attempts:
             attempt.started_at = None
             self._report(attempt, attempt.failed(_refusal(error, spec.executor)))
 
-    def _upstream_statuses(self, number: int) -> list[str] | None:
-        if number not in self._graph.lenient:
-            return None
+    def _upstream_statuses(self, number: int) -> list[str]:
         units = self._state.table.units
         return [str(units[parent].record.status) for parent in self._graph.parents[number]]
 

@@ -118,7 +118,7 @@ class Run:
             graph,
             record,
             dict(values),
-            [limits.needs(spec.uses) for spec in graph.specs],
+            limits.needs_of(graph.specs),
             partial(self._limits.exchange, self),
             self._limits.pause,
             _settings(*about, values, self._notifier, self._begun_at, options, stand_ins or {}),

@@ -186,7 +186,7 @@ class UnitTable:
         ]
         self._rank: Sequence[int] = range(len(self.units))
         self._at_rank: Sequence[int] = self._rank
-        if any(spec.priority for spec in graph.specs):
+        if graph.has_priorities:
             self._at_rank = sorted(self._rank, key=lambda each: -graph.specs[each].priority)
             self._rank = sorted(self._rank, key=self._at_rank.__getitem__)
         for number, waits in graph.teardowns.waits.items():
