@@ -94,7 +94,7 @@ class Graph:
             for number, spec in enumerate(specs)
             if spec.trigger_rule is not TriggerRule.ALL_SUCCESS
         ).union(self.teardowns.setups)
-        self.has_priorities = any([spec.priority for spec in specs])
+        self.has_priorities = any(spec.priority for spec in specs)
         signatures = [spec.signature for spec in specs]
         # Many tasks share a few signatures, so what depends on a signature alone is computed once.
         distinct = set(signatures)
