@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 from unittest.mock import Mock
 
@@ -48,13 +46,6 @@ class Job:
         def load(extract: list[int]) -> str:
             self.ran.append("load")
             return f"loaded {extract}"
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Iterator[SqliteStateStore]:
-    """Return a store in a file, which is closed after the engine."""
-    with contextlib.closing(SqliteStateStore(tmp_path / "runs.db")) as store:
-        yield store
 
 
 @pytest.mark.parametrize("durable", [False, True])

@@ -497,6 +497,59 @@ def test_ctrl_c_lets_it_run_and_the_second_one_ends_it(times: str, status: str) 
             child.kill()
 
 
+async def test_mapped_tasks_are_set_up_and_used_as_a_whole(stored: MakeEngine) -> None:
+    engine = stored()
+    calls: list[str] = []
+    failing = {2}
+    engine.task(name="numbers", dag="d")(lambda: [1, 2, 3])
+
+    @engine.task(dag="d", map_over="numbers")
+    def table(numbers: int) -> str:
+        calls.append(f"create {numbers}")
+        return f"table {numbers}"
+
+    @engine.task(dag="d", map_over="numbers", deps=["table"])
+    def load(numbers: int) -> None:
+        calls.append(f"load {numbers}")
+        if numbers in failing:
+            raise ValueError
+
+    @engine.task(dag="d", teardown_of=["table"])
+    def drop(table: list[str]) -> None:
+        calls.append(f"drop {table}")
+
+    report = await engine.start("d")
+    assert statuses(report)["load"] == "FAILED"
+    dropped = "drop ['table 1', 'table 2', 'table 3']"
+    assert (calls.count(dropped), calls[-1]) == (1, dropped)
+    failing.clear()
+    calls.clear()
+    run_id = await asyncio.wait_for(engine.resume(report["run_id"]), WAIT_S)
+    assert set(statuses(engine.get_run_report(run_id)).values()) == {"SUCCESS"}
+    # All that was torn down is set up again, and of its users only what has not succeeded runs.
+    assert sorted(calls[:3]) == ["create 1", "create 2", "create 3"]
+    assert calls[3:] == ["load 2", dropped]
+
+
+async def test_stop_skips_items_and_then_tears_down(stored: MakeEngine) -> None:
+    engine = stored(max_parallel=1)
+    pipeline = Pipeline(engine)
+    engine.task(name="numbers", dag="d")(lambda: [1, 2, 3])
+    pipeline.waiting = {"load"}
+
+    @engine.task(name="load", dag="d", map_over="numbers", deps=["cluster"], replace=True)
+    async def load(numbers: int) -> None:
+        await pipeline.work("load")
+
+    handle = await pipeline.start()
+    handle.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(handle, WAIT_S)
+    found = pipeline.last()
+    assert (found["load"], found["drop"]) == ("FAILED", "SUCCESS")
+    assert pipeline.calls[-1] == "drop cluster 1"
+
+
 # -- resuming -------------------------------------------------------------------------------------
 
 
@@ -649,6 +702,7 @@ async def test_report_names_what_is_torn_down(stored: MakeEngine) -> None:
         ({"teardown_of": [3]}, "a dependency is a task's name or a decorated callable, not 3"),
         ({"teardown_of": ["b"]}, "it depends on itself; remove it from its own teardown_of"),
         ({"teardown_of": ["a"], "trigger_rule": "all_done"}, "has a rule of its own"),
+        ({"teardown_of": ["a"], "map_over": "a"}, "a mapped task cannot be a teardown"),
     ],
 )
 def test_wrong_declaration_is_refused(

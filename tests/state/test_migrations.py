@@ -365,7 +365,7 @@ def test_file_with_one_step_more_is_a_newer_one(path: Path) -> None:  # D4
     open_with(path, statements("CREATE TABLE more (x)"))
     before = path.read_bytes()
     for open_it in (SqliteStateStore, SqliteStateStore.open_readonly):
-        with pytest.raises(StoreFileError, match="a newer flowrun wrote it .schema 6, .* knows 5"):
+        with pytest.raises(StoreFileError, match="a newer flowrun wrote it .schema 7, .* knows 6"):
             open_it(path)
     assert path.read_bytes() == before
 

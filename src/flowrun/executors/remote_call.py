@@ -25,6 +25,8 @@ class Facts(NamedTuple):
     timeout_s: float | None
     upstream: tuple[Sequence[str], Sequence[str] | None] = ((), None)
     first_run_id: str | None = None
+    item: int | None = None
+    item_key: str | None = None
 
 
 class Reply(NamedTuple):
@@ -74,6 +76,7 @@ class RemoteCall:
         deadline = None if facts.timeout_s is None else started + facts.timeout_s
         attempt = Attempt(*facts[:4], deadline)
         attempt.upstream, attempt.first_run_id = facts.upstream, facts.first_run_id
+        attempt.item, attempt.item_key = facts.item, facts.item_key
         token = CURRENT.set(attempt)
         try:
             value = self.function(*self.args, **self.kwargs)

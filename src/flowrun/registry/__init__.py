@@ -2,6 +2,7 @@
 
 from flowrun.registry.annotations import unresolved_annotation
 from flowrun.registry.declaring import Declaring, TaskTemplate
+from flowrun.registry.map_spec import MapSpec
 from flowrun.registry.names import validate_name
 from flowrun.registry.params import Param, Parameter, stored_param
 from flowrun.registry.signature import UPSTREAM, Signature, inspect_callable
@@ -20,6 +21,7 @@ __all__ = [
     "UPSTREAM",
     "Declaring",
     "Dependency",
+    "MapSpec",
     "Param",
     "Parameter",
     "Signature",

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, cast
 
 from flowrun.errors import TaskDefinitionError, TaskTypeError, close_match
 from flowrun.policy import NO_RETRIES, RetryPolicy, checked_retries, checked_timeout
+from flowrun.registry.map_spec import checked_mapping
 from flowrun.registry.names import validate_name
 from flowrun.registry.signature import UPSTREAM, inspect_callable
 
 if TYPE_CHECKING:
+    from flowrun.registry.map_spec import MapKey, MapSpec
     from flowrun.registry.signature import Signature
 
 DEFAULT_TIMEOUT_S = 30.0
@@ -60,6 +62,15 @@ class TemplateOptions(TypedDict, total=False):
             a name that is taken.
         uses: The engine's limits that every attempt uses: their names, or a dict of names and
             weights.
+        map_over: A dependency, or several of equal length: the task runs once for each element of
+            its result, a list, a tuple or a dict (an element is then a pair), and what depends on
+            the task is given the list of what these items have returned.
+        max_items: How many items of the task run at once at most; no bound of its own by default.
+        map_errors: ``"collect"``: the task succeeds whatever has become of its items, and leaves
+            out those that have failed. ``"fail"``, the default: it fails if an item does.
+        map_key: A function that returns a ``str`` or an ``int`` which identifies an element, so
+            that a resume knows it again wherever it stands. By default an element is the same if
+            its place and its stored form are.
     """
 
     dag: str | None
@@ -74,6 +85,10 @@ class TemplateOptions(TypedDict, total=False):
     trigger_rule: str
     replace: bool
     uses: Iterable[str] | Mapping[str, int] | None
+    map_over: Dependency | Iterable[Dependency] | None
+    max_items: int | None
+    map_errors: str
+    map_key: MapKey | None
 
 
 class TaskOptions(TemplateOptions, total=False):
@@ -94,6 +109,7 @@ class TaskSpec:
         function: The callable as it was declared.
         deps: Dependencies as declared: names or callables.
         signature: How results and context are injected.
+        mapping: How it is mapped; ``None`` if it is not.
     """
 
     name: str
@@ -110,6 +126,7 @@ class TaskSpec:
     trigger_rule: TriggerRule = TriggerRule.ALL_SUCCESS
     is_branch: bool = False
     uses: tuple[tuple[str, int], ...] = ()
+    mapping: MapSpec | None = None
     teardown_of: tuple[Dependency, ...] = ()
 
     @property
@@ -183,6 +200,8 @@ def make_spec(
     try:
         _check_teardown(setups, options, is_branch=is_branch)
         _checked_flag("replace", options.get("replace", False))
+        rule = _checked_rule(options.get("trigger_rule", TriggerRule.ALL_SUCCESS))
+        is_all_success = rule is TriggerRule.ALL_SUCCESS
         return TaskSpec(
             name,
             functools.partial(function, **bound) if bound else function,
@@ -195,9 +214,10 @@ def make_spec(
             signature,
             _checked_flag("copy_inputs", options.get("copy_inputs", False)),
             _checked_priority(options.get("priority", 0)),
-            _checked_rule(options.get("trigger_rule", TriggerRule.ALL_SUCCESS)),
+            rule,
             is_branch,
             _checked_uses(options.get("uses")),
+            checked_mapping(options, is_branch=is_branch, is_all_success=is_all_success),
             setups,
         )
     except TypeError as error:
@@ -278,6 +298,9 @@ def _check_teardown(
         return
     if not setups:
         msg = "teardown_of is empty, a teardown of nothing; name the tasks that it tears down"
+        raise ValueError(msg)
+    if options.get("map_over") is not None:
+        msg = "a mapped task cannot be a teardown; it is given all results of what it tears down"
         raise ValueError(msg)
     if is_branch:
         msg = "a branch cannot be a teardown; remove teardown_of, or declare it with task()"

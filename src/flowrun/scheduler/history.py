@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from flowrun.errors import DamagedRecordError, UnknownRunError, listed
 from flowrun.scheduler.notifier import Notifier
-from flowrun.state import Reason, RunQuery, RunStatus, TaskStatus
+from flowrun.state import Reason, RunQuery, RunStatus, TaskStatus, items_by_task
 
 if TYPE_CHECKING:
     from flowrun.scheduler.lifecycle import Lifecycle
@@ -36,15 +36,17 @@ class History:
         if unsaved is not None:
             return unsaved
         alive = self._lifecycle.find(run_id)
-        running = {} if alive is None else alive[0].running()
+        running = [] if alive is None else alive[0].running()
         run = self._store.load_run(run_id, results=results)
         # The store learns of a start when the attempt has run for a while.
-        started = {
-            name: task
-            for name, task in running.items()
-            if run.tasks[name].status is TaskStatus.PENDING
-        }
-        return run._replace(tasks={**run.tasks, **started}) if started else run
+        tasks, items = dict(run.tasks), dict(run.items)
+        for task in running:
+            if task.item is None and tasks[task.name].status is TaskStatus.PENDING:
+                tasks[task.name] = task
+        for name, started in items_by_task(running).items():
+            known = {item.item: item for item in (*started, *items.get(name, ()))}
+            items[name] = sorted(known.values(), key=lambda item: item.item or 0)
+        return run._replace(tasks=tasks, items=items)
 
     def list_runs(
         self,

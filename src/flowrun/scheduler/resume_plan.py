@@ -38,12 +38,15 @@ class ResumePlan(NamedTuple):
         dag_name: The DAG.
         tasks: Every task of the new run, in topological order.
         dropped: Tasks of the old run that the DAG no longer has.
+        keeps_items: The mapped tasks that run and keep those of their items that are done, as far
+            as their elements are the same.
     """
 
     run_id: str
     dag_name: str
     tasks: dict[str, PlannedTask]
     dropped: list[str]
+    keeps_items: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         """Return the plan as a table to read."""
@@ -147,16 +150,48 @@ def plan_resume(
         for name, why in zip(graph.names, reasons, strict=True)
     }
     dropped = [name for name in old.tasks if name not in graph.index]
-    return ResumePlan(old.run_id, graph.dag_name, tasks, dropped)
+    kept = frozenset(
+        graph.names[number]
+        for number in graph.map_sources
+        if number not in again and _keeps_items(graph, number, old, reasons, params, unreadable)
+    )
+    return ResumePlan(old.run_id, graph.dag_name, tasks, dropped, kept)
+
+
+def _keeps_items(  # noqa: PLR0913 - what a plan is made of
+    graph: Graph,
+    number: int,
+    old: RunRecord,
+    reasons: Sequence[str | None],
+    params: Mapping[str, object],
+    unreadable: Collection[str],
+) -> bool:
+    """Return whether a mapped task that runs may keep items.
+
+    All else that it is given must be as it was. Each element of what it is mapped over is compared
+    by itself.
+    """
+    before, name = old.tasks.get(graph.names[number]), graph.names[number]
+    if reasons[number] is None or before is None or name in unreadable:
+        return False
+    if set(graph.dependency_names[number]) != set(before.deps) or _is_torn_down(graph, number, old):
+        return False
+    whole = set(graph.parents[number]).difference(graph.map_sources[number])
+    if any(_runs_anew(reasons[parent]) for parent in whole):
+        return False
+    return _why_given_anew(graph, number, old, params) is None
 
 
 def take_over(record: RunRecord, graph: Graph, old: RunRecord, plan: ResumePlan) -> RunRecord:
     """Return a new run with the tasks that it keeps of the old one."""
     tasks = dict(record.tasks)
+    items: dict[str, Sequence[TaskRecord]] = {}
     for number, name in enumerate(graph.names):
         if plan.tasks[name].action == "keep":
             tasks[name] = old.tasks[name]._replace(deps=graph.dependency_names[number])
-    return record._replace(resumed_from=old.run_id, tasks=tasks)
+            if name in old.items:
+                items[name] = old.items[name]
+    return record._replace(resumed_from=old.run_id, tasks=tasks, items=items)
 
 
 def inputs_to_load(graph: Graph, old: RunRecord, plan: ResumePlan) -> list[str]:
@@ -262,11 +297,11 @@ def _gone(
             continue
         result, is_user = before.result, parent not in setups or is_set_up_again
         if is_user and _is_torn_down(graph, parent, old):
-            yield parent, "it was torn down"
+            yield parent, _TORN_DOWN
         elif parent not in inputs:
             continue
-        elif result is NoResult.RELEASED or result is NoResult.ABSENT:
-            yield parent, "its result was released"
+        elif result in (NoResult.RELEASED, NoResult.ABSENT) or _has_released(before, old):
+            yield parent, _RELEASED
         elif before.name in unreadable:
             yield parent, "another serializer has written its result"
 
@@ -275,6 +310,23 @@ def _is_torn_down(graph: Graph, number: int, old: RunRecord) -> bool:
     """Return whether a teardown of what a task has set up has begun."""
     teardowns = [graph.names[each] for each in graph.teardowns.of.get(number, ())]
     return any(name in old.tasks and old.tasks[name].attempt > 0 for name in teardowns)
+
+
+_RELEASED = "its result was released"
+_TORN_DOWN = "it was torn down"
+
+
+def _runs_anew(reason: str | None) -> bool:
+    """Return whether a task runs for another reason than to make a released result again (S2)."""
+    return reason is not None and not reason.startswith((_RELEASED, _TORN_DOWN))
+
+
+def _has_released(task: TaskRecord, old: RunRecord) -> bool:
+    """Return whether the result of any item is gone."""
+    if task.result is not NoResult.ITEMS:
+        return False
+    done = [item for item in old.items.get(task.name, ()) if item.status is TaskStatus.SUCCESS]
+    return any(item.result is NoResult.RELEASED for item in done)
 
 
 def _inputs(graph: Graph, number: int) -> Sequence[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flowrun.scheduler.attempt_rules import fail_lingering
+from flowrun.scheduler.mapping import conclude
 from flowrun.scheduler.messages import Stop
 from flowrun.scheduler.units import IDLE, Phase
 
@@ -85,3 +86,5 @@ def skip_rest(run: RunState, reason: Reason) -> None:
     stopping.has_skipped = True
     rest = [unit for unit in table.units if unit.phase in IDLE and run.is_ending(unit)]
     run.skip(rest, reason, stopping.cause)
+    for each in table.maps.values():
+        conclude(run, each)

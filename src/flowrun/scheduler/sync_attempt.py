@@ -187,6 +187,8 @@ class PoolAttempt(SyncAttempt):
             self.spec.timeout_s,
             seen.upstream,
             seen.first_run_id,
+            seen.item,
+            seen.item_key,
         )
         args, kwargs = self.arguments
         return RemoteCall(self.spec.function, args, kwargs, facts)

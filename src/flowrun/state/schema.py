@@ -138,6 +138,12 @@ ALTER TABLE tasks ADD COLUMN data_checksum INTEGER;
 ALTER TABLE runs ADD COLUMN params TEXT;
 ALTER TABLE runs ADD COLUMN overridden TEXT
 """),
+    # Step 6: items of mapped tasks, which have rows like tasks, after those of the run's tasks.
+    statements("""
+ALTER TABLE tasks ADD COLUMN item INTEGER;
+ALTER TABLE tasks ADD COLUMN item_key TEXT;
+ALTER TABLE tasks ADD COLUMN items INTEGER
+"""),
 )
 """The n-th step leads from version n - 1 to version n; a new file takes all of them.
 
@@ -150,14 +156,16 @@ _VIEWS = (
         3,
         statements("""
 CREATE TEMP VIEW tasks AS SELECT *, earlier AS earlier_attempts, NULL AS serializer,
-    NULL AS data, NULL AS data_checksum FROM main.tasks;
+    NULL AS data, NULL AS data_checksum, NULL AS item, NULL AS item_key, NULL AS items
+    FROM main.tasks;
 CREATE TEMP VIEW plans AS SELECT NULL AS run, NULL AS tasks, NULL AS checksum WHERE FALSE
 """),
     ),
     (
         4,
         statements("""
-CREATE TEMP VIEW IF NOT EXISTS tasks AS SELECT *, earlier AS earlier_attempts FROM main.tasks;
+CREATE TEMP VIEW IF NOT EXISTS tasks AS SELECT *, earlier AS earlier_attempts, NULL AS item,
+    NULL AS item_key, NULL AS items FROM main.tasks;
 CREATE TEMP VIEW runs AS SELECT *, NULL AS started_by, NULL AS params, NULL AS overridden
     FROM main.runs;
 CREATE TEMP VIEW attempts AS SELECT NULL AS run, NULL AS place, NULL AS number, NULL AS ready_at,
@@ -169,6 +177,13 @@ CREATE TEMP VIEW attempts AS SELECT NULL AS run, NULL AS place, NULL AS number, 
         5,
         statements("""
 CREATE TEMP VIEW IF NOT EXISTS runs AS SELECT *, NULL AS params, NULL AS overridden FROM main.runs
+"""),
+    ),
+    (
+        6,
+        statements("""
+CREATE TEMP VIEW IF NOT EXISTS tasks AS SELECT *, NULL AS item, NULL AS item_key, NULL AS items
+    FROM main.tasks
 """),
     ),
 )
