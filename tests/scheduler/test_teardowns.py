@@ -586,6 +586,43 @@ async def test_resume_does_not_set_up_again_for_what_does_not_name_the_setup(
     assert pipeline.calls == ["report"]
 
 
+@pytest.mark.parametrize("why", ["torn down", "released"])
+async def test_resume_keeps_what_was_kept_while_something_was_made_again(
+    stored: MakeEngine, why: str
+) -> None:  # S1 S2
+    engine = stored()
+    calls: list[str] = []
+    failing = {"late"}
+    options: dict[str, Any] = {"retain_result": why != "released"}
+
+    def declare(name: str, work: Callable[..., object], **more: Any) -> None:
+        def called(**upstream: object) -> object:
+            calls.append(name)
+            if name in failing:
+                raise ValueError
+            return work(**upstream)
+
+        engine.task(name=name, dag="d", **more)(called)
+
+    declare("origin", lambda **_: 1, **options)
+    declare("source", lambda **_: 1, deps=["origin"], **options)
+    declare("early", lambda **_: 1, deps=["source"])
+    declare("late", lambda **_: 1, deps=["source", "early"])
+    if why == "torn down":
+        engine.task(name="undo", dag="d", teardown_of=["source", "origin"])(lambda: None)
+    run_id = await engine.run_once("d")
+    failing.clear()
+    for broken in ("origin", "source"):
+        failing.add(broken)
+        run_id = await engine.resume(run_id)
+        failing.clear()
+    calls.clear()
+    run_id = await engine.resume(run_id)
+    assert engine.get_run_report(run_id)["status"] == "SUCCESS"
+    # What was set up in the run before has not been torn down; what was released is gone.
+    assert calls == [*(["origin"] if why == "released" else []), "source", "late"]
+
+
 async def test_resume_repeats_a_failed_teardown_of_what_was_set_up(stored: MakeEngine) -> None:
     pipeline = Pipeline(stored())
     pipeline.failing = {"drop"}

@@ -137,13 +137,14 @@ def plan_resume(
     checkpoints = {graph.number(name) for name in from_tasks or ()}
     again = graph.descendants(checkpoints)
     reasons: list[str | None] = []
+    undone: set[int] = set()
     for number in range(len(graph)):
         if number in checkpoints:
             reasons.append("named to run again")
         elif number in again:
             reasons.append("depends on a task named to run again")
         else:
-            reasons.append(_why_again(graph, number, old, reasons, params))
+            reasons.append(_why_again(graph, number, old, reasons, undone, params))
     _add_makers(graph, old, reasons, unreadable)
     tasks = {
         name: PlannedTask("run", why) if why is not None else _kept(old.tasks[name])
@@ -153,7 +154,8 @@ def plan_resume(
     kept = frozenset(
         graph.names[number]
         for number in graph.map_sources
-        if number not in again and _keeps_items(graph, number, old, reasons, params, unreadable)
+        if number not in again
+        and _keeps_items(graph, number, old, reasons, undone, params, unreadable)
     )
     return ResumePlan(old.run_id, graph.dag_name, tasks, dropped, kept)
 
@@ -163,6 +165,7 @@ def _keeps_items(  # noqa: PLR0913 - what a plan is made of
     number: int,
     old: RunRecord,
     reasons: Sequence[str | None],
+    undone: Collection[int],
     params: Mapping[str, object],
     unreadable: Collection[str],
 ) -> bool:
@@ -177,7 +180,7 @@ def _keeps_items(  # noqa: PLR0913 - what a plan is made of
     if set(graph.dependency_names[number]) != set(before.deps) or _is_torn_down(graph, number, old):
         return False
     whole = set(graph.parents[number]).difference(graph.map_sources[number])
-    if any(_runs_anew(reasons[parent]) for parent in whole):
+    if any(_runs_anew(reasons[parent]) and parent not in undone for parent in whole):
         return False
     return _why_given_anew(graph, number, old, params) is None
 
@@ -215,30 +218,50 @@ def _kept(task: TaskRecord) -> PlannedTask:
 _WORDS = {TaskStatus.FAILED: "had failed", TaskStatus.SKIPPED: "was skipped"}
 
 
-def _why_again(
+def _why_again(  # noqa: PLR0913 - what a plan is made of
     graph: Graph,
     number: int,
     old: RunRecord,
     reasons: Sequence[str | None],
+    undone: set[int],
     params: Mapping[str, object],
 ) -> str | None:
     """Return why a task runs again (S3), given the reasons of its parents; ``None`` to keep it.
 
     A parent that runs only to make a released result again (S2) has no reason yet: its new result
-    counts as the old one.
+    counts as the old one. The old run may have ended before it did that. Then it has kept what had
+    succeeded from the released result, which tells such a parent, one of ``undone``, from others.
     """
     before = old.tasks.get(graph.names[number])
     if before is None:
         return "new in the DAG"
-    if before.status not in (TaskStatus.SUCCESS, TaskStatus.OMITTED):
-        return _WORDS.get(before.status, "had not ended")
+    changed = _why_changed(graph, number, before, old, reasons, undone, params)
+    if before.status in (TaskStatus.SUCCESS, TaskStatus.OMITTED):
+        return changed
+    if changed is None:
+        undone.add(number)
+    return _WORDS.get(before.status, "had not ended")
+
+
+def _why_changed(  # noqa: PLR0913 - what a plan is made of
+    graph: Graph,
+    number: int,
+    before: TaskRecord,
+    old: RunRecord,
+    reasons: Sequence[str | None],
+    undone: Collection[int],
+    params: Mapping[str, object],
+) -> str | None:
     if set(graph.dependency_names[number]) != set(before.deps):
         return "its dependencies have changed"
     if graph.teardowns.names.get(before.name, ()) != before.teardown_of:
         return "what it tears down has changed"
     # What a teardown waits for, but does not tear down, is no reason to tear down again.
+    follows = before.status is TaskStatus.OMITTED or (
+        before.status is TaskStatus.SUCCESS and number in graph.lenient
+    )
     for parent in graph.teardowns.setups.get(number, graph.parents[number]):
-        if reasons[parent] is not None:
+        if reasons[parent] is not None and (follows or parent not in undone):
             return f"depends on {graph.names[parent]!r}, which runs again"
     return _why_given_anew(graph, number, old, params)
 
