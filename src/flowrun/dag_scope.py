@@ -92,7 +92,8 @@ class DagScope(Declaring):
         from flowrun.render import chosen, shown_dag  # noqa: PLC0415 - drawing is for notebooks
 
         try:
-            bundle = shown_dag(self.name, self._engine.graph(self.name).deps())
+            graph = self._engine.graph(self.name)
+            bundle = shown_dag(self.name, graph.deps(), graph.teardowns.names)
         except FlowrunError as error:
             bundle = {"text/plain": f"{self!r}: {error}"}
         return chosen(bundle, include, exclude)

@@ -308,9 +308,13 @@ class Engine(Declaring):
         report = None if run_id is None else self.get_run_report(run_id, results=False)
         if report is not None and report["targets"] is not None:
             deps = {name: task["deps"] for name, task in report["tasks"].items()}
+            teardowns = None
         else:
-            deps = self.graph(dag_name).deps()
-        return render.graph_text(dag_name, deps, style=style, report=report, ascii_only=ascii_only)
+            graph = self.graph(dag_name)
+            deps, teardowns = graph.deps(), graph.teardowns.names
+        return render.graph_text(
+            dag_name, deps, style=style, report=report, teardowns=teardowns, ascii_only=ascii_only
+        )
 
     def get_run_report(self, run_id: str, *, results: bool = True) -> RunReport:
         """Return the report of a run; see :class:`flowrun.report.RunReport`.

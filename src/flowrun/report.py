@@ -81,6 +81,8 @@ class TaskReport(TypedDict):
     A mapped task has ``items``, one report for each item in their order, and ``item_counts``, their
     number by status; of other tasks both are ``None``. It has no attempt of its own: ``attempt`` is
     the highest of its items, and ``result`` the list of their results.
+
+    ``teardown_of`` names those of ``deps`` that the task tears down.
     """
 
     status: TaskStatusName
@@ -106,6 +108,7 @@ class TaskReport(TypedDict):
     encoded_at: float | None
     saving_s: float | None
     why_run: str | None
+    teardown_of: list[str]
 
 
 class RunReport(TypedDict):
@@ -218,6 +221,7 @@ def _task_report(
         "encoded_at": task.encoded_at,
         "saving_s": saving_s,
         "why_run": task.why_run,
+        "teardown_of": list(task.teardown_of),
     }
 
 

@@ -76,6 +76,7 @@ def task(deps: Sequence[str] = (), *attempts: AttemptReport, **fields: Any) -> T
         "encoded_at": None,
         "saving_s": None,
         "why_run": None,
+        "teardown_of": [],
     }
     made.update(fields)  # type: ignore[typeddict-item]
     return made

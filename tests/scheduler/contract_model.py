@@ -10,6 +10,9 @@ how each task ends. Written from the contract and the promises, not from the cod
   on ends first, and then the rule says whether it runs, is SKIPPED or OMITTED.
 - A task that says so is OMITTED, and so is what a branch has not chosen.
 - After a stop nothing starts. What ran is FAILED, what had not started is SKIPPED (R2).
+- A teardown runs once all that depends on its setups, and its own dependencies, have ended, if its
+  setups succeeded. A stop does not end it, but the second interrupt and a broken store do. Its
+  start is saved before its code begins.
 - A task that outlives its timeout is abandoned. Its retry waits for the code to end, at most as
   long again as the timeout (A2).
 - An outcome counts, and is reported, once the store has answered (D8).
@@ -70,6 +73,7 @@ class Task:
         self.reasons: list[Reason | None] = []  # of its ended attempts
         self.begins: list[float] = []  # of their code, as far as the run knows (A1)
         self.running = False
+        self.start_saved: bool | None = None  # unless its start has not to be saved, or is
         self.begun_at = 0.0  # the code of its attempt
         self.times_out_from: float | None = None
         self.told = ""  # "timeout" or "stop", once its attempt was told to stop
@@ -136,15 +140,24 @@ class ContractModel:
         self.run_timeout_at = run_timeout_at
         self.stopped: Reason | None = None
         self.broken = False
+        self.interrupts = 0
+        self.setups = [
+            [self.graph.index[str(name)] for name in spec.teardown_of] for spec in graph.specs
+        ]
         self.now = 0.0
         self.reports: dict[int, list[Told]] = {}
         self.told_of_stop: set[int] = set()  # who must be told in this step
         self.asked_for: list[int] = []  # for whom the cache must be asked in this step
+        self.saved_starts: list[int] = []  # of teardowns, in this step
 
     def begin(self) -> None:
-        """Decide about the tasks whose dependencies were all carried over."""
+        """Decide about the tasks that depend on those that were carried over."""
         for number, task in enumerate(self.tasks):
-            if task.pending:
+            branches = [self.tasks[parent].follows for parent in self.graph.parents[number]]
+            is_chosen = all(follows is None or number in follows for follows in branches)
+            if task.pending and not is_chosen and not self.setups[number]:
+                task.saving = Outcome(OMITTED, Reason.NOT_CHOSEN)
+            elif task.pending:
                 self.judge(number)
 
     # -- one step ----------------------------------------------------------------------------
@@ -163,28 +176,59 @@ class ContractModel:
                 self.fail_waiting(number)
         if self.run_timeout_at is not None and self.run_timeout_at <= now:
             self.stop(Reason.RUN_TIMED_OUT)
-        if self.stopped is not None and not any(t.running or t.saving for t in self.tasks):
-            for task in self.tasks:
-                if task.pending:
+        starts = [number for number in self.saved_starts if self.begins_after_save(number)]
+        self.saved_starts = []
+        if self.stopped is not None and not self.holds_up_skips:
+            for number, task in enumerate(self.tasks):
+                if task.pending and self.ends(number):
                     task.saving = Outcome(SKIPPED, self.stopped)
         left = slots.copy()
-        starts: list[int] = []
         for number in self.startable():
             if left[self.needs[number]] > 0:
                 left[self.needs[number]] -= 1
-                starts.append(number)
+                self.take_slot(number)
+                if self.setups[number]:
+                    self.tasks[number].start_saved = False
+                else:
+                    starts.append(number)
         for number in starts:
-            self.start(number)
+            self.report(number, Told("start", self.tasks[number].attempt))
         return starts
+
+    @property
+    def holds_up_skips(self) -> bool:
+        """Whether something that a stop ends still runs, or an outcome is not saved."""
+        return any(
+            task.saving or (task.running and self.ends(number))
+            for number, task in enumerate(self.tasks)
+        )
+
+    def begins_after_save(self, number: int) -> bool:
+        """Return whether a teardown whose start was saved begins; else it does not start."""
+        task = self.tasks[number]
+        is_saved, task.start_saved = task.start_saved, None
+        if is_saved and not self.ends(number):
+            return True
+        task.running = False
+        task.attempt -= 1
+        return False
+
+    def ends(self, number: int) -> bool:
+        """Return whether the run was stopped, and a task is not spared."""
+        is_spared = self.setups[number] and self.spares_teardowns
+        return self.stopped is not None and not is_spared
+
+    @property
+    def spares_teardowns(self) -> bool:
+        return not self.broken and self.interrupts < 2
 
     def startable(self) -> list[int]:
         """Return the tasks that may start now: by priority, then in the graph's order."""
-        if self.stopped is not None:
-            return []
         found = [
             number
             for number, task in enumerate(self.tasks)
             if task.pending
+            and not self.ends(number)
             and task.retry_at <= self.now
             and task.waits_for_code_until is None
             and not task.looks_up
@@ -194,10 +238,11 @@ class ContractModel:
 
     def rule_says(self, number: int) -> str:
         """Return what the trigger rule of a task says: wait, run, SKIPPED or OMITTED."""
-        outcomes = [self.tasks[parent].outcome for parent in self.graph.parents[number]]
-        statuses = [outcome.status for outcome in outcomes if outcome is not None]
-        if len(statuses) < len(outcomes):
+        if any(self.tasks[each].outcome is None for each in self.comes_after(number)):
             return "wait"
+        judged = self.setups[number] or self.graph.parents[number]
+        outcomes = [self.tasks[parent].outcome for parent in judged]
+        statuses = [outcome.status for outcome in outcomes if outcome is not None]
         rule = str(self.graph.specs[number].trigger_rule)
         bad = FAILED in statuses or SKIPPED in statuses
         good = SUCCESS in statuses
@@ -213,11 +258,21 @@ class ContractModel:
             return "run"
         return SKIPPED if bad and rule != "one_failed" else OMITTED
 
+    def comes_after(self, number: int) -> list[int]:
+        """Return what has to end before a task can be judged."""
+        users = [
+            child
+            for setup in self.setups[number]
+            for child in self.graph.children[setup]
+            if setup not in self.setups[child]
+        ]
+        return [*self.graph.parents[number], *users]
+
     def succeeded(self, number: int) -> bool:
         outcome = self.tasks[number].outcome
         return outcome is not None and outcome.status == SUCCESS
 
-    def start(self, number: int) -> None:
+    def take_slot(self, number: int) -> None:
         task = self.tasks[number]
         task.running = True
         task.encoding = False
@@ -225,7 +280,6 @@ class ContractModel:
         task.told, task.answered, task.overdue, task.given_up_at = "", False, False, None
         task.begun_at = self.now
         task.times_out_from = None
-        self.report(number, Told("start", task.attempt))
 
     def is_overdue(self, number: int) -> bool:
         """Return whether the time of an attempt is up (A1), and it was not told before."""
@@ -246,8 +300,8 @@ class ContractModel:
         match event:
             case SlotsGranted():
                 pass
-            case StopRequested(reason=reason, broken=broken):
-                self.stop(reason, broken=broken)
+            case StopRequested(reason=reason, broken=broken, interrupts=interrupts):
+                self.stop(reason, broken=broken, interrupts=interrupts)
             case Saved(units=units, refusals=refusals):
                 for number in units:
                     self.saved(number, (refusals or {}).get(number))
@@ -306,7 +360,7 @@ class ContractModel:
     def ended(self, number: int, task: Task, event: Succeeded | Failed) -> None:
         interrupted = isinstance(event, Failed) and event.failure.interrupts
         if interrupted:
-            self.stop(Reason.RUN_CANCELLED, but=number)
+            self.stop(Reason.RUN_CANCELLED, but=number, interrupts=True)
         task.begun_at = event.started_at or task.begun_at
         omits = isinstance(event, Failed) and event.failure.omits
         if task.told == "stop":
@@ -340,7 +394,7 @@ class ContractModel:
         task.running = False
         task.reasons.append(reason)
         task.begins.append(task.begun_at)
-        if failure is None or not failure.retryable or self.stopped is not None:
+        if failure is None or not failure.retryable or self.ends(number):
             task.saving = Outcome(FAILED, reason)
             return
         task.retry_delay_s = failure.delay_s
@@ -359,13 +413,21 @@ class ContractModel:
         task.waits_for_code_until = None
         task.saving = Outcome(FAILED, task.reasons[-1])
 
-    def stop(self, reason: Reason, but: int = -1, *, broken: bool = False) -> None:
+    def stop(
+        self, reason: Reason, but: int = -1, *, broken: bool = False, interrupts: bool = False
+    ) -> None:
+        spared = self.spares_teardowns
         self.broken = self.broken or broken
-        if self.stopped is not None or (self.all_over and not broken):
+        self.interrupts += interrupts
+        if self.stopped is not None and self.spares_teardowns == spared:
             return
-        self.stopped = reason
+        if self.all_over and not (broken and self.stopped is None):
+            return
+        self.stopped = self.stopped or reason
         for number, task in enumerate(self.tasks):
-            if task.running and not task.told and number != but:
+            if not self.ends(number):
+                continue
+            if task.running and task.start_saved is None and not task.told and number != but:
                 self.told_of_stop.add(number)
                 task.told = "stop"
             if task.waits_for_code_until is not None:
@@ -374,6 +436,10 @@ class ContractModel:
 
     def saved(self, number: int, refusal: Refusal | None) -> None:
         task = self.tasks[number]
+        if task.start_saved is not None:
+            task.start_saved = refusal is None
+            self.saved_starts.append(number)
+            return
         outcome, task.saving = task.saving, None
         assert outcome is not None, f"{number} had nothing to save"
         if refusal is not None and outcome.status == SUCCESS:
@@ -394,17 +460,16 @@ class ContractModel:
         self.report(number, Told(kinds[outcome.status], task.attempt, outcome.reason))
         if outcome.status == FAILED and self.fails_fast:
             self.stop(Reason.FAIL_FAST)
-        if self.stopped is not None:
-            return
-        if outcome.status == FAILED:
+        if self.stopped is None and outcome.status == FAILED:
             self.skip_after(number)
-        for child in self.graph.children[number]:
-            if not self.tasks[child].pending:
+        for after, other in enumerate(self.tasks):
+            if number not in self.comes_after(after) or not other.pending or self.ends(after):
                 continue
-            if task.follows is not None and child not in task.follows:
-                self.tasks[child].saving = Outcome(OMITTED, Reason.NOT_CHOSEN)
-                continue
-            self.judge(child)
+            is_chosen = task.follows is None or after in task.follows or self.setups[after]
+            if not is_chosen and number in self.graph.parents[after]:
+                other.saving = Outcome(OMITTED, Reason.NOT_CHOSEN)
+            else:
+                self.judge(after)
 
     def judge(self, number: int) -> None:
         says, task = self.rule_says(number), self.tasks[number]
@@ -414,12 +479,13 @@ class ContractModel:
         if says in {SKIPPED, OMITTED}:
             by_rule = str(self.graph.specs[number].trigger_rule) != "all_success"
             reason = Reason.RULE_NOT_MET if by_rule else Reason.UPSTREAM_OMITTED
-            reason = Reason.UPSTREAM_FAILED if says == SKIPPED else reason
+            reason = self.stopped or Reason.UPSTREAM_FAILED if says == SKIPPED else reason
             self.tasks[number].saving = Outcome(says, reason)
 
     def skip_after(self, number: int) -> None:
         for child in self.graph.children[number]:
             needs_it = str(self.graph.specs[child].trigger_rule) == "all_success"
+            needs_it = needs_it and not self.setups[child]
             if needs_it and self.tasks[child].pending:
                 self.tasks[child].saving = Outcome(SKIPPED, Reason.UPSTREAM_FAILED)
                 self.skip_after(child)
@@ -440,7 +506,7 @@ class ContractModel:
             timeout_s = self.graph.specs[number].timeout_s
             if task.running and not task.told and task.times_out_from is not None and timeout_s:
                 dues.append(task.times_out_from + timeout_s)
-            if task.pending and task.retry_at > self.now and self.stopped is None:
+            if task.pending and task.retry_at > self.now and not self.ends(number):
                 dues.append(task.retry_at)
             if task.waits_for_code_until is not None:
                 dues.append(task.waits_for_code_until)

@@ -130,6 +130,11 @@ class SimulatedDriver:
             tasks[name] = tasks[name].start(1.0, 1.0).succeed(2.0, NoResult.STORED)
             if not setup.carried.issuperset(graph.children[number]):
                 values[number] = (number, "kept")
+        choices = {
+            number: frozenset(child for child in graph.children[number] if not choose(2))
+            for number in sorted(setup.carried)
+            if graph.specs[number].is_branch
+        }
         record = RunRecord("r", graph.dag_name, OFFSET + self.now, tasks)
         self.needs: list[Needs] = [
             (("", 1), ("api", 2)) if number in setup.heavy else (("", 1),)
@@ -152,6 +157,7 @@ class SimulatedDriver:
                 fails_fast=setup.fails_fast,
                 cached=setup.cached,
                 most_encoding=setup.most_encoding,
+                kept_choices=choices,
                 validates=True,
             ),
         )
@@ -172,6 +178,7 @@ class SimulatedDriver:
             self.model.tasks[number].attempt = 1
             self.model.tasks[number].reasons = [None]
             self.model.tasks[number].begins = [1.0 - OFFSET]
+            self.model.tasks[number].follows = choices.get(number)
         self.codes: dict[int, Code] = {}  # attempts that the run counts on
         self.late: list[Code] = []  # attempts that were given up, and whose code still runs
         self.events: list[Event] = []  # in the inbox
@@ -244,7 +251,11 @@ class SimulatedDriver:
         assert started == starts, f"started {started}, not {starts}"
         self.check_stops()
         saving = {unit for save in self.saves for unit in save.units}
-        assert saving == {n for n, task in enumerate(self.model.tasks) if task.saving is not None}
+        assert saving == {
+            number
+            for number, task in enumerate(self.model.tasks)
+            if task.saving is not None or task.start_saved is not None
+        }
         self.check_slots()
         self.check_values()
         assert +self.asked == Counter(self.needs[each] for each in self.model.startable())
@@ -446,7 +457,8 @@ class SimulatedDriver:
         reasons = (Reason.RUN_CANCELLED, Reason.RUN_TIMED_OUT, Reason.RUN_BROKEN)
         reason = reasons[self.choose(3)]
         broken = reason is Reason.RUN_BROKEN
-        self.events.append(StopRequested(reason, "because", broken=broken))
+        interrupts = reason is Reason.RUN_CANCELLED and not self.choose(2)
+        self.events.append(StopRequested(reason, "because", broken=broken, interrupts=interrupts))
 
     def send_stale(self) -> None:
         """Send what concerns an attempt that is over for the run."""
@@ -479,7 +491,7 @@ class SimulatedDriver:
                 break
             if not self.choose(3):
                 choice = self.choose(40)
-                which = 0 if choice < 30 else 1 if choice < 39 else 2
+                which = 0 if choice < 28 else 1 if choice < 36 else 2
                 if which != 1 or self.sent:
                     rare[which]()
                 continue
@@ -577,6 +589,9 @@ class SimulatedDriver:
                 assert self.model.tasks[self.graph.index[record.name]].running
         for number in save.units:
             task, record = self.model.tasks[number], by_name[self.graph.names[number]]
+            if task.start_saved is not None:
+                assert (record.status, record.attempt) == ("RUNNING", task.attempt)
+                continue
             assert task.saving is not None
             assert (record.status, record.reason) == task.saving[:2]
             assert record.attempt == task.attempt

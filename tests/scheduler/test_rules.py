@@ -308,6 +308,46 @@ async def test_branch_omits_what_it_does_not_choose_and_the_join_runs(
         assert report["tasks"]["join"]["result"] == sorted(chosen)
 
 
+@pytest.mark.parametrize("retain_result", [True, False])
+async def test_resume_keeps_what_a_branch_has_chosen(
+    stored: MakeEngine, *, retain_result: bool
+) -> None:
+    engine = stored()
+    calls: list[str] = []
+    cancels = [True]
+
+    @engine.branch(dag="d", retain_result=retain_result)
+    async def choose() -> list[str]:
+        calls.append("choose")
+        if cancels:  # the run ends between the choice and what comes of it
+            cancels.clear()
+            engine.cancel(current_attempt().run_id)
+        return ["left"]
+
+    for name in ("left", "right"):
+        engine.task(name=name, dag="d", deps=["choose"])(lambda name=name: calls.append(name))
+    engine.task(name="join", dag="d", deps=["left", "right"], trigger_rule="none_failed")(
+        lambda: calls.append("join")
+    )
+    with pytest.raises(asyncio.CancelledError):
+        await engine.run_once("d")
+    (cancelled,) = engine.list_runs()
+    assert statuses(engine.get_run_report(cancelled.run_id))["choose"] == "SUCCESS"
+    calls.clear()
+    run_id = await asyncio.wait_for(engine.resume(cancelled.run_id), WAIT_S)
+    assert statuses(engine.get_run_report(run_id)) == {
+        "choose": "SUCCESS",
+        "left": "SUCCESS",
+        "right": "OMITTED",
+        "join": "SUCCESS",
+    }
+    again = [] if retain_result else ["choose"]  # S2
+    assert calls == [*again, "left", "join"]
+    calls.clear()
+    await asyncio.wait_for(engine.resume(run_id, from_tasks=["right"]), WAIT_S)
+    assert calls == [*again, "right", "join"]
+
+
 @pytest.mark.parametrize("wrong", ["nobody", 7, ["left", 7], print])
 async def test_branch_to_what_is_no_child_fails_and_is_not_retried(
     stored: MakeEngine, wrong: object

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, note, settings
+from hypothesis import HealthCheck, Phase, given, note, reject, settings
 from hypothesis import strategies as st
 
 from flowrun import TaskRegistry
+from flowrun.errors import CycleError
 from flowrun.graph import Graph
 from flowrun.registry import TriggerRule
 from flowrun.scheduler.attempt_rules import TRANSITIONS
@@ -81,18 +82,25 @@ def make_setup(choose: Choose) -> Setup:
         if function is synchronous and one_of(False, False, True):
             pooled.add(name)
         retries[name] = one_of(0, 1, 1, 3)
+        setups = sorted({choose(number), choose(number)} if number and choose(4) == 1 else ())
+        parents.difference_update(setups)
         declare = one_of(registry.task, registry.task, registry.task, registry.branch)
-        declare(
+        rule = one_of("all_success", "all_success", *map(str, TriggerRule))
+        (registry.task if setups else declare)(
             name,
             dag="d",
             deps=[f"t{parent}" for parent in sorted(parents)],
+            teardown_of=[f"t{setup}" for setup in setups] or None,
             timeout_s=one_of(None, 1.0, 4.0),
             retries=retries[name],
             retain_result=one_of(True, False),
             priority=one_of(0, 0, 0, 1, -1),
-            trigger_rule=one_of("all_success", "all_success", *map(str, TriggerRule)),
+            trigger_rule="all_success" if setups else rule,
         )(function)
-    graph = Graph.build("d", registry.specs("d"), registry)
+    try:
+        graph = Graph.build("d", registry.specs("d"), registry)
+    except CycleError:  # of a teardown, and what depends on it and on its setup
+        reject()
     carries = one_of(False, False, False, False, True)
     return Setup(
         graph,
@@ -217,7 +225,10 @@ class Machine:
     def start(self, count: int = 1) -> list[str]:
         """Grant slots; the code of async tasks begins at once."""
         self.wanted -= count
-        said = self.apply(SlotsGranted({NEEDS: count}))
+        return self.with_begins(self.apply(SlotsGranted({NEEDS: count})))
+
+    def with_begins(self, said: list[str]) -> list[str]:
+        """Have the code of async tasks begin."""
         for unit in self.state.table.units:
             is_new = unit.phase is UnitPhase.RUNNING and unit.started_at is None
             if is_new and self.state.graph.is_async[unit.number]:
@@ -257,10 +268,10 @@ class Machine:
         return self.apply(StopAnswered(0, 1, answer, timeout))
 
     def saved(self, *units: int, refusals: dict[int, Refusal] | None = None) -> list[str]:
-        return self.apply(Saved(units, refusals))
+        return self.with_begins(self.apply(Saved(units, refusals)))
 
-    def stop(self) -> list[str]:
-        return self.apply(StopRequested(Reason.RUN_CANCELLED, "Ctrl-C"))
+    def stop(self, *, interrupts: bool = False) -> list[str]:
+        return self.apply(StopRequested(Reason.RUN_CANCELLED, "Ctrl-C", interrupts=interrupts))
 
     def error(self, name: str = "a") -> str:
         return self.state.records()[name].error or ""
@@ -645,6 +656,17 @@ def test_run_that_takes_too_long_is_stopped() -> None:
 
 
 @directed
+def test_delay_that_would_end_after_the_time_of_the_run_does_not_count() -> None:
+    run = Machine({"a": {"retries": 1}}, 7.0)
+    run.start()
+    run.failed(Failure("text", "line", retryable=True, delay_s=8.0))
+    run.now = 110.0  # a late wake-up, after both
+    assert run.apply(SlotsGranted({})) == ["save a SKIPPED for [0]"]
+    assert run.saved(0)[0] == "skip a.1"
+    assert run.stop() == []  # it has ended
+
+
+@directed
 def test_run_that_ends_when_its_time_is_up_has_not_timed_out() -> None:
     run = Machine(timeout_s=7.0)
     run.start()
@@ -710,6 +732,171 @@ def test_success_is_reported_with_its_value_when_its_consumers_were_skipped_befo
     assert isinstance(report, Report)
     assert report.value == "value of 1"
     assert run.state.value(1) is NoResult.RELEASED
+
+
+TORN_DOWN: dict[str, dict[str, Any]] = {
+    "setup": {},
+    "use": {"deps": ["setup"]},
+    "teardown": {"teardown_of": ["setup"], "retries": 1, "timeout_s": 5.0},
+}
+
+
+def set_up(tasks: dict[str, dict[str, Any]] = TORN_DOWN, **options: Any) -> Machine:
+    """Return a run whose setup has succeeded, and whose second task runs."""
+    run = Machine(tasks, **options)
+    run.start()
+    run.succeeded()
+    run.saved(0)
+    run.start()
+    return run
+
+
+@directed
+def test_teardown_starts_once_its_start_is_saved_and_what_uses_its_setup_has_ended() -> None:
+    run = set_up()
+    assert run.failed(unit=1) == ["save use FAILED for [1]"]
+    assert run.saved(1) == ["failure use.1"]
+    assert run.start() == ["save teardown RUNNING for [2]"]
+    assert run.saved(2) == ["start teardown.1", "start 2.1"]
+    assert run.state.value(0) == "value of 0"
+    assert run.succeeded(2) == ["save teardown SUCCESS for [2]"]
+    assert run.saved(2) == ["success teardown.1", "finish FAILED, None"]
+
+
+@directed
+def test_start_of_a_teardown_is_saved_once() -> None:
+    run = set_up(save_starts_after_s=0.5)
+    run.succeeded(1)
+    run.saved(1)
+    assert run.start() == ["save teardown RUNNING for [2]"]
+    assert run.wait(Wait.STARTS) == []
+    run.saved(2)
+    run.now += 1.0
+    assert run.apply() == []
+
+
+@directed
+def test_teardown_of_what_failed_is_skipped_and_of_what_was_omitted_is_omitted() -> None:
+    omits = Failure("nothing new", "nothing new", omits=True)
+    for failure, status in ((ERROR, "SKIPPED"), (omits, "OMITTED")):
+        run = Machine({"a": {}, "b": {}, "t": {"teardown_of": ["a"], "deps": ["b"]}})
+        run.start(2)
+        run.failed(failure)
+        assert run.saved(0)[1:] == []  # its other dependency has not ended
+        run.failed(unit=1)
+        assert run.saved(1) == ["failure b.1", f"save t {status} for [2]"]
+    run.saved(2)
+    assert run.error("t") == "a task upstream of it was omitted"
+
+
+@directed
+def test_only_setups_decide_about_a_teardown() -> None:
+    run = Machine({"a": {}, "b": {}, "t": {"teardown_of": ["a"], "deps": ["b"]}})
+    run.start(2)
+    run.succeeded()
+    run.saved(0)
+    run.failed(unit=1)
+    run.saved(1)
+    assert run.start() == ["save t RUNNING for [2]"]
+
+
+@directed
+def test_stop_runs_the_teardown_alone_and_the_second_interrupt_ends_it() -> None:  # R2
+    tasks = {**TORN_DOWN, "after": {"deps": ["teardown"]}, "other": {"deps": ["setup"]}}
+    run = set_up(tasks)
+    assert run.stop(interrupts=True) == ["stop [1] RUN_CANCELLED: Ctrl-C"]
+    run.failed(unit=1)
+    skipped = ["failure use.1", "save other SKIPPED, after SKIPPED for [2, 4]"]
+    assert run.saved(1) == skipped
+    assert run.saved(2, 4) == ["skip other.0", "skip after.0"]
+    assert run.start() == ["save teardown RUNNING for [3]"]
+    run.saved(3)
+    assert run.failed(AGAIN, unit=3) == ["retry teardown.1", "save teardown PENDING for []"]
+    run.start()
+    assert run.saved(3) == ["start teardown.2", "start 3.2"]
+    assert run.stop() == []  # not an interrupt
+    assert run.stop(interrupts=True) == ["stop [3] RUN_CANCELLED: Ctrl-C"]
+    assert run.stop(interrupts=True) == []
+    assert run.failed(AGAIN, unit=3, attempt=2) == ["save teardown FAILED for [3]"]
+    assert run.saved(3) == ["failure teardown.2", "finish FAILED, RUN_CANCELLED: Ctrl-C"]
+
+
+@directed
+def test_teardown_that_runs_goes_on_when_the_run_stops() -> None:
+    run = set_up()
+    run.succeeded(1)
+    run.saved(1)
+    run.start()
+    run.saved(2)
+    assert run.stop() == []
+    assert run.wait(Wait.TIMEOUT) == ["stop [2] time is up"]
+    assert run.apply(StopAnswered(2, 1, StopAnswer.UNWILLING, TIMEOUT_AGAIN))[0] == "give up 2"
+    assert run.stop() == []
+    assert run.failed(unit=2)[0] == "retry teardown.1"
+    run.start()
+    run.saved(2)
+    assert run.succeeded(2, attempt=2) == ["save teardown SUCCESS for [2]"]
+    # All has succeeded, so the stop came too late to matter.
+    assert run.saved(2) == ["success teardown.2", "finish SUCCESS, None"]
+
+
+@directed
+def test_second_interrupt_ends_a_teardown_in_every_phase() -> None:
+    later = Failure("text", "line", retryable=True, delay_s=3.0)
+    ends: dict[str, Callable[[Machine], object]] = {
+        "waits for a slot": lambda run: None,
+        "starts": lambda run: run.start(),
+        "is delayed": lambda run: [run.start(), run.saved(2), run.failed(later, unit=2)],
+        "lingers": lambda run: [
+            run.start(),
+            run.saved(2),
+            run.wait(Wait.TIMEOUT),
+            run.apply(StopAnswered(2, 1, StopAnswer.UNWILLING, TIMEOUT_AGAIN)),
+        ],
+    }
+    told: dict[str, list[str]] = {}
+    for name, end in ends.items():
+        run = set_up()
+        run.succeeded(1)
+        run.saved(1)
+        end(run)
+        run.stop(interrupts=True)
+        told[name] = run.stop(interrupts=True)
+        if name == "starts":
+            told[name] += run.saved(2)
+        run.saved(2)
+        assert run.state.is_finished
+    assert told == {
+        "waits for a slot": ["save teardown SKIPPED for [2]"],
+        "starts": ["save teardown SKIPPED for [2]"],
+        "is delayed": ["save teardown SKIPPED for [2]"],
+        "lingers": ["save teardown FAILED for [2]"],
+    }
+
+
+@directed
+def test_store_that_fails_ends_teardowns() -> None:  # R4
+    run = set_up()
+    run.succeeded(1)
+    run.saved(1)
+    run.start()
+    refusal = Refusal("disk full", "disk full", of_result=False)
+    assert run.saved(2, refusals={2: refusal}) == []
+    broken = StopRequested(Reason.RUN_BROKEN, "disk full", broken=True)
+    assert run.apply(broken) == ["save teardown SKIPPED for [2]"]
+    assert run.saved(2) == ["skip teardown.0", "finish FAILED, RUN_BROKEN: disk full"]
+
+
+@directed
+def test_teardown_of_what_a_stop_has_skipped_is_skipped_by_the_same_reason() -> None:
+    run = Machine({"first": {}, **TORN_DOWN, "setup": {"deps": ["first"]}})
+    run.start()
+    run.stop()
+    run.failed()
+    assert run.saved(0)[1:] == ["save setup SKIPPED, use SKIPPED for [1, 2]"]
+    assert run.saved(1, 2)[2:] == ["save teardown SKIPPED for [3]"]
+    assert run.saved(3)[0] == "skip teardown.0"
+    assert run.error("teardown") == "RUN_CANCELLED: what it tears down was not set up"
 
 
 @directed

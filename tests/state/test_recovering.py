@@ -57,6 +57,23 @@ def test_each_recovered_run_is_warned_of_and_handed_on(
     assert "run 'r1' of DAG 'd' was ended: the process that worked on it has died" in caplog.text
 
 
+def test_recovered_run_says_which_teardowns_are_owed(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(SqliteStateStore(path, synchronous="NORMAL")) as dead:
+        run = make_run()
+        teardowns = {"of_a": ("a",), "of_b": ("b",), "of_both": ("a", "b")}
+        made = {name: TaskRecord(name, of, teardown_of=of) for name, of in teardowns.items()}
+        run = run._replace(tasks={**run.tasks, **made})
+        dead.create_run(run)
+        save(dead, run, succeeded(run.tasks["a"]), running(run.tasks["of_a"]))
+    with closing(SqliteStateStore(path, recover=True)) as store:
+        (ended,) = store.recovered
+    assert [task.name for task in ended.owed_teardowns()] == ["of_a"]
+    assert "task 'of_a' of run 'r1' tears down 'a' and has not succeeded; resume" in caplog.text
+    assert "of_b" not in caplog.text
+
+
 def test_nothing_is_recovered_twice_or_unasked(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

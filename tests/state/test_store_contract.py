@@ -29,7 +29,7 @@ from flowrun.errors import (
     UnknownRunError,
 )
 from flowrun.state import ByteStoreProtocol, Cached, CacheEntry, CacheStoreProtocol
-from flowrun.state.records import NoResult, Reason, RunStatus
+from flowrun.state.records import NoResult, Reason, RunStatus, TaskRecord
 
 from .runs import failed, finish, make_run, merged, running, save, succeeded, without_results
 
@@ -139,6 +139,18 @@ def test_new_run_comes_back_as_it_was_created(store: Store) -> None:
     store.create_run(run)
     assert store.load_run("r1", results=True) == run
     assert list(store.load_run("r1", results=False).tasks) == ["a", "b"]
+
+
+def test_what_a_task_tears_down_is_kept(store: Store) -> None:
+    run = make_run()
+    tasks = {**run.tasks, "t\xe4": TaskRecord("t\xe4", ("a", "b"), teardown_of=("a",))}
+    run = run._replace(tasks=tasks)
+    store.create_run(run)
+    assert store.load_run("r1", results=True) == run
+    run = save(store, run, failed(tasks["t\xe4"]))
+    assert store.load_run("r1", results=True) == run
+    run = save(store, run, succeeded(run.tasks["t\xe4"].retry()))
+    assert store.load_run("r1", results=False).tasks["t\xe4"].teardown_of == ("a",)
 
 
 def test_every_field_of_a_task_is_kept(store: Store) -> None:

@@ -6,6 +6,7 @@ The cost grows with tasks plus edges; nothing recurses (G2).
 from __future__ import annotations
 
 from itertools import islice
+from math import inf
 from operator import le
 from typing import TYPE_CHECKING, cast
 
@@ -13,6 +14,8 @@ from flowrun.errors import UnknownTaskError
 from flowrun.graph.call_plan import plan_call
 from flowrun.graph.problems import Problems
 from flowrun.graph.resolving import Resolver
+from flowrun.graph.teardowns import find_teardowns, with_waits
+from flowrun.registry import TriggerRule
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from flowrun.registry import TaskRegistry, TaskSpec
     from flowrun.registry.task_spec import Dependency
 
+NO_SETUPS: Mapping[str, tuple[str, ...]] = {}
 _FEW = 8  # children up to here are added to a tuple, which is copied each time
 
 
@@ -39,8 +43,11 @@ class Graph:
         dependency_names: The same by name.
         children: Numbers of the tasks that depend on a task, ascending.
         plans: How results and context are injected into a task's callable.
+        has_priorities: Whether a task has another priority than 0.
         is_async: Which tasks run on the event loop.
+        lenient: Tasks that may run although a dependency of theirs has no result.
         targets: The targets of a sub-graph, ``None`` for a whole DAG.
+        teardowns: The tasks that tear down what others have set up.
         with_params: Tasks that a run's parameters are given to.
         cached: Tasks that have a cache.
         map_sources: Of each mapped task the dependencies that it is mapped over.
@@ -54,8 +61,10 @@ class Graph:
         "children",
         "dag_name",
         "dependency_names",
+        "has_priorities",
         "index",
         "is_async",
+        "lenient",
         "map_sources",
         "names",
         "overridden",
@@ -63,6 +72,7 @@ class Graph:
         "plans",
         "specs",
         "targets",
+        "teardowns",
         "values",
         "with_params",
     )
@@ -73,6 +83,7 @@ class Graph:
         specs: tuple[TaskSpec, ...],
         dependency_names: tuple[tuple[str, ...], ...],
         targets: tuple[str, ...] | None = None,
+        setups: Mapping[str, tuple[str, ...]] = NO_SETUPS,
     ) -> None:
         self.dag_name = dag_name
         self.specs = specs
@@ -82,6 +93,13 @@ class Graph:
         self.index = dict(zip(self.names, range(len(specs)), strict=True))
         self.parents = _numbers(self.index, dependency_names)
         self.children = _children(self.parents)
+        self.teardowns = find_teardowns(setups, self.index, self.parents, self.children)
+        self.lenient = frozenset(
+            number
+            for number, spec in enumerate(specs)
+            if spec.trigger_rule is not TriggerRule.ALL_SUCCESS
+        ).union(self.teardowns.setups)
+        self.has_priorities = any(spec.priority for spec in specs)
         signatures = [spec.signature for spec in specs]
         # Many tasks share a few signatures, so what depends on a signature alone is computed once.
         distinct = set(signatures)
@@ -131,6 +149,7 @@ class Graph:
         """
         specs = tuple(specs)
         declared = tuple([spec.deps for spec in specs])
+        setups: Mapping[str, tuple[str, ...]] = NO_SETUPS
         order = None if _needs_care(specs) else _declared_order(specs, declared)
         if order is not None:  # so every dependency is the name of a task, not a callable
             names = cast("tuple[tuple[str, ...], ...]", declared)
@@ -138,17 +157,19 @@ class Graph:
             problems = Problems(dag_name)
             resolver = Resolver(specs, registry, executors, limits or {}, problems)
             names = tuple([resolver.dependencies(spec) for spec in specs])
-            order = _declared_order(specs, names)
+            setups = resolver.setups
+            after = with_waits([spec.name for spec in specs], names, setups)
+            order = _declared_order(specs, after)
             if order is None:
-                order = _order_by_levels(specs, names, problems)
+                order = _order_by_levels(specs, after, problems)
             problems.check()
         if order != range(len(specs)):
             specs = tuple(map(specs.__getitem__, order))
             names = tuple(map(names.__getitem__, order))
-        return cls(dag_name, specs, names)
+        return cls(dag_name, specs, names, setups=setups)
 
     def subgraph(self, targets: Iterable[str]) -> Graph:
-        """Return the part that leads to these tasks, themselves included."""
+        """Return the part that leads to these tasks, themselves and their teardowns included."""
         wanted = tuple(targets)
         chosen: set[int] = set()
         stack = [self.number(name) for name in wanted]
@@ -157,19 +178,23 @@ class Graph:
             if number not in chosen:
                 chosen.add(number)
                 stack.extend(self.parents[number])
+                stack.extend(self.teardowns.of.get(number, ()))
         kept = sorted(chosen)
+        names, setups = self.names, self.teardowns.names
         return Graph(
             self.dag_name,
             tuple(map(self.specs.__getitem__, kept)),
             tuple(map(self.dependency_names.__getitem__, kept)),
             wanted,
+            {names[each]: setups[names[each]] for each in kept if names[each] in setups},
         )
 
     def with_overrides(
         self, specs: tuple[TaskSpec, ...], values: Mapping[int, object], by: Mapping[str, str]
     ) -> Graph:
         """Return the graph with other specs of the same tasks, ``values`` and ``overridden``."""
-        made = Graph(self.dag_name, specs, self.dependency_names, self.targets)
+        names, setups = self.dependency_names, self.teardowns.names
+        made = Graph(self.dag_name, specs, names, self.targets, setups)
         made.values, made.overridden, made._declared = values, by, self
         return made
 
@@ -177,6 +202,15 @@ class Graph:
     def declared(self) -> Graph:
         """The graph without what overrides a part of it."""
         return self._declared or self
+
+    @property
+    def teardowns_take_s(self) -> float:
+        """How long the teardowns take at most, one after the other, delays of retries left out."""
+        specs = [self.specs[number] for number in self.teardowns.setups]
+        return sum(
+            (inf if each.timeout_s is None else each.timeout_s) * (each.retries + 1)
+            for each in specs
+        )
 
     @property
     def context_tasks(self) -> list[str]:
@@ -212,7 +246,9 @@ class Graph:
 
 def _needs_care(specs: Sequence[TaskSpec]) -> bool:
     """Return whether more must be resolved than the dependencies that tasks list."""
-    if any(spec.executor is not None or spec.uses or spec.mapping for spec in specs):
+    if any(
+        spec.executor is not None or spec.uses or spec.mapping or spec.teardown_of for spec in specs
+    ):
         return True
     return any(
         signature.required or signature.leaves_star_arguments

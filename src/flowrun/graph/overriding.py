@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from flowrun.errors import OverrideError, TaskDefinitionError, close_match, listed
-from flowrun.registry import Signature, TriggerRule, inspect_callable
+from flowrun.registry import Signature, inspect_callable
 
 if TYPE_CHECKING:
     from typing import Any
@@ -90,10 +90,15 @@ def _with_function(
             " RunContext and Params"
         )
         raise OverrideError(graph.dag_name, spec.name, problem)
-    if spec.trigger_rule is not TriggerRule.ALL_SUCCESS and found.required:
+    setups = graph.teardowns.names.get(spec.name, ())
+    lacking = [name for name in found.required if name not in setups]
+    if lacking and graph.index[spec.name] in graph.lenient:
+        cause = (
+            "when a teardown runs" if setups else f"with trigger_rule={str(spec.trigger_rule)!r}"
+        )
         problem = (
-            f"requires {listed(found.required)}, and with trigger_rule={str(spec.trigger_rule)!r}"
-            " that dependency may have no result; give the parameter a default"
+            f"requires {listed(lacking)}, and {cause} that dependency may have no result; give"
+            " the parameter a default"
         )
         raise OverrideError(graph.dag_name, spec.name, problem)
     executor = None if found.is_async else spec.executor

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from flowrun.config import Limit
     from flowrun.graph.problems import Problems
-    from flowrun.registry import TaskFunction, TaskRegistry, TaskSpec
+    from flowrun.registry import Dependency, TaskFunction, TaskRegistry, TaskSpec
     from flowrun.registry.map_spec import MapSpec
 
 
@@ -36,6 +36,9 @@ class Resolver:
         executors: Names of the executors that tasks may use.
         limits: The limits that tasks may use.
         problems: Receives the mistakes.
+
+    Attributes:
+        setups: By teardown, the names of what it tears down.
     """
 
     def __init__(
@@ -51,11 +54,33 @@ class Resolver:
         self._executors = executors
         self._limits = limits
         self._problems = problems
+        self.setups: dict[str, tuple[str, ...]] = {}
 
     def dependencies(self, spec: TaskSpec) -> tuple[str, ...]:
         """Return the names of a task's dependencies; note mistakes."""
         found: dict[str, None] = {}  # an ordered set: a fan-in may have 100,000
-        for dependency in spec.deps:
+        if spec.teardown_of:
+            self._add_listed(spec, spec.teardown_of, found)
+            self.setups[spec.name] = tuple(found)
+        self._add_listed(spec, spec.deps, found)
+        for parameter in spec.signature.required:  # G4
+            if spec.signature.wants_upstream or parameter not in self._known:
+                self._add_unfilled(spec, parameter)
+            else:
+                found[parameter] = None
+        if spec.trigger_rule is not TriggerRule.ALL_SUCCESS or spec.teardown_of:
+            self._check_defaults(spec, found.keys() - self.setups.get(spec.name, ()))
+        if spec.signature.leaves_star_arguments:
+            self._check_star_arguments(spec, tuple(found))
+        if spec.mapping is not None:
+            self._check_mapping(spec, spec.mapping, tuple(found))
+        self._check_resources(spec)
+        return tuple(found)
+
+    def _add_listed(
+        self, spec: TaskSpec, dependencies: Sequence[Dependency], found: dict[str, None]
+    ) -> None:
+        for dependency in dependencies:
             name = dependency if isinstance(dependency, str) else self._name_of(spec, dependency)
             if name is None:
                 continue
@@ -66,19 +91,6 @@ class Resolver:
                 self._problems.add(GraphError, problem)
             else:
                 found[name] = None
-        for parameter in spec.signature.required:  # G4
-            if spec.signature.wants_upstream or parameter not in self._known:
-                self._add_unfilled(spec, parameter)
-            else:
-                found[parameter] = None
-        if spec.trigger_rule is not TriggerRule.ALL_SUCCESS:
-            self._check_defaults(spec, found)
-        if spec.signature.leaves_star_arguments:
-            self._check_star_arguments(spec, tuple(found))
-        if spec.mapping is not None:
-            self._check_mapping(spec, spec.mapping, tuple(found))
-        self._check_resources(spec)
-        return tuple(found)
 
     def _check_mapping(self, spec: TaskSpec, mapping: MapSpec, names: tuple[str, ...]) -> None:
         passed = set(plan_call(spec.signature, names).passed_on(names))
@@ -133,13 +145,15 @@ class Resolver:
 
     def _check_defaults(self, spec: TaskSpec, names: Collection[str]) -> None:
         """A dependency may have no result, which a parameter must allow for."""
+        cause = f"with trigger_rule={str(spec.trigger_rule)!r}"
+        if spec.teardown_of:
+            cause = "when a teardown runs"
         for parameter in spec.signature.required:
             if parameter in names:
                 problem = (
-                    f"task {spec.name!r} requires the parameter {parameter!r}, and with"
-                    f" trigger_rule={str(spec.trigger_rule)!r} that dependency may have no result;"
-                    " give the parameter a default, or declare 'upstream', which holds the results"
-                    " that there are"
+                    f"task {spec.name!r} requires the parameter {parameter!r}, and {cause} that"
+                    " dependency may have no result; give the parameter a default, or declare"
+                    " 'upstream', which holds the results that there are"
                 )
                 self._problems.add(UnfilledParameterError, problem)
 

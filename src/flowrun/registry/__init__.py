@@ -9,6 +9,7 @@ from flowrun.registry.params import Param, Parameter, stored_param
 from flowrun.registry.signature import UPSTREAM, Signature, inspect_callable
 from flowrun.registry.task_registry import TaskRegistry, task, task_template
 from flowrun.registry.task_spec import (
+    Dependency,
     TaskFunction,
     TaskOptions,
     TaskSpec,
@@ -21,6 +22,7 @@ __all__ = [
     "UPSTREAM",
     "Cache",
     "Declaring",
+    "Dependency",
     "MapSpec",
     "Param",
     "Parameter",

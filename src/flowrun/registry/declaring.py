@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NoReturn, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, NoReturn, TypeVar, Unpack, cast, overload
 
 from flowrun.errors import TaskDefinitionError
 from flowrun.registry.signature import bind_positions, inspect_callable
@@ -135,9 +135,10 @@ class TaskTemplate:
     def __init__(
         self, registry: TaskRegistry, options: TemplateOptions, function: TaskFunction
     ) -> None:
-        deps = options.get("deps")
-        if isinstance(deps, Iterator):  # the first bind would use it up
-            options = {**options, "deps": tuple(deps)}
+        for name in ("deps", "teardown_of"):
+            given = options.get(name)
+            if isinstance(given, Iterator):  # the first bind would use it up
+                options = cast("TemplateOptions", {**options, name: tuple(given)})
         inspect_callable(function, task_name=callable_name(function), dag_name=options.get("dag"))
         self._registry = registry
         self._options = options

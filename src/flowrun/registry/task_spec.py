@@ -47,6 +47,9 @@ class TemplateOptions(TypedDict, total=False):
     Attributes:
         dag: The DAG that its tasks belong to.
         deps: Names of tasks, or decorated callables, that must succeed first; ``None`` for none.
+        teardown_of: Tasks, as in ``deps``, that have set up what this one tears down. It runs once
+            all tasks with one of them in their ``deps``, and its own ``deps``, have ended, however
+            they have ended; also when the run is stopped.
         timeout_s: Seconds that one attempt may take, 30 by default; ``None`` for no limit.
         retries: Further attempts after a failure: an ``int`` or a ``RetryPolicy``.
         retain_result: ``False`` releases the result once every consumer has ended.
@@ -74,6 +77,7 @@ class TemplateOptions(TypedDict, total=False):
 
     dag: str | None
     deps: Iterable[Dependency] | None
+    teardown_of: Iterable[Dependency] | None
     timeout_s: float | None
     retries: int | RetryPolicy
     retain_result: bool
@@ -129,6 +133,7 @@ class TaskSpec:
     cache: Cache | None = None
     source: str = ""
     mapping: MapSpec | None = None
+    teardown_of: tuple[Dependency, ...] = ()
 
     @property
     def retries(self) -> int:
@@ -197,7 +202,9 @@ def make_spec(
         raise TaskDefinitionError(name, dag, problem)
     signature = inspect_callable(function, task_name=name, dag_name=dag, bound=bound or {})
     deps = _checked_deps(name, dag, options.get("deps"), function)
+    setups = _checked_deps(name, dag, options.get("teardown_of"), function, "teardown_of")
     try:
+        _check_teardown(setups, options, is_branch=is_branch)
         _checked_flag("replace", options.get("replace", False))
         retains = _checked_flag("retain_result", options.get("retain_result", True))
         cache, source = checked_cache(
@@ -226,6 +233,7 @@ def make_spec(
             cache,
             source,
             checked_mapping(options, is_branch=is_branch, is_all_success=is_all_success),
+            setups,
         )
     except TypeError as error:
         raise TaskTypeError(name, dag, str(error)) from None
@@ -298,13 +306,39 @@ def _checked_executor(executor: object, signature: Signature) -> str | None:
     return executor
 
 
+def _check_teardown(
+    setups: tuple[Dependency, ...], options: TaskOptions, *, is_branch: bool
+) -> None:
+    if options.get("teardown_of") is None:
+        return
+    if not setups:
+        msg = "teardown_of is empty, a teardown of nothing; name the tasks that it tears down"
+        raise ValueError(msg)
+    if options.get("map_over") is not None:
+        msg = "a mapped task cannot be a teardown; it is given all results of what it tears down"
+        raise ValueError(msg)
+    if is_branch:
+        msg = "a branch cannot be a teardown; remove teardown_of, or declare it with task()"
+        raise ValueError(msg)
+    if options.get("trigger_rule", TriggerRule.ALL_SUCCESS) != TriggerRule.ALL_SUCCESS:
+        msg = "a teardown has a rule of its own; remove trigger_rule or teardown_of"
+        raise ValueError(msg)
+
+
 def _checked_deps(
-    name: str, dag: str | None, deps: Iterable[Dependency] | None, function: TaskFunction
+    name: str,
+    dag: str | None,
+    deps: Iterable[Dependency] | None,
+    function: TaskFunction,
+    option: str = "deps",
 ) -> tuple[Dependency, ...]:
     if deps is None:
         return ()
     if isinstance(deps, str | bytes | Mapping) or not isinstance(deps, Iterable):
-        problem = f"deps must be a list of task names or tasks, not {deps!r:.80}; write deps=[...]"
+        problem = (
+            f"{option} must be a list of task names or tasks, not {deps!r:.80}; write"
+            f" {option}=[...]"
+        )
         raise TaskTypeError(name, dag, problem)
     # Plain strings: of a member of an enumeration only its text is kept.
     found = tuple([str.__str__(each) if isinstance(each, str) else each for each in deps])
@@ -324,7 +358,7 @@ def _checked_deps(
             problem = f"dependency {label} is listed twice; list it once"
             raise TaskDefinitionError(name, dag, problem)
         if dependency == name or dependency is function:
-            problem = "it depends on itself; remove it from its own deps"
+            problem = f"it depends on itself; remove it from its own {option}"
             raise TaskDefinitionError(name, dag, problem)
         seen.add(key)
     return found

@@ -268,9 +268,23 @@ def _chain(report: RunReport) -> list[str]:
     chain: list[str] = []
     while step is not None:
         chain.append(step)
-        before = [name for name in tasks[step]["deps"] if name in ended]
+        before = [name for name in _comes_after(report, step) if name in ended]
         step = max(before, key=ended.__getitem__, default=None)
     return chain[::-1]
+
+
+def _comes_after(report: RunReport, name: str) -> list[str]:
+    """Return what had to end before a task could start."""
+    task = report["tasks"][name]
+    if not task["teardown_of"]:
+        return task["deps"]
+    setups = set(task["teardown_of"])
+    users = [
+        other
+        for other, found in report["tasks"].items()
+        if setups.intersection(found["deps"]) and not setups.intersection(found["teardown_of"])
+    ]
+    return [*task["deps"], *users]
 
 
 def _last_of(report: RunReport) -> Callable[[str], tuple[int, float]]:

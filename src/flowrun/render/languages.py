@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from flowrun.errors import close_match
 from flowrun.escape import for_dot, for_mermaid
 from flowrun.render.tree_text import tree
-from flowrun.render.wording import SIGNS, duration_text, ran_s
+from flowrun.render.wording import SIGNS, duration_text, ran_s, teardowns_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +29,7 @@ LIGHT: dict[TaskStatusName, tuple[str, str]] = {
 Chosen after Okabe and Ito's palette, so that the usual colour blindnesses keep them apart, and
 dark enough for small text: a contrast of 4.5 to 1.
 """
+_NO_TEARDOWNS: Mapping[str, Sequence[str]] = {}
 _MERMAID_EDGES = 500
 _MERMAID_CHARACTERS = 50_000
 
@@ -39,6 +40,7 @@ def graph_text(  # noqa: PLR0913 - what a tree can be told, handed on
     *,
     style: GraphStyle = "tree",
     report: RunReport | None = None,
+    teardowns: Mapping[str, Sequence[str]] | None = None,
     ascii_only: bool = False,
     width: int | None = None,
 ) -> str:
@@ -49,18 +51,21 @@ def graph_text(  # noqa: PLR0913 - what a tree can be told, handed on
         deps: The dependencies of each task, in topological order.
         style: ``"tree"`` for people, ``"mermaid"`` or ``"dot"`` for programs that draw.
         report: Shows the status and duration of each task of this run.
+        teardowns: What each teardown tears down; by default as the report has it.
         ascii_only: Of a tree; see :func:`flowrun.render.tree`.
         width: Of a tree; see :func:`flowrun.render.tree`.
 
     Raises:
         ValueError: The style is unknown.
     """
+    teardowns = teardowns_of(report) if teardowns is None else teardowns
     if style == "tree":
-        return tree(dag_name, deps, report=report, ascii_only=ascii_only, width=width)
+        about = (dag_name, deps)
+        return tree(*about, report=report, teardowns=teardowns, ascii_only=ascii_only, width=width)
     if style == "mermaid":
-        return mermaid(dag_name, deps, report)
+        return mermaid(dag_name, deps, report, teardowns)
     if style == "dot":
-        return dot(dag_name, deps, report)
+        return dot(dag_name, deps, report, teardowns)
     styles = get_args(GraphStyle)
     names = ", ".join(repr(name) for name in styles)
     msg = f"unknown style {style!r}; the styles are {names}.{close_match(style, styles)}"
@@ -68,7 +73,10 @@ def graph_text(  # noqa: PLR0913 - what a tree can be told, handed on
 
 
 def mermaid(
-    dag_name: str, deps: Mapping[str, Sequence[str]], report: RunReport | None = None
+    dag_name: str,
+    deps: Mapping[str, Sequence[str]],
+    report: RunReport | None = None,
+    teardowns: Mapping[str, Sequence[str]] = _NO_TEARDOWNS,
 ) -> str:
     """Return the DAG as a Mermaid flowchart; names stand in labels only, never as ids.
 
@@ -78,6 +86,7 @@ def mermaid(
         dag_name: The title.
         deps: The dependencies of each task, in topological order.
         report: Adds status and duration to each task.
+        teardowns: What each teardown tears down, by a dotted arrow.
 
     Example:
         >>> print(mermaid("etl", {"extract": [], "load": ["extract"]}))
@@ -94,7 +103,10 @@ def mermaid(
         lines.append(f't{number}["{label}"]')
         if report is not None and name in report["tasks"]:
             members.setdefault(report["tasks"][name]["status"], []).append(f"t{number}")
-    edges = [f"t{parent} --> t{child}" for parent, child in _edges(deps)]
+    edges = [
+        f"t{parent} {'-.->' if tears_down else '-->'} t{child}"
+        for parent, child, tears_down in _edges(deps, teardowns)
+    ]
     lines += edges
     for status, (ink, ground) in LIGHT.items():
         if status in members:
@@ -112,13 +124,19 @@ def mermaid(
     return remarks + text
 
 
-def dot(dag_name: str, deps: Mapping[str, Sequence[str]], report: RunReport | None = None) -> str:
+def dot(
+    dag_name: str,
+    deps: Mapping[str, Sequence[str]],
+    report: RunReport | None = None,
+    teardowns: Mapping[str, Sequence[str]] = _NO_TEARDOWNS,
+) -> str:
     """Return the DAG in Graphviz's language; names stand in labels only, never as ids.
 
     Args:
         dag_name: The title.
         deps: The dependencies of each task, in topological order.
         report: Adds status and duration to each task.
+        teardowns: What each teardown tears down, by a dashed arrow.
 
     Example:
         >>> print(dot("etl", {"extract": [], "load": ["extract"]}))
@@ -143,7 +161,10 @@ def dot(dag_name: str, deps: Mapping[str, Sequence[str]], report: RunReport | No
             colours = f', color="{ink}", fontcolor="{ink}", fillcolor="{ground}"'
         label = _label(name, report, for_dot, "\\n")
         lines.append(f't{number} [label="{label}"{colours}];')
-    lines += [f"t{parent} -> t{child};" for parent, child in _edges(deps)]
+    lines += [
+        f"t{parent} -> t{child}{' [style=dashed]' if tears_down else ''};"
+        for parent, child, tears_down in _edges(deps, teardowns)
+    ]
     return "\n    ".join(lines) + "\n}"
 
 
@@ -158,10 +179,15 @@ def _label(
     return label if duration_s is None else f"{label}{line_end}{duration_text(duration_s)}"
 
 
-def _edges(deps: Mapping[str, Sequence[str]]) -> Iterator[tuple[int, int]]:
-    """Yield the numbers of parent and child; dependencies outside the drawing are left out."""
+def _edges(
+    deps: Mapping[str, Sequence[str]], teardowns: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[int, int, bool]]:
+    """Yield the numbers of parent and child, and whether the child tears down the parent.
+
+    Dependencies outside the drawing are left out.
+    """
     number = {name: position for position, name in enumerate(deps)}
     for name, needed in deps.items():
         for parent in dict.fromkeys(needed):
             if parent in number:
-                yield number[parent], number[name]
+                yield number[parent], number[name], parent in teardowns.get(name, ())

@@ -30,13 +30,15 @@ class ShownReport(dict[str, Any]):
         return chosen({"text/plain": table, "text/html": html}, include, exclude)
 
 
-def shown_dag(dag_name: str, deps: Mapping[str, Sequence[str]]) -> dict[str, str]:
+def shown_dag(
+    dag_name: str, deps: Mapping[str, Sequence[str]], teardowns: Mapping[str, Sequence[str]]
+) -> dict[str, str]:
     """Return a DAG as a tree and as a picture, by media type."""
     from flowrun import render  # noqa: PLC0415 - drawing is not needed to run
 
     return {
-        "text/plain": render.graph_text(dag_name, deps),
-        "image/svg+xml": render.dag_svg(dag_name, deps),
+        "text/plain": render.graph_text(dag_name, deps, teardowns=teardowns),
+        "image/svg+xml": render.dag_svg(dag_name, deps, teardowns=teardowns),
     }
 
 

@@ -17,6 +17,7 @@ from flowrun.render.wording import (
     counted,
     is_kept,
     items_text,
+    teardown_text,
     wait_s,
     why_text,
 )
@@ -139,6 +140,17 @@ def as_json(data: object) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
+def _why(task: TaskReport) -> str:
+    """Return what is told of a task that has not failed, in few words."""
+    if task["cached_from"]:
+        return f"cached from {task['cached_from']}"
+    if task["overridden"]:
+        return f"overridden by a {task['overridden']}"
+    if task["why_run"]:
+        return f"run by the resume: {task['why_run']}"
+    return teardown_text(task["teardown_of"]) if task["teardown_of"] else ""
+
+
 class _Builder:
     def __init__(
         self,
@@ -171,15 +183,10 @@ class _Builder:
             "critical": int(name in self._critical),
             "kept": int(is_kept(self._report, task)),
             "attempts": [self._attempt(attempt) for attempt in attempts_of(task)],
+            "why": for_terminal(_why(task)),
             "mapped": items_text(task),
             "items": self._items(task["items"] or []),
         }
-        if task["why_run"]:
-            made["why"] = f"run by the resume: {for_terminal(task['why_run'])}"
-        if task["overridden"]:
-            made["why"] = f"overridden by a {task['overridden']}"
-        if task["cached_from"]:
-            made["why"] = for_terminal(f"cached from {task['cached_from']}")
         made = {key: value for key, value in made.items() if value}
         if task["error"] is not None and task["status"] != "SUCCESS":
             made["error"] = self._text(task["error"])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from flowrun.escape import for_html, for_terminal
 from flowrun.render.layout import Layout, Spacing, lay_out
 from flowrun.render.siblings import Box, boxes, facts_of, status_of_box, title_of
-from flowrun.render.wording import SIGNS, counted, is_kept
+from flowrun.render.wording import SIGNS, counted, is_kept, teardowns_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -86,7 +86,10 @@ def symbols() -> str:
 
 
 def dag_svg(
-    dag_name: str, deps: Mapping[str, Sequence[str]], report: RunReport | None = None
+    dag_name: str,
+    deps: Mapping[str, Sequence[str]],
+    report: RunReport | None = None,
+    teardowns: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
     """Return the DAG as an SVG picture that needs nothing beside it.
 
@@ -94,8 +97,9 @@ def dag_svg(
         dag_name: The title.
         deps: The dependencies of each task, in topological order.
         report: Shows the status and duration of each task of this run.
+        teardowns: What each teardown tears down; by default as the report has it.
     """
-    picture = draw(dag_name, deps, report, interactive=False)
+    picture = draw(dag_name, deps, report, teardowns=teardowns, interactive=False)
     head, _, rest = picture.svg.partition(">")
     return (
         f'{head} xmlns="http://www.w3.org/2000/svg"><style>{graph_css()}</style>'
@@ -103,12 +107,13 @@ def dag_svg(
     )
 
 
-def draw(
+def draw(  # noqa: PLR0913 - what a picture can be told
     dag_name: str,
     deps: Mapping[str, Sequence[str]],
     report: RunReport | None = None,
     *,
     critical: Sequence[str] = (),
+    teardowns: Mapping[str, Sequence[str]] | None = None,
     interactive: bool = True,
 ) -> Picture:
     """Return the picture for a page that has the style sheet and the symbols already.
@@ -118,13 +123,16 @@ def draw(
         deps: The dependencies of each task, in topological order.
         report: Shows the status and duration of each task of this run.
         critical: The tasks on the critical path, from its start to its end.
+        teardowns: What each teardown tears down; by default as the report has it.
         interactive: Whether a script will make the nodes buttons.
     """
     found = boxes(deps)
     has_boxes = len(found) <= MOST_LABELLED
     if not has_boxes:
         found = boxes(deps, len(deps) + 1)
-    drawing = _Drawing(list(deps), found, report, critical, interactive=interactive)
+    teardowns = teardowns_of(report) if teardowns is None else teardowns
+    about = (list(deps), found, report, critical, teardowns)
+    drawing = _Drawing(*about, interactive=interactive)
     parents = [box.parents for box in found]
     if has_boxes:
         widths = [drawing.width(place) for place in range(len(found))]
@@ -147,12 +155,13 @@ def draw(
 
 
 class _Drawing:
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a picture can be told
         self,
         names: Sequence[str],
         found: Sequence[Box],
         report: RunReport | None,
         critical: Sequence[str],
+        teardowns: Mapping[str, Sequence[str]],
         *,
         interactive: bool,
     ) -> None:
@@ -167,6 +176,12 @@ class _Drawing:
         path = [box_of[name] for name in critical]
         self._critical = set(path)
         self._critical_edges = set(pairwise(path))
+        self._teardown_edges = {
+            (box_of[setup], box_of[name])
+            for name, setups in teardowns.items()
+            for setup in setups
+            if name in box_of and setup in box_of
+        }
         self._texts = [
             (for_terminal(title_of(box)), facts_of(tasks) if tasks else "")
             for box, tasks in zip(found, self._tasks, strict=True)
@@ -181,7 +196,9 @@ class _Drawing:
     def boxes(self, layout: Layout) -> Iterator[str]:
         yield '<g class="edges">'
         for route in sorted(layout.routes, key=self._is_critical):
-            kind = ' class="critical"' if self._is_critical(route) else ""
+            kinds = ["critical"] if self._is_critical(route) else []
+            kinds += ["teardown"] if (route.source, route.target) in self._teardown_edges else []
+            kind = f' class="{" ".join(kinds)}"' if kinds else ""
             path = _path(layout, route, 0.0)
             yield f'<path{kind} data-from="{route.source}" data-to="{route.target}" d="{path}"/>'
         yield "</g>"

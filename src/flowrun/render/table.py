@@ -27,6 +27,7 @@ from flowrun.render.wording import (
     sign_of,
     status_of,
     tally,
+    teardown_text,
     time_text,
     waited_s,
     why_text,
@@ -177,6 +178,8 @@ class _Page:
         """Return the sign, the name, three numbers and the note."""
         # What failed has its error above the table.
         note = why_text(task) if task["status"] in ("SKIPPED", "OMITTED") else ""
+        if task["teardown_of"] and not note:
+            note = teardown_text(task["teardown_of"])
         if task["overridden"] and not note:
             note = f"overridden by a {task['overridden']}"
         if task["cached_from"]:

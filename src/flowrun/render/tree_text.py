@@ -6,7 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from flowrun.escape import for_terminal, shortened
-from flowrun.render.wording import sign_of, task_facts
+from flowrun.render.wording import sign_of, task_facts, teardown_text, teardowns_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -21,11 +21,12 @@ output of a chain would grow with the square of its length."""
 _AS_ASCII = str.maketrans({"├": "|", "─": "-", "└": "`", "│": "|"})
 
 
-def tree(
+def tree(  # noqa: PLR0913 - what a tree can be told
     dag_name: str,
     deps: Mapping[str, Sequence[str]],
     *,
     report: RunReport | None = None,
+    teardowns: Mapping[str, Sequence[str]] | None = None,
     ascii_only: bool = False,
     width: int | None = None,
 ) -> str:
@@ -38,6 +39,7 @@ def tree(
         dag_name: The title.
         deps: The dependencies of each task, in topological order.
         report: Adds status, duration and number of attempts to each task.
+        teardowns: What each teardown tears down; by default as the report has it.
         ascii_only: For screens that can show nothing else.
         width: Columns after which a line is cut; ``None`` never cuts.
 
@@ -51,7 +53,8 @@ def tree(
            └─ clean
               └─ load
     """
-    lines = _Tree(deps, report, ascii_only=ascii_only).lines(dag_name)
+    teardowns = teardowns_of(report) if teardowns is None else teardowns
+    lines = _Tree(deps, report, teardowns, ascii_only=ascii_only).lines(dag_name)
     if ascii_only:
         lines = (line.translate(_AS_ASCII) for line in lines)
     if width is not None:
@@ -63,8 +66,14 @@ class _Tree:
     """One drawing: what has been printed, and what must go on in a later section."""
 
     def __init__(
-        self, deps: Mapping[str, Sequence[str]], report: RunReport | None, *, ascii_only: bool
+        self,
+        deps: Mapping[str, Sequence[str]],
+        report: RunReport | None,
+        teardowns: Mapping[str, Sequence[str]],
+        *,
+        ascii_only: bool,
     ) -> None:
+        self._teardowns = teardowns
         self._children: dict[str, list[str]] = {name: [] for name in deps}
         self._roots: list[str] = []
         for name, needed in deps.items():
@@ -105,8 +114,10 @@ class _Tree:
                 yield f"{lead}{self._label(name)} (see above)"
                 continue
             self._printed.add(name)
-            facts = ", ".join(task_facts(self._tasks[name])) if name in self._tasks else ""
-            line = f"{lead}{self._label(name)}  {facts}".rstrip()
+            facts = task_facts(self._tasks[name]) if name in self._tasks else []
+            if name in self._teardowns:
+                facts = [self._text(teardown_text(self._teardowns[name])), *facts]
+            line = f"{lead}{self._label(name)}  {', '.join(facts)}".rstrip()
             if children and len(stack) >= _MAX_DEPTH:
                 self._postponed.append(name)
                 line += " (continued below)"

@@ -139,6 +139,22 @@ def task_facts(task: TaskReport) -> list[str]:
     return [*facts, counted(task["attempt"], "attempt")] if task["attempt"] > 1 else facts
 
 
+def teardown_text(setups: Iterable[str]) -> str:
+    """Return what a task tears down.
+
+    Example:
+        >>> teardown_text(["cluster"])
+        'tears down cluster'
+    """
+    return f"tears down {', '.join(setups)}"
+
+
+def teardowns_of(report: RunReport | None) -> dict[str, list[str]]:
+    """Return the teardowns of a run, each with what it tears down."""
+    tasks = {} if report is None else report["tasks"]
+    return {name: task["teardown_of"] for name, task in tasks.items() if task["teardown_of"]}
+
+
 def waited_s(task: TaskReport) -> float | None:
     """Return how long the task waited for slots and limits, over all its attempts."""
     known = [wait for wait in map(wait_s, attempts_of(task)) if wait is not None]

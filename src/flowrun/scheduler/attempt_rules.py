@@ -70,6 +70,29 @@ def _looked_up(run: RunState, unit: Unit, event: LookedUp) -> None:
 # -- the code has begun, or has ended ---------------------------------------------------------
 
 
+def begin_saved(run: RunState, units: list[Unit]) -> list[Unit]:
+    """The store has answered to the starts of teardowns; return those whose code may begin."""
+    starts: list[Unit] = []
+    for unit in units:
+        if not unit.is_start_saved or run.is_ending(unit):
+            _withdraw(run, unit)
+            continue
+        unit.phase = Phase.RUNNING
+        timeout_s = run.graph.specs[unit.task].timeout_s
+        if timeout_s is not None:
+            run.deadlines.add_timeout(run.now, timeout_s, unit.number, unit.record.attempt)
+        starts.append(unit)
+    units.clear()
+    return starts
+
+
+def _withdraw(run: RunState, unit: Unit) -> None:
+    """The code of an attempt has not begun: skip the unit with all that has not started (R2)."""
+    run.end_attempt(unit)
+    unit.record = unit.record.withdraw()
+    unit.phase = Phase.WAITING
+
+
 def _started(run: RunState, unit: Unit, event: Started) -> None:
     del run
     unit.started_at = event.at
@@ -99,7 +122,7 @@ def _failed(run: RunState, unit: Unit, event: Failed) -> None:
         run.omit(unit, Reason.SKIP_TASK, failure.text)
         return
     if failure.interrupts:
-        run.stop(Reason.RUN_CANCELLED, "KeyboardInterrupt")
+        run.stop(Reason.RUN_CANCELLED, "KeyboardInterrupt", interrupts=True)
     fail(run, unit, failure, Reason.RUN_CANCELLED if failure.interrupts else Reason.ERROR)
 
 
@@ -115,7 +138,7 @@ def _expired(run: RunState, unit: Unit, event: Succeeded | Failed) -> None:
     if type(event) is Failed:  # where the code was when its time was up
         text = f"{event.failure.text}\n\n{text}"
         if event.failure.interrupts:
-            run.stop(Reason.RUN_CANCELLED, "KeyboardInterrupt")
+            run.stop(Reason.RUN_CANCELLED, "KeyboardInterrupt", interrupts=True)
     fail(run, unit, timeout, Reason.TIMEOUT, bounded(text))
 
 
@@ -140,9 +163,7 @@ def _begun(run: RunState, unit: Unit, started_at: float | None) -> TaskRecord:
 def _stop_answered(run: RunState, unit: Unit, event: StopAnswered) -> None:
     answer = event.answer
     if answer is StopAnswer.WITHDRAWN:
-        run.end_attempt(unit)
-        unit.record = unit.record.withdraw()
-        unit.phase = Phase.WAITING  # it is skipped with all that has not started (R2)
+        _withdraw(run, unit)
     else:
         is_willing = answer is StopAnswer.WILLING
         _wait(run, unit, run.settings.cancel_grace_s if is_willing else run.settings.thread_grace_s)
@@ -222,7 +243,7 @@ def fail(  # noqa: PLR0913 - what is known of one failure
     )
     unit.line = failure.line
     unit.timeout = None
-    if run.stopping is not None or not failure.retryable:
+    if run.is_ending(unit) or not failure.retryable:
         run.table.commit(unit, Phase.FAILING, record)
         return
     unit.record = record
@@ -346,7 +367,7 @@ def meet_deadlines(run: RunState) -> None:
 def _save_starts(run: RunState) -> None:
     run.saves_starts = False
     for unit in run.table.active.values():
-        if not unit.is_start_saved:
+        if not (unit.is_start_saved or unit.is_teardown):
             unit.is_start_saved = True
             run.table.changed.append(unit.record)
 

@@ -16,7 +16,7 @@ from flowrun.errors import (
 from flowrun.executors import WorkerThreads
 from flowrun.failure import error_line
 from flowrun.graph import MISSING, NO_PARAMS
-from flowrun.registry import UPSTREAM, TriggerRule
+from flowrun.registry import UPSTREAM
 from flowrun.scheduler.async_attempt import AsyncAttempt
 from flowrun.scheduler.attempt import NO_ARGUMENTS, AttemptServices
 from flowrun.scheduler.branches import chosen
@@ -132,7 +132,8 @@ class Attempts:
             seen.first_run_id = run.first_run_id
         names = self._graph.dependency_names[task]
         if names:
-            seen.upstream = (names, self._upstream_statuses(task))
+            statuses = self._upstream_statuses(task) if task in self._graph.lenient else None
+            seen.upstream = (names, statuses)
         if unit.owner is not None:
             seen.item, key = unit.record.item, unit.record.key
             if spec.mapping is not None and spec.mapping.key is not None:
@@ -156,9 +157,7 @@ class Attempts:
             attempt.started_at = None
             self._report(attempt, attempt.failed(_refusal(error, spec.executor)))
 
-    def _upstream_statuses(self, number: int) -> list[str] | None:
-        if self._graph.specs[number].trigger_rule is TriggerRule.ALL_SUCCESS:
-            return None
+    def _upstream_statuses(self, number: int) -> list[str]:
         units = self._state.table.units
         return [str(units[parent].record.status) for parent in self._graph.parents[number]]
 
@@ -175,7 +174,7 @@ class Attempts:
         values = [self._state.value(parent) for parent in graph.parents[number]]
         if unit.owner is not None:
             self._put_elements(values, unit)
-        if graph.specs[number].trigger_rule is not TriggerRule.ALL_SUCCESS:
+        if number in graph.lenient:
             values = [MISSING if value is DROPPED else value for value in values]
             return plan.arguments(names, values, self._context, params)
         if plan.only_upstream:

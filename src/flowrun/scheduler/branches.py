@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 from flowrun.errors import NonRetryableError, listed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from flowrun.graph import Graph
 
@@ -44,6 +44,23 @@ def chosen(graph: Graph, number: int, value: object) -> tuple[list[str], frozens
             raise NonRetryableError(problem)
         names.append(name)
     return names, frozenset(children[name] for name in names)
+
+
+def kept_choices(graph: Graph, values: Mapping[str, object]) -> dict[int, frozenset[int]]:
+    """Return the children that the branches among tasks that a resume keeps have chosen.
+
+    Args:
+        graph: The graph of the new run.
+        values: The kept results, by task; of a branch the names that it has chosen.
+    """
+    found: dict[int, frozenset[int]] = {}
+    for name, value in values.items():
+        number = graph.index[name]
+        if graph.specs[number].is_branch:
+            names = frozenset(cast("Iterable[str]", value))
+            children = graph.children[number]
+            found[number] = frozenset(each for each in children if graph.names[each] in names)
+    return found
 
 
 def _is_same(declared: object, given: object) -> bool:

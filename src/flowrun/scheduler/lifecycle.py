@@ -217,12 +217,14 @@ class Lifecycle:
         """Return the loops of the runs that are alive; the lock is held."""
         return [loop for _, loop in self._alive.values() if not loop.is_closed()]
 
-    def _close_wait_s(self) -> float:
-        """Return how long to wait for them; the lock is held."""
+    def _close_wait_s(self) -> float | None:
+        """Return how long to wait for them, their teardowns included; the lock is held."""
         if not any(loop.is_running() for loop in self._loops()):
             return _STANDSTILL_S
         config = self._services.config
-        return config.cancel_grace_s + config.hook_timeout_s + 10.0
+        longest_s = max(run.graph.teardowns_take_s for run, _ in self._alive.values())
+        wait_s = config.cancel_grace_s + config.hook_timeout_s + 10.0 + longest_s
+        return wait_s if wait_s < inf else None
 
     # -- releasing -----------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from flowrun.config import Limit
+    from flowrun.registry import TaskSpec
 
 H = TypeVar("H")
 
@@ -375,6 +376,11 @@ class RunLimits:
         self.shared = shared
         self.slot = slot
         self._covered = covered or {}
+
+    def needs_of(self, specs: Iterable[TaskSpec]) -> list[Needs]:
+        """Return what the unit of each task needs; most need a slot alone, and share that."""
+        slot: Needs = ((self.slot, 1),)
+        return [self.needs(spec.uses) if spec.uses else slot for spec in specs]
 
     def needs(self, uses: Iterable[tuple[str, int]]) -> Needs:
         """Return what a unit needs whose task uses these limits."""

@@ -31,7 +31,8 @@ class Failure:
         retryable: Whether the retry policy allows another attempt.
         delay_s: Seconds to wait before that attempt.
         note: A warning for the log about the policy itself, or an empty text.
-        interrupts: Whether it is a ``KeyboardInterrupt``, which ends the run.
+        interrupts: Whether it is a ``KeyboardInterrupt``, which ends the run; see
+            :class:`StopRequested`.
         omits: Whether it is a ``SkipTask``: the task has nothing to do.
         pauses: Limits that nobody may use before the delay is over.
     """
@@ -87,11 +88,20 @@ class SlotsGranted:
 
 @dataclass(slots=True)
 class StopRequested:
-    """Something outside the tasks ends the run; ``broken``: the store or flowrun has failed."""
+    """Something outside the tasks ends the run.
+
+    Attributes:
+        reason: Why; the first reason counts.
+        cause: The same in words.
+        broken: Whether the store or flowrun has failed.
+        interrupts: Whether it was Ctrl-C, or another cancellation of the code that awaits the run.
+            The second one ends the teardowns, too.
+    """
 
     reason: Reason
     cause: str
     broken: bool = False
+    interrupts: bool = False
 
 
 @dataclass(slots=True)

@@ -19,7 +19,7 @@ from flowrun.hooks import (
     TaskSuccessEvent,
 )
 from flowrun.scheduler.messages import Report, Subject
-from flowrun.state import Reason, TaskStatus
+from flowrun.state import Reason, RunStatus, TaskStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -84,6 +84,10 @@ class Notifier:
 
     def run_ended(self, run: RunRecord, duration_s: float) -> None:
         """A run has ended, and its record is saved."""
+        for task in run.owed_teardowns() if run.status is RunStatus.FAILED else ():
+            text = "task %r, the teardown of %s, has not succeeded; resume run %s to run it"
+            setups = ", ".join(map(repr, task.teardown_of))
+            self._write(logging.WARNING, task, text, task.name, setups, run.run_id)
         text = "run %s of DAG %r finished: %s in %.3f s"
         status = run.status
         self._write(logging.INFO, None, text, run.run_id, run.dag_name, status, duration_s)

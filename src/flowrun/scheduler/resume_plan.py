@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from flowrun.errors import (
@@ -15,7 +16,7 @@ from flowrun.scheduler.parameters import replaced_param
 from flowrun.state import NoResult, RunQuery, RunStatus, TaskStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from flowrun.graph import Graph
     from flowrun.state import RunRecord, RunSummary, StateStoreProtocol, TaskRecord
@@ -136,13 +137,14 @@ def plan_resume(
     checkpoints = {graph.number(name) for name in from_tasks or ()}
     again = graph.descendants(checkpoints)
     reasons: list[str | None] = []
+    undone: set[int] = set()
     for number in range(len(graph)):
         if number in checkpoints:
             reasons.append("named to run again")
         elif number in again:
             reasons.append("depends on a task named to run again")
         else:
-            reasons.append(_why_again(graph, number, old, reasons, params))
+            reasons.append(_why_again(graph, number, old, reasons, undone, params))
     _add_makers(graph, old, reasons, unreadable)
     tasks = {
         name: PlannedTask("run", why) if why is not None else _kept(old.tasks[name])
@@ -152,7 +154,8 @@ def plan_resume(
     kept = frozenset(
         graph.names[number]
         for number in graph.map_sources
-        if number not in again and _keeps_items(graph, number, old, reasons, params, unreadable)
+        if number not in again
+        and _keeps_items(graph, number, old, reasons, undone, params, unreadable)
     )
     return ResumePlan(old.run_id, graph.dag_name, tasks, dropped, kept)
 
@@ -162,6 +165,7 @@ def _keeps_items(  # noqa: PLR0913 - what a plan is made of
     number: int,
     old: RunRecord,
     reasons: Sequence[str | None],
+    undone: Collection[int],
     params: Mapping[str, object],
     unreadable: Collection[str],
 ) -> bool:
@@ -173,10 +177,10 @@ def _keeps_items(  # noqa: PLR0913 - what a plan is made of
     before, name = old.tasks.get(graph.names[number]), graph.names[number]
     if reasons[number] is None or before is None or name in unreadable:
         return False
-    if set(graph.dependency_names[number]) != set(before.deps):
+    if set(graph.dependency_names[number]) != set(before.deps) or _is_torn_down(graph, number, old):
         return False
     whole = set(graph.parents[number]).difference(graph.map_sources[number])
-    if any(_runs_anew(reasons[parent]) for parent in whole):
+    if any(_runs_anew(reasons[parent]) and parent not in undone for parent in whole):
         return False
     return _why_given_anew(graph, number, old, params) is None
 
@@ -198,7 +202,7 @@ def take_over(record: RunRecord, graph: Graph, old: RunRecord, plan: ResumePlan)
 
 
 def inputs_to_load(graph: Graph, old: RunRecord, plan: ResumePlan) -> list[str]:
-    """Return the kept tasks whose results a task that runs will be given."""
+    """Return the kept tasks whose results a task that runs needs."""
     tasks, names = plan.tasks, graph.names
     wanted: dict[str, None] = {}
     for number, name in enumerate(names):
@@ -218,27 +222,50 @@ def _kept(task: TaskRecord) -> PlannedTask:
 _WORDS = {TaskStatus.FAILED: "had failed", TaskStatus.SKIPPED: "was skipped"}
 
 
-def _why_again(
+def _why_again(  # noqa: PLR0913 - what a plan is made of
     graph: Graph,
     number: int,
     old: RunRecord,
     reasons: Sequence[str | None],
+    undone: set[int],
     params: Mapping[str, object],
 ) -> str | None:
     """Return why a task runs again (S3), given the reasons of its parents; ``None`` to keep it.
 
     A parent that runs only to make a released result again (S2) has no reason yet: its new result
-    counts as the old one.
+    counts as the old one. The old run may have ended before it did that. Then it has kept what had
+    succeeded from the released result, which tells such a parent, one of ``undone``, from others.
     """
     before = old.tasks.get(graph.names[number])
     if before is None:
         return "new in the DAG"
-    if before.status not in (TaskStatus.SUCCESS, TaskStatus.OMITTED):
-        return _WORDS.get(before.status, "had not ended")
+    changed = _why_changed(graph, number, before, old, reasons, undone, params)
+    if before.status in (TaskStatus.SUCCESS, TaskStatus.OMITTED):
+        return changed
+    if changed is None:
+        undone.add(number)
+    return _WORDS.get(before.status, "had not ended")
+
+
+def _why_changed(  # noqa: PLR0913 - what a plan is made of
+    graph: Graph,
+    number: int,
+    before: TaskRecord,
+    old: RunRecord,
+    reasons: Sequence[str | None],
+    undone: Collection[int],
+    params: Mapping[str, object],
+) -> str | None:
     if set(graph.dependency_names[number]) != set(before.deps):
         return "its dependencies have changed"
-    for parent in graph.parents[number]:
-        if reasons[parent] is not None:
+    if graph.teardowns.names.get(before.name, ()) != before.teardown_of:
+        return "what it tears down has changed"
+    # What a teardown waits for, but does not tear down, is no reason to tear down again.
+    follows = before.status is TaskStatus.OMITTED or (
+        before.status is TaskStatus.SUCCESS and number in graph.lenient
+    )
+    for parent in graph.teardowns.setups.get(number, graph.parents[number]):
+        if reasons[parent] is not None and (follows or parent not in undone):
             return f"depends on {graph.names[parent]!r}, which runs again"
     return _why_given_anew(graph, number, old, params)
 
@@ -260,28 +287,65 @@ def _add_makers(
 ) -> None:
     """Also run the tasks whose results are gone and needed by a task that runs (S2).
 
-    From the last task to the first, so that one pass follows a chain of any length.
+    From the last task to the first, so that it follows a chain of any length.
     """
-    for number in range(len(reasons) - 1, -1, -1):
-        if reasons[number] is None:
+    # Numbers below 0, so that the heap has the last task on top.
+    todo = [-number for number in range(len(reasons) - 1, -1, -1) if reasons[number] is not None]
+    while todo:
+        number = -heappop(todo)
+        for parent, why in _gone(graph, number, old, reasons, unreadable):
+            reasons[parent] = f"{why}, and {graph.names[number]!r} needs it"
+            heappush(todo, -parent)
+            for teardown in graph.teardowns.of.get(parent, ()):
+                reasons[teardown] = (
+                    reasons[teardown] or f"tears down {graph.names[parent]!r}, which runs again"
+                )
+                heappush(todo, -teardown)  # it may need another of its setups now
+
+
+def _gone(
+    graph: Graph,
+    number: int,
+    old: RunRecord,
+    reasons: Sequence[str | None],
+    unreadable: Collection[str],
+) -> Iterator[tuple[int, str]]:
+    """Yield what a task that runs again needs and the old run has no more, and why not.
+
+    A teardown that failed tears down again what there was. One that runs because a setup of it
+    does needs its other setups anew, too.
+    """
+    setups = graph.teardowns.setups.get(number, ())
+    is_set_up_again = any(reasons[setup] is not None for setup in setups)
+    inputs = set(_inputs(graph, number))
+    for parent in graph.parents[number]:
+        before = None if reasons[parent] is not None else old.tasks[graph.names[parent]]
+        if before is None or before.status is TaskStatus.OMITTED:
             continue
-        for parent in _inputs(graph, number):
-            before = None if reasons[parent] is not None else old.tasks[graph.names[parent]]
-            if before is None or before.status is TaskStatus.OMITTED:
-                continue
-            result, needs = before.result, f"and {graph.names[number]!r} needs it"
-            if result in (NoResult.RELEASED, NoResult.ABSENT) or _has_released(before, old):
-                reasons[parent] = f"{_RELEASED}{needs}"
-            elif before.name in unreadable:
-                reasons[parent] = f"another serializer has written its result, {needs}"
+        result, is_user = before.result, parent not in setups or is_set_up_again
+        if is_user and _is_torn_down(graph, parent, old):
+            yield parent, _TORN_DOWN
+        elif parent not in inputs:
+            continue
+        elif result in (NoResult.RELEASED, NoResult.ABSENT) or _has_released(before, old):
+            yield parent, _RELEASED
+        elif before.name in unreadable:
+            yield parent, "another serializer has written its result"
 
 
-_RELEASED = "its result was released, "
+def _is_torn_down(graph: Graph, number: int, old: RunRecord) -> bool:
+    """Return whether a teardown of what a task has set up has begun."""
+    teardowns = [graph.names[each] for each in graph.teardowns.of.get(number, ())]
+    return any(name in old.tasks and old.tasks[name].attempt > 0 for name in teardowns)
+
+
+_RELEASED = "its result was released"
+_TORN_DOWN = "it was torn down"
 
 
 def _runs_anew(reason: str | None) -> bool:
     """Return whether a task runs for another reason than to make a released result again (S2)."""
-    return reason is not None and not reason.startswith(_RELEASED)
+    return reason is not None and not reason.startswith((_RELEASED, _TORN_DOWN))
 
 
 def _has_released(task: TaskRecord, old: RunRecord) -> bool:
@@ -293,6 +357,8 @@ def _has_released(task: TaskRecord, old: RunRecord) -> bool:
 
 
 def _inputs(graph: Graph, number: int) -> Sequence[int]:
-    """Return the parents whose results are given to the task, not only waited for."""
+    """Return the parents whose results the task needs: it is given them, or they are branches."""
     parents = graph.parents[number]
-    return graph.plans[number].passed_on(parents)
+    given = graph.plans[number].passed_on(parents)
+    branches = [each for each in parents if graph.specs[each].is_branch and each not in given]
+    return [*given, *branches] if branches else given

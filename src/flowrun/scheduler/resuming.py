@@ -32,16 +32,13 @@ if TYPE_CHECKING:
 
 
 class PlannedResume(NamedTuple):
-    """The graph of the new run, the run to resume, what to do, and the new run's parameters.
-
-    ``named``: the tasks of ``from_tasks``, and all that depends on them.
-    """
+    """The graph of the new run, the run to resume, what to do, and what the caller gave."""
 
     graph: Graph
     old: RunRecord
     tasks: ResumePlan
     params: dict[str, object]
-    named: set[int]
+    named: tuple[str, ...]
 
 
 class Resumer:
@@ -73,7 +70,7 @@ class Resumer:
                 problem = f"none of its targets {listed(old.targets)} is in the DAG any more"
                 raise ResumeError(old.run_id, problem)
             graph = graph.subgraph(targets)
-        names = None
+        names: list[str] = []
         if from_tasks:
             names = self._graphs.task_names(graph, from_tasks, "from_tasks")
         find = getattr(self._store, "unreadable_results", None)
@@ -81,8 +78,7 @@ class Resumer:
         graph = override(graph, overrides)
         new_params = checked_params(graph, params, old.params)
         plan = plan_resume(graph, old, names, new_params, unreadable)
-        named = graph.descendants([graph.number(name) for name in names or ()])
-        return PlannedResume(graph, old, plan, new_params, named)
+        return PlannedResume(graph, old, plan, new_params, tuple(names))
 
     async def resume(
         self,
@@ -98,13 +94,15 @@ class Resumer:
         self._warn_of_abandoned(old)
         options = {**options, "params": new_params}
         if named:  # who asks for them to run again wants nothing from the cache
-            fresh = named.union(refreshed(graph, options))
+            again = graph.descendants(map(graph.number, named))
+            fresh = again.union(refreshed(graph, options))
             options["refresh"] = [graph.names[number] for number in fresh]
         if options.get("metadata") is None:
             options["metadata"] = old.metadata
         record = self._starter.new_record(graph, context, options)
         record = take_over(record, graph, old, plan)
         record = record._replace(
+            named=named,
             sole_heir=not from_tasks and old.status is not RunStatus.SUCCESS,
             first_run_id=await self._off_loop(partial(first_run_id, self._store, old)),
         )

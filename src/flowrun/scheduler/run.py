@@ -22,6 +22,7 @@ from flowrun.failure import described, error_line
 from flowrun.scheduler.alarm import Alarm
 from flowrun.scheduler.attempts import Attempts
 from flowrun.scheduler.awaiter import Awaiter
+from flowrun.scheduler.branches import kept_choices
 from flowrun.scheduler.expander import Expander
 from flowrun.scheduler.first_error import FirstError
 from flowrun.scheduler.inbox import Inbox
@@ -115,19 +116,17 @@ class Run:
         self._notifier = Notifier(record, self._channel, services.log, listener)
         self.errors = FirstError() if options.get("raise_on_failure") else None
         self._begun_at = self._monotonic()
+        about = (services, graph, record)
         self._state = RunState(
             graph,
             record,
             inherited.values,
-            [limits.needs(spec.uses) for spec in graph.specs],
+            limits.needs_of(graph.specs),
             partial(self._limits.exchange, self),
             self._limits.pause,
-            _settings(
-                services, graph, record, self._notifier, self._begun_at, options, stand_ins or {}
-            ),
+            _settings(*about, inherited, self._notifier, self._begun_at, options, stand_ins or {}),
             partial(self._limits.waited, self) if self._limits.named else None,
         )
-        about = (services, graph, record)
         reports = (self._attempt_began, self._attempt_ended)
         self._attempts = Attempts(
             *about, context, variables, self._state, self._inbox, *reports, self.errors
@@ -208,7 +207,7 @@ class Run:
         """The awaiting task was cancelled; what it got is raised at the end."""
         self.awaiter.note(error)
         cause = "the task that awaited the run was cancelled"
-        self._events.append(StopRequested(Reason.RUN_CANCELLED, cause))
+        self._events.append(StopRequested(Reason.RUN_CANCELLED, cause, interrupts=True))
         if self._has_begun:
             self._turn()
 
@@ -445,6 +444,7 @@ def _settings(  # noqa: PLR0913 - what a run is told
     services: Services,
     graph: Graph,
     record: RunRecord,
+    inherited: Inherited,
     notifier: Notifier,
     begun_at: float,
     options: RunOptions,
@@ -462,6 +462,8 @@ def _settings(  # noqa: PLR0913 - what a run is told
         # A report of a live run asks the run itself for what runs now.
         save_starts_after_s=SAVE_STARTS_AFTER_S if blocks else None,
         fails_fast=options.get("fail_fast", False),
+        kept_choices=kept_choices(graph, inherited.values),
+        named=frozenset(graph.index[name] for name in record.named),
         stand_ins=stand_ins,
         cached=cached_tasks(graph, options, services.journal.store, services.log),
         most_encoding=config.max_parallel,

@@ -18,6 +18,7 @@ the table of transitions::
                 |-- DELAYED (before a retry) <------------|
                 |-- LINGERING (an abandoned attempt has to end first) <-|
 
+    READY -> STARTING (a teardown: its start is being saved) -> RUNNING
     WAITING, READY, DELAYED, EXPANDING -> SKIPPING -> DONE
     WAITING, RUNNING -> OMITTING -> DONE
 
@@ -29,7 +30,10 @@ Children become ready, and slots become free, by these rules:
 - When all parents of a unit are DONE, its trigger rule says whether it runs, is skipped or omitted.
 - A final failure skips at once, when it is committed, all descendants that need a success.
 - A branch omits the children that it has not chosen.
-- A run that is stopped tells running attempts to stop. When all have ended, it skips the rest.
+- A run that is stopped tells running attempts to stop. When all have ended, it skips the rest, but
+  for teardowns; ``stopping.py`` has these rules.
+- A teardown is ready when its parents and all other children of its setups are DONE. It runs if
+  its setups have succeeded. A resume has to know of its start, which is saved first.
 - A value is dropped when every consumer is DONE, its retries included (I2).
 """
 
@@ -43,7 +47,7 @@ from flowrun.registry import TriggerRule
 from flowrun.scheduler.attempt_rules import (
     DUE,
     TRANSITIONS,
-    fail_lingering,
+    begin_saved,
     look_up,
     make_ready,
     meet_deadlines,
@@ -54,7 +58,6 @@ from flowrun.scheduler.deadlines import Deadlines, Wait
 from flowrun.scheduler.mapping import (
     begin,
     book_expanded,
-    conclude,
     feed,
     item_ended,
     parent_ended,
@@ -69,14 +72,14 @@ from flowrun.scheduler.messages import (
     Saved,
     SlotsGranted,
     Start,
-    Stop,
     StopRequested,
     Subject,
     Succeeded,
 )
 from flowrun.scheduler.slot_requests import SlotRequests
+from flowrun.scheduler.stopping import Stopping, skip_rest, stop
 from flowrun.scheduler.trigger_rules import Verdict, verdict
-from flowrun.scheduler.units import ACTIVE, IDLE, Phase, UnitTable, require
+from flowrun.scheduler.units import ACTIVE, Phase, UnitTable, require
 from flowrun.state import Reason, RunStatus, TaskStatus, TransitionError
 
 if TYPE_CHECKING:
@@ -92,6 +95,7 @@ if TYPE_CHECKING:
 
 _NO_STAND_INS: Mapping[int, StandIn] = {}
 _NO_CACHES: Mapping[int, bool] = {}
+_NO_CHOICES: Mapping[int, frozenset[int]] = {}
 SAVE_STARTS_AFTER_S = 0.01
 """The store is given the start of an attempt that runs for longer; most end before."""
 
@@ -110,6 +114,8 @@ class RunSettings:
         save_starts_after_s: After how long starts are saved, if their attempts still run;
             ``None``: never.
         fails_fast: Whether the first final failure ends the run.
+        kept_choices: What the branches that a resume keeps have chosen, by branch.
+        named: Units that a resume was told to run, whatever a branch chooses.
         stand_ins: Values that stand for the results of tasks, which have no attempt.
         cached: Tasks with a cache, and whether they have to run all the same.
         most_encoding: For how many attempts a slot is free while their results are encoded.
@@ -124,6 +130,8 @@ class RunSettings:
     reports_successes: bool = True
     save_starts_after_s: float | None = SAVE_STARTS_AFTER_S
     fails_fast: bool = False
+    kept_choices: Mapping[int, frozenset[int]] = field(default_factory=lambda: _NO_CHOICES)
+    named: frozenset[int] = frozenset()
     stand_ins: Mapping[int, StandIn] = field(default_factory=lambda: _NO_STAND_INS)
     cached: Mapping[int, bool] = field(default_factory=lambda: _NO_CACHES)
     most_encoding: int = 0
@@ -147,6 +155,7 @@ class RunState:
     Attributes:
         table: All units.
         stopping: Why the run is ended from outside its tasks; ``None`` if it is not.
+        stopped: What else is known of that.
         is_finished: Whether the last instruction was given.
         requests: The slots that it has asked for.
     """
@@ -170,14 +179,14 @@ class RunState:
         self.deadlines = Deadlines(self.is_current)
         self.out: list[Instruction] = []
         self.stopping: Reason | None = None
+        self.stopped = Stopping()
         self.is_finished = False
         self.pause = pause
         self._record = record
         self.requests = SlotRequests(exchange, waited, settings.most_encoding)
-        self._cause = ""
-        self._is_broken = False
         self.run_timeout_s = 0.0
         self.saves_starts = False
+        self._saved_starts: list[Unit] = []
         restore(self, record, values)
 
     # -- what the driver asks ----------------------------------------------------------------
@@ -190,7 +199,13 @@ class RunState:
     @property
     def why_it_stops(self) -> str:
         """Why the run is ended from outside its tasks, in words."""
-        return f"{self.stopping}: {self._cause}"
+        return f"{self.stopping}: {self.stopped.cause}"
+
+    def is_ending(self, unit: Unit) -> bool:
+        """Return whether the run was stopped and the unit may not start any more."""
+        return self.stopping is not None and not (
+            unit.is_teardown and self.stopped.spares_teardowns
+        )
 
     def value(self, number: int) -> object:
         """Return a unit's value, which a consumer needs."""
@@ -211,6 +226,8 @@ class RunState:
             self.run_timeout_s = timeout_s
             self.deadlines.add(now + timeout_s, Wait.RUN)
         self.now = now
+        for number, chosen in self.settings.kept_choices.items():
+            self._omit_others(self.table.units[number], chosen)
         for unit in self.table.units:
             if not unit.unmet and unit.phase is Phase.WAITING:
                 self._judge(unit)
@@ -260,14 +277,17 @@ class RunState:
         self._ask_at(event.ask_again_at)
 
     def _book_stop(self, event: StopRequested) -> None:
-        self._is_broken = self._is_broken or event.broken
-        self.stop(event.reason, event.cause)
+        interrupts, broken = event.interrupts, event.broken
+        stop(self, event.reason, event.cause, interrupts=interrupts, broken=broken)
 
     def _book_saved(self, event: Saved) -> None:
         for number in event.units:
             unit = self.table.units[number]
             refusal = None if event.refusals is None else event.refusals.get(number)
-            if unit.phase is not Phase.SAVING:
+            if unit.phase is Phase.STARTING:
+                unit.is_start_saved = refusal is None
+                self._saved_starts.append(unit)
+            elif unit.phase is not Phase.SAVING:
                 self.settle(unit)
             elif refusal is None:
                 self._settle_success(unit)
@@ -277,22 +297,24 @@ class RunState:
     def _settle_success(self, unit: Unit) -> None:
         value = unit.value
         if unit.follows is not None and self.stopping is None:
-            why = f"the branch {unit.record.name!r} did not choose it"
-            for number in self.graph.children[unit.number]:
-                child = self.table.units[number]
-                if number not in unit.follows and child.phase is Phase.WAITING:
-                    self.omit(child, Reason.NOT_CHOSEN, why)
+            self._omit_others(unit, unit.follows)
         freed = self.table.settle(unit)
         if self.settings.reports_successes:
             self.out.append(Report(Subject.SUCCESS, unit.record, "", value))
         if unit.owner is not None:
             item_ended(self, unit)
             return
-        if self.stopping is None:
-            for child in freed:
-                self._judge(child)
+        self._judge_all(freed)
         if self.table.maps:
             parent_ended(self, unit)
+
+    def _omit_others(self, unit: Unit, chosen: frozenset[int]) -> None:
+        why = f"the branch {unit.record.name!r} did not choose it"
+        for number in self.graph.children[unit.number]:
+            child = self.table.units[number]
+            is_open = child.phase is Phase.WAITING and not child.is_teardown
+            if is_open and number not in chosen and number not in self.settings.named:
+                self.omit(child, Reason.NOT_CHOSEN, why)
 
     def settle(self, unit: Unit) -> None:
         """A final failure, a skip or an omission is committed."""
@@ -309,11 +331,14 @@ class RunState:
             else:
                 why = f"the task {record.name!r} upstream of it {_ENDED[record.status]}"
                 self.skip(self.table.waiting_descendants(unit), Reason.UPSTREAM_FAILED, why)
-        for child in freed:
-            if self.stopping is None and child.phase is Phase.WAITING:
-                self._judge(child)
+        self._judge_all(freed)
         if self.table.maps:
             parent_ended(self, unit)
+
+    def _judge_all(self, units: Sequence[Unit]) -> None:
+        for unit in units:
+            if unit.phase is Phase.WAITING and (self.stopping is None or not self.is_ending(unit)):
+                self._judge(unit)
 
     def _judge(self, unit: Unit) -> None:
         """Decide what becomes of a unit whose parents have all ended."""
@@ -326,7 +351,9 @@ class RunState:
             self._run(unit)
         elif decided is Verdict.SKIP:
             why = f"its trigger_rule {unit.rule} was not met, as a task upstream of it failed"
-            self.skip([unit], Reason.UPSTREAM_FAILED, why)
+            if unit.is_teardown:
+                why = "what it tears down was not set up"
+            self.skip([unit], self.stopping or Reason.UPSTREAM_FAILED, why)
         elif unit.rule is TriggerRule.ALL_SUCCESS:
             why = "a task upstream of it was omitted"
             self.omit(unit, Reason.UPSTREAM_OMITTED, why)
@@ -369,46 +396,26 @@ class RunState:
             return unit.phase in DUE[wait][0] and unit.record.attempt == attempt
         return not self.is_finished and (wait is not Wait.RUN or self.stopping is None)
 
-    # -- stopping --------------------------------------------------------------------------------
-
-    def stop(self, reason: Reason, cause: str) -> None:
-        """End the run from outside its tasks; the first reason counts."""
-        if self.is_finished or self.stopping is not None:
-            return
-        if not (self.table.open or self._is_broken):
-            return  # all tasks have ended by themselves, in this wake-up
-        self.stopping = reason
-        self._cause = cause
-        self.requests.give_up(self.table.clear_ready(), self.table.needs, self.now)
-        told: list[int] = []
-        for unit in self.table.active.values():
-            if unit.phase is Phase.RUNNING:  # one that is EXPIRING has been told already
-                unit.phase = Phase.STOPPING
-                told.append(unit.number)
-        if told:
-            self.out.append(Stop(sorted(told), self.why_it_stops))
-        for unit in self.table.units:
-            if unit.phase is Phase.LINGERING:
-                fail_lingering(self, unit, f"not retried: {cause}")
-            elif unit.phase in (Phase.DELAYED, Phase.LOOKING_UP):
-                unit.phase = Phase.WAITING  # what it waits for makes it READY no more
+    def stop(self, reason: Reason, cause: str, *, interrupts: bool = False) -> None:
+        """End the run from inside: a task, a time limit."""
+        stop(self, reason, cause, interrupts=interrupts, broken=False)
 
     # -- deciding --------------------------------------------------------------------------------
 
     def _decide(self) -> None:
         """Start what is ready, end the run if all has ended, and save what has changed."""
         table = self.table
+        starts = begin_saved(self, self._saved_starts) if self._saved_starts else []
         if self.stopping is not None:
-            self._skip_rest(self.stopping)
+            skip_rest(self, self.stopping)
         elif table.unfed:
             feed(self)
         # What is saved at once may have a child that comes first (R6).
-        starts: list[Unit] = []
         if not (self.settings.is_saved_at_once and table.outcomes):
             slots, again_at = self.requests.take(table, self.now)
             self._ask_at(again_at)
             if slots:
-                starts = self._start(slots)
+                starts += self._start(slots)
         if table.changed:
             self.out.append(Save(table.changed, table.outcomes))
             table.changed, table.outcomes = [], []
@@ -418,15 +425,6 @@ class RunState:
             self.out.append(Start(unit.number, unit.record.attempt))
         if not table.open and not self.is_finished:
             self._finish()
-
-    def _skip_rest(self, reason: Reason) -> None:
-        """Skip what has not started, once all that ran before the stop has ended."""
-        table = self.table
-        if not table.active and not table.committing and table.open:
-            rest = [unit for unit in table.units if unit.phase in IDLE]
-            self.skip(rest, reason, self._cause)
-            for each in table.maps.values():
-                conclude(self, each)
 
     def _ask_at(self, time: float) -> None:
         """Ask the limits again when a time has come."""
@@ -443,6 +441,11 @@ class RunState:
             unit.record = record = unit.record.start(epoch, unit.ready_at, waits)
             unit.started_at = None
             unit.is_start_saved = unit.is_overdue = False
+            if unit.is_teardown:
+                unit.phase = Phase.STARTING
+                table.changed.append(record)
+                table.outcomes.append(unit.number)
+                continue
             timeout_s = specs[unit.task].timeout_s
             if timeout_s is not None:
                 self.deadlines.add_timeout(now, timeout_s, unit.number, record.attempt)
@@ -457,10 +460,11 @@ class RunState:
         ended = self._record.finish(self.epoch, None, self.records())
         ended = ended._replace(items=self.table.items())
         # What came too late to stop anything has not ended the run.
-        if self.stopping is not None and (self._is_broken or ended.status is not RunStatus.SUCCESS):
+        broken = self.stopped.is_broken
+        if self.stopping is not None and (broken or ended.status is not RunStatus.SUCCESS):
             ended = ended._replace(error=self.why_it_stops)
         # What the store refused before may be kept now, so that the end it shows is whole.
-        records = ended.records if self._is_broken else []
+        records = ended.records if broken else []
         self.out.append(Finish(ended, records))
 
     def check(self) -> None:

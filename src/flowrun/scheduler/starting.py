@@ -64,11 +64,14 @@ class Starter:
         """Check what a caller gave, and return the record of a run in which no task has started."""
         check_options(graph, context, options)
         names, config = graph.names, self.services.config
+        tasks = dict(zip(names, map(TaskRecord, names, graph.dependency_names), strict=True))
+        for name, setups in graph.teardowns.names.items():
+            tasks[name] = tasks[name]._replace(teardown_of=setups)
         return RunRecord(
             checked_run_id(config.new_run_id()),
             graph.dag_name,
             config.clock.time(),
-            dict(zip(names, map(TaskRecord, names, graph.dependency_names), strict=True)),
+            tasks,
             metadata=checked_metadata(options.get("metadata")),
             targets=graph.targets,
             sole_of_dag=options.get("if_running") == "refuse",

@@ -32,22 +32,23 @@ class Phase(IntEnum):
 
     WAITING = 0
     READY = 1
-    RUNNING = 2
-    EXPIRING = 3
-    STOPPING = 4
-    SAVING = 5
-    DELAYED = 6
-    LINGERING = 7
-    FAILING = 8
-    SKIPPING = 9
-    OMITTING = 10
-    DONE = 11
-    EXPANDING = 12
-    MAPPING = 13
-    LOOKING_UP = 14
+    STARTING = 2
+    RUNNING = 3
+    EXPIRING = 4
+    STOPPING = 5
+    SAVING = 6
+    DELAYED = 7
+    LINGERING = 8
+    FAILING = 9
+    SKIPPING = 10
+    OMITTING = 11
+    DONE = 12
+    EXPANDING = 13
+    MAPPING = 14
+    LOOKING_UP = 15
 
 
-ACTIVE = frozenset((Phase.RUNNING, Phase.EXPIRING, Phase.STOPPING))
+ACTIVE = frozenset((Phase.STARTING, Phase.RUNNING, Phase.EXPIRING, Phase.STOPPING))
 """An attempt of the unit runs, and holds a slot."""
 
 COMMITTING = frozenset((Phase.SAVING, Phase.FAILING, Phase.SKIPPING, Phase.OMITTING))
@@ -71,9 +72,10 @@ class Unit:
         phase: Its phase.
         record: What is known of it and may be shown.
         rule: When it runs.
-        unmet: Parents that are not DONE.
-        bad: Parents that are DONE and FAILED or SKIPPED.
-        omitted: Parents that are DONE and OMITTED.
+        is_teardown: Whether it tears down what some of its parents, its setups, have set up.
+        unmet: Parents that are not DONE, and what a teardown waits for beside them.
+        bad: Parents that are DONE and FAILED or SKIPPED; of a teardown only the setups count.
+        omitted: Parents that are DONE and OMITTED; the same.
         consumers: Children that are not DONE.
         value: What it returned, until no consumer needs it.
         ready_at: When it became ready, in epoch seconds.
@@ -101,6 +103,7 @@ class Unit:
         "holds_slot",
         "is_overdue",
         "is_start_saved",
+        "is_teardown",
         "line",
         "map",
         "number",
@@ -124,6 +127,7 @@ class Unit:
     ) -> None:
         self.number = self.task = number
         self.rule = rule
+        self.is_teardown = False
         self.phase = _WAITING
         self.record = record
         self.unmet = unmet
@@ -177,6 +181,7 @@ class UnitTable:
     __slots__ = (
         "_graph",
         "_rank",
+        "_waiting",
         "active",
         "changed",
         "committing",
@@ -198,6 +203,7 @@ class UnitTable:
         needs: Sequence[Needs],
     ) -> None:
         self._graph = graph
+        self._waiting = graph.teardowns.waiting
         self.needs = needs
         self.ready: dict[Needs, list[tuple[float, int]]] = {}
         self.maps: dict[int, ItemMap] = {}
@@ -214,9 +220,12 @@ class UnitTable:
             )
         ]
         self._rank: Sequence[int] = range(len(self.units))
-        if any(spec.priority for spec in graph.specs):
+        if graph.has_priorities:
             at_rank = sorted(self._rank, key=lambda each: -graph.specs[each].priority)
             self._rank = sorted(self._rank, key=at_rank.__getitem__)
+        for number, waits in graph.teardowns.waits.items():
+            self.units[number].is_teardown = True
+            self.units[number].unmet += len(waits)
         self.open = len(self.units)
         for unit in self.units:
             if unit.record.status in (TaskStatus.SUCCESS, TaskStatus.OMITTED):
@@ -238,12 +247,21 @@ class UnitTable:
         for number in self._graph.children[unit.number]:
             child = units[number]
             child.unmet -= 1
-            if status is TaskStatus.OMITTED:
-                child.omitted += 1
-            elif status is not TaskStatus.SUCCESS:
-                child.bad += 1
+            if status is not TaskStatus.SUCCESS:
+                setups = self._graph.teardowns.setups.get(number)
+                if setups is not None and unit.number not in setups:
+                    pass  # that it has ended is enough
+                elif status is TaskStatus.OMITTED:
+                    child.omitted += 1
+                else:
+                    child.bad += 1
             if not child.unmet and child.phase is _WAITING:
                 found.append(child)
+        if self._waiting:
+            for number in self._waiting.get(unit.number, ()):
+                units[number].unmet -= 1
+                if not units[number].unmet and units[number].phase is _WAITING:
+                    found.append(units[number])
         return found
 
     def add_item(self, owner: ItemMap, record: TaskRecord) -> Unit:
@@ -295,14 +313,20 @@ class UnitTable:
             unit.holds_slot = True
         return found
 
-    def clear_ready(self) -> list[Unit]:
-        """Start nothing more: what is READY waits, to be skipped; return those units."""
-        found = [self.units[number] for queue in self.ready.values() for _, number in queue]
-        for unit in found:
-            unit.phase = _WAITING
-        self.ready.clear()
+    def clear_ready(self, *, spares_teardowns: bool) -> list[Unit]:
+        """Start nothing more, but for spared teardowns; return what was READY and now waits."""
+        queues, self.ready = self.ready, {}
         self.is_ready_changed = True
-        return found
+        cleared: list[Unit] = []
+        for queue in queues.values():
+            for _, number in queue:
+                unit = self.units[number]
+                unit.phase = _WAITING
+                if unit.is_teardown and spares_teardowns:
+                    self.make_ready(unit, unit.ready_at)
+                else:
+                    cleared.append(unit)
+        return cleared
 
     def commit(self, unit: Unit, phase: Phase, record: TaskRecord) -> None:
         """Have an outcome saved; it counts once the store has answered."""
@@ -342,8 +366,8 @@ class UnitTable:
         while stack:
             for number in self._graph.children[stack.pop()]:
                 child = self.units[number]
-                needs_it = child.rule is TriggerRule.ALL_SUCCESS and child.phase is _WAITING
-                if needs_it and number not in found:
+                needs_it = child.rule is TriggerRule.ALL_SUCCESS and not child.is_teardown
+                if needs_it and child.phase is _WAITING and number not in found:
                     found[number] = child
                     stack.append(number)
         return [found[number] for number in sorted(found)]
@@ -384,9 +408,13 @@ class UnitTable:
                 wanted = of_task.consumers > 0 or of_task.phase is not _DONE
                 require(unit.value is DROPPED or wanted, story)
                 continue
-            parents = [self.units[each] for each in self._graph.parents[unit.number]]
-            done = [each.record.status for each in parents if each.phase is _DONE]
-            require(unit.unmet == len(parents) - len(done), story)
+            parents = self._graph.parents[unit.number]
+            waits = (*parents, *self._graph.teardowns.waits.get(unit.number, ()))
+            unmet = sum(self.units[each].phase is not _DONE for each in waits)
+            require(unit.unmet == unmet, story)
+            judged = self._graph.teardowns.setups.get(unit.number, parents)
+            ended = [self.units[each] for each in judged if self.units[each].phase is _DONE]
+            done = [each.record.status for each in ended]
             require(unit.omitted == done.count(TaskStatus.OMITTED), story)
             require(unit.bad == len(done) - done.count(TaskStatus.SUCCESS) - unit.omitted, story)
             if unit.phase in ACTIVE or unit.phase in (_READY, Phase.LOOKING_UP):
@@ -413,6 +441,7 @@ _STATUSES = {
     Phase.LOOKING_UP: _PENDING,
     Phase.READY: _PENDING,
     Phase.DELAYED: _PENDING,
+    Phase.STARTING: _RUNNING,
     Phase.EXPANDING: _PENDING,
     Phase.MAPPING: _RUNNING,
     Phase.SKIPPING: _PENDING | _RUNNING,

@@ -179,6 +179,7 @@ class TaskRecord(NamedTuple):
         limit_waits: How long that attempt waited for named limits.
         encoded_at: When its result was ready to be saved.
         why_run: Why a resume runs it.
+        teardown_of: Those of its dependencies that it tears down.
     """
 
     name: str
@@ -201,6 +202,7 @@ class TaskRecord(NamedTuple):
     limit_waits: LimitWaits = ()
     encoded_at: float | None = None
     why_run: str | None = None
+    teardown_of: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -232,6 +234,7 @@ class TaskRecord(NamedTuple):
             limit_waits,
             None,
             self.why_run,
+            self.teardown_of,
         )
         return _new_record(TaskRecord, begun)
 
@@ -396,6 +399,7 @@ class TaskRecord(NamedTuple):
             self.limit_waits,
             encoded_at,
             self.why_run,
+            self.teardown_of,
         )
         return _new_record(TaskRecord, ended)
 
@@ -430,6 +434,7 @@ class RunRecord(NamedTuple):
         sole_of_dag: Whether it must not start while another run of the DAG is alive.
         first_run_id: The run that the chain of resumes began with, while the run is carried out;
             no store keeps it.
+        named: Tasks that a resume was told to run, whatever a branch has chosen; no store keeps it.
         items: The items of its mapped tasks that have records, by task, in their order.
         max_parallel: How many of its tasks could run at once.
         versions: Those of flowrun and of Python that created it.
@@ -453,6 +458,7 @@ class RunRecord(NamedTuple):
     first_run_id: str | None = None
     max_parallel: int | None = None
     versions: Mapping[str, str] = {}
+    named: tuple[str, ...] = ()
     finished_at: float | None = None
     error: str | None = None
     alive: bool = True
@@ -471,6 +477,16 @@ class RunRecord(NamedTuple):
     def task_counts(self) -> Counter[TaskStatus]:
         """Return the number of tasks by status."""
         return Counter(map(_status_of, self.tasks.values()))
+
+    def owed_teardowns(self) -> list[TaskRecord]:
+        """Return the teardowns that have not succeeded though everything was set up for them."""
+        return [
+            task
+            for task in self.tasks.values()
+            if task.teardown_of
+            and task.status not in (_SUCCESS, _OMITTED)
+            and all(self.tasks[name].status is _SUCCESS for name in task.teardown_of)
+        ]
 
     def finish(
         self, now: float, error: str | None = None, tasks: Mapping[str, TaskRecord] | None = None

@@ -189,7 +189,7 @@ def task_row(run: int, place: int, task: TaskRecord, deps: str) -> Row:
     """Return where a task's row stands, its values in the order of ``TASK_COLUMNS``, a checksum."""
     name, _, status, attempt, ready_at, started_at, finished_at = task[:7]
     error, reason, abandoned, result, earlier, *mapping = task[7:15]
-    granted_at, waits, encoded_at, why = task[16:]
+    granted_at, waits, encoded_at, why = task[16:20]
     row = (
         name,
         deps,
@@ -254,11 +254,26 @@ def plan_of(tasks: Mapping[str, TaskRecord]) -> tuple[str, list[str]]:
     """
     names = map(encode_basestring_ascii, tasks)
     deps = [
-        f"[{', '.join(map(encode_basestring_ascii, task.deps))}]" if task.deps else "[]"
+        _deps_of_teardown(task)
+        if task.teardown_of
+        else f"[{', '.join(map(encode_basestring_ascii, task.deps))}]"
+        if task.deps
+        else "[]"
         for task in tasks.values()
     ]
     pairs = [f"[{name}, {each}]" for name, each in zip(names, deps, strict=True)]
     return f"[{', '.join(pairs)}]", deps
+
+
+def _deps_of_teardown(task: TaskRecord) -> str:
+    return json.dumps({"deps": task.deps, "teardown_of": task.teardown_of})
+
+
+def _deps_of(found: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:  # noqa: ANN401 - JSON
+    """Return the dependencies of a task, and those that it tears down."""
+    if isinstance(found, dict):
+        return tuple(found["deps"]), tuple(found["teardown_of"])
+    return tuple(found), ()
 
 
 def _real(value: float | None) -> float | None:
@@ -321,9 +336,10 @@ def tasks_of_plan(row: Row, run_id: str) -> list[TaskRecord]:
     if checksum((plan,)) != stored:
         raise _damaged(run_id, None)
     try:
-        return [TaskRecord(str(name), tuple(deps)) for name, deps in json.loads(str(plan))]
+        planned = [(str(name), *_deps_of(deps)) for name, deps in json.loads(str(plan))]
     except _NONSENSE as error:
         raise _senseless(run_id, None, error) from None
+    return [TaskRecord(name, deps, teardown_of=setups) for name, deps, setups in planned]
 
 
 def counts_of_row(row: Row, changed: str | None = None) -> dict[str, int]:
@@ -421,9 +437,10 @@ def task_of_rows(  # noqa: PLR0913 - what the checksums are made of
         problem = f"it had {number} attempts before its last one, and {len(attempts)} are there"
         raise DamagedRecordError(run_id, task_name, problem)
     try:
-        return TaskRecord(
+        deps, setups = _deps_of(json.loads(deps))
+        task = TaskRecord(
             name,
-            tuple(json.loads(deps)),
+            deps,
             TaskStatus(status),
             attempt,
             ready_at,
@@ -445,6 +462,7 @@ def task_of_rows(  # noqa: PLR0913 - what the checksums are made of
         )
     except _NONSENSE as problem:
         raise _senseless(run_id, task_name, problem) from None
+    return task._replace(teardown_of=setups) if setups else task
 
 
 def _attempt(values: Iterable[Any]) -> AttemptRecord:

@@ -144,9 +144,9 @@ ALTER TABLE tasks ADD COLUMN item INTEGER;
 ALTER TABLE tasks ADD COLUMN item_key TEXT;
 ALTER TABLE tasks ADD COLUMN items INTEGER
 """),
-    # Step 7: what tasks have to do with the cache between runs (a row without a source is an entry; a
-    # newer one replaces that of the same key), where the time of an attempt went, why a resume ran a
-    # task, what carried out the run.
+    # Step 7: what tasks have to do with the cache between runs (a row without a source is an entry;
+    # a newer one replaces that of the same key), where the time of an attempt went, why a resume
+    # ran a task, what carried out the run.
     statements("""
 CREATE TABLE cached (
     run INTEGER NOT NULL REFERENCES runs (seq) ON DELETE CASCADE,

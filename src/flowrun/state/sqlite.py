@@ -297,6 +297,15 @@ class SqliteStateStore:
                 run.dag_name,
                 extra={"run_id": run.run_id, "dag": run.dag_name},
             )
+            for task in run.owed_teardowns():
+                _log.warning(
+                    "task %r of run %r tears down %s and has not succeeded; resume the run to run"
+                    " it",
+                    task.name,
+                    run.run_id,
+                    ", ".join(map(repr, task.teardown_of)),
+                    extra={"run_id": run.run_id, "dag": run.dag_name, "task": task.name},
+                )
 
     def _keep_in_cache(self, run: RunRecord, stored: StoredResults, until: float) -> None:
         with self._lock:
