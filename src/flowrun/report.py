@@ -8,14 +8,35 @@ from flowrun.failure import type_and_message
 from flowrun.state import NoResult, Reason
 
 if TYPE_CHECKING:
+    from flowrun.context import AttemptNotes
     from flowrun.state import AttemptRecord, RunRecord, TaskRecord
 
 TaskStatusName = Literal["PENDING", "RUNNING", "SUCCESS", "FAILED", "SKIPPED", "OMITTED"]
 RunStatusName = Literal["SUCCESS", "FAILED", "RUNNING"]
 
 
+class ProgressReport(TypedDict):
+    """What an attempt has said last by ``progress()``."""
+
+    done: float
+    total: float | None
+    unit: str
+
+
+class LogLineReport(TypedDict):
+    """What one call of the standard logging has emitted; ``time`` is epoch seconds."""
+
+    time: float
+    level: str
+    logger: str
+    text: str
+
+
 class AttemptReport(TypedDict):
-    """One attempt that has ended; times are epoch seconds."""
+    """One attempt that has ended; times are epoch seconds.
+
+    ``logs`` is empty unless the engine keeps logs. ``logs_cut`` older lines were left out.
+    """
 
     attempt: int
     status: Literal["SUCCESS", "FAILED", "OMITTED"]
@@ -25,6 +46,9 @@ class AttemptReport(TypedDict):
     error: str | None
     reason: str | None
     abandoned: bool
+    progress: ProgressReport | None
+    logs: list[LogLineReport]
+    logs_cut: int
 
 
 class TaskReport(TypedDict):
@@ -39,6 +63,8 @@ class TaskReport(TypedDict):
     was skipped or omitted, ``error_type`` is ``None``, and ``error_message`` says why.
 
     ``overridden`` says by what the task was overridden in this run: ``"value"`` or ``"function"``.
+
+    ``progress`` is that of the last attempt, also while it runs.
     """
 
     status: TaskStatusName
@@ -56,6 +82,7 @@ class TaskReport(TypedDict):
     deps: list[str]
     attempts: list[AttemptReport]
     overridden: str | None
+    progress: ProgressReport | None
 
 
 class RunReport(TypedDict):
@@ -122,7 +149,16 @@ def _task_report(task: TaskRecord, overridden: str | None) -> TaskReport:
         "deps": list(task.deps),
         "attempts": [_attempt_report(attempt) for attempt in task.attempts],
         "overridden": overridden,
+        "progress": progress_report(task.notes),
     }
+
+
+def progress_report(notes: AttemptNotes | None) -> ProgressReport | None:
+    """Return what an attempt has said last of its progress."""
+    if notes is None or notes.progress is None:
+        return None
+    done, total, unit = notes.progress
+    return {"done": done, "total": total, "unit": unit}
 
 
 _RESULT_STATES: dict[NoResult, Literal["absent", "released", "stored"]] = {
@@ -139,6 +175,8 @@ _ATTEMPT_STATUSES: dict[Reason | None, Literal["SUCCESS", "OMITTED"]] = {
 
 
 def _attempt_report(attempt: AttemptRecord) -> AttemptReport:
+    notes = attempt.notes
+    lines = () if notes is None else notes.logs
     return {
         "attempt": attempt.number,
         "status": _ATTEMPT_STATUSES.get(attempt.reason, "FAILED"),
@@ -148,4 +186,10 @@ def _attempt_report(attempt: AttemptRecord) -> AttemptReport:
         "error": attempt.error,
         "reason": None if attempt.reason is None else attempt.reason.value,
         "abandoned": attempt.abandoned,
+        "progress": progress_report(notes),
+        "logs": [
+            {"time": at, "level": level, "logger": logger, "text": text}
+            for at, level, logger, text in lines
+        ],
+        "logs_cut": 0 if notes is None else notes.logs_cut,
     }

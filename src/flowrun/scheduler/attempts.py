@@ -14,12 +14,14 @@ from flowrun.errors import (
     TaskTimeoutError,
 )
 from flowrun.executors import WorkerThreads
+from flowrun.executors.attempt_logs import AttemptLogs
 from flowrun.failure import error_line
 from flowrun.graph import MISSING, NO_PARAMS
 from flowrun.registry import UPSTREAM, TriggerRule
 from flowrun.scheduler.async_attempt import AsyncAttempt
 from flowrun.scheduler.attempt import NO_ARGUMENTS, AttemptServices
 from flowrun.scheduler.branches import chosen
+from flowrun.scheduler.live_progress import LiveProgress
 from flowrun.scheduler.messages import Failed, Failure, StopAnswer, StopAnswered
 from flowrun.scheduler.parameters import task_params
 from flowrun.scheduler.results import close_unawaited
@@ -28,7 +30,7 @@ from flowrun.scheduler.units import DROPPED
 
 if TYPE_CHECKING:
     import contextvars
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from flowrun.context import RunContext
     from flowrun.graph import Arguments, Graph
@@ -36,9 +38,11 @@ if TYPE_CHECKING:
     from flowrun.scheduler.first_error import FirstError
     from flowrun.scheduler.inbox import Inbox
     from flowrun.scheduler.messages import GiveUp, Start, Started, Stop
+    from flowrun.scheduler.notifier import Notifier
     from flowrun.scheduler.run_state import RunState
     from flowrun.scheduler.services import Services
-    from flowrun.state import RunRecord
+    from flowrun.scheduler.units import Unit
+    from flowrun.state import RunRecord, TaskRecord
 
 _NEVER_BEGUN = Failure("", "")
 
@@ -57,6 +61,7 @@ class Attempts:
         began: Takes the event of code that has begun, on the loop.
         report: Takes an attempt and its outcome, on the loop.
         errors: Where exceptions are noted, if anybody wants them.
+        notifier: Takes the progress of attempts, if anybody listens.
 
     Attributes:
         running: Attempts that the run counts on, by unit.
@@ -74,6 +79,7 @@ class Attempts:
         began: Callable[[Started], object],
         report: Report,
         errors: FirstError | None,
+        notifier: Notifier,
     ) -> None:
         self.running: dict[int, RunningAttempt] = {}
         self._graph = graph
@@ -82,6 +88,11 @@ class Attempts:
         self._variables = variables
         self._state = state
         self._report = report
+        self._live: LiveProgress | None = None
+        if notifier.reports_progress:
+            self._live = LiveProgress(services, inbox, notifier.progressed)
+        self._keeps_logs = services.config.keep_logs
+        self._redact = services.redact
         self._pools = services.pools
         self._monotonic = services.config.clock.monotonic
         self._services = AttemptServices(
@@ -108,6 +119,10 @@ class Attempts:
         names = self._graph.dependency_names[number]
         if names:
             seen.upstream = (names, self._upstream_statuses(number))
+        if self._live is not None:
+            seen.on_progress = self._live.said
+        if self._keeps_logs:
+            seen.logs = AttemptLogs(self._redact)
         arguments, variables = self._arguments(number), self._variables.copy()
         if self._graph.is_async[number]:
             on_loop = AsyncAttempt(number, spec, seen, arguments, variables, services)
@@ -186,7 +201,8 @@ class Attempts:
             attempt.is_overdue = answer is StopAnswer.ENDED
             if answer is StopAnswer.WITHDRAWN:
                 del self.running[attempt.unit]
-            answers.append(StopAnswered(attempt.unit, number, answer, timeout))
+            notes = attempt.notes()
+            answers.append(StopAnswered(attempt.unit, number, answer, timeout, notes))
         return answers
 
     def _timeout_failure(self, attempt: RunningAttempt) -> Failure:
@@ -204,6 +220,16 @@ class Attempts:
         if attempt is None or attempt.give_up():
             return []
         return [Failed(attempt.unit, attempt.seen.attempt, None, _NEVER_BEGUN)]
+
+    def noted(self, units: Mapping[int, Unit]) -> dict[str, TaskRecord]:
+        """Return the records of units that run, with what is known inside; from any thread."""
+        attempts = self.running.copy()
+        records: dict[str, TaskRecord] = {}
+        for number, unit in units.items():
+            record, attempt = unit.record, attempts.get(number)
+            notes = None if attempt is None else attempt.notes()
+            records[record.name] = record if notes is None else record._replace(notes=notes)
+        return records
 
     def leave(self, cause: str) -> list[asyncio.Task[None]]:
         """Stop and give up all attempts; return what still runs on the loop."""

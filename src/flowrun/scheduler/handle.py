@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from flowrun.failure import error_line, redacted
 from flowrun.hooks import DagEndEvent, TaskSuccessEvent
+from flowrun.report import progress_report
 from flowrun.state import RunStatus
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 
     from flowrun.hooks import Event
-    from flowrun.report import RunReport
+    from flowrun.report import ProgressReport, RunReport
     from flowrun.scheduler.run import Run
     from flowrun.state import RunRecord
 
@@ -83,6 +84,12 @@ class RunHandle:
     def progress(self) -> dict[str, int]:
         """The number of tasks by status, statuses with none left out."""
         return _counts(self._run)
+
+    @property
+    def task_progress(self) -> dict[str, ProgressReport]:
+        """What running tasks have said last by ``current_attempt().progress()``, by name."""
+        told = {name: progress_report(task.notes) for name, task in self._run.running().items()}
+        return {name: progress for name, progress in told.items() if progress is not None}
 
     def cancel(self) -> bool:
         """Cancel the run, from any thread; return whether it had not ended yet."""

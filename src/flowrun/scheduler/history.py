@@ -38,11 +38,13 @@ class History:
         alive = self._lifecycle.find(run_id)
         running = {} if alive is None else alive[0].running()
         run = self._store.load_run(run_id, results=results)
-        # The store learns of a start when the attempt has run for a while.
+        # The store learns of a start when the attempt has run for a while, and of what happens
+        # inside the attempt when that has ended.
         started = {
             name: task
             for name, task in running.items()
-            if run.tasks[name].status is TaskStatus.PENDING
+            if (kept := run.tasks[name]).status is TaskStatus.PENDING
+            or (task.notes and (kept.status, kept.attempt) == (task.status, task.attempt))
         }
         return run._replace(tasks={**run.tasks, **started}) if started else run
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from flowrun.context import AttemptNotes
     from flowrun.scheduler.limits import Amounts
     from flowrun.state import Reason, RunRecord, TaskRecord
 
@@ -110,6 +111,7 @@ class Succeeded:
         value: What it returned, for its consumers.
         stored: What the store keeps of that.
         follows: Of a branch, the children that it has chosen.
+        notes: What is kept of its inside.
     """
 
     unit: int
@@ -119,6 +121,7 @@ class Succeeded:
     value: object
     stored: object
     follows: frozenset[int] | None = None
+    notes: AttemptNotes | None = None
 
 
 @dataclass(slots=True)
@@ -129,6 +132,7 @@ class Failed:
     attempt: int
     started_at: float | None
     failure: Failure
+    notes: AttemptNotes | None = None
 
 
 @dataclass(slots=True)
@@ -139,6 +143,7 @@ class StopAnswered:
     attempt: int
     answer: StopAnswer
     timeout: Failure | None
+    notes: AttemptNotes | None = None
 
 
 @dataclass(slots=True)

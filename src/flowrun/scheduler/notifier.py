@@ -13,6 +13,7 @@ from flowrun.hooks import (
     DagStartEvent,
     TaskFailureEvent,
     TaskOmitEvent,
+    TaskProgressEvent,
     TaskRetryEvent,
     TaskSkipEvent,
     TaskStartEvent,
@@ -24,6 +25,7 @@ from flowrun.state import Reason, TaskStatus
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from flowrun.context import Attempt, Progress
     from flowrun.hooks import Event, HookChannel
     from flowrun.state import RunRecord, TaskRecord
 
@@ -44,6 +46,7 @@ class Notifier:
     Attributes:
         reports_starts: Whether any hook or log wants starts.
         reports_successes: Whether any hook or log wants successes.
+        reports_progress: Whether any hook wants progress.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Notifier:
         debugs, informs = log.isEnabledFor(logging.DEBUG), log.isEnabledFor(logging.INFO)
         self.reports_starts = debugs or self._wants(TaskStartEvent)
         self.reports_successes = informs or self._wants(TaskSuccessEvent)
+        self.reports_progress = self._wants(TaskProgressEvent)
         self._reports: dict[Subject, Callable[[Report], None]] = {
             Subject.START: self._started,
             Subject.SUCCESS: self._succeeded,
@@ -111,6 +115,10 @@ class Notifier:
     def report(self, report: Report) -> None:
         """Report what has happened to a task."""
         self._reports[report.subject](report)
+
+    def progressed(self, attempt: Attempt, at: float, progress: Progress) -> None:
+        """An attempt has said how far it has come."""
+        self._emit(TaskProgressEvent, attempt.task_name, at, attempt.attempt, *progress)
 
     def _started(self, report: Report) -> None:
         task = report.record

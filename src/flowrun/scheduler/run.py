@@ -123,8 +123,9 @@ class Run:
         )
         about = (services, graph, record)
         reports = (self._attempt_began, self._attempt_ended)
+        asked = (self.errors, self._notifier)
         self._attempts = Attempts(
-            *about, context, variables, self._state, self._inbox, *reports, self.errors
+            *about, context, variables, self._state, self._inbox, *reports, *asked
         )
         self._recorder = Recorder(*about, self._inbox, self._saved, self._end_saved, self.errors)
         self._events: list[Event] = []
@@ -166,7 +167,7 @@ class Run:
 
     def running(self) -> dict[str, TaskRecord]:
         """Return the records of the tasks that run now, from any thread (they are values)."""
-        return {unit.record.name: unit.record for unit in self._state.table.active.copy().values()}
+        return self._attempts.noted(self._state.table.active.copy())
 
     def tasks(self) -> Mapping[str, TaskRecord]:
         """Return the records of all tasks, from any thread."""

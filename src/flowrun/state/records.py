@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from flowrun.context import AttemptNotes
+
 
 class TaskStatus(StrEnum):
     """Where a task of a run stands; equal to its own string."""
@@ -73,6 +75,7 @@ class AttemptRecord(NamedTuple):
         error: Its error with traceback; ``None`` when it succeeded.
         reason: Why it failed.
         abandoned: Its thread, or its task on the loop, went on after it was given up.
+        notes: What is kept of its inside.
     """
 
     number: int
@@ -82,6 +85,7 @@ class AttemptRecord(NamedTuple):
     error: str | None
     reason: Reason | None
     abandoned: bool
+    notes: AttemptNotes | None = None
 
 
 class EncodedResult(NamedTuple):
@@ -134,6 +138,7 @@ class TaskRecord(NamedTuple):
         abandoned: Whether the code of its last attempt still ran when it was given up.
         result: The value, an :class:`EncodedResult`, or a :class:`NoResult`.
         earlier: The attempts before the last one.
+        notes: What is kept of the inside of the last attempt.
     """
 
     name: str
@@ -148,6 +153,7 @@ class TaskRecord(NamedTuple):
     abandoned: bool = False
     result: object = NoResult.ABSENT
     earlier: tuple[AttemptRecord, ...] = ()
+    notes: AttemptNotes | None = None
 
     def start(self, now: float, ready_at: float) -> TaskRecord:
         """PENDING -> RUNNING: the next attempt begins."""
@@ -166,6 +172,7 @@ class TaskRecord(NamedTuple):
             False,
             _ABSENT,
             self.earlier,
+            None,
         )
         return _new_record(TaskRecord, begun)
 
@@ -264,11 +271,12 @@ class TaskRecord(NamedTuple):
             abandoned,
             result,
             self.earlier,
+            self.notes,
         )
         return _new_record(TaskRecord, ended)
 
     def _last_attempt(self) -> AttemptRecord:
-        return AttemptRecord._make(self[3:10])  # from ``attempt`` to ``abandoned``
+        return AttemptRecord(*self[3:10], self.notes)  # from ``attempt`` to ``abandoned``
 
     def _refuse(self, change: str) -> NoReturn:
         msg = f"task {self.name!r} cannot {change} while it is {self.status}"

@@ -11,6 +11,7 @@ import zlib
 from json.encoder import encode_basestring_ascii
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from flowrun.context import AttemptNotes, LogLine, Progress
 from flowrun.errors import DamagedRecordError
 from flowrun.state.records import (
     AttemptRecord,
@@ -146,7 +147,7 @@ def run_row(run: RunRecord, owner: int | None) -> Row:
 def task_row(run: int, place: int, task: TaskRecord, deps: str) -> Row:
     """Return where a task's row stands, its values in the order of ``TASK_COLUMNS``, a checksum."""
     name, _, status, attempt, ready_at, started_at, finished_at = task[:7]
-    error, reason, abandoned, result, earlier = task[7:]
+    error, reason, abandoned, result, earlier, _ = task[7:]
     row = (
         name,
         deps,
@@ -166,10 +167,37 @@ def task_row(run: int, place: int, task: TaskRecord, deps: str) -> Row:
 
 def attempt_row(run: int, place: int, attempt: AttemptRecord) -> Row:
     """Return where an attempt's row stands, its ``ATTEMPT_COLUMNS``, and a checksum."""
-    number, ready_at, started_at, finished_at, error, reason, abandoned = attempt
+    number, ready_at, started_at, finished_at, error, reason, abandoned, _ = attempt
     times = (_real(ready_at), _real(started_at), _real(finished_at))
     row = (number, *times, error, None if reason is None else str(reason), int(abandoned))
     return run, place, *row, attempt_checksum(run, place, row)
+
+
+def notes_row(run: int, place: int, number: int, notes: AttemptNotes) -> Row:
+    """Return where the row of an attempt's notes stands, the notes as JSON, and a checksum."""
+    row = (run, place, number, json.dumps(notes))
+    return *row, checksum(row)
+
+
+def with_notes(
+    task: TaskRecord, rows: Mapping[Any, Row], run: int, place: int, run_id: str
+) -> TaskRecord:
+    """Return a task with the notes of its attempts, whose rows are given by number."""
+    found: dict[int, AttemptNotes] = {}
+    for number, (text, stored) in rows.items():
+        if checksum((run, place, number, text)) != stored:
+            raise _damaged(run_id, task.name)
+        try:
+            if not 0 < number <= task.attempt:
+                msg = f"there is no attempt {number}"
+                raise ValueError(msg)
+            progress, logs, logs_cut = json.loads(text)
+            lines = tuple([LogLine(*line) for line in logs])
+            found[number] = AttemptNotes(progress and Progress(*progress), lines, int(logs_cut))
+        except _NONSENSE as problem:
+            raise _senseless(run_id, task.name, problem) from None
+    earlier = tuple([each._replace(notes=found.get(each.number)) for each in task.earlier])
+    return task._replace(notes=found.get(task.attempt), earlier=earlier)
 
 
 def plan_of(tasks: Mapping[str, TaskRecord]) -> tuple[str, list[str]]:

@@ -138,6 +138,17 @@ ALTER TABLE tasks ADD COLUMN data_checksum INTEGER;
 ALTER TABLE runs ADD COLUMN params TEXT;
 ALTER TABLE runs ADD COLUMN overridden TEXT
 """),
+    # Progress and log lines: an attempt has a row if there is any.
+    statements("""
+CREATE TABLE notes (
+    run INTEGER NOT NULL REFERENCES runs (seq) ON DELETE CASCADE,
+    place INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    notes TEXT NOT NULL,
+    checksum INTEGER NOT NULL,
+    PRIMARY KEY (run, place, number)
+) STRICT
+"""),
 )
 """The n-th step leads from version n - 1 to version n; a new file takes all of them.
 
@@ -169,6 +180,13 @@ CREATE TEMP VIEW attempts AS SELECT NULL AS run, NULL AS place, NULL AS number, 
         5,
         statements("""
 CREATE TEMP VIEW IF NOT EXISTS runs AS SELECT *, NULL AS params, NULL AS overridden FROM main.runs
+"""),
+    ),
+    (
+        6,
+        statements("""
+CREATE TEMP VIEW notes AS SELECT NULL AS run, NULL AS place, NULL AS number, NULL AS notes,
+    NULL AS checksum WHERE FALSE
 """),
     ),
 )

@@ -22,6 +22,7 @@ from flowrun.state.rows import (
     task_of_rows,
     tasks_of_plan,
     text_of,
+    with_notes,
 )
 
 if TYPE_CHECKING:
@@ -78,15 +79,20 @@ def _found_tasks(
     attempts: dict[object, list[Row]] = {}
     for place, *values in db.execute(sql.SELECT_ATTEMPTS, (seq,)):
         attempts.setdefault(place, []).append(tuple(values))
+    notes: dict[object, dict[object, Row]] = {}
+    for place, number, *values in db.execute(sql.SELECT_NOTES, (seq,)):
+        notes.setdefault(place, {})[number] = tuple(values)
     found: dict[int, TaskRecord] = {}
     for place, *values, stored in db.execute(sql.SELECT_TASKS, (seq,)):
-        row, earlier = tuple(values), attempts.pop(place, [])
+        row, earlier, noted = tuple(values), attempts.pop(place, []), notes.pop(place, None)
         if wanted is not None and row[0] not in wanted:
             continue
         if type(row[10]) is str:  # in a file of before schema 4
             row, stored, earlier = renewed(row, stored, seq, place)  # noqa: PLW2901
-        found[place] = task_of_rows(row, stored, earlier, seq, place, run_id)
-    if attempts:
+        found[place] = task = task_of_rows(row, stored, earlier, seq, place, run_id)
+        if noted is not None:
+            found[place] = with_notes(task, noted, seq, place, run_id)
+    if attempts or notes:
         problem = "it has attempts that are not of any of its tasks; the file was damaged"
         raise DamagedRecordError(run_id, None, problem)
     return found

@@ -13,6 +13,7 @@ from flowrun.state.records import EncodedResult, NoResult, Reason, TaskStatus
 from flowrun.state.rows import (
     attempt_row,
     checksum,
+    notes_row,
     plan_of,
     run_checksum,
     run_row,
@@ -60,6 +61,15 @@ class Owned(NamedTuple):
         place = self.places[task.name]
         for attempt in task.earlier[self.attempts.get(place, 0) :]:
             yield attempt_row(self.seq, place, attempt)
+
+    def new_notes(self, task: TaskRecord) -> Iterable[Row]:
+        """Return rows of the notes of these attempts and of the last one."""
+        place = self.places[task.name]
+        for attempt in task.earlier[self.attempts.get(place, 0) :]:
+            if attempt.notes is not None:
+                yield notes_row(self.seq, place, attempt.number, attempt.notes)
+        if task.notes is not None:
+            yield notes_row(self.seq, place, task.attempt, task.notes)
 
     def note_attempts(self, tasks: Iterable[TaskRecord]) -> None:
         """Note that these attempts have rows now."""
@@ -132,6 +142,8 @@ class Batch:
         if task.earlier:
             self._others.setdefault(sql.PUT_ATTEMPT, []).extend(owned.new_attempts(task))
             self._retried.append((owned, task))
+        if task.earlier or task.notes is not None:
+            self._others.setdefault(sql.PUT_NOTES, []).extend(owned.new_notes(task))
         result: Any = task.result
         if result is NoResult.STORED:
             self._updated.append(row)
@@ -182,6 +194,7 @@ def _carry_over(db: sqlite3.Connection, owned: Owned, run: RunRecord) -> None:
         raise DamagedRecordError(str(ancestor), None, problem)
     db.executemany(sql.CARRY_RESULT, [(*row[:2], *row[-2:]) for row in of_ancestor])
     db.executemany(sql.PUT_ATTEMPT, chain.from_iterable(owned.new_attempts(task) for task in begun))
+    db.executemany(sql.PUT_NOTES, chain.from_iterable(owned.new_notes(task) for task in begun))
     owned.note_attempts(begun)
 
 
