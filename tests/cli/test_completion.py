@@ -25,6 +25,7 @@ COMMANDS = [
     "report",
     "error",
     "result",
+    "logs",
     "prune",
     "completion",
 ]

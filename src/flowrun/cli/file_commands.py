@@ -1,4 +1,4 @@
-"""The commands that work on a SQLite file of runs: runs, report, error, result, prune."""
+"""The commands that work on a SQLite file of runs: runs, report, error, result, logs, prune."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from flowrun.render import (
     counted,
     duration_text,
     index_html,
+    log_text,
     params_text,
     report_html,
     stored_previews,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from flowrun.report import RunReport
     from flowrun.state import RunSummary, SqliteStateStore
 
+_OF_LOGS = ("attempt", "status", "logs", "logs_cut")
 _MOST_LIKE_IT = 11
 """Runs of a DAG that tell how long it usually takes."""
 
@@ -187,6 +189,33 @@ def show_result(options: argparse.Namespace, output: Output) -> int:
         complain(f"{error}; to print its JSON text add --json")
         return FAILED
     output.say(for_terminal(pprint.pformat(value), multiline=True))
+    return SUCCESS
+
+
+def show_logs(options: argparse.Namespace, output: Output) -> int:
+    """``flowrun logs``."""
+    check_latest(options)
+    with closing(_open_to_read(options.db)) as store:
+        run = load_from_file(store, options.run, options.dag)
+    if options.task not in run.tasks:
+        raise UnknownTaskError(run.dag_name, options.task, run.tasks)
+    attempts = build_report(run)["tasks"][options.task]["attempts"]
+    if options.json:
+        output.say_json(
+            [{key: value for key, value in one.items() if key in _OF_LOGS} for one in attempts]
+        )
+        return SUCCESS
+    if not any(attempt["logs"] for attempt in attempts):
+        complain(
+            f"nothing is kept of what task {options.task!r} of run {run.run_id!r} has logged; an"
+            " engine keeps it with config=SchedulerConfig(keep_logs=True)"
+        )
+        return FAILED
+    for attempt in attempts:
+        if len(attempts) > 1:
+            output.say(f"attempt {attempt['attempt']}:")
+        if attempt["logs"]:
+            output.say(for_terminal(log_text(attempt), multiline=True))
     return SUCCESS
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from flowrun.errors import ResultNotReadableError
 from flowrun.escape import for_terminal
+from flowrun.render.inside import log_text, task_progress
 from flowrun.render.wording import counted, is_kept, why_text
 from flowrun.state import JsonSerializer
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 _MOST_ERROR_BYTES = 2_000_000
 _MOST_PREVIEW_BYTES = 1_000_000
+_MOST_LOG_BYTES = 2_000_000
+_LOG = 20_000
 _SHORT = 300
 _PREVIEW = 2_000
 
@@ -166,6 +169,7 @@ class _Builder:
         self._number = {name: number for number, name in enumerate(report["tasks"])}
         self._error_room = _MOST_ERROR_BYTES
         self._preview_room = _MOST_PREVIEW_BYTES
+        self._log_room = _MOST_LOG_BYTES
 
     def task(self, name: str, task: TaskReport) -> dict[str, object]:
         """Return what the page shows of a task.
@@ -182,6 +186,8 @@ class _Builder:
             "kept": int(is_kept(self._report, task)),
             "attempts": [self._attempt(attempt) for attempt in task["attempts"]],
         }
+        made["progress"] = for_terminal(task_progress(task))
+        made["logs"] = [self._log(attempt) for attempt in task["attempts"] if attempt["logs"]]
         if task["overridden"]:
             made["why"] = f"overridden by a {task['overridden']}"
         made = {key: value for key, value in made.items() if value}
@@ -207,6 +213,15 @@ class _Builder:
             row += [self._text(attempt["error"]), for_terminal(attempt["reason"] or "")]
             row += [1] if attempt["abandoned"] else []
         return row
+
+    def _log(self, attempt: AttemptReport) -> list[object]:
+        """Return the number of an attempt and what was logged in it."""
+        text = for_terminal(log_text(attempt), multiline=True)
+        most = min(_LOG, max(_SHORT, self._log_room))
+        if len(text) > most:
+            text = f"(cut for this page; 'flowrun logs' prints it whole)\n…{text[-most:]}"
+        self._log_room -= len(text)
+        return [attempt["attempt"], text]
 
     def _result(self, name: str, task: TaskReport) -> dict[str, str]:
         state = task["result_state"]

@@ -50,6 +50,8 @@ for (const [index, task] of tasks.entries()) {
   task.children = [];
   task.attempts = (task.attempts ?? []).map(([number, ready, started, finished, error = null, reason = "", abandoned = 0]) =>
     ({number, ready, started, finished, error, reason, abandoned}));
+  const logs = new Map(task.logs ?? []);
+  for (const attempt of task.attempts) attempt.logs = logs.get(attempt.number);
   task.waited = sum(task.attempts.map(attempt => span(attempt.ready, attempt.started)));
   task.ran = sum(task.attempts.map(attempt => span(attempt.started, attempt.finished)));
   task.first = task.attempts[0]?.started ?? task.started ?? null;
@@ -157,6 +159,7 @@ const facts = task => pairs([
   ["Started", task.first !== null && !task.kept ? `${duration(task.first)} after the run began` : ""],
   ["Waited for a slot", duration(task.waited)],
   ["Ran", duration(task.ran)],
+  ["Progress", task.progress],
   ["Critical path", task.critical ? "yes" : ""],
 ]);
 
@@ -210,6 +213,9 @@ function attempts(task) {
     if (failed) {
       const text = data.texts[attempt.error];
       block.append(make("details", {open: last}, make("summary", {text: "Error"}), make("pre", {class: isShort(text) ? "trace" : "", text, tabindex: "0"})));
+    }
+    if (attempt.logs !== undefined) {
+      block.append(make("details", {open: last}, make("summary", {text: "Log"}), make("pre", {class: "log", text: attempt.logs, tabindex: "0"})));
     }
     return block;
   });
