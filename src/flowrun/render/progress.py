@@ -157,8 +157,8 @@ class ProgressHook(RunHook):
                 _, ended = self._runs.pop(event.run_id)
                 for key in [key for key in self._running if key[0] == event.run_id]:
                     del self._running[key]
-                for key in [key for key in self._progress if key[0] == event.run_id]:
-                    del self._progress[key]
+                others = self._progress.items()
+                self._progress = {key: text for key, text in others if key[0] != event.run_id}
             if not self._runs and self._diverted is not None:
                 self._end_drawing(self._diverted)
             counts = ", ".join(f"{number} {word}" for word, number in ended.items())
