@@ -124,6 +124,10 @@ class AttemptNotes(NamedTuple):
     logs: tuple[LogLine, ...] = ()
     logs_cut: int = 0
 
+    def without_logs(self) -> AttemptNotes:
+        """Return the notes with all their log lines left out."""
+        return self._replace(logs=(), logs_cut=self.logs_cut + len(self.logs))
+
 
 class Attempt:
     """One call of one task, as the task itself sees it.

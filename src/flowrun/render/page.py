@@ -216,10 +216,11 @@ class _Builder:
 
     def _log(self, attempt: AttemptReport) -> list[object]:
         """Return the number of an attempt and what was logged in it."""
-        text = for_terminal(log_text(attempt), multiline=True)
+        text = log_text(attempt)
         most = min(_LOG, max(_SHORT, self._log_room))
         if len(text) > most:
             text = f"(cut for this page; 'flowrun logs' prints it whole)\n…{text[-most:]}"
+        text = for_terminal(text, multiline=True)
         self._log_room -= len(text)
         return [attempt["attempt"], text]
 

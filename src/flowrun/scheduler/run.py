@@ -122,11 +122,8 @@ class Run:
             _settings(services, record, self._notifier, self._begun_at, options, stand_ins or {}),
         )
         about = (services, graph, record)
-        reports = (self._attempt_began, self._attempt_ended)
-        asked = (self.errors, self._notifier)
-        self._attempts = Attempts(
-            *about, context, variables, self._state, self._inbox, *reports, *asked
-        )
+        told = (self._attempt_began, self._attempt_ended, self.errors, self._notifier)
+        self._attempts = Attempts(*about, context, variables, self._state, self._inbox, *told)
         self._recorder = Recorder(*about, self._inbox, self._saved, self._end_saved, self.errors)
         self._events: list[Event] = []
         self._instructions: deque[Instruction] = deque()

@@ -241,6 +241,15 @@ class TaskRecord(NamedTuple):
             self._refuse("release")
         return self._replace(result=NoResult.RELEASED)
 
+    def without_logs(self) -> TaskRecord:
+        """Leave out the log lines of all attempts."""
+        if self.notes is None and not self.earlier:
+            return self
+        earlier = tuple(
+            [each._replace(notes=each.notes and each.notes.without_logs()) for each in self.earlier]
+        )
+        return self._replace(notes=self.notes and self.notes.without_logs(), earlier=earlier)
+
     @property
     def attempts(self) -> tuple[AttemptRecord, ...]:
         """Every attempt that has ended, the first one first."""
