@@ -109,7 +109,7 @@ class Run:
         self._alarm = Alarm(clock, self._loop, self._turn)
         self._inbox = Inbox(self._loop, self._read_inbox)
         self._channel = services.hooks.channel(variables, partial(self._inbox.put, _nothing))
-        self._notifier = Notifier(record, self._channel, services.log, listener)
+        self._notifier = notifier = Notifier(record, self._channel, services.log, listener)
         self.errors = FirstError() if options.get("raise_on_failure") else None
         self._begun_at = self._monotonic()
         self._state = RunState(
@@ -122,8 +122,10 @@ class Run:
             _settings(services, record, self._notifier, self._begun_at, options, stand_ins or {}),
         )
         about = (services, graph, record)
-        told = (self._attempt_began, self._attempt_ended, self.errors, self._notifier)
-        self._attempts = Attempts(*about, context, variables, self._state, self._inbox, *told)
+        reports = (self._attempt_began, self._attempt_ended)
+        self._attempts = Attempts(
+            *about, context, variables, self._state, self._inbox, *reports, self.errors, notifier
+        )
         self._recorder = Recorder(*about, self._inbox, self._saved, self._end_saved, self.errors)
         self._events: list[Event] = []
         self._instructions: deque[Instruction] = deque()
