@@ -26,6 +26,7 @@ from flowrun import (
     current_attempt,
     fn_hook,
 )
+from flowrun.config import Clock
 from flowrun.executors.attempt_logs import MOST_CHARACTERS, MOST_LINES
 
 from ..conftest import WAIT_S
@@ -197,6 +198,64 @@ async def test_events_of_a_handle_have_the_progress(make_engine: MakeEngine) -> 
             assert (event.task_name, event.done, event.total) == ("load", 1, None)
             told.set()
     assert (await handle)["status"] == "SUCCESS"
+
+
+class Hasty(Clock):
+    """Does at once what is to be done later."""
+
+    def call_later(self, loop: Any, delay_s: float, callback: Callable[[], object]) -> Any:
+        return loop.call_soon(callback)
+
+
+async def test_much_progress_leaves_room_for_the_other_events(make_engine: MakeEngine) -> None:
+    engine = make_engine(config=SchedulerConfig(clock=Hasty()))
+
+    @engine.task(dag="d")
+    async def load() -> None:
+        for number in range(11_000):
+            current_attempt().progress(number)
+            for _ in range(4):  # so many turns of the loop bring it to the handle
+                await asyncio.sleep(0)
+
+    handle = engine.start("d")
+    await handle
+    names = [type(event).__name__ async for event in handle.events()]
+    assert names == ["DagStartEvent", "TaskStartEvent", "TaskSuccessEvent", "DagEndEvent"]
+
+
+async def test_busy_hooks_are_told_later_and_hold_up_neither_run_nor_handle(
+    make_engine: MakeEngine,
+) -> None:
+    go_on, last = threading.Event(), threading.Event()
+    seen: list[float] = []
+
+    def slow(event: TaskProgressEvent) -> None:
+        seen.append(event.done)
+        assert go_on.wait(WAIT_S)
+        if event.done == 30:
+            last.set()
+
+    engine = make_engine(hooks=[fn_hook(on_task_progress=slow)])
+
+    @engine.task(dag="d")
+    async def load() -> None:
+        for number in range(31):
+            current_attempt().progress(number)
+            await asyncio.sleep(0.02)
+        assert await asyncio.to_thread(last.wait, WAIT_S)
+
+    handle = engine.start("d")
+    heard: list[float] = []
+    async for event in handle.events():
+        if isinstance(event, TaskProgressEvent):
+            heard.append(event.done)
+            if event.done == 30:
+                go_on.set()
+    assert (await handle)["status"] == "SUCCESS"
+    assert len(seen) == 2
+    assert seen[-1] == 30
+    assert len(heard) > 2
+    assert heard == sorted(set(heard))
 
 
 async def test_what_is_said_just_before_the_end_is_no_event_of_a_task_that_has_ended(

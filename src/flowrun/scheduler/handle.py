@@ -8,7 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from flowrun.failure import error_line, redacted
-from flowrun.hooks import DagEndEvent, TaskSuccessEvent
+from flowrun.hooks import DagEndEvent, TaskProgressEvent, TaskSuccessEvent
 from flowrun.report import progress_report
 from flowrun.state import RunStatus
 
@@ -63,6 +63,8 @@ class RunHandle:
         self._redact = redact
         self._events: deque[Event] = deque(maxlen=_KEPT_EVENTS)
         self._emitted = 0
+        # The newest of each task that runs, apart from the events that are kept: it comes often.
+        self._progress: dict[str, TaskProgressEvent] = {}
         self._waiting: list[asyncio.Future[None]] = []
         self._is_awaited = False
         self._error: BaseException | None = None
@@ -103,9 +105,11 @@ class RunHandle:
 
         They are those that hooks get, but success events are without results, which are in the
         report. The run never waits for whoever reads them: the newest 10,000 events are kept, and
-        the log says when a reader has missed older ones.
+        the log says when a reader has missed older ones. Of the progress of a task only the newest
+        event is kept, and none once its attempt has ended.
         """
         place = 0
+        seen: dict[str, TaskProgressEvent] = {}
         while True:
             first = self._emitted - len(self._events)
             if place < first:
@@ -118,6 +122,9 @@ class RunHandle:
                 yield event
                 if type(event) is DagEndEvent:
                     return
+            elif progress := [one for one in self._progress.values() if one not in seen.values()]:
+                seen[progress[0].task_name] = progress[0]
+                yield progress[0]
             elif self._task.done():
                 return
             else:
@@ -149,11 +156,21 @@ class RunHandle:
 
     def take(self, event: Event) -> None:
         """Keep an event for those who read them; called on the loop."""
+        if type(event) is TaskProgressEvent:
+            self._take_progress(event)
+            return
+        self._progress.pop(getattr(event, "task_name", ""), None)
         if type(event) is TaskSuccessEvent:
             event = event._replace(result=None)  # a result may be large, and is to be released
         self._events.append(event)
         self._emitted += 1
         self._wake()
+
+    def _take_progress(self, event: TaskProgressEvent) -> None:
+        last = self._progress.get(event.task_name)
+        if last is None or last._replace(timestamp=event.timestamp) != event:
+            self._progress[event.task_name] = event
+            self._wake()
 
     def _wake(self) -> None:
         waiting, self._waiting = self._waiting, []

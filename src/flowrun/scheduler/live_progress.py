@@ -24,17 +24,18 @@ class LiveProgress:
     Args:
         services: What the engine's runs share.
         inbox: Where other threads leave messages for the run.
-        tell: Takes an attempt, the time in epoch seconds and the progress, on the loop.
+        tell: Takes an attempt, the time in epoch seconds and the progress, on the loop. Returns
+            ``False`` if it wants them once more, a moment later.
     """
 
     def __init__(
-        self, services: Services, inbox: Inbox, tell: Callable[[Attempt, float, Progress], object]
+        self, services: Services, inbox: Inbox, tell: Callable[[Attempt, float, Progress], bool]
     ) -> None:
         self._clock = services.config.clock
         self._redact = services.redact
         self._inbox = inbox
         self._tell = tell
-        self._said: list[Attempt] = []
+        self._said: dict[Attempt, None] = {}
 
     def said(self, attempt: Attempt) -> None:
         """An attempt has said something, in any thread."""
@@ -45,13 +46,15 @@ class LiveProgress:
             # By the inbox: there an error of a listener ends the run, and not the loop's timer.
             later = partial(self._inbox.put, self._tell_all)
             self._clock.call_later(self._inbox.loop, EVERY_S, later)
-        self._said.append(attempt)
+        self._said[attempt] = None
 
     def _tell_all(self) -> None:
-        attempts, self._said = self._said, []
+        attempts, self._said = self._said, {}
         for attempt in attempts:
             # Before the value is read: what is said after this moment is a message of its own.
             attempt.is_progress_told = False
             progress = shown(attempt.last_progress, self._redact)
-            if progress is not None and not attempt.ended:
-                self._tell(attempt, self._clock.time(), progress)
+            if attempt.ended or progress is None:
+                continue
+            if not self._tell(attempt, self._clock.time(), progress):
+                self._take(attempt)

@@ -116,9 +116,22 @@ class Notifier:
         """Report what has happened to a task."""
         self._reports[report.subject](report)
 
-    def progressed(self, attempt: Attempt, at: float, progress: Progress) -> None:
-        """An attempt has said how far it has come."""
-        self._emit(TaskProgressEvent, attempt.task_name, at, attempt.attempt, *progress)
+    def progressed(self, attempt: Attempt, at: float, progress: Progress) -> bool:
+        """An attempt has said how far it has come; return whether the hooks will hear of it.
+
+        Hooks that are busy do not: what they have yet to handle would become more and more, and
+        the run ends only when they have handled all.
+        """
+        about = (attempt.run_id, attempt.dag_name, attempt.task_name, at, attempt.attempt)
+        event = TaskProgressEvent(*about, *progress)
+        if self._listener is not None:
+            self._listener(event)
+        if not self._channel.wants(TaskProgressEvent):
+            return True
+        if self._channel.is_busy:
+            return False
+        self._channel.emit(event)
+        return True
 
     def _started(self, report: Report) -> None:
         task = report.record
