@@ -388,6 +388,19 @@ async def test_progress_and_logs_come_from_other_processes(
     assert seen[:1] == ([1] if kind == "fresh process" else [])
 
 
+async def test_progress_comes_from_another_process_where_no_logs_are_kept(
+    make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    gate.touch()
+    with ProcessPerAttemptExecutor(1) as pool:
+        engine = make_engine(executor=pool)
+        engine.task(name="tell", dag="d")(partial(remote_tasks.say_and_log, gate=str(gate)))
+        report = engine.get_run_report(await engine.run_once("d"))
+    assert report["tasks"]["tell"]["progress"] == said(3, 3, "rows")
+    assert texts(report, "tell") == []
+
+
 # -- logs --------------------------------------------------------------------------------------
 
 
