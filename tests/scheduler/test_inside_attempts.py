@@ -558,6 +558,13 @@ async def test_logs_are_bounded_in_lines_and_characters(make: MakeEngine) -> Non
     assert report["tasks"]["long"]["attempts"][0]["logs_cut"] == 20 - len(kept)
 
 
+class Angry:
+    """Does not want to be written."""
+
+    def __str__(self) -> str:
+        raise SystemError
+
+
 async def test_messages_that_cannot_be_formatted_or_encoded_are_kept_as_they_are(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -567,11 +574,13 @@ async def test_messages_that_cannot_be_formatted_or_encoded_are_kept_as_they_are
     @engine.task(dag="d")
     def load() -> None:
         shop.info("%d rows", "many")
+        shop.info(Angry())
         shop.info("a lone surrogate: \ud800")
 
     report = engine.get_run_report(await engine.run_once("d"))
     assert texts(report, "load") == [
         "%d rows (not formatted: TypeError)",
+        "Angry (not formatted: SystemError)",
         "a lone surrogate: \\ud800",
     ]
 

@@ -1,7 +1,7 @@
 """What the standard logging emits in an attempt, collected on the attempt, in any process.
 
 One handler on the root logger serves all engines. It is there only while runs that keep logs are
-alive, takes no lock, and looks at the context variable alone unless an attempt emits.
+alive, holds no lock, and looks at the context variable alone unless an attempt emits.
 """
 
 from __future__ import annotations
@@ -52,8 +52,9 @@ class AttemptLogs:
         """Keep what a logger has emitted."""
         try:
             text = _PLAIN.format(record)
-        except Exception as error:  # noqa: BLE001 - of the arguments' own
-            text = f"{record.msg!s:.200} (not formatted: {type(error).__qualname__})"
+        except Exception as error:  # noqa: BLE001 - of the message's or the arguments' own
+            message = record.msg if isinstance(record.msg, str) else type(record.msg).__qualname__
+            text = f"{message} (not formatted: {type(error).__qualname__})"
         self.add(LogLine(record.created, record.levelname, record.name, text))
 
     def take_over(self, notes: AttemptNotes) -> None:
@@ -118,12 +119,12 @@ class _Handler(logging.NullHandler):
         return True
 
     def _is_alone(self, name: str) -> bool:
+        if logging.root.handlers != [self]:
+            return False
         logger: logging.Logger | None = logging.getLogger(name)
-        while logger is not None:
-            if any(handler is not self for handler in logger.handlers):
-                return False
+        while logger is not None and not logger.handlers:
             logger = logger.parent
-        return True
+        return logger is logging.root
 
     def settle(self) -> None:
         """Be installed as long as anybody uses the handler."""
