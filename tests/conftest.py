@@ -16,7 +16,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from flowrun import Engine, RunReport, build_default_engine
+from flowrun import Engine, RunReport, SqliteStateStore, build_default_engine
 from flowrun.config import Clock
 
 WAIT_S = 20.0
@@ -48,8 +48,19 @@ WATCHED = (
 """After each test of these modules nothing may be left."""
 
 
-SLOW = ("cli", "test_processes.py", "test_faults.py", "test_orphans.py", "test_docs.py")
-"""Folders and modules whose tests start many processes."""
+SLOW = (
+    *("cli", "test_processes.py", "test_faults.py", "test_orphans.py", "test_docs.py"),
+    *("test_encoding.py", "test_history.py", "test_large_results.py", "test_render_layout.py"),
+    *("test_render_siblings.py", "test_run_state.py", "test_serializers.py"),
+    *("test_signature.py", "test_sqlite_store.py", "test_json_classes.py"),
+)
+"""Folders and modules whose tests start many processes, or try many values."""
+
+
+def pytest_collection_finish() -> None:
+    """Have the collector leave alone what all tests share: many tests call it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -140,6 +151,13 @@ def make_engine(request: pytest.FixtureRequest) -> Iterator[Callable[..., Engine
 def engine(make_engine: Callable[..., Engine]) -> Engine:
     """Return an engine with the defaults."""
     return make_engine()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[SqliteStateStore]:
+    """Return a store in a file; ask for it before ``make_engine``, so that it is closed last."""
+    with contextlib.closing(SqliteStateStore(tmp_path / "runs.db")) as store:
+        yield store
 
 
 @pytest.fixture

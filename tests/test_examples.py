@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import re
@@ -13,6 +14,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+
+from flowrun import SqliteStateStore
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
@@ -56,7 +59,7 @@ def run_example(name: str, *arguments: str, folder: Path) -> subprocess.Complete
 
 
 def test_every_example_has_a_test() -> None:
-    tested = {*OUTPUTS, "resume.py", "flight_delays.py", *ELSEWHERE}
+    tested = {*OUTPUTS, "resume.py", "flight_delays.py", "api_ingest.py", *ELSEWHERE}
     assert {path.name for path in EXAMPLES.glob("*.py")} <= tested
 
 
@@ -79,6 +82,40 @@ def test_resume_example_does_what_was_left_and_no_more(tmp_path: Path) -> None:
     assert [line for line in morning.splitlines() if line.endswith(" runs")] == ["  load runs"]
     assert night.endswith("  FAILED\n")
     assert morning.endswith("  SUCCESS, 3 rows loaded\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL there")
+def test_api_is_ingested_though_the_process_is_killed(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("api_ingest", EXAMPLES / "api_ingest.py")
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    db = tmp_path / "runs.db"
+    with example.serving(200) as server:
+        options = ("--host", server.host, "--db", str(db))
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, EXAMPLES / "api_ingest.py", *options]
+        with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+            with server.lock:
+                assert server.lock.wait_for(lambda: len(server.served) >= 80, 60)
+            process.kill()
+        store = SqliteStateStore.open_readonly(db)
+        (killed,) = store.list_runs()
+        items = store.load_run(killed.run_id, results=False).items["fetch"]
+        acknowledged = {item.item for item in items if item.status == "SUCCESS"}
+        store.close()
+        in_flight = set(server.served) - acknowledged
+        done = run_example("api_ingest.py", *options, "--resume", folder=tmp_path)
+        assert done.stdout == "SUCCESS {'SUCCESS': 200} 39800\n", done.stderr
+        assert set(server.served) == set(range(200))
+        twice = {page for page, times in server.served.items() if times > 1}
+        assert twice.isdisjoint(acknowledged)
+        assert twice >= in_flight
+        assert max(server.served.values()) <= 2
+        assert acknowledged
+        assert server.answers[429]
+        assert server.answers[503]
 
 
 class TestFlightDelays:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from flowrun.context import AttemptNotes, LogLine, Progress
 from flowrun.report import build_report
-from flowrun.state import NoResult, Reason, RunRecord, TaskRecord
+from flowrun.state import NoResult, Reason, RunRecord, TaskRecord, TaskStatus, TransitionError
 
 
 def test_report_shows_all_of_a_run() -> None:
@@ -92,3 +94,30 @@ def test_report_is_a_snapshot() -> None:
     report = build_report(RunRecord("r", "d", 1.0, {}, metadata))
     metadata["n"] = 2
     assert report["metadata"] == {"n": 1}
+
+
+def test_result_of_a_mapped_task_is_where_those_of_its_items_are() -> None:
+    def state(*results: object) -> tuple[object, str, dict[str, int] | None]:
+        items = [
+            TaskRecord("t", item=number).start(2.0, 1.0).succeed(3.0, result)
+            for number, result in enumerate(results)
+        ]
+        task = TaskRecord("t").expand(1.0, 1.0, 3)
+        task = task.gather(TaskStatus.SUCCESS, items, 4.0, NoResult.ITEMS)._replace(items=3)
+        report = build_report(RunRecord("r", "d", 1.0, {"t": task}, items={"t": items}))["tasks"][
+            "t"
+        ]
+        return report["result"], report["result_state"], report["item_counts"]
+
+    assert state(1, 2, 3) == ([1, 2, 3], "kept", {"SUCCESS": 3})
+    assert state(1, NoResult.STORED) == (None, "stored", {"SUCCESS": 2, "SKIPPED": 1})
+    assert state(NoResult.RELEASED) == (None, "released", {"SUCCESS": 1, "SKIPPED": 2})
+
+
+@pytest.mark.parametrize("change", ["expand", "gather"])
+def test_items_of_a_task_that_cannot_have_any(change: str) -> None:
+    task = TaskRecord("t").start(1.0, 1.0).succeed(2.0, 3)
+    with pytest.raises(TransitionError, match="cannot (expand|gather items) while it is SUCCESS"):
+        task.expand(1.0, 1.0, 2) if change == "expand" else task.gather(
+            TaskStatus.SUCCESS, [], 2.0, None
+        )

@@ -142,6 +142,8 @@ class Attempt:
         ended: Whether its outcome is settled; abandoned code may still see the attempt.
         first_run_id: The run that its chain of resumes began with; ``None`` if that is this run.
         upstream: Names of the dependencies, and what has become of them; ``None``: all succeeded.
+        item: Of an item of a mapped task its number; ``None`` for a task.
+        item_key: What the task's ``map_key`` returned for the item.
         was_asked_for: Whether :func:`current_attempt` has returned it.
         last_progress: What :meth:`progress` was given last.
         logs: Where its log lines are collected, if the engine keeps them.
@@ -157,6 +159,8 @@ class Attempt:
     ended = False
     first_run_id: str | None = None
     upstream: tuple[Sequence[str], Sequence[str] | None] = ((), None)
+    item: int | None = None
+    item_key: str | None = None
     was_asked_for = False
     last_progress: Progress | None = None
     logs: AttemptLogs | None = None
@@ -180,6 +184,11 @@ class Attempt:
             self.deadline = deadline
         if monotonic is not None:
             self._monotonic = monotonic
+
+    @property
+    def label(self) -> str:
+        """The task's name, with the number of the item if it is one of a mapped task."""
+        return self.task_name if self.item is None else f"{self.task_name}[{self.item}]"
 
     @property
     def cancelled(self) -> bool:
@@ -209,19 +218,21 @@ class Attempt:
     def idempotency_key(self) -> str:
         """A key for systems that refuse a repeated write: all retries and resumes have the same.
 
-        It is made of the first run of the chain of resumes, and the task.
+        It is made of the first run of the chain of resumes, and the task; of an item also of its
+        ``map_key``, or else of its number.
         """
-        return f"{self.first_run_id or self.run_id}/{self.task_name}"
+        name = self.label if self.item_key is None else f"{self.task_name}[{self.item_key}]"
+        return f"{self.first_run_id or self.run_id}/{name}"
 
     @property
     def attempt_key(self) -> str:
         """A key that no other attempt has."""
-        return f"{self.run_id}/{self.task_name}/{self.attempt}"
+        return f"{self.run_id}/{self.label}/{self.attempt}"
 
     def raise_if_cancelled(self) -> None:
         """Raise an ``AttemptCancelledError`` with the cause if the attempt should stop."""
         if self._cancel_cause is not None:
-            msg = f"task {self.task_name!r}, attempt {self.attempt}: {self._cancel_cause}"
+            msg = f"task {self.label!r}, attempt {self.attempt}: {self._cancel_cause}"
             raise AttemptCancelledError(msg)
 
     def progress(self, done: float, total: float | None = None, unit: str = "") -> None:
@@ -274,7 +285,7 @@ class Attempt:
 
     def __repr__(self) -> str:
         """Show which attempt it is."""
-        return f"<Attempt {self.attempt} of {self.task_name!r} in run {self.run_id!r}>"
+        return f"<Attempt {self.attempt} of {self.label!r} in run {self.run_id!r}>"
 
 
 def _checked(name: str, number: float) -> float:

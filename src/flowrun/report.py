@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 from flowrun.failure import type_and_message
-from flowrun.state import NoResult, Reason
+from flowrun.state import NoResult, Reason, TaskStatus
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from flowrun.context import AttemptNotes
     from flowrun.state import AttemptRecord, RunRecord, TaskRecord
 
 TaskStatusName = Literal["PENDING", "RUNNING", "SUCCESS", "FAILED", "SKIPPED", "OMITTED"]
+ResultState = Literal["absent", "kept", "released", "stored"]
 RunStatusName = Literal["SUCCESS", "FAILED", "RUNNING"]
 
 
@@ -51,6 +55,26 @@ class AttemptReport(TypedDict):
     logs_cut: int
 
 
+class ItemReport(TypedDict):
+    """One item of a mapped task; its keys are those of a task."""
+
+    item: int
+    status: TaskStatusName
+    attempt: int
+    started_at: float | None
+    finished_at: float | None
+    error: str | None
+    error_type: str | None
+    error_message: str | None
+    result: object
+    result_state: ResultState
+    reason: str | None
+    ready_at: float | None
+    abandoned: bool
+    attempts: list[AttemptReport]
+    progress: ProgressReport | None
+
+
 class TaskReport(TypedDict):
     """One task of a run.
 
@@ -65,6 +89,10 @@ class TaskReport(TypedDict):
     ``overridden`` says by what the task was overridden in this run: ``"value"`` or ``"function"``.
 
     ``progress`` is that of the last attempt, also while it runs.
+
+    A mapped task has ``items``, one report for each item in their order, and ``item_counts``, their
+    number by status; of other tasks both are ``None``. It has no attempt of its own: ``attempt`` is
+    the highest of its items, and ``result`` the list of their results.
     """
 
     status: TaskStatusName
@@ -75,7 +103,7 @@ class TaskReport(TypedDict):
     error_type: str | None
     error_message: str | None
     result: object
-    result_state: Literal["absent", "kept", "released", "stored"]
+    result_state: ResultState
     reason: str | None
     ready_at: float | None
     abandoned: bool
@@ -83,6 +111,8 @@ class TaskReport(TypedDict):
     attempts: list[AttemptReport]
     overridden: str | None
     progress: ProgressReport | None
+    items: list[ItemReport] | None
+    item_counts: dict[str, int] | None
 
 
 class RunReport(TypedDict):
@@ -115,7 +145,8 @@ def build_report(run: RunRecord) -> RunReport:
         "finished_at": run.finished_at,
         "status": run.status.value,
         "tasks": {
-            name: _task_report(task, run.overridden.get(name)) for name, task in run.tasks.items()
+            name: _task_report(task, run.overridden.get(name), run.items.get(name, ()))
+            for name, task in run.tasks.items()
         },
         "error": run.error,
         "metadata": dict(run.metadata),
@@ -127,12 +158,16 @@ def build_report(run: RunRecord) -> RunReport:
     }
 
 
-def _task_report(task: TaskRecord, overridden: str | None) -> TaskReport:
-    result = task.result
-    absent = type(result) is NoResult
-    error_type, message = None, None
-    if task.error is not None:
-        error_type, message = type_and_message(task.error, task.reason)
+def _task_report(
+    task: TaskRecord, overridden: str | None, items: Sequence[TaskRecord]
+) -> TaskReport:
+    is_mapped = task.items is not None
+    counts = Counter(item.status.value for item in items)
+    missing = (task.items or 0) - len(items)
+    if missing > 0:  # nothing has happened to them
+        counts["PENDING" if task.finished_at is None else "SKIPPED"] += missing
+    result, state = _list_of(items) if task.result is NoResult.ITEMS else _result_of(task)
+    error_type, message = _error_of(task)
     return {
         "status": task.status.value,
         "attempt": task.attempt,
@@ -141,14 +176,16 @@ def _task_report(task: TaskRecord, overridden: str | None) -> TaskReport:
         "error": task.error,
         "error_type": error_type,
         "error_message": message,
-        "result": None if absent else result,
-        "result_state": _RESULT_STATES[result] if type(result) is NoResult else "kept",
+        "result": result,
+        "result_state": state,
         "reason": None if task.reason is None else task.reason.value,
         "ready_at": task.ready_at,
         "abandoned": task.abandoned,
         "deps": list(task.deps),
         "attempts": [_attempt_report(attempt) for attempt in task.attempts],
         "overridden": overridden,
+        "items": [_item_report(item) for item in items] if is_mapped else None,
+        "item_counts": dict(counts) if is_mapped else None,
         "progress": progress_report(task.notes),
     }
 
@@ -161,7 +198,48 @@ def progress_report(notes: AttemptNotes | None) -> ProgressReport | None:
     return {"done": done, "total": total, "unit": unit}
 
 
-_RESULT_STATES: dict[NoResult, Literal["absent", "released", "stored"]] = {
+def _item_report(task: TaskRecord) -> ItemReport:
+    result, state = _result_of(task)
+    error_type, message = _error_of(task)
+    return {
+        "item": task.item or 0,
+        "status": task.status.value,
+        "attempt": task.attempt,
+        "started_at": task.started_at,
+        "finished_at": task.finished_at,
+        "error": task.error,
+        "error_type": error_type,
+        "error_message": message,
+        "result": result,
+        "result_state": state,
+        "reason": None if task.reason is None else task.reason.value,
+        "ready_at": task.ready_at,
+        "abandoned": task.abandoned,
+        "attempts": [_attempt_report(attempt) for attempt in task.attempts],
+        "progress": progress_report(task.notes),
+    }
+
+
+def _error_of(task: TaskRecord) -> tuple[str | None, str | None]:
+    """Return the type and the message of what has ended a task."""
+    return (None, None) if task.error is None else type_and_message(task.error, task.reason)
+
+
+def _result_of(task: TaskRecord) -> tuple[object, ResultState]:
+    result = task.result
+    return (None, _RESULT_STATES[result]) if type(result) is NoResult else (result, "kept")
+
+
+def _list_of(items: Sequence[TaskRecord]) -> tuple[object, ResultState]:
+    """Return the list of the results of the items that have succeeded, if all are there."""
+    found = [_result_of(item) for item in items if item.status is TaskStatus.SUCCESS]
+    for _, state in found:
+        if state != "kept":
+            return None, state
+    return [result for result, _ in found], "kept"
+
+
+_RESULT_STATES: dict[NoResult, ResultState] = {
     NoResult.ABSENT: "absent",
     NoResult.RELEASED: "released",
     NoResult.STORED: "stored",

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from flowrun.report import AttemptReport, LogLineReport, ProgressReport, RunReport, TaskReport
+from flowrun.report import (
+    AttemptReport,
+    ItemReport,
+    LogLineReport,
+    ProgressReport,
+    RunReport,
+    TaskReport,
+)
 
 START = 1_760_000_000.0
 TRACEBACK = """Traceback (most recent call last):
@@ -83,10 +91,51 @@ def task(deps: Sequence[str] = (), *attempts: AttemptReport, **fields: Any) -> T
         "deps": list(deps),
         "attempts": list(attempts),
         "overridden": None,
+        "items": None,
+        "item_counts": None,
         "progress": None,
     }
     made.update(fields)  # type: ignore[typeddict-item]
     return made
+
+
+def item(number: int, *attempts: AttemptReport, **fields: Any) -> ItemReport:
+    """Make an item of a mapped task."""
+    made: Any = task((), *attempts, **fields)
+    for key in ("deps", "overridden", "items", "item_counts"):
+        del made[key]
+    return {"item": number, **made}
+
+
+def mapped(deps: Sequence[str], items: Sequence[ItemReport], **fields: Any) -> TaskReport:
+    """Make a mapped task of its items; ``fields`` say how it stands."""
+    starts = [each["started_at"] for each in items if each["started_at"] is not None]
+    ends = [each["finished_at"] for each in items if each["finished_at"] is not None]
+    about: dict[str, Any] = {
+        "status": "SUCCESS",
+        "attempt": max((each["attempt"] for each in items), default=0),
+        "ready_at": START,
+        "started_at": min(starts, default=START),
+        "finished_at": max(ends, default=START),
+        "items": list(items),
+        "item_counts": dict(Counter(each["status"] for each in items)),
+    }
+    return task(deps, **{**about, **fields})
+
+
+def pages(count: int = 200) -> RunReport:
+    """Return a run in which one of many items has failed, and one was retried."""
+    items = [item(n, attempt(1, 1, 1 + n / 100, 2 + n / 100)) for n in range(count)]
+    again = attempt(1, 1, 1, 2, NO_ANSWER, "TIMEOUT")
+    items[0] = item(0, again, attempt(2, 2, 2, 3))
+    items[1] = item(1, attempt(1, 1, 2, 3, TRACEBACK))
+    failed = {"status": "FAILED", "error": TRACEBACK, "reason": "ERROR"}
+    tasks = {
+        "pages": task((), attempt(1, 0, 0, 1)),
+        "fetch": mapped(["pages"], items, **failed),
+        "load": skipped(["fetch"]),
+    }
+    return run("crawl", tasks, 10.0)
 
 
 def skipped(

@@ -31,6 +31,7 @@ PAGES: dict[str, Callable[[], RunReport]] = {
     "single": reports.single,
     "fan": reports.failed_fan,
     "omitted": reports.omitted,
+    "mapped": reports.pages,
     "hostile": reports.hostile,
     "big": reports.big,
     "empty": lambda: reports.run("empty", {}, 0.0),
@@ -589,3 +590,16 @@ def test_tracebacks_keep_their_marks_below_the_code(show: Show) -> None:
     page = show(report_html(reports.hostile())).page
     page.locator("#failures summary").first.click()
     assert page.locator("#failures pre").first.evaluate(spaces) == "pre-wrap"
+
+
+def test_panel_of_a_mapped_task_lists_its_items_those_that_failed_first(show: Show) -> None:
+    opened = show(page_of("mapped"))
+    opened.page.get_by_role("button", name="fetch", exact=True).first.click()
+    items = opened.page.locator("#detail details")
+    assert items.locator("summary").inner_text() == "200 items: 199 succeeded, 1 failed"
+    lines = items.locator("p").all_inner_texts()
+    assert len(lines) == 200
+    assert lines[0].startswith("1")
+    assert "KeyError: 'CHF'" in lines[0]
+    assert "2 attempts" in lines[1]
+    assert opened.page.locator(".lane").count() == 2  # one bar for all items

@@ -54,6 +54,12 @@ JOBS = """
         open("silent", "w").close()
         raise OSError
 
+    keeps.task("pages", dag="d")(lambda: [7, 8])
+
+    @keeps.task(dag="d", map_over="pages")
+    def fetch(pages):
+        logging.getLogger("shop").warning("page %d", pages)
+
     @keeps.task(dag="d", deps=[noisy])
     def heard():
         logging.getLogger("shop").warning("done")
@@ -122,7 +128,19 @@ def test_logs_of_one_task(jobs: Path) -> None:
     first, second = json.loads(flowrun(jobs, "logs", "logs.db", "latest", "noisy", "--json").stdout)
     assert (first["attempt"], first["status"], first["logs_cut"]) == (1, "FAILED", 0)
     assert [line["text"] for line in first["logs"]] == ["red \x1b[31m"]
-    assert second == {"attempt": 2, "status": "SUCCESS", "logs": [], "logs_cut": 0}
+    assert second == {
+        "item": None,
+        "attempt": 2,
+        "status": "SUCCESS",
+        "logs": [],
+        "logs_cut": 0,
+    }
+    shown = flowrun(jobs, "logs", "logs.db", "latest", "fetch").stdout
+    assert [line.removeprefix("item ").split()[0] for line in shown.splitlines()[::2]] == [
+        "0,",
+        "1,",
+    ]
+    assert [line.split()[-1] for line in shown.splitlines()[1::2]] == ["7", "8"]
     shown = flowrun(jobs, "logs", "runs.db", "latest", "rows", code=1).stderr
     assert "nothing is kept" in shown
     assert "keep_logs=True" in shown

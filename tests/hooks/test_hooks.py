@@ -37,14 +37,14 @@ def test_event_can_be_made_of_its_ids_alone(kind: Any) -> None:
 def test_fields_keep_their_places() -> None:
     assert DagStartEvent._fields[2:] == ("timestamp", "task_names", "resumed_from")
     assert DagEndEvent._fields[2:] == ("timestamp", "status", "duration_s", "error")
-    assert TaskStartEvent._fields[3:] == ("timestamp", "attempt")
-    assert TaskSuccessEvent._fields[3:] == ("timestamp", "attempt", "duration_s", "result")
-    assert TaskSkipEvent._fields[3:] == ("timestamp", "reason", "error")
-    failed = ("timestamp", "attempt", "duration_s", "error", "message", "reason")
+    assert TaskStartEvent._fields[3:] == ("timestamp", "attempt", "item")
+    assert TaskSuccessEvent._fields[3:] == ("timestamp", "attempt", "duration_s", "result", "item")
+    assert TaskSkipEvent._fields[3:] == ("timestamp", "reason", "error", "item")
+    failed = ("timestamp", "attempt", "duration_s", "error", "message", "reason", "item")
     assert TaskFailureEvent._fields[3:] == failed
     assert TaskRetryEvent._fields[3:] == (
         *("timestamp", "attempt", "delay_s", "error", "message"),
-        *("next_attempt", "max_attempts"),
+        *("next_attempt", "max_attempts", "item"),
     )
 
 

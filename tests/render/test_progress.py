@@ -350,3 +350,22 @@ def test_omitted_task_is_a_line_and_a_count(live: bool) -> None:
     assert lines == ["- a omitted: nothing new"] * (not live) + [
         "+ d succeeded in 1.0 s: 1 omitted"
     ]
+
+
+async def test_items_of_a_mapped_task_count_with_it(make_engine: MakeEngine) -> None:
+    stream = io.StringIO()
+    engine = make_engine(hooks=[ProgressHook(stream)])
+    engine.task("pages", dag="etl")(lambda: [0, 1, 2])
+
+    @engine.task(dag="etl", map_over="pages", map_errors="collect", retries=1)
+    def fetch(pages: int) -> None:
+        if pages == 1:
+            raise ValueError(pages)
+
+    await engine.run_once("etl")
+    text = stream.getvalue()
+    assert "* fetch\n" in text
+    assert "fetch[1]: ValueError: 1, again\n" in text
+    assert "fetch[1]: ValueError: 1\n" in text
+    assert "fetch[0]" not in text
+    assert re.search(r"etl succeeded in .*: 2 succeeded\n$", text)

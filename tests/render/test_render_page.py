@@ -253,3 +253,15 @@ def test_results_in_the_store_are_shown_without_a_pickle_being_read() -> None:
     assert shown[names[3]] == "pickle, 13 bytes, not decoded"
     hidden = page_data(report, critical=[], picture=PICTURE, result_preview=None, stored=told)
     assert {task["state"] for task in hidden["tasks"] if task["name"] in told} == {"hidden"}
+
+
+def test_mapped_task_is_one_attempt_with_its_first_items() -> None:
+    report = reports.pages(600)
+    data: Any = page_data(report, critical=[], picture=PICTURE, result_preview=None)
+    fetch = data["tasks"][1]
+    assert fetch["mapped"] == "600 items: 599 succeeded, 1 failed"
+    assert [attempt[:4] for attempt in fetch["attempts"]] == [[2, 0.0, 1.02, 7.99]]
+    assert len(fetch["items"]) == 500
+    assert fetch["items"][0] == [1, "FAILED", 2.0, 3.0, 1, "KeyError: 'CHF'"]
+    assert fetch["items"][1] == [0, "SUCCESS", 2.0, 3.0, 2, ""]
+    assert critical_path(report) == ["pages", "fetch"]

@@ -202,3 +202,19 @@ def test_end_of_a_long_path_is_shown_with_its_line() -> None:
     assert line.startswith("      …")
     assert line.endswith("older/jobs.py:77")
     assert len(line) == 50
+
+
+def test_mapped_task_says_how_its_items_ended() -> None:
+    text = report_table(reports.pages(), 100)
+    assert "✘ fetch (200 items: 199 succeeded, 1 failed, 2 attempts)" in text
+    assert "KeyError: 'CHF'" in text
+    assert "  retries         1\n" in text
+    row = next(line for line in text.split("\n") if line.startswith("✘ fetch  "))
+    assert row.split("  ")[-1] == "200 items: 199 succeeded, 1 failed"
+    empty = reports.run("d", {"none": reports.mapped([], [])}, 1.0)
+    assert "0 items" in report_table(empty)
+    going_on = reports.mapped([], [reports.item(0)], status="RUNNING", finished_at=None)
+    going_on["item_counts"] = {"SUCCESS": 1, "PENDING": 2}
+    assert "3 items: 1 succeeded, 2 pending" in report_table(
+        reports.run("d", {"t": going_on}, None)
+    )

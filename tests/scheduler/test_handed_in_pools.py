@@ -54,6 +54,7 @@ async def test_handed_in_thread_that_ends_late_changes_nothing(  # A3
         release.set()
         pool.submit(ended.set)
         assert await asyncio.to_thread(ended.wait, WAIT_S)
+        await asyncio.sleep(0)  # what the thread has sent is read in the loop's next turn
     assert engine.get_run_report(run_id)["tasks"]["hangs"]["result"] is None
     assert "ended after it was abandoned" in caplog.text
 

@@ -154,7 +154,8 @@ async def test_hooks_get_the_newest_progress_and_few_events(make_engine: MakeEng
     run_id = await engine.run_once("d")
     assert engine.get_run_report(run_id)["status"] == "SUCCESS"
     assert len(seen) < 100
-    assert seen[-1] == (run_id, "d", "load", seen[-1].timestamp, 1, 10_000, 20_000, "rows")
+    about = (run_id, "d", "load", seen[-1].timestamp, 1)
+    assert seen[-1] == (*about, 10_000, 20_000, "rows", None)
     assert [event.done for event in seen] == sorted({event.done for event in seen})
 
 
@@ -442,6 +443,51 @@ async def test_logs_are_kept_with_the_attempt_that_emitted_them(make: MakeEngine
     # A resume takes along those of the tasks that it keeps.
     resumed = engine.get_run_report(await engine.resume(run_id))
     assert resumed["tasks"]["fetch"]["attempts"] == report["tasks"]["fetch"]["attempts"]
+
+
+async def test_each_item_of_a_mapped_task_has_progress_and_logs_of_its_own(
+    make: MakeEngine,
+) -> None:
+    engine = make(config=KEEP)
+    both, go_on = asyncio.Barrier(2), asyncio.Event()
+    broken = [True]
+    engine.task(name="pages", dag="d")(lambda: ["a", "b"])
+
+    @engine.task(dag="d", map_over="pages")
+    async def fetch(pages: str) -> str:
+        shop.info("fetches %s", pages)
+        current_attempt().progress(current_attempt().item or 0, 2, "rows")
+        await both.wait()
+        await go_on.wait()
+        return pages
+
+    @engine.task(dag="d", deps=[fetch])
+    def load() -> None:
+        assert not broken
+
+    handle = engine.start("d")
+    told: set[int | None] = set()
+    async for event in handle.events():
+        if isinstance(event, TaskProgressEvent):
+            told.add(event.item)
+            if len(told) == 2:
+                assert handle.task_progress == {
+                    "fetch[0]": said(0, 2, "rows"),
+                    "fetch[1]": said(1, 2, "rows"),
+                }
+                items = engine.get_run_report(handle.run_id)["tasks"]["fetch"]["items"] or []
+                assert [item["progress"] for item in items] == [
+                    said(0, 2, "rows"),
+                    said(1, 2, "rows"),
+                ]
+                go_on.set()
+    assert told == {0, 1}
+    broken.clear()
+    for run_id in (handle.run_id, await engine.resume(handle.run_id)):
+        items = engine.get_run_report(run_id)["tasks"]["fetch"]["items"] or []
+        logs = [item["attempts"][0]["logs"] for item in items]
+        assert [[line["text"] for line in each] for each in logs] == [["fetches a"], ["fetches b"]]
+        assert [item["progress"] for item in items] == [said(0, 2, "rows"), said(1, 2, "rows")]
 
 
 async def test_logs_are_not_kept_unless_that_is_wanted(make_engine: MakeEngine) -> None:

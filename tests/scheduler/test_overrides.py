@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
@@ -51,9 +50,9 @@ class Job:
 
 @pytest.mark.parametrize("durable", [False, True])
 async def test_value_stands_for_a_result_and_a_callable_for_a_function(
-    make_engine: MakeEngine, tmp_path: Path, durable: bool
+    file: SqliteStateStore, make_engine: MakeEngine, durable: bool
 ) -> None:
-    store = SqliteStateStore(tmp_path / "runs.db") if durable else InMemoryStateStore()
+    store = file if durable else InMemoryStateStore()
     events: list[tuple[str, str, int]] = []
     hook = fn_hook(
         on_task_start=lambda e: events.append(("start", e.task_name, e.attempt)),
@@ -125,8 +124,8 @@ async def test_resume_without_overrides_runs_those_tasks_again(engine: Engine) -
         assert engine.plan_resume(new).to_run == []
 
 
-async def test_resume_with_overrides(make_engine: MakeEngine, tmp_path: Path) -> None:
-    engine = make_engine(state_store=SqliteStateStore(tmp_path / "runs.db"))
+async def test_resume_with_overrides(file: SqliteStateStore, make_engine: MakeEngine) -> None:
+    engine = make_engine(state_store=file)
     job = Job(engine)
 
     def breaks(extract: list[int]) -> None:
@@ -277,9 +276,9 @@ async def test_overrides_that_are_no_mapping_are_refused(engine: Engine) -> None
 
 
 async def test_value_that_the_store_cannot_keep_is_refused_before_anything_runs(
-    make_engine: MakeEngine, tmp_path: Path
+    file: SqliteStateStore, make_engine: MakeEngine
 ) -> None:
-    engine = make_engine(state_store=SqliteStateStore(tmp_path / "runs.db"))
+    engine = make_engine(state_store=file)
     job = Job(engine)
     with pytest.raises(OverrideError, match="'extract' cannot be a result: .*object"):
         await engine.run_once("d", overrides={"extract": object()})

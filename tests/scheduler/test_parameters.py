@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,9 +45,9 @@ class Job:
 
 @pytest.mark.parametrize("durable", [False, True])
 async def test_parameters_are_converted_given_and_stored(
-    make_engine: MakeEngine, tmp_path: Path, durable: bool
+    file: SqliteStateStore, make_engine: MakeEngine, durable: bool
 ) -> None:
-    options = {"state_store": SqliteStateStore(tmp_path / "runs.db")} if durable else {}
+    options = {"state_store": file} if durable else {}
     engine = make_engine(**options)
     Job(engine)
     params = {"day": "2013-02-08", "mode": "quick"}
@@ -194,9 +193,9 @@ async def test_resume_keeps_parameters_and_runs_what_reads_a_replaced_one(
 
 
 async def test_resume_with_tasks_that_read_other_parameters(
-    make_engine: MakeEngine, tmp_path: Path
+    file: SqliteStateStore, make_engine: MakeEngine
 ) -> None:
-    store = SqliteStateStore(tmp_path / "runs.db")
+    store = file
     before = make_engine(state_store=store)
 
     @before.task(dag="d", name="a")

@@ -118,7 +118,7 @@ def test_settings_reach_sqlite(path: Path, open_store: Any) -> None:
     store.create_run(make_run())
     database = sqlite3.connect(path)
     assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    assert database.execute("PRAGMA user_version").fetchone() == (5,)
+    assert database.execute("PRAGMA user_version").fetchone() == (6,)
     database.close()
     store.close()
     rollback = open_store(journal_mode="DELETE")

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from flowrun.cli.output import Output
-    from flowrun.report import RunReport
+    from flowrun.report import AttemptReport, RunReport
     from flowrun.state import RunSummary, SqliteStateStore
 
 _OF_LOGS = ("attempt", "status", "logs", "logs_cut")
@@ -199,21 +199,28 @@ def show_logs(options: argparse.Namespace, output: Output) -> int:
         run = load_from_file(store, options.run, options.dag)
     if options.task not in run.tasks:
         raise UnknownTaskError(run.dag_name, options.task, run.tasks)
-    attempts = build_report(run)["tasks"][options.task]["attempts"]
+    task = build_report(run)["tasks"][options.task]
+    attempts: list[tuple[int | None, AttemptReport]] = [(None, one) for one in task["attempts"]]
+    for each in task["items"] or ():
+        attempts += [(each["item"], one) for one in each["attempts"]]
     if options.json:
         output.say_json(
-            [{key: value for key, value in one.items() if key in _OF_LOGS} for one in attempts]
+            [
+                {"item": item, **{key: value for key, value in one.items() if key in _OF_LOGS}}
+                for item, one in attempts
+            ]
         )
         return SUCCESS
-    if not any(attempt["logs"] for attempt in attempts):
+    if not any(attempt["logs"] for _, attempt in attempts):
         complain(
             f"nothing is kept of what task {options.task!r} of run {run.run_id!r} has logged; an"
             " engine keeps it with config=SchedulerConfig(keep_logs=True)"
         )
         return FAILED
-    for attempt in attempts:
+    for item, attempt in attempts:
         if len(attempts) > 1:
-            output.say(f"attempt {attempt['attempt']}:")
+            of_item = "" if item is None else f"item {item}, "
+            output.say(f"{of_item}attempt {attempt['attempt']}:")
         if attempt["logs"]:
             output.say(for_terminal(log_text(attempt), multiline=True))
     return SUCCESS

@@ -26,6 +26,8 @@ class Facts(NamedTuple):
     timeout_s: float | None
     upstream: tuple[Sequence[str], Sequence[str] | None] = ((), None)
     first_run_id: str | None = None
+    item: int | None = None
+    item_key: str | None = None
     keeps_logs: bool = False
 
 
@@ -82,6 +84,7 @@ class RemoteCall:
         deadline = None if facts.timeout_s is None else started + facts.timeout_s
         attempt = Attempt(*facts[:4], deadline)
         attempt.upstream, attempt.first_run_id = facts.upstream, facts.first_run_id
+        attempt.item, attempt.item_key = facts.item, facts.item_key
         attempt.on_progress = on_progress
         logs = attempt.logs = AttemptLogs(is_whole=True) if facts.keeps_logs else None
         token = CURRENT.set(attempt)

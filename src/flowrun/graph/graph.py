@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from flowrun.config import Limit
     from flowrun.registry import TaskRegistry, TaskSpec
+    from flowrun.registry.task_spec import Dependency
 
 _FEW = 8  # children up to here are added to a tuple, which is copied each time
 
@@ -41,6 +42,7 @@ class Graph:
         is_async: Which tasks run on the event loop.
         targets: The targets of a sub-graph, ``None`` for a whole DAG.
         with_params: Tasks that a run's parameters are given to.
+        map_sources: Of each mapped task the dependencies that it is mapped over.
         values: Values that stand for tasks' results, by task.
         overridden: By what a task is overridden for one run, by name; see ``overriding.py``.
     """
@@ -52,6 +54,7 @@ class Graph:
         "dependency_names",
         "index",
         "is_async",
+        "map_sources",
         "names",
         "overridden",
         "parents",
@@ -91,6 +94,13 @@ class Graph:
         self.with_params: Sequence[int] = ()
         if any(each.params for each in distinct):
             self.with_params = [number for number, each in enumerate(signatures) if each.params]
+        self.map_sources: Mapping[int, tuple[int, ...]] = {
+            number: tuple(
+                [self.index[_source_name(each, spec, names)] for each in spec.mapping.over]
+            )
+            for number, (spec, names) in enumerate(zip(specs, dependency_names, strict=True))
+            if spec.mapping is not None
+        }
         self.values: Mapping[int, object] = {}
         self.overridden: Mapping[str, str] = {}
         self._declared: Graph | None = None
@@ -199,12 +209,17 @@ class Graph:
 
 def _needs_care(specs: Sequence[TaskSpec]) -> bool:
     """Return whether more must be resolved than the dependencies that tasks list."""
-    if any(spec.executor is not None or spec.uses for spec in specs):
+    if any(spec.executor is not None or spec.uses or spec.mapping for spec in specs):
         return True
     return any(
         signature.required or signature.leaves_star_arguments
         for signature in {spec.signature for spec in specs}
     )
+
+
+def _source_name(source: Dependency, spec: TaskSpec, names: Sequence[str]) -> str:
+    """Return the task that a mapped one is mapped over; its listed dependencies come first."""
+    return source if isinstance(source, str) else names[spec.deps.index(source)]
 
 
 def _numbers(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from flowrun.config import Limit
     from flowrun.graph.problems import Problems
     from flowrun.registry import TaskFunction, TaskRegistry, TaskSpec
+    from flowrun.registry.map_spec import MapSpec
 
 
 class Resolver:
@@ -74,8 +75,34 @@ class Resolver:
             self._check_defaults(spec, found)
         if spec.signature.leaves_star_arguments:
             self._check_star_arguments(spec, tuple(found))
+        if spec.mapping is not None:
+            self._check_mapping(spec, spec.mapping, tuple(found))
         self._check_resources(spec)
         return tuple(found)
+
+    def _check_mapping(self, spec: TaskSpec, mapping: MapSpec, names: tuple[str, ...]) -> None:
+        passed = set(plan_call(spec.signature, names).passed_on(names))
+        for source in mapping.over:
+            name: str | None
+            if isinstance(source, str):
+                label, name = source, source if source in names else None
+            else:
+                label = callable_name(source)
+                places = [place for place, each in enumerate(spec.deps) if each is source]
+                name = names[places[0]] if places and places[0] < len(names) else None
+            if name is None:
+                self._problems.add(
+                    GraphError,
+                    f"task {spec.name!r} is mapped over {label!r}, which is none of its"
+                    f" dependencies; name a parameter after it, or list it in deps."
+                    f"{close_match(label, names)}",
+                )
+            elif name not in passed:
+                self._problems.add(
+                    UnfilledParameterError,
+                    f"task {spec.name!r} is mapped over {label!r} and would never see an element;"
+                    f" give it a parameter {name!r}, or read upstream[{name!r}]",
+                )
 
     def _check_resources(self, spec: TaskSpec) -> None:
         if spec.executor is not None and spec.executor not in self._executors:

@@ -2,6 +2,9 @@
 
 ``timestamp`` is epoch seconds in every event. All fields but the ids have defaults, so that a
 test can make an event with few arguments: ``TaskSuccessEvent("run", "dag", "task")``.
+
+The items of a mapped task have events of their own: ``item`` is the item's number then, and else
+``None``. A mapped task starts with ``attempt`` 0, as it has no attempt of its own.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ class TaskStartEvent(NamedTuple):
     task_name: str
     timestamp: float = 0.0
     attempt: int = 1
+    item: int | None = None
 
 
 class TaskSuccessEvent(NamedTuple):
@@ -54,6 +58,7 @@ class TaskSuccessEvent(NamedTuple):
     attempt: int = 1
     duration_s: float = 0.0
     result: Any = None
+    item: int | None = None
 
 
 class TaskFailureEvent(NamedTuple):
@@ -71,6 +76,7 @@ class TaskFailureEvent(NamedTuple):
     error: str = ""
     message: str = ""
     reason: str = ""
+    item: int | None = None
 
 
 class TaskRetryEvent(NamedTuple):
@@ -89,6 +95,7 @@ class TaskRetryEvent(NamedTuple):
     message: str = ""
     next_attempt: int = 2
     max_attempts: int = 2
+    item: int | None = None
 
 
 class TaskSkipEvent(NamedTuple):
@@ -100,6 +107,7 @@ class TaskSkipEvent(NamedTuple):
     timestamp: float = 0.0
     reason: str = ""
     error: str = ""
+    item: int | None = None
 
 
 class TaskOmitEvent(NamedTuple):
@@ -111,6 +119,7 @@ class TaskOmitEvent(NamedTuple):
     timestamp: float = 0.0
     reason: str = ""
     error: str = ""
+    item: int | None = None
 
 
 class TaskProgressEvent(NamedTuple):
@@ -127,6 +136,7 @@ class TaskProgressEvent(NamedTuple):
     done: float = 0
     total: float | None = None
     unit: str = ""
+    item: int | None = None
 
 
 Event: TypeAlias = (

@@ -2,6 +2,7 @@
 
 from flowrun.registry.annotations import unresolved_annotation
 from flowrun.registry.declaring import Declaring, TaskTemplate
+from flowrun.registry.map_spec import MapSpec
 from flowrun.registry.names import validate_name
 from flowrun.registry.params import Param, Parameter, stored_param
 from flowrun.registry.signature import UPSTREAM, Signature, inspect_callable
@@ -18,6 +19,7 @@ from flowrun.registry.task_spec import (
 __all__ = [
     "UPSTREAM",
     "Declaring",
+    "MapSpec",
     "Param",
     "Parameter",
     "Signature",

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, cast
 
 from flowrun.errors import TaskDefinitionError, TaskTypeError, close_match
 from flowrun.policy import NO_RETRIES, RetryPolicy, checked_retries, checked_timeout
+from flowrun.registry.map_spec import checked_mapping
 from flowrun.registry.names import validate_name
 from flowrun.registry.signature import UPSTREAM, inspect_callable
 
 if TYPE_CHECKING:
+    from flowrun.registry.map_spec import MapKey, MapSpec
     from flowrun.registry.signature import Signature
 
 DEFAULT_TIMEOUT_S = 30.0
@@ -57,6 +59,15 @@ class TemplateOptions(TypedDict, total=False):
             a name that is taken.
         uses: The engine's limits that every attempt uses: their names, or a dict of names and
             weights.
+        map_over: A dependency, or several of equal length: the task runs once for each element of
+            its result, a list, a tuple or a dict (an element is then a pair), and what depends on
+            the task is given the list of what these items have returned.
+        max_items: How many items of the task run at once at most; no bound of its own by default.
+        map_errors: ``"collect"``: the task succeeds whatever has become of its items, and leaves
+            out those that have failed. ``"fail"``, the default: it fails if an item does.
+        map_key: A function that returns a ``str`` or an ``int`` which identifies an element, so
+            that a resume knows it again wherever it stands. By default an element is the same if
+            its place and its stored form are.
     """
 
     dag: str | None
@@ -70,6 +81,10 @@ class TemplateOptions(TypedDict, total=False):
     trigger_rule: str
     replace: bool
     uses: Iterable[str] | Mapping[str, int] | None
+    map_over: Dependency | Iterable[Dependency] | None
+    max_items: int | None
+    map_errors: str
+    map_key: MapKey | None
 
 
 class TaskOptions(TemplateOptions, total=False):
@@ -90,6 +105,7 @@ class TaskSpec:
         function: The callable as it was declared.
         deps: Dependencies as declared: names or callables.
         signature: How results and context are injected.
+        mapping: How it is mapped; ``None`` if it is not.
     """
 
     name: str
@@ -106,6 +122,7 @@ class TaskSpec:
     trigger_rule: TriggerRule = TriggerRule.ALL_SUCCESS
     is_branch: bool = False
     uses: tuple[tuple[str, int], ...] = ()
+    mapping: MapSpec | None = None
 
     @property
     def retries(self) -> int:
@@ -176,6 +193,8 @@ def make_spec(
     deps = _checked_deps(name, dag, options.get("deps"), function)
     try:
         _checked_flag("replace", options.get("replace", False))
+        rule = _checked_rule(options.get("trigger_rule", TriggerRule.ALL_SUCCESS))
+        is_all_success = rule is TriggerRule.ALL_SUCCESS
         return TaskSpec(
             name,
             functools.partial(function, **bound) if bound else function,
@@ -188,9 +207,10 @@ def make_spec(
             signature,
             _checked_flag("copy_inputs", options.get("copy_inputs", False)),
             _checked_priority(options.get("priority", 0)),
-            _checked_rule(options.get("trigger_rule", TriggerRule.ALL_SUCCESS)),
+            rule,
             is_branch,
             _checked_uses(options.get("uses")),
+            checked_mapping(options, is_branch=is_branch, is_all_success=is_all_success),
         )
     except TypeError as error:
         raise TaskTypeError(name, dag, str(error)) from None

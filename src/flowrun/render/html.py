@@ -20,6 +20,7 @@ from flowrun.render.page import as_json, critical_path, page_data, preview
 from flowrun.render.svg import draw, graph_css, symbols
 from flowrun.render.wording import (
     SIGNS,
+    attempts_of,
     counted,
     counted_retries,
     duration_of,
@@ -284,7 +285,7 @@ def _timeline(report: RunReport, critical: list[str]) -> str:
     if not shown:
         return ""
     kinds = [("wait", "waiting for a slot"), ("SUCCESS", "succeeded")]
-    if any(attempt["status"] == "FAILED" for task in tasks for attempt in task["attempts"]):
+    if any(attempt["status"] == "FAILED" for task in tasks for attempt in attempts_of(task)):
         kinds.append(("FAILED", "failed"))
     if any(task["status"] == "RUNNING" for task in tasks):
         kinds.append(("RUNNING", "running"))
@@ -312,7 +313,7 @@ def _choices(report: RunReport, critical: list[str], rows: int) -> str:
 
 
 def _critical_text(report: RunReport, critical: list[str]) -> str:
-    attempts = [attempt for name in critical for attempt in report["tasks"][name]["attempts"]]
+    attempts = [attempt for name in critical for attempt in attempts_of(report["tasks"][name])]
     busy = sum((one["finished_at"] or 0) - (one["started_at"] or 0) for one in attempts)
     return (
         f"The critical path is {counted(len(critical), 'task')} long and ran for"

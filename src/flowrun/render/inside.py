@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from flowrun.render.wording import counted
 
 if TYPE_CHECKING:
-    from flowrun.report import AttemptReport, TaskReport
+    from flowrun.report import AttemptReport, ItemReport, TaskReport
 
 _HUGE = 1e15
 
@@ -28,7 +28,7 @@ def progress_text(done: float, total: float | None, unit: str) -> str:
     return f"{text} ({100 * done / total:.0f} %)" if total else text
 
 
-def task_progress(task: TaskReport) -> str:
+def task_progress(task: TaskReport | ItemReport) -> str:
     """Return how far the task said last that it had come, in words; empty if it said nothing."""
     progress = task["progress"]
     if progress is None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from flowrun.errors import ResultNotReadableError
 from flowrun.escape import for_terminal
+from flowrun.failure import own_line
 from flowrun.render.inside import log_text, task_progress
-from flowrun.render.wording import counted, is_kept, why_text
+from flowrun.render.wording import attempts_of, counted, is_kept, items_text, why_text
 from flowrun.state import JsonSerializer
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from flowrun.render.svg import Picture
-    from flowrun.report import AttemptReport, RunReport, TaskReport
+    from flowrun.report import AttemptReport, ItemReport, RunReport, TaskReport
 
     Peek: TypeAlias = Callable[[str, int], Mapping[str, tuple[str, int, bytes]]]
 
@@ -29,6 +30,7 @@ _MOST_LOG_BYTES = 2_000_000
 _LOG = 20_000
 _SHORT = 300
 _PREVIEW = 2_000
+_MOST_ITEMS = 500
 
 
 def preview(value: object) -> str:
@@ -106,9 +108,9 @@ def critical_path(report: RunReport) -> list[str]:
     if report["finished_at"] is None:
         return []
     ended = {
-        name: task["attempts"][-1]["finished_at"] or 0.0
+        name: task["finished_at"] or 0.0
         for name, task in report["tasks"].items()
-        if task["attempts"] and not is_kept(report, task)
+        if attempts_of(task) and not is_kept(report, task)
     }
     path: list[str] = []
     step = max(ended, key=ended.__getitem__, default=None)
@@ -184,7 +186,9 @@ class _Builder:
             "reason": for_terminal(task["reason"] or ""),
             "critical": int(name in self._critical),
             "kept": int(is_kept(self._report, task)),
-            "attempts": [self._attempt(attempt) for attempt in task["attempts"]],
+            "attempts": [self._attempt(attempt) for attempt in attempts_of(task)],
+            "mapped": items_text(task),
+            "items": self._items(task["items"] or []),
         }
         made["progress"] = for_terminal(task_progress(task))
         made["logs"] = [self._log(attempt) for attempt in task["attempts"] if attempt["logs"]]
@@ -200,6 +204,18 @@ class _Builder:
         if task["status"] == "SUCCESS":
             made |= self._result(name, task)
         return made
+
+    def _items(self, items: list[ItemReport]) -> list[list[object]]:
+        """Return the first items of a mapped task, before them those that failed or run."""
+        shown = sorted(items, key=lambda item: item["status"] not in ("FAILED", "RUNNING"))
+        return [self._item(item) for item in shown[:_MOST_ITEMS]]
+
+    def _item(self, item: ItemReport) -> list[object]:
+        """Return number, status, started, finished, attempt, why."""
+        why = own_line(item["error"] or "").removeprefix(f"{item['reason']}: ")
+        why = why or task_progress(item)
+        times = (self.offset(item["started_at"]), self.offset(item["finished_at"]))
+        return [item["item"], item["status"], *times, item["attempt"], for_terminal(why)[:_SHORT]]
 
     def _attempt(self, attempt: AttemptReport) -> list[object]:
         """Return number, ready, started, finished, place of the error, reason, abandoned."""

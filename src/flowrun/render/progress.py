@@ -32,6 +32,8 @@ if TYPE_CHECKING:
         TaskSuccessEvent,
     )
 
+    TaskEnd = TaskSuccessEvent | TaskFailureEvent | TaskSkipEvent | TaskOmitEvent
+
 _REDRAW_S = 0.1
 _MOST_LINES = 12
 _MOST_ROWS = 4
@@ -107,47 +109,47 @@ class ProgressHook(RunHook):
     def on_task_start(self, event: TaskStartEvent) -> None:
         """Show a running task."""
         with self._lock:
-            key = (event.run_id, event.task_name)
-            self._progress.pop(key, None)
-            self._running[key] = (time.monotonic(), event.attempt)
-            if not self._live:
+            name = _label(event)
+            self._progress.pop((event.run_id, name), None)
+            self._running[event.run_id, name] = (time.monotonic(), event.attempt)
+            if not self._live and event.item is None:
                 again = f" (attempt {event.attempt})" if event.attempt > 1 else ""
-                self._line("run", f"{event.task_name}{again}")
+                self._line("run", f"{name}{again}")
 
     def on_task_progress(self, event: TaskProgressEvent) -> None:
         """Show how far a running task has come; only where lines are redrawn."""
         with self._lock:
             text = progress_text(event.done, event.total, event.unit)
-            self._progress[event.run_id, event.task_name] = for_terminal(text)
+            self._progress[event.run_id, _label(event)] = for_terminal(text)
 
     def on_task_success(self, event: TaskSuccessEvent) -> None:
         """Count a success."""
-        self._ended(event.run_id, event.task_name, "succeeded")
-        if not self._live:
+        self._ended(event, "succeeded")
+        if not self._live and event.item is None:
             self._line("succeeded", f"{event.task_name}  {seconds(event.duration_s)}")
 
     def on_task_failure(self, event: TaskFailureEvent) -> None:
         """Keep a failure on the screen."""
-        self._ended(event.run_id, event.task_name, "failed")
-        self._line("failed", f"{event.task_name}: {event.message}")
+        self._ended(event, "failed")
+        self._line("failed", f"{_label(event)}: {event.message}")
 
     def on_task_retry(self, event: TaskRetryEvent) -> None:
         """Keep a retry on the screen."""
         with self._lock:
-            self._running.pop((event.run_id, event.task_name), None)
+            self._running.pop((event.run_id, _label(event)), None)
         wait = f"again in {event.delay_s:g} s" if event.delay_s else "again"
-        self._line("retry", f"{event.task_name}: {event.message}", f", {wait}")
+        self._line("retry", f"{_label(event)}: {event.message}", f", {wait}")
 
     def on_task_skip(self, event: TaskSkipEvent) -> None:
         """Count a skip."""
-        self._ended(event.run_id, event.task_name, "skipped")
-        if not self._live:
+        self._ended(event, "skipped")
+        if not self._live and event.item is None:
             self._line("skipped", f"{event.task_name} skipped")
 
     def on_task_omit(self, event: TaskOmitEvent) -> None:
         """Count an omission."""
-        self._ended(event.run_id, event.task_name, "omitted")
-        if not self._live:
+        self._ended(event, "omitted")
+        if not self._live and event.item is None:
             self._line("omitted", f"{event.task_name} omitted: {event.error}")
 
     def on_dag_end(self, event: DagEndEvent) -> None:
@@ -169,10 +171,11 @@ class ProgressHook(RunHook):
                 with self._lock:
                     self._kept.clear()
 
-    def _ended(self, run_id: str, task_name: str, word: str) -> None:
+    def _ended(self, event: TaskEnd, word: str) -> None:
         with self._lock:
-            self._running.pop((run_id, task_name), None)
-            self._runs[run_id][1][word] += 1
+            self._running.pop((event.run_id, _label(event)), None)
+            if event.item is None:  # items count with their task
+                self._runs[event.run_id][1][word] += 1
 
     def _line(self, kind: str, text: str, ending: str = "") -> None:
         (sign, colour), shown = _SIGNS[kind], for_terminal(text)
@@ -281,6 +284,11 @@ class ProgressHook(RunHook):
         lines = [shortened(line, most) for line in lines]
         self._drawn = [columns(line) for line in lines]
         return "".join(f"{line}\x1b[K\n" for line in lines)
+
+
+def _label(event: TaskEnd | TaskStartEvent | TaskRetryEvent | TaskProgressEvent) -> str:
+    """Return the task's name, with the number of the item if the event is of one."""
+    return event.task_name if event.item is None else f"{event.task_name}[{event.item}]"
 
 
 class _Diverted:

@@ -47,6 +47,7 @@ for (const [index, task] of tasks.entries()) {
   task.deps ??= [];
   task.attempt ??= 0;
   task.why ??= task.kept ? "kept from the earlier run" : "";
+  if (task.mapped) task.why = [task.mapped, task.why].filter(Boolean).join("; ");
   task.children = [];
   task.attempts = (task.attempts ?? []).map(([number, ready, started, finished, error = null, reason = "", abandoned = 0]) =>
     ({number, ready, started, finished, error, reason, abandoned}));
@@ -126,7 +127,7 @@ function panel(index, from, status, name, ...parts) {
 function open(index, from = null) {
   const task = tasks[index];
   panel(index, from, task.status, task.name, facts(task), ...links("Depends on", task.deps),
-    ...links("Needed by", task.children), ...outcome(task), ...attempts(task));
+    ...links("Needed by", task.children), ...outcome(task), ...(task.mapped ? items(task) : attempts(task)));
   revealLane(index);
 }
 
@@ -220,6 +221,15 @@ function attempts(task) {
     return block;
   });
   return blocks.length ? [make("h3", {text: blocks.length === 1 ? "Attempt" : `${blocks.length} attempts`}), ...blocks] : [];
+}
+
+function items(task) {
+  const rows = (task.items ?? []).map(([number, status, started, finished, attempt, why]) => {
+    const notes = [duration(span(started, finished)), attempt > 1 ? `${attempt} attempts` : "", why].filter(Boolean).join(" · ");
+    return make("p", {}, sign(status), make("b", {text: `${number}`}), make("span", {class: "spoken", text: `, ${WORDS[status]}`}), make("span", {class: "hint", text: ` ${notes}`}));
+  });
+  const open = rows.length > 0 && (rows.length <= 12 || task.status === "FAILED");
+  return [make("details", {open}, make("summary", {text: task.mapped}), make("div", {class: "attempt"}, ...rows))];
 }
 
 document.addEventListener("keydown", event => { if (event.key === "Escape") shut(); });

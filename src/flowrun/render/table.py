@@ -18,6 +18,7 @@ from flowrun.render.wording import (
     failure_notes,
     given_facts,
     is_kept,
+    items_text,
     kept_text,
     outcome,
     place_of,
@@ -176,6 +177,8 @@ class _Page:
             note = f"overridden by a {task['overridden']}"
         if is_kept(self._report, task):
             note = "kept from the earlier run"
+        if task["items"] is not None:
+            note = "; ".join(filter(None, (items_text(task), note)))
         spans = (waited_s(task), ran_s(task))
         return (
             sign_of(task["status"], ascii_only=self._ascii_only),

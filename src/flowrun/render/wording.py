@@ -14,7 +14,7 @@ from flowrun.failure import CHAIN_LINKS, own_line
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from flowrun.report import RunReport, TaskReport, TaskStatusName
+    from flowrun.report import AttemptReport, RunReport, TaskReport, TaskStatusName
     from flowrun.state import RunSummary
 
 
@@ -92,9 +92,38 @@ def coloured(text: str, colour: str) -> str:
     return f"\x1b[{colour}m{text}\x1b[0m"
 
 
+def attempts_of(task: TaskReport) -> list[AttemptReport]:
+    """Return the attempts of a task; all that its items did counts as one of a mapped task."""
+    if task["items"] is None or task["finished_at"] is None:
+        return task["attempts"]
+    failed = task["status"] == "FAILED"
+    whole: AttemptReport = {
+        "attempt": task["attempt"],
+        "status": "FAILED" if failed else "SUCCESS",
+        "ready_at": task["ready_at"],
+        "started_at": task["started_at"],
+        "finished_at": task["finished_at"],
+        "error": task["error"] if failed else None,
+        "reason": task["reason"] if failed else None,
+        "abandoned": task["abandoned"],
+        "progress": None,
+        "logs": [],
+        "logs_cut": 0,
+    }
+    return [whole]
+
+
+def items_text(task: TaskReport) -> str:
+    """Return ``3 items: 2 succeeded, 1 failed`` of a mapped task, and nothing of another one."""
+    counts = task["item_counts"]
+    if counts is None:
+        return ""
+    return f"{counted(sum(counts.values()), 'item')}: {tally_text(counts)}".removesuffix(": ")
+
+
 def ran_s(task: TaskReport) -> float | None:
     """Return how long the task's attempts ran, all together; ``None`` when none has ended."""
-    spans = [_span(attempt["started_at"], attempt["finished_at"]) for attempt in task["attempts"]]
+    spans = [_span(attempt["started_at"], attempt["finished_at"]) for attempt in attempts_of(task)]
     known = [span for span in spans if span is not None]
     return sum(known) if known else None
 
@@ -103,12 +132,13 @@ def task_facts(task: TaskReport) -> list[str]:
     """Return how long a task's attempts ran, and how many there were of them, if several."""
     duration_s = ran_s(task)
     facts = [] if duration_s is None else [duration_text(duration_s)]
+    facts += [items_text(task)] if task["items"] is not None else []
     return [*facts, counted(task["attempt"], "attempt")] if task["attempt"] > 1 else facts
 
 
 def waited_s(task: TaskReport) -> float | None:
     """Return how long the task was ready and had no slot, over all its attempts."""
-    spans = [_span(attempt["ready_at"], attempt["started_at"]) for attempt in task["attempts"]]
+    spans = [_span(attempt["ready_at"], attempt["started_at"]) for attempt in attempts_of(task)]
     known = [span for span in spans if span is not None]
     return sum(known) if known else None
 
@@ -148,9 +178,10 @@ def given_facts(report: RunReport) -> list[tuple[str, str]]:
 def retries(report: RunReport) -> int:
     """Return how many attempts of this run were retries."""
     return sum(
-        max(task["attempt"] - 1, 0)
+        max(each["attempt"] - 1, 0)
         for task in report["tasks"].values()
         if not is_kept(report, task)
+        for each in (task["items"] if task["items"] is not None else [task])
     )
 
 
@@ -253,6 +284,7 @@ def why_text(task: TaskReport) -> str:
 def failure_notes(task: TaskReport) -> list[str]:
     """Return what is said of a failure beside its error: ``timeout``, ``3 attempts``."""
     notes = [] if task["reason"] in {None, "ERROR"} else [reason_text(task["reason"])]
+    notes += [items_text(task)] if task["items"] is not None else []
     return [*notes, counted(task["attempt"], "attempt")] if task["attempt"] > 1 else notes
 
 

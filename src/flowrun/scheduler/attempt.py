@@ -233,7 +233,7 @@ class RunningAttempt(ABC):
         """Return what is known of an error, and what the retry policy says of it."""
         services, policy, attempt = self.services, self.spec.retry, self.seen.attempt
         if services.errors is not None:
-            services.errors.note(self.spec.name, attempt, error)
+            services.errors.note(self.seen.label, attempt, error)
         whole, line = described(error, services.redact, text)
         notes: list[str] = []
         retryable = policy.allows(error, attempt, notes.append)

@@ -48,7 +48,7 @@ def _started(run: RunState, unit: Unit, event: Started) -> None:
 def _succeeded(run: RunState, unit: Unit, event: Succeeded) -> None:
     run.end_attempt(unit)
     _note(unit, event)
-    keeps = run.graph.specs[unit.number].retain_result
+    keeps = run.graph.specs[unit.task].retain_result
     stored = event.stored if keeps else NoResult.RELEASED
     unit.value = event.value
     unit.follows = event.follows
@@ -214,7 +214,7 @@ def fail(  # noqa: PLR0913 - what is known of one failure
 
 
 def _retry(run: RunState, unit: Unit) -> None:
-    most = run.graph.specs[unit.number].retries + 1
+    most = run.graph.specs[unit.task].retries + 1
     run.out.append(Report(Subject.RETRY, unit.record, unit.line, None, unit.delay_s, most))
     unit.record = unit.record.retry()
     run.table.changed.append(unit.record)
@@ -261,7 +261,7 @@ def _wait(run: RunState, unit: Unit, duration_s: float) -> None:
 
 
 def _timeout_s(run: RunState, unit: Unit) -> float:
-    return run.graph.specs[unit.number].timeout_s or 0.0
+    return run.graph.specs[unit.task].timeout_s or 0.0
 
 
 def _time_up(run: RunState, unit: Unit) -> None:
@@ -282,7 +282,7 @@ def _out_of_patience(run: RunState, unit: Unit) -> None:
         return
     remedy = (
         "Let the task go on with the CancelledError that it gets."
-        if run.graph.is_async[unit.number]
+        if run.graph.is_async[unit.task]
         else "Let the task check current_attempt().cancelled, or run it on a"
         " ProcessPerAttemptExecutor."
     )
@@ -295,6 +295,31 @@ def _out_of_patience(run: RunState, unit: Unit) -> None:
 
 def _delay_over(run: RunState, unit: Unit) -> None:
     run.table.make_ready(unit, run.epoch)
+
+
+def meet_deadlines(run: RunState) -> None:
+    """Do what is due."""
+    for deadline in run.deadlines.pop_due(run.now):
+        if not run.is_current(deadline):
+            continue  # the one before has stopped the run
+        wait = deadline[1]
+        if wait in DUE:
+            DUE[wait][1](run, run.table.units[deadline[2]])
+        elif wait is Wait.STARTS:
+            _save_starts(run)
+        elif wait is Wait.LIMITS:
+            run.requests.ask_again()
+        else:
+            cause = f"the run took longer than timeout_s={run.run_timeout_s:g}"
+            run.stop(Reason.RUN_TIMED_OUT, cause)
+
+
+def _save_starts(run: RunState) -> None:
+    run.saves_starts = False
+    for unit in run.table.active.values():
+        if not unit.is_start_saved:
+            unit.is_start_saved = True
+            run.table.changed.append(unit.record)
 
 
 # -- the tables ----------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from flowrun.context import Attempt
 from flowrun.errors import (
@@ -30,7 +30,7 @@ from flowrun.scheduler.units import DROPPED
 
 if TYPE_CHECKING:
     import contextvars
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Sequence
 
     from flowrun.context import RunContext
     from flowrun.graph import Arguments, Graph
@@ -109,22 +109,27 @@ class Attempts:
 
     def start(self, start: Start) -> None:
         """Start an attempt."""
-        number, spec = start.unit, self._graph.specs[start.unit]
+        number, unit = start.unit, self._state.table.units[start.unit]
+        task, spec = unit.task, self._graph.specs[unit.task]
         run, services = self._record, self._services
         seen = Attempt(
             run.run_id, run.dag_name, spec.name, start.attempt, monotonic=self._monotonic
         )
         if run.first_run_id is not None:
             seen.first_run_id = run.first_run_id
-        names = self._graph.dependency_names[number]
+        names = self._graph.dependency_names[task]
         if names:
-            seen.upstream = (names, self._upstream_statuses(number))
+            seen.upstream = (names, self._upstream_statuses(task))
+        if unit.owner is not None:
+            seen.item, key = unit.record.item, unit.record.key
+            if spec.mapping is not None and spec.mapping.key is not None:
+                seen.item_key = str(key).partition(":")[2]
         if self._live is not None:
             seen.on_progress = self._live.said
         if self._keeps_logs:
             seen.logs = AttemptLogs(self._redact)
-        arguments, variables = self._arguments(number), self._variables.copy()
-        if self._graph.is_async[number]:
+        arguments, variables = self._arguments(unit), self._variables.copy()
+        if self._graph.is_async[task]:
             on_loop = AsyncAttempt(number, spec, seen, arguments, variables, services)
             self.running[number] = on_loop
             on_loop.start()
@@ -148,9 +153,9 @@ class Attempts:
         units = self._state.table.units
         return [str(units[parent].record.status) for parent in self._graph.parents[number]]
 
-    def _arguments(self, number: int) -> Arguments:
+    def _arguments(self, unit: Unit) -> Arguments:
         """Return what a task is called with; its parents have values."""
-        graph = self._graph
+        graph, number = self._graph, unit.task
         plan = graph.plans[number]
         if not plan.gives_any:
             return NO_ARGUMENTS
@@ -159,12 +164,23 @@ class Attempts:
         if graph.with_params:
             params = task_params(graph, number, self._record.params)
         values = [self._state.value(parent) for parent in graph.parents[number]]
+        if unit.owner is not None:
+            self._put_elements(values, unit)
         if graph.specs[number].trigger_rule is not TriggerRule.ALL_SUCCESS:
             values = [MISSING if value is DROPPED else value for value in values]
             return plan.arguments(names, values, self._context, params)
         if plan.only_upstream:
             return (), {UPSTREAM: dict(zip(names, values, strict=True))}
         return plan.arguments(names, values, self._context, params)
+
+    def _put_elements(self, values: list[object], unit: Unit) -> None:
+        """Put the element of an item in the place of what its task is mapped over."""
+        sources, parents = self._graph.map_sources[unit.task], self._graph.parents[unit.task]
+        elements: Sequence[object] = (unit.element,)
+        if len(sources) > 1:
+            elements = cast("tuple[object, ...]", unit.element)
+        for source, element in zip(sources, elements, strict=True):
+            values[parents.index(source)] = element
 
     def _await_on_loop(self, old: RunningAttempt, value: object) -> None:
         """Await, on the loop, what a sync callable has returned (I3)."""
@@ -208,7 +224,7 @@ class Attempts:
     def _timeout_failure(self, attempt: RunningAttempt) -> Failure:
         spec = attempt.spec
         error = TaskTimeoutError(
-            f"task {spec.name!r} of DAG {self._record.dag_name!r} timed out: attempt"
+            f"task {attempt.seen.label!r} of DAG {self._record.dag_name!r} timed out: attempt"
             f" {attempt.seen.attempt} took longer than timeout_s={spec.timeout_s:g}. Give the task"
             " more time with timeout_s=..., or no limit with timeout_s=None."
         )
@@ -221,14 +237,14 @@ class Attempts:
             return []
         return [Failed(attempt.unit, attempt.seen.attempt, None, _NEVER_BEGUN)]
 
-    def noted(self, units: Mapping[int, Unit]) -> dict[str, TaskRecord]:
+    def noted(self, units: Sequence[Unit]) -> list[TaskRecord]:
         """Return the records of units that run, with what is known inside; from any thread."""
         attempts = self.running.copy()
-        records: dict[str, TaskRecord] = {}
-        for number, unit in units.items():
-            record, attempt = unit.record, attempts.get(number)
+        records: list[TaskRecord] = []
+        for unit in units:
+            record, attempt = unit.record, attempts.get(unit.number)
             notes = None if attempt is None else attempt.notes()
-            records[record.name] = record if notes is None else record._replace(notes=notes)
+            records.append(record if notes is None else record._replace(notes=notes))
         return records
 
     def leave(self, cause: str) -> list[asyncio.Task[None]]:

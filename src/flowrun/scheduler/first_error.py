@@ -24,17 +24,17 @@ class FirstError:
         self._is_known = False
         self._noted: dict[str, tuple[int, BaseException]] = {}
 
-    def note(self, task_name: str, attempt: int, error: BaseException) -> None:
+    def note(self, label: str, attempt: int, error: BaseException) -> None:
         """Note the error of an attempt, from any thread; of one attempt the first counts.
 
         An attempt that timed out is cancelled, and then raises a second one.
         """
-        noted = self._noted.get(task_name)
+        noted = self._noted.get(label)
         if noted is None or noted[0] != attempt:
-            self._noted[task_name] = attempt, error
+            self._noted[label] = attempt, error
 
     def failed(self, task: TaskRecord) -> None:
-        """A task has failed for good."""
+        """A task, or an item of a mapped one, has failed for good."""
         if task.reason in (Reason.ERROR, Reason.TIMEOUT) and not self._is_known:
             self._is_known = True
-            self.first = self._noted.get(task.name, (0, None))[1]
+            self.first = self._noted.get(task.label, (0, None))[1]

@@ -8,7 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from flowrun.failure import error_line, redacted
-from flowrun.hooks import DagEndEvent, TaskProgressEvent, TaskSuccessEvent
+from flowrun.hooks import DagEndEvent, DagStartEvent, TaskProgressEvent, TaskSuccessEvent
 from flowrun.report import progress_report
 from flowrun.state import RunStatus
 
@@ -64,7 +64,7 @@ class RunHandle:
         self._events: deque[Event] = deque(maxlen=_KEPT_EVENTS)
         self._emitted = 0
         # The newest of each task that runs, apart from the events that are kept: it comes often.
-        self._progress: dict[str, TaskProgressEvent] = {}
+        self._progress: dict[tuple[str, int | None], TaskProgressEvent] = {}
         self._waiting: list[asyncio.Future[None]] = []
         self._is_awaited = False
         self._error: BaseException | None = None
@@ -89,8 +89,11 @@ class RunHandle:
 
     @property
     def task_progress(self) -> dict[str, ProgressReport]:
-        """What running tasks have said last by ``current_attempt().progress()``, by name."""
-        told = {name: progress_report(task.notes) for name, task in self._run.running().items()}
+        """What running tasks have said last by ``current_attempt().progress()``, by name.
+
+        An item of a mapped task is called ``load[3]``.
+        """
+        told = {task.label: progress_report(task.notes) for task in self._run.running()}
         return {name: progress for name, progress in told.items() if progress is not None}
 
     def cancel(self) -> bool:
@@ -109,7 +112,7 @@ class RunHandle:
         event is kept, and none once its attempt has ended.
         """
         place = 0
-        seen: dict[str, TaskProgressEvent] = {}
+        seen: dict[tuple[str, int | None], TaskProgressEvent] = {}
         while True:
             first = self._emitted - len(self._events)
             if place < first:
@@ -123,7 +126,7 @@ class RunHandle:
                 if type(event) is DagEndEvent:
                     return
             elif progress := [one for one in self._progress.values() if one not in seen.values()]:
-                seen[progress[0].task_name] = progress[0]
+                seen[progress[0].task_name, progress[0].item] = progress[0]
                 yield progress[0]
             elif self._task.done():
                 return
@@ -159,7 +162,8 @@ class RunHandle:
         if type(event) is TaskProgressEvent:
             self._take_progress(event)
             return
-        self._progress.pop(getattr(event, "task_name", ""), None)
+        if not isinstance(event, DagStartEvent | DagEndEvent):
+            self._progress.pop((event.task_name, event.item), None)
         if type(event) is TaskSuccessEvent:
             event = event._replace(result=None)  # a result may be large, and is to be released
         self._events.append(event)
@@ -167,9 +171,10 @@ class RunHandle:
         self._wake()
 
     def _take_progress(self, event: TaskProgressEvent) -> None:
-        last = self._progress.get(event.task_name)
+        place = (event.task_name, event.item)
+        last = self._progress.get(place)
         if last is None or last._replace(timestamp=event.timestamp) != event:
-            self._progress[event.task_name] = event
+            self._progress[place] = event
             self._wake()
 
     def _wake(self) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 from math import inf
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from flowrun.state import NoResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -154,8 +156,35 @@ class Saved:
     refusals: Mapping[int, Refusal] | None = None
 
 
+class Element(NamedTuple):
+    """What an item of a mapped task is made of.
+
+    Attributes:
+        number: The item's number.
+        value: The element, or a tuple of one of each source.
+        key: What it is known by in another run.
+        kept: The item's record, if an earlier run has done it.
+        result: The value of its result then, if a consumer needs it.
+    """
+
+    number: int
+    value: object
+    key: object
+    kept: TaskRecord | None = None
+    result: object = NoResult.RELEASED
+
+
+@dataclass(slots=True)
+class Expanded:
+    """The elements of a mapped task are known; ``failure``: why they never will be."""
+
+    unit: int
+    elements: Sequence[Element]
+    failure: Failure | None = None
+
+
 UnitEvent: TypeAlias = Started | Succeeded | Failed | StopAnswered
-Event: TypeAlias = UnitEvent | SlotsGranted | StopRequested | Saved
+Event: TypeAlias = UnitEvent | SlotsGranted | StopRequested | Saved | Expanded
 
 # -- instructions -----------------------------------------------------------------------------
 
@@ -166,6 +195,23 @@ class Start:
 
     unit: int
     attempt: int
+
+
+@dataclass(slots=True)
+class Expand:
+    """Find the elements of a mapped task, and answer with an ``Expanded``.
+
+    Attributes:
+        unit: The mapped task.
+        numbers: The numbers of the items to be; ``None``: all of them.
+        values: The result of each source; with ``numbers``: the element of each item.
+        is_needed: Whether a consumer needs the results of items that are kept.
+    """
+
+    unit: int
+    numbers: Sequence[int] | None
+    values: Sequence[object]
+    is_needed: bool
 
 
 @dataclass(slots=True)
@@ -236,4 +282,4 @@ class Report:
     max_attempts: int = 0
 
 
-Instruction: TypeAlias = Start | Stop | GiveUp | Save | Finish | Report
+Instruction: TypeAlias = Start | Expand | Stop | GiveUp | Save | Finish | Report

@@ -84,14 +84,14 @@ class Notifier:
         text = "run %s of DAG %r started: %d task(s)"
         count = len(task_names)
         self._write(logging.INFO, None, text, run.run_id, run.dag_name, count)
-        self._emit(DagStartEvent, run.created_at, task_names, run.resumed_from)
+        self._emit(DagStartEvent, None, run.created_at, task_names, run.resumed_from)
 
     def run_ended(self, run: RunRecord, duration_s: float) -> None:
         """A run has ended, and its record is saved."""
         text = "run %s of DAG %r finished: %s in %.3f s"
         status = run.status
         self._write(logging.INFO, None, text, run.run_id, run.dag_name, status, duration_s)
-        self._emit(DagEndEvent, run.finished_at or 0.0, status.value, duration_s, run.error)
+        self._emit(DagEndEvent, None, run.finished_at or 0.0, status.value, duration_s, run.error)
 
     def run_aborted(
         self, tasks: Iterable[TaskRecord], run: RunRecord, duration_s: float | None = None
@@ -123,7 +123,7 @@ class Notifier:
         the run ends only when they have handled all.
         """
         about = (attempt.run_id, attempt.dag_name, attempt.task_name, at, attempt.attempt)
-        event = TaskProgressEvent(*about, *progress)
+        event = TaskProgressEvent(*about, *progress, attempt.item)
         if self._listener is not None:
             self._listener(event)
         if not self._channel.wants(TaskProgressEvent):
@@ -135,56 +135,56 @@ class Notifier:
 
     def _started(self, report: Report) -> None:
         task = report.record
-        self._emit(TaskStartEvent, task.name, task.started_at or 0.0, task.attempt)
-        self._write(logging.DEBUG, task, "task %r attempt %d launched", task.name, task.attempt)
+        self._emit(TaskStartEvent, task, task.started_at or 0.0, task.attempt)
+        self._write(logging.DEBUG, task, "task %r attempt %d launched", task.label, task.attempt)
 
     def _succeeded(self, report: Report) -> None:
         task = report.record
         duration_s, ended_at = _duration_s(task), task.finished_at or 0.0
-        about = (task.name, ended_at, task.attempt, duration_s, report.value)
-        self._emit(TaskSuccessEvent, *about)
-        self._write(logging.INFO, task, "task %r succeeded in %.3f s", task.name, duration_s)
+        self._emit(TaskSuccessEvent, task, ended_at, task.attempt, duration_s, report.value)
+        level = logging.INFO if task.item is None else logging.DEBUG
+        self._write(level, task, "task %r succeeded in %.3f s", task.label, duration_s)
 
     def _retrying(self, report: Report) -> None:
         task, line, delay_s = report.record, report.line, report.delay_s
-        about = (task.name, task.attempt, delay_s)
+        about = (task.label, task.attempt, delay_s)
         self._write(logging.WARNING, task, TASK_RETRIED, *about, shown=line)
         self._write_traceback(task)
         attempts = (task.attempt + 1, report.max_attempts)
         error, ended_at = task.error or "", task.finished_at or 0.0
-        whole = (task.name, ended_at, task.attempt, delay_s, error, line, *attempts)
-        self._emit(TaskRetryEvent, *whole)
+        whole = (ended_at, task.attempt, delay_s, error, line, *attempts)
+        self._emit(TaskRetryEvent, task, *whole)
 
     def _failed(self, report: Report) -> None:
         task, line = report.record, report.line
         verb = "timed out" if task.reason is Reason.TIMEOUT else "failed"
-        self._write(logging.WARNING, task, TASK_FAILED, task.name, verb, shown=line)
+        self._write(logging.WARNING, task, TASK_FAILED, task.label, verb, shown=line)
         self._write_traceback(task)
         error, ended_at = task.error or "", task.finished_at or 0.0
-        about = (task.name, ended_at, task.attempt, _duration_s(task), error, line)
-        self._emit(TaskFailureEvent, *about, str(task.reason))
+        about = (ended_at, task.attempt, _duration_s(task), error, line)
+        self._emit(TaskFailureEvent, task, *about, str(task.reason))
 
     def _skipped(self, report: Report) -> None:
         task, why = report.record, report.record.error or ""
-        self._write(logging.INFO, task, "task %r skipped: %s", task.name, shown=why)
-        self._emit(TaskSkipEvent, task.name, task.finished_at or 0.0, str(task.reason), why)
+        self._write(logging.INFO, task, "task %r skipped: %s", task.label, shown=why)
+        self._emit(TaskSkipEvent, task, task.finished_at or 0.0, str(task.reason), why)
 
     def _omitted(self, report: Report) -> None:
         task, why = report.record, report.record.error or ""
-        self._write(logging.INFO, task, "task %r omitted: %s", task.name, shown=why)
-        self._emit(TaskOmitEvent, task.name, task.finished_at or 0.0, str(task.reason), why)
+        self._write(logging.INFO, task, "task %r omitted: %s", task.label, shown=why)
+        self._emit(TaskOmitEvent, task, task.finished_at or 0.0, str(task.reason), why)
 
     def _abandoned(self, report: Report) -> None:
         task = report.record
         text = "task %r attempt %d does not end; it is abandoned and may run on unseen"
-        self._write(logging.WARNING, task, text, task.name, task.attempt)
+        self._write(logging.WARNING, task, text, task.label, task.attempt)
 
     def _noted(self, report: Report) -> None:
-        self._write(logging.WARNING, report.record, "task %r: %s", report.record.name, report.line)
+        self._write(logging.WARNING, report.record, "task %r: %s", report.record.label, report.line)
 
     def _write_traceback(self, task: TaskRecord) -> None:
         text, trace = "traceback of task %r:\n%s", task.error or ""
-        self._write(logging.DEBUG, task, text, task.name, shown=trace)
+        self._write(logging.DEBUG, task, text, task.label, shown=trace)
 
     # -- where it goes -----------------------------------------------------------------------------
 
@@ -199,9 +199,11 @@ class Notifier:
         """Write a line; ``shown`` is its last argument, and of a user's making."""
         if not self._log.isEnabledFor(level):
             return
-        extra = {"run_id": self._record.run_id, "dag": self._record.dag_name}
+        extra: dict[str, object] = {"run_id": self._record.run_id, "dag": self._record.dag_name}
         if task is not None:
             extra["task"] = task.name
+            if task.item is not None:
+                extra["item"] = task.item
         if shown is not None:
             from flowrun.escape import for_terminal  # noqa: PLC0415 - for errors only
 
@@ -211,10 +213,16 @@ class Notifier:
     def _wants(self, kind: type[Any]) -> bool:
         return self._listener is not None or self._channel.wants(kind)
 
-    def _emit(self, kind: type[Any], *about: object) -> None:
+    def _emit(self, kind: type[Any], task: TaskRecord | None, *about: object) -> None:
         if not self._wants(kind):
             return
-        event = kind(self._record.run_id, self._record.dag_name, *about)
+        ids = (self._record.run_id, self._record.dag_name)
+        if task is None:
+            event = kind(*ids, *about)
+        elif task.item is None:
+            event = kind(*ids, task.name, *about)
+        else:
+            event = kind(*ids, task.name, *about, item=task.item)
         if self._channel.wants(kind):
             self._channel.emit(event)
         if self._listener is not None:

@@ -13,10 +13,10 @@ from flowrun.state import Change
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from flowrun.graph import Graph
     from flowrun.scheduler.first_error import FirstError
     from flowrun.scheduler.inbox import Inbox
     from flowrun.scheduler.messages import Finish, Save
+    from flowrun.scheduler.run_state import RunState
     from flowrun.scheduler.services import Services
     from flowrun.state import RunRecord
     from flowrun.state.journal import Errors
@@ -27,8 +27,8 @@ class Recorder:
 
     Args:
         services: What the engine's runs share.
-        graph: The graph.
         record: The run.
+        state: The run's state, which knows its units.
         inbox: Where the journal's thread leaves messages for the run.
         saved: Takes the answer to a ``Save``, on the loop, and the store's error if it has failed.
         ended: Takes the error of the run's end, on the loop; ``None`` if it was saved.
@@ -38,8 +38,8 @@ class Recorder:
     def __init__(  # noqa: PLR0913 - wired in one place
         self,
         services: Services,
-        graph: Graph,
         record: RunRecord,
+        state: RunState,
         inbox: Inbox,
         saved: Callable[[Saved, BaseException | None], object],
         ended: Callable[[BaseException | None], object],
@@ -48,8 +48,8 @@ class Recorder:
         self._journal = services.journal
         self._blocks = services.journal.store.blocking
         self._redact = services.redact
-        self._graph = graph
         self._record = record
+        self._units = state.table.units
         self._inbox = inbox
         self._saved = saved
         self._ended = ended
@@ -70,16 +70,16 @@ class Recorder:
         if errors is None:
             self._saved(Saved(save.units), None)
             return
-        numbers = {self._graph.names[unit]: unit for unit in save.units}
+        numbers = {self._units[unit].record.label: unit for unit in save.units}
         refusals: dict[int, Refusal] = {}
         broken: Exception | None = None
         for record, error in zip(save.records, errors, strict=True):
             if error is None:
                 continue
-            unit = numbers.get(record.name, -1)  # a record that is no outcome belongs to no unit
+            unit = numbers.get(record.label, -1)  # a record that is no outcome belongs to no unit
             of_result = unit >= 0 and isinstance(error, ResultNotStorableError)
             if self._errors is not None:
-                self._errors.note(record.name, record.attempt, error)
+                self._errors.note(record.label, record.attempt, error)
             refusals[unit] = Refusal(*described(error, self._redact), of_result)
             if not of_result:
                 broken = broken or error

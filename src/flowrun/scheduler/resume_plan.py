@@ -37,12 +37,15 @@ class ResumePlan(NamedTuple):
         dag_name: The DAG.
         tasks: Every task of the new run, in topological order.
         dropped: Tasks of the old run that the DAG no longer has.
+        keeps_items: The mapped tasks that run and keep those of their items that are done, as far
+            as their elements are the same.
     """
 
     run_id: str
     dag_name: str
     tasks: dict[str, PlannedTask]
     dropped: list[str]
+    keeps_items: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         """Return the plan as a table to read."""
@@ -146,16 +149,48 @@ def plan_resume(
         for name, why in zip(graph.names, reasons, strict=True)
     }
     dropped = [name for name in old.tasks if name not in graph.index]
-    return ResumePlan(old.run_id, graph.dag_name, tasks, dropped)
+    kept = frozenset(
+        graph.names[number]
+        for number in graph.map_sources
+        if number not in again and _keeps_items(graph, number, old, reasons, params, unreadable)
+    )
+    return ResumePlan(old.run_id, graph.dag_name, tasks, dropped, kept)
+
+
+def _keeps_items(  # noqa: PLR0913 - what a plan is made of
+    graph: Graph,
+    number: int,
+    old: RunRecord,
+    reasons: Sequence[str | None],
+    params: Mapping[str, object],
+    unreadable: Collection[str],
+) -> bool:
+    """Return whether a mapped task that runs may keep items.
+
+    All else that it is given must be as it was. Each element of what it is mapped over is compared
+    by itself.
+    """
+    before, name = old.tasks.get(graph.names[number]), graph.names[number]
+    if reasons[number] is None or before is None or name in unreadable:
+        return False
+    if set(graph.dependency_names[number]) != set(before.deps):
+        return False
+    whole = set(graph.parents[number]).difference(graph.map_sources[number])
+    if any(_runs_anew(reasons[parent]) for parent in whole):
+        return False
+    return _why_given_anew(graph, number, old, params) is None
 
 
 def take_over(record: RunRecord, graph: Graph, old: RunRecord, plan: ResumePlan) -> RunRecord:
     """Return a new run with the tasks that it keeps of the old one."""
     tasks = dict(record.tasks)
+    items: dict[str, Sequence[TaskRecord]] = {}
     for number, name in enumerate(graph.names):
         if plan.tasks[name].action == "keep":
             tasks[name] = old.tasks[name]._replace(deps=graph.dependency_names[number])
-    return record._replace(resumed_from=old.run_id, tasks=tasks)
+            if name in old.items:
+                items[name] = old.items[name]
+    return record._replace(resumed_from=old.run_id, tasks=tasks, items=items)
 
 
 def inputs_to_load(graph: Graph, old: RunRecord, plan: ResumePlan) -> list[str]:
@@ -231,10 +266,26 @@ def _add_makers(
             if before is None or before.status is TaskStatus.OMITTED:
                 continue
             result, needs = before.result, f"and {graph.names[number]!r} needs it"
-            if result is NoResult.RELEASED or result is NoResult.ABSENT:
-                reasons[parent] = f"its result was released, {needs}"
+            if result in (NoResult.RELEASED, NoResult.ABSENT) or _has_released(before, old):
+                reasons[parent] = f"{_RELEASED}{needs}"
             elif before.name in unreadable:
                 reasons[parent] = f"another serializer has written its result, {needs}"
+
+
+_RELEASED = "its result was released, "
+
+
+def _runs_anew(reason: str | None) -> bool:
+    """Return whether a task runs for another reason than to make a released result again (S2)."""
+    return reason is not None and not reason.startswith(_RELEASED)
+
+
+def _has_released(task: TaskRecord, old: RunRecord) -> bool:
+    """Return whether the result of any item is gone."""
+    if task.result is not NoResult.ITEMS:
+        return False
+    done = [item for item in old.items.get(task.name, ()) if item.status is TaskStatus.SUCCESS]
+    return any(item.result is NoResult.RELEASED for item in done)
 
 
 def _inputs(graph: Graph, number: int) -> Sequence[int]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flowrun.errors import ResumeError, listed
 from flowrun.graph import override
+from flowrun.scheduler.expander import Earlier, Inherited
 from flowrun.scheduler.parameters import checked_params
 from flowrun.scheduler.resume_plan import (
     ResumePlan,
@@ -99,10 +100,12 @@ class Resumer:
             first_run_id=await self._off_loop(partial(first_run_id, self._store, old)),
         )
         values: dict[str, object] = {}
+        items = {name: Earlier(old.run_id, old.items.get(name, ())) for name in plan.keeps_items}
         wanted = inputs_to_load(graph, old, plan)
         if wanted:
             values = await self._off_loop(partial(self._store.load_results, old.run_id, wanted))
-        return await self._starter.execute(graph, record, context, options, values)
+        inherited = Inherited(values, items)
+        return await self._starter.execute(graph, record, context, options, inherited)
 
     async def _off_loop(self, function: Callable[[], Any]) -> Any:  # noqa: ANN401 - its result
         if not self._store.blocking:

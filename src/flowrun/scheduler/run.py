@@ -12,7 +12,7 @@ import contextlib
 import contextvars
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from flowrun.errors import (
     FlowrunError,
@@ -22,9 +22,11 @@ from flowrun.failure import described, error_line
 from flowrun.scheduler.alarm import Alarm
 from flowrun.scheduler.attempts import Attempts
 from flowrun.scheduler.awaiter import Awaiter
+from flowrun.scheduler.expander import Expander
 from flowrun.scheduler.first_error import FirstError
 from flowrun.scheduler.inbox import Inbox
 from flowrun.scheduler.messages import (
+    Expand,
     Failed,
     Finish,
     GiveUp,
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from flowrun.graph import Graph
     from flowrun.hooks import Event as RunEvent
     from flowrun.scheduler.attempt import RunningAttempt
+    from flowrun.scheduler.expander import Inherited
     from flowrun.scheduler.limits import Amounts, RunLimits
     from flowrun.scheduler.messages import Event, Instruction, Started, Succeeded
     from flowrun.scheduler.options import RunOptions
@@ -71,7 +74,7 @@ class Run:
         record: The run, before it is created in the store.
         context: What the caller gave for tasks that ask for a ``RunContext``.
         limits: Where its slots come from.
-        values: Results of tasks that a resume keeps, by name, as far as others need them.
+        inherited: What it gets from the run that it resumes.
         options: The options of the run.
         listener: Called on the loop with each event, if anybody wants them beside the hooks.
         stand_ins: Values that stand for the results of tasks.
@@ -89,7 +92,7 @@ class Run:
         record: RunRecord,
         context: RunContext[Any] | None,
         limits: RunLimits,
-        values: Mapping[str, object],
+        inherited: Inherited,
         options: RunOptions,
         listener: Callable[[RunEvent], object] | None = None,
         *,
@@ -99,14 +102,12 @@ class Run:
         self.record = record
         self._services = services
         self._limits = limits.shared
-        clock = services.config.clock
-        self._monotonic = clock.monotonic
+        self._monotonic = services.config.clock.monotonic
         self._journal = services.journal
-        self._blocks = services.journal.store.blocking
         self._loop = asyncio.get_running_loop()
         self.awaiter = Awaiter()
         variables = contextvars.copy_context()
-        self._alarm = Alarm(clock, self._loop, self._turn)
+        self._alarm = Alarm(services.config.clock, self._loop, self._turn)
         self._inbox = Inbox(self._loop, self._read_inbox)
         self._channel = services.hooks.channel(variables, partial(self._inbox.put, _nothing))
         self._notifier = notifier = Notifier(record, self._channel, services.log, listener)
@@ -115,7 +116,7 @@ class Run:
         self._state = RunState(
             graph,
             record,
-            dict(values),
+            inherited.values,
             [limits.needs(spec.uses) for spec in graph.specs],
             partial(self._limits.exchange, self),
             self._limits.pause,
@@ -126,7 +127,10 @@ class Run:
         self._attempts = Attempts(
             *about, context, variables, self._state, self._inbox, *reports, self.errors, notifier
         )
-        self._recorder = Recorder(*about, self._inbox, self._saved, self._end_saved, self.errors)
+        answers = (self._saved, self._end_saved)
+        self._recorder = Recorder(services, record, self._state, self._inbox, *answers, self.errors)
+        self._expander = Expander(*about, self._inbox, inherited.items)
+        self._carry_out = self._carriers()
         self._events: list[Event] = []
         self._instructions: deque[Instruction] = deque()
         self._is_turning = False
@@ -148,7 +152,7 @@ class Run:
         self._may_exist = True
         self.awaiter.begin()
         try:
-            if self._blocks:
+            if self._journal.store.blocking:
                 created = self._journal.call_from_loop(create)
                 await self.awaiter.wait_for(created, self._awaiter_cancelled)
             else:
@@ -164,9 +168,9 @@ class Run:
         self._turn()
         await self.awaiter.wait(self._awaiter_cancelled, self._services.config.cancel_grace_s)
 
-    def running(self) -> dict[str, TaskRecord]:
-        """Return the records of the tasks that run now, from any thread (they are values)."""
-        return self._attempts.noted(self._state.table.active.copy())
+    def running(self) -> list[TaskRecord]:
+        """Return the records of what runs now, from any thread (they are values)."""
+        return self._attempts.noted(self._state.table.running())
 
     def tasks(self) -> Mapping[str, TaskRecord]:
         """Return the records of all tasks, from any thread."""
@@ -270,7 +274,7 @@ class Run:
         while True:
             while self._instructions:
                 instruction = self._instructions.popleft()
-                self._CARRY_OUT[type(instruction)](self, instruction)
+                self._carry_out[type(instruction)](instruction)
                 if type(instruction) is Start and self._monotonic() > slice_end:
                     return True
             now = self._monotonic()
@@ -295,6 +299,17 @@ class Run:
 
     # -- carrying out ------------------------------------------------------------------------------
 
+    def _carriers(self) -> dict[type, Callable[[Any], object]]:
+        return {
+            Start: self._start,
+            Expand: self._expander.expand,
+            Stop: self._stop,
+            GiveUp: self._give_up,
+            Save: self._recorder.save,
+            Finish: self._finish,
+            Report: self._report,
+        }
+
     def _start(self, start: Start) -> None:
         if self._is_broken:  # since the start was decided
             withdrawn = StopAnswered(start.unit, start.attempt, StopAnswer.WITHDRAWN, None)
@@ -315,9 +330,6 @@ class Run:
             self._notifier.report(report)
         except BaseException as error:  # noqa: BLE001 - a log may raise; the others are told
             self._broke(error)
-
-    def _save(self, save: Save) -> None:
-        self._recorder.save(save)
 
     def _saved(self, saved: Saved, broken: BaseException | None) -> None:
         self._events.append(saved)
@@ -404,15 +416,6 @@ class Run:
             return
         self._complete()
 
-    _CARRY_OUT: ClassVar[dict[type, Callable[[Run, Any], None]]] = {
-        Start: _start,
-        Stop: _stop,
-        GiveUp: _give_up,
-        Save: _save,
-        Finish: _finish,
-        Report: _report,
-    }
-
 
 def _ended_as_it_stands(
     state: RunState, run: RunRecord, reason: Reason, cause: str
@@ -420,17 +423,21 @@ def _ended_as_it_stands(
     """Return the record of a run as ended, and those of the tasks that end by this."""
     now = max(run.created_at, state.epoch)
     text = f"{reason}: {cause}"
-    tasks = state.records()
     changed: list[TaskRecord] = []
-    for name, task in tasks.items():
+
+    def ended(task: TaskRecord) -> TaskRecord:
         if task.status is TaskStatus.RUNNING:
-            tasks[name] = task.fail(now, text, reason)
+            task = task.fail(now, text, reason)
         elif task.status is TaskStatus.PENDING:
-            tasks[name] = task.skip(now, reason, text)
+            task = task.skip(now, reason, text)
         else:
-            continue
-        changed.append(tasks[name])
-    return run.finish(now, text, tasks), changed
+            return task
+        changed.append(task)
+        return task
+
+    items = {name: [*map(ended, items)] for name, items in state.table.items().items()}
+    tasks = {name: ended(task) for name, task in state.records().items()}
+    return run.finish(now, text, tasks)._replace(items=items), changed
 
 
 def _settings(  # noqa: PLR0913 - what a run is told

@@ -5,8 +5,8 @@ then decides once. Nothing here waits, reads a clock, takes a lock, or calls a u
 no result is looked into. The driver in ``run.py`` carries the instructions out and turns what
 happens into events.
 
-A unit is a task of the run. Its number is its place in the order of starts, so a heap of
-numbers is the queue of ready units. This is its way through its phases; ``attempt_rules.py`` has
+A unit is a task of the run, or an item of a mapped one; ``mapping.py`` has the rules of those. This
+is its way through its phases; ``attempt_rules.py`` has
 the table of transitions::
 
     WAITING ----------------------> SAVING (a value overrides it)
@@ -17,7 +17,7 @@ the table of transitions::
                 |-- DELAYED (before a retry) <------------|
                 |-- LINGERING (an abandoned attempt has to end first) <-|
 
-    WAITING, READY, DELAYED -> SKIPPING -> DONE
+    WAITING, READY, DELAYED, EXPANDING -> SKIPPING -> DONE
     WAITING, RUNNING -> OMITTING -> DONE
 
 SAVING, FAILING, SKIPPING and OMITTING wait for the store: an outcome is committed, then shown (D8).
@@ -38,9 +38,25 @@ from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from flowrun.registry import TriggerRule
-from flowrun.scheduler.attempt_rules import DUE, TRANSITIONS, fail_lingering, refuse
+from flowrun.scheduler.attempt_rules import (
+    DUE,
+    TRANSITIONS,
+    fail_lingering,
+    meet_deadlines,
+    refuse,
+)
 from flowrun.scheduler.deadlines import Deadlines, Wait
+from flowrun.scheduler.mapping import (
+    begin,
+    book_expanded,
+    conclude,
+    feed,
+    item_ended,
+    parent_ended,
+    restore,
+)
 from flowrun.scheduler.messages import (
+    Expanded,
     Failed,
     Finish,
     Report,
@@ -122,13 +138,14 @@ class RunState:
         table: All units.
         stopping: Why the run is ended from outside its tasks; ``None`` if it is not.
         is_finished: Whether the last instruction was given.
+        requests: The slots that it has asked for.
     """
 
     def __init__(  # noqa: PLR0913 - wired in one place
         self,
         graph: Graph,
         record: RunRecord,
-        values: dict[str, object],
+        values: Mapping[str, object],
         needs: Sequence[Needs],
         exchange: Callable[[Amounts, Amounts, float], tuple[Amounts, float]],
         pause: Callable[[Sequence[str], float], Sequence[str]],
@@ -139,17 +156,18 @@ class RunState:
         self.offset = settings.offset
         self.now = 0.0
         self.table = UnitTable(graph, record, values, needs)
-        self.deadlines = Deadlines(self._is_current)
+        self.deadlines = Deadlines(self.is_current)
         self.out: list[Instruction] = []
         self.stopping: Reason | None = None
         self.is_finished = False
         self.pause = pause
         self._record = record
-        self._requests = SlotRequests(exchange)
+        self.requests = SlotRequests(exchange)
         self._cause = ""
         self._is_broken = False
-        self._run_timeout_s = 0.0
-        self._saves_starts = False
+        self.run_timeout_s = 0.0
+        self.saves_starts = False
+        restore(self, record, values)
 
     # -- what the driver asks ----------------------------------------------------------------
 
@@ -179,7 +197,7 @@ class RunState:
             timeout_s: How long the whole run may take.
         """
         if timeout_s is not None:
-            self._run_timeout_s = timeout_s
+            self.run_timeout_s = timeout_s
             self.deadlines.add(now + timeout_s, Wait.RUN)
         self.now = now
         for unit in self.table.units:
@@ -203,7 +221,7 @@ class RunState:
         for event in events:
             self._BOOKED.get(type(event), RunState._book_of_unit)(self, event)
         if self.deadlines.earliest <= now:
-            self._meet_deadlines()
+            meet_deadlines(self)
         self._decide()
         if self.settings.validates:
             self.check()
@@ -227,7 +245,7 @@ class RunState:
             raise TransitionError(msg)
 
     def _book_granted(self, event: SlotsGranted) -> None:
-        self._requests.book(event)
+        self.requests.book(event)
         self._ask_at(event.ask_again_at)
 
     def _book_stop(self, event: StopRequested) -> None:
@@ -256,24 +274,35 @@ class RunState:
         freed = self.table.settle(unit)
         if self.settings.reports_successes:
             self.out.append(Report(Subject.SUCCESS, unit.record, "", value))
+        if unit.owner is not None:
+            item_ended(self, unit)
+            return
         if self.stopping is None:
             for child in freed:
                 self._judge(child)
+        if self.table.maps:
+            parent_ended(self, unit)
 
     def settle(self, unit: Unit) -> None:
         """A final failure, a skip or an omission is committed."""
         freed = self.table.settle(unit)
         record = unit.record
         self.out.append(Report(_SUBJECTS[record.status], record, unit.line))
-        if record.status is TaskStatus.FAILED and self.stopping is None:
-            if self.settings.fails_fast:
+        if unit.owner is not None:
+            item_ended(self, unit)
+            return
+        is_failed = record.status is TaskStatus.FAILED
+        if self.stopping is None and (is_failed or unit.map is not None):
+            if is_failed and self.settings.fails_fast:
                 self.stop(Reason.FAIL_FAST, f"the task {record.name!r} failed")
             else:
-                why = f"the task {record.name!r} upstream of it failed"
-                self._skip(self.table.waiting_descendants(unit), Reason.UPSTREAM_FAILED, why)
+                why = f"the task {record.name!r} upstream of it {_ENDED[record.status]}"
+                self.skip(self.table.waiting_descendants(unit), Reason.UPSTREAM_FAILED, why)
         for child in freed:
             if self.stopping is None and child.phase is Phase.WAITING:
                 self._judge(child)
+        if self.table.maps:
+            parent_ended(self, unit)
 
     def _judge(self, unit: Unit) -> None:
         """Decide what becomes of a unit whose parents have all ended."""
@@ -286,7 +315,7 @@ class RunState:
             self._run(unit)
         elif decided is Verdict.SKIP:
             why = f"its trigger_rule {unit.rule} was not met, as a task upstream of it failed"
-            self._skip([unit], Reason.UPSTREAM_FAILED, why)
+            self.skip([unit], Reason.UPSTREAM_FAILED, why)
         elif unit.rule is TriggerRule.ALL_SUCCESS:
             why = "a task upstream of it was omitted"
             self.omit(unit, Reason.UPSTREAM_OMITTED, why)
@@ -297,7 +326,10 @@ class RunState:
         """Start a unit when there is a slot; one that a value overrides has succeeded now."""
         given = self.settings.stand_ins.get(unit.number)
         if given is None:
-            self.table.make_ready(unit, self.epoch)
+            if unit.task in self.graph.map_sources:
+                begin(self, unit)
+            else:
+                self.table.make_ready(unit, self.epoch)
             return
         unit.value, stored, unit.follows = given
         unit.ready_at = self.epoch
@@ -307,7 +339,8 @@ class RunState:
         """A unit has nothing to do in this run."""
         self.table.commit(unit, Phase.OMITTING, unit.record.omit(self.epoch, reason, why))
 
-    def _skip(self, units: Sequence[Unit], reason: Reason, why: str) -> None:
+    def skip(self, units: Sequence[Unit], reason: Reason, why: str) -> None:
+        """Units will not run."""
         for unit in units:
             skipped = unit.record.skip(self.epoch, reason, f"{reason}: {why}")
             self.table.commit(unit, Phase.SKIPPING, skipped)
@@ -315,38 +348,17 @@ class RunState:
     def end_attempt(self, unit: Unit) -> None:
         """The code of a unit's attempt has ended, or goes on without the run: its slot is free."""
         del self.table.active[unit.number]
-        self._requests.free(self.table.needs[unit.number])
+        self.requests.free(self.table.needs[unit.task])
 
     # -- deadlines -------------------------------------------------------------------------------
 
-    def _is_current(self, deadline: Deadline) -> bool:
+    def is_current(self, deadline: Deadline) -> bool:
+        """Return whether a deadline still matters."""
         _, wait, number, attempt = deadline
         if wait in DUE:
             unit = self.table.units[number]
             return unit.phase in DUE[wait][0] and unit.record.attempt == attempt
         return not self.is_finished and (wait is not Wait.RUN or self.stopping is None)
-
-    def _meet_deadlines(self) -> None:
-        for deadline in self.deadlines.pop_due(self.now):
-            if not self._is_current(deadline):
-                continue  # the one before has stopped the run
-            wait = deadline[1]
-            if wait in DUE:
-                DUE[wait][1](self, self.table.units[deadline[2]])
-            elif wait is Wait.STARTS:
-                self._save_starts()
-            elif wait is Wait.LIMITS:
-                self._requests.ask_again()
-            else:
-                cause = f"the run took longer than timeout_s={self._run_timeout_s:g}"
-                self.stop(Reason.RUN_TIMED_OUT, cause)
-
-    def _save_starts(self) -> None:
-        self._saves_starts = False
-        for unit in self.table.active.values():
-            if not unit.is_start_saved:
-                unit.is_start_saved = True
-                self.table.changed.append(unit.record)
 
     # -- stopping --------------------------------------------------------------------------------
 
@@ -379,10 +391,12 @@ class RunState:
         table = self.table
         if self.stopping is not None:
             self._skip_rest(self.stopping)
+        elif table.unfed:
+            feed(self)
         # What is saved at once may have a child that comes first (R6).
         starts: list[Unit] = []
         if not (self.settings.is_saved_at_once and table.outcomes):
-            slots, again_at = self._requests.take(table, self.now)
+            slots, again_at = self.requests.take(table, self.now)
             self._ask_at(again_at)
             if slots:
                 starts = self._start(slots)
@@ -401,7 +415,9 @@ class RunState:
         table = self.table
         if not table.active and not table.committing and table.open:
             rest = [unit for unit in table.units if unit.phase in IDLE]
-            self._skip(rest, reason, self._cause)
+            self.skip(rest, reason, self._cause)
+            for each in table.maps.values():
+                conclude(self, each)
 
     def _ask_at(self, time: float) -> None:
         """Ask the limits again when a time has come."""
@@ -417,23 +433,24 @@ class RunState:
             unit.record = record = unit.record.start(epoch, unit.ready_at)
             unit.started_at = None
             unit.is_start_saved = unit.is_overdue = False
-            timeout_s = specs[unit.number].timeout_s
+            timeout_s = specs[unit.task].timeout_s
             if timeout_s is not None:
                 self.deadlines.add_timeout(now, timeout_s, unit.number, record.attempt)
             starts.append(unit)
-        if self.settings.save_starts_after_s is not None and not self._saves_starts:
-            self._saves_starts = True
+        if self.settings.save_starts_after_s is not None and not self.saves_starts:
+            self.saves_starts = True
             self.deadlines.add(now + self.settings.save_starts_after_s, Wait.STARTS)
         return starts
 
     def _finish(self) -> None:
         self.is_finished = True
         ended = self._record.finish(self.epoch, None, self.records())
+        ended = ended._replace(items=self.table.items())
         # What came too late to stop anything has not ended the run.
         if self.stopping is not None and (self._is_broken or ended.status is not RunStatus.SUCCESS):
             ended = ended._replace(error=self.why_it_stops)
         # What the store refused before may be kept now, so that the end it shows is whole.
-        records = list(ended.tasks.values()) if self._is_broken else []
+        records = ended.records if self._is_broken else []
         self.out.append(Finish(ended, records))
 
     def check(self) -> None:
@@ -448,12 +465,14 @@ class RunState:
         require(not (self.is_finished and self.table.active), "nothing runs after the end")
 
     _BOOKED: ClassVar[dict[type, Callable[[RunState, Any], None]]] = {
+        Expanded: book_expanded,
         Saved: _book_saved,
         SlotsGranted: _book_granted,
         StopRequested: _book_stop,
     }
 
 
+_ENDED = {TaskStatus.FAILED: "failed", TaskStatus.SKIPPED: "was skipped"}
 _SUBJECTS = {
     TaskStatus.FAILED: Subject.FAILURE,
     TaskStatus.SKIPPED: Subject.SKIP,

@@ -11,6 +11,7 @@ from flowrun.context import CURRENT
 from flowrun.errors import RunFailedError, WrongCallError
 from flowrun.graph import override
 from flowrun.scheduler.checks import checked_metadata, checked_run_id
+from flowrun.scheduler.expander import NOTHING_INHERITED
 from flowrun.scheduler.handle import RunHandle
 from flowrun.scheduler.lifecycle import running_loop
 from flowrun.scheduler.nesting import Nesting, end_with
@@ -22,12 +23,13 @@ from flowrun.state import RunRecord, RunStatus, TaskRecord
 from flowrun.state.journal import store_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from flowrun.context import Attempt, RunContext
     from flowrun.graph import Graph
     from flowrun.hooks import Event
     from flowrun.report import RunReport
+    from flowrun.scheduler.expander import Inherited
     from flowrun.scheduler.lifecycle import Lifecycle
     from flowrun.scheduler.options import RunOptions
     from flowrun.scheduler.services import Services
@@ -81,13 +83,13 @@ class Starter:
         record: RunRecord,
         context: RunContext[Any] | None,
         options: RunOptions,
-        values: Mapping[str, object] | None = None,
+        inherited: Inherited = NOTHING_INHERITED,
     ) -> str:
         """Create a run, carry it out, and return its id; :meth:`new_record` has checked it."""
         caller, is_cancelled_with = self._caller(asyncio.get_running_loop())
         if caller is not None:
             record = record._replace(started_by=caller.run_id)
-        run, stack = self._begin(graph, record, context, options, values or {}, caller=caller)
+        run, stack = self._begin(graph, record, context, options, inherited, caller=caller)
         if caller is not None and not is_cancelled_with:
             end_with(caller, run.request_cancel, stack)
         await self._carry_out(run, stack, options)
@@ -118,7 +120,8 @@ class Starter:
             )
             raise WrongCallError(msg)
         handle = RunHandle(record, self.report, self.services.log, self.services.redact)
-        run, stack = self._begin(graph, record, context, options, {}, listener=handle.take)
+        about = (graph, record, context, options)
+        run, stack = self._begin(*about, NOTHING_INHERITED, listener=handle.take)
         handle.begin(run, self._carry_out(run, stack, options), stack.close)
         return handle
 
@@ -134,7 +137,7 @@ class Starter:
         record: RunRecord,
         context: RunContext[Any] | None,
         options: RunOptions,
-        values: Mapping[str, object],
+        inherited: Inherited,
         *,
         caller: Attempt | None = None,
         listener: Callable[[Event], object] | None = None,
@@ -147,7 +150,7 @@ class Starter:
             uses = () if caller is None else self._uses(caller)
             limits = self._nesting.enter(caller, uses, stack)
             about = (self.services, graph, record, context, limits)
-            run = Run(*about, values, options, listener, stand_ins=given)
+            run = Run(*about, inherited, options, listener, stand_ins=given)
             stack.enter_context(self.lifecycle.alive(run, loop))
             return run, stack.pop_all()
 

@@ -189,6 +189,8 @@ class PoolAttempt(SyncAttempt):
             self.spec.timeout_s,
             seen.upstream,
             seen.first_run_id,
+            seen.item,
+            seen.item_key,
             seen.logs is not None,
         )
         args, kwargs = self.arguments

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from flowrun.graph import Graph
     from flowrun.scheduler.limits import Needs
+    from flowrun.scheduler.mapping import ItemMap
     from flowrun.scheduler.messages import Failure
     from flowrun.state import RunRecord, TaskRecord
 
@@ -41,6 +42,8 @@ class Phase(IntEnum):
     SKIPPING = 9
     OMITTING = 10
     DONE = 11
+    EXPANDING = 12
+    MAPPING = 13
 
 
 ACTIVE = frozenset((Phase.RUNNING, Phase.EXPIRING, Phase.STOPPING))
@@ -49,17 +52,18 @@ ACTIVE = frozenset((Phase.RUNNING, Phase.EXPIRING, Phase.STOPPING))
 COMMITTING = frozenset((Phase.SAVING, Phase.FAILING, Phase.SKIPPING, Phase.OMITTING))
 """The unit's outcome waits for the store."""
 
-IDLE = frozenset((Phase.WAITING, Phase.READY, Phase.DELAYED))
+IDLE = frozenset((Phase.WAITING, Phase.READY, Phase.DELAYED, Phase.EXPANDING))
 """The unit has no attempt now, and its next one has not begun."""
 
 _WAITING, _READY, _DONE = Phase.WAITING, Phase.READY, Phase.DONE
 
 
 class Unit:
-    """One unit of a run.
+    """One unit of a run: a task, or an item of a mapped one.
 
     Attributes:
-        number: Its place in the order of starts.
+        number: Its place in the table.
+        task: The number of its task.
         phase: Its phase.
         record: What is known of it and may be shown.
         rule: When it runs.
@@ -77,24 +81,31 @@ class Unit:
         is_overdue: Whether the result of its attempt is encoded in a second ``timeout_s``.
         is_start_saved: Whether the store has been given the start of its attempt.
         follows: Of a branch, the children that it has chosen.
+        map: Of a mapped task that has begun, its items.
+        owner: Of an item, the items that it is one of.
+        element: Of an item, what it is given of the result that its task is mapped over.
     """
 
     __slots__ = (
         "bad",
         "consumers",
         "delay_s",
+        "element",
         "follows",
         "is_overdue",
         "is_start_saved",
         "line",
+        "map",
         "number",
         "omitted",
+        "owner",
         "pending",
         "phase",
         "ready_at",
         "record",
         "rule",
         "started_at",
+        "task",
         "timeout",
         "unmet",
         "value",
@@ -103,7 +114,7 @@ class Unit:
     def __init__(
         self, number: int, record: TaskRecord, rule: TriggerRule, unmet: int, consumers: int
     ) -> None:
-        self.number = number
+        self.number = self.task = number
         self.rule = rule
         self.phase = _WAITING
         self.record = record
@@ -119,6 +130,15 @@ class Unit:
         self.timeout: Failure | None = None
         self.is_overdue = self.is_start_saved = False
         self.follows: frozenset[int] | None = None
+        self.map: ItemMap | None = None
+        self.owner: ItemMap | None = None
+        self.element: object = DROPPED
+
+    def drop_value(self) -> None:
+        """No consumer needs its value any more, nor those of its items."""
+        self.value = DROPPED
+        if self.map is not None:
+            self.map.drop_values()
 
 
 class UnitTable:
@@ -131,9 +151,11 @@ class UnitTable:
         needs: What each unit needs at once to start, by number.
 
     Attributes:
-        units: By number.
-        ready: The ranks of READY units, a heap for each kind of needs: the higher priority first,
-            then the lower number.
+        units: By number: the tasks, then the items that have come into being.
+        maps: The items of mapped tasks that have begun, by task.
+        unfed: Mapped tasks that follow items of which some have just ended, by number.
+        ready: The ranks and numbers of READY units, a heap for each kind of needs: the higher
+            priority first, then the task that comes first, then the lower number.
         is_ready_changed: Whether units became ready since the limits were asked.
         active: Units whose attempt runs, by number.
         open: Number of units that are not DONE.
@@ -143,17 +165,18 @@ class UnitTable:
     """
 
     __slots__ = (
-        "_at_rank",
         "_graph",
         "_rank",
         "active",
         "changed",
         "committing",
         "is_ready_changed",
+        "maps",
         "needs",
         "open",
         "outcomes",
         "ready",
+        "unfed",
         "units",
     )
 
@@ -166,7 +189,9 @@ class UnitTable:
     ) -> None:
         self._graph = graph
         self.needs = needs
-        self.ready: dict[Needs, list[int]] = {}
+        self.ready: dict[Needs, list[tuple[float, int]]] = {}
+        self.maps: dict[int, ItemMap] = {}
+        self.unfed: dict[int, ItemMap] = {}
         self.is_ready_changed = False
         self.active: dict[int, Unit] = {}
         self.committing = 0
@@ -179,10 +204,9 @@ class UnitTable:
             )
         ]
         self._rank: Sequence[int] = range(len(self.units))
-        self._at_rank: Sequence[int] = self._rank
         if any(spec.priority for spec in graph.specs):
-            self._at_rank = sorted(self._rank, key=lambda each: -graph.specs[each].priority)
-            self._rank = sorted(self._rank, key=self._at_rank.__getitem__)
+            at_rank = sorted(self._rank, key=lambda each: -graph.specs[each].priority)
+            self._rank = sorted(self._rank, key=at_rank.__getitem__)
         self.open = len(self.units)
         for unit in self.units:
             if unit.record.status in (TaskStatus.SUCCESS, TaskStatus.OMITTED):
@@ -212,15 +236,35 @@ class UnitTable:
                 found.append(child)
         return found
 
+    def add_item(self, owner: ItemMap, record: TaskRecord) -> Unit:
+        """Return a new unit for an item; it is open unless its record has ended."""
+        item = Unit(len(self.units), record, TriggerRule.ALL_SUCCESS, 0, 0)
+        item.task, item.owner = owner.unit.task, owner
+        self.units.append(item)
+        owner.items.append(item)
+        if record.status is TaskStatus.PENDING:
+            self.open += 1
+        return item
+
+    def rank_of(self, task: int) -> int:
+        """Return the place of a task in the order of starts."""
+        return self._rank[task]
+
+    def is_of_same_priority(self, task: int, other: int) -> bool:
+        """Return whether two tasks have the same priority."""
+        specs = self._graph.specs
+        return specs[task].priority == specs[other].priority
+
     def make_ready(self, unit: Unit, now: float) -> None:
         """Queue a unit to be started; ``now`` in epoch seconds."""
         unit.phase = _READY
         unit.ready_at = now
-        number = unit.number
-        queue = self.ready.get(self.needs[number])
+        needs = self.needs[unit.task]
+        queue = self.ready.get(needs)
         if queue is None:
-            queue = self.ready[self.needs[number]] = []
-        heappush(queue, self._rank[number])
+            queue = self.ready[needs] = []
+        rank = self._rank[unit.task] if unit.owner is None else unit.owner.rank
+        heappush(queue, (rank, unit.number))
         self.is_ready_changed = True
 
     def wanted(self) -> dict[Needs, int]:
@@ -235,7 +279,7 @@ class UnitTable:
         ranks = [heappop(self.ready[needs]) for needs, count in slots.items() for _ in range(count)]
         if len(slots) > 1:
             ranks.sort()
-        found = [self.units[self._at_rank[rank]] for rank in ranks]
+        found = [self.units[number] for _, number in ranks]
         for unit in found:
             self.active[unit.number] = unit
         return found
@@ -243,8 +287,8 @@ class UnitTable:
     def clear_ready(self) -> None:
         """Start nothing more: what is READY waits, to be skipped."""
         for queue in self.ready.values():
-            for rank in queue:
-                self.units[self._at_rank[rank]].phase = _WAITING
+            for _, number in queue:
+                self.units[number].phase = _WAITING
         self.ready.clear()
         self.is_ready_changed = True
 
@@ -267,14 +311,16 @@ class UnitTable:
         unit.phase = _DONE
         self.open -= 1
         self.committing -= 1
+        if unit.owner is not None:
+            return []
         units = self.units
         for number in self._graph.parents[unit.number]:
             parent = units[number]
             parent.consumers -= 1
             if not parent.consumers and parent.phase is _DONE:  # else still to be reported
-                parent.value = DROPPED
+                parent.drop_value()
         if not unit.consumers:
-            unit.value = DROPPED
+            unit.drop_value()
         return self._tell_children(unit)
 
     def waiting_descendants(self, unit: Unit) -> list[Unit]:
@@ -292,7 +338,16 @@ class UnitTable:
 
     def records(self) -> dict[str, TaskRecord]:
         """Return the records of all tasks, in order."""
-        return {unit.record.name: unit.record for unit in self.units}
+        return {unit.record.name: unit.record for unit in self.units[: len(self._graph)]}
+
+    def running(self) -> list[Unit]:
+        """Return what runs, mapped tasks included."""
+        maps = [each.unit for each in self.maps.copy().values()]
+        return [*self.active.copy().values(), *(one for one in maps if one.phase is Phase.MAPPING)]
+
+    def items(self) -> dict[str, list[TaskRecord]]:
+        """Return the records of all items, by task."""
+        return {each.unit.record.name: each.records() for each in self.maps.copy().values()}
 
     def check(self) -> None:
         """Check what must hold whenever nobody is changing anything.
@@ -304,13 +359,18 @@ class UnitTable:
         require(sum(phase is not _DONE for phase in phases) == self.open, "open units")
         require(sum(phase in COMMITTING for phase in phases) == self.committing, "commits")
         ready = sorted(unit.number for unit in self.units if unit.phase is _READY)
-        queued = sorted(self._at_rank[rank] for queue in self.ready.values() for rank in queue)
+        queued = sorted(number for queue in self.ready.values() for _, number in queue)
         require(ready == queued, f"READY are {ready}, queued {queued}")
         for unit in self.units:
-            story = f"task {unit.record.name!r} in phase {unit.phase.name}"
+            story = f"task {unit.record.label!r} in phase {unit.phase.name}"
             require((unit.phase in ACTIVE) == (unit.number in self.active), story)
             require((unit.phase in COMMITTING) == (unit.pending is not None), story)
             require(unit.record.status in _STATUSES[unit.phase], story)
+            if unit.owner is not None:
+                of_task = unit.owner.unit
+                wanted = of_task.consumers > 0 or of_task.phase is not _DONE
+                require(unit.value is DROPPED or wanted, story)
+                continue
             parents = [self.units[each] for each in self._graph.parents[unit.number]]
             done = [each.record.status for each in parents if each.phase is _DONE]
             require(unit.unmet == len(parents) - len(done), story)
@@ -339,7 +399,9 @@ _STATUSES = {
     Phase.WAITING: _PENDING,
     Phase.READY: _PENDING,
     Phase.DELAYED: _PENDING,
-    Phase.SKIPPING: _PENDING,
+    Phase.EXPANDING: _PENDING,
+    Phase.MAPPING: _RUNNING,
+    Phase.SKIPPING: _PENDING | _RUNNING,
     Phase.OMITTING: _PENDING | _RUNNING,
     Phase.RUNNING: _RUNNING,
     Phase.EXPIRING: _RUNNING,

@@ -14,6 +14,7 @@ from flowrun.state.protocol import (
 )
 from flowrun.state.records import (
     AttemptRecord,
+    CarriedResult,
     EncodedResult,
     NoResult,
     Reason,
@@ -23,6 +24,7 @@ from flowrun.state.records import (
     TaskRecord,
     TaskStatus,
     TransitionError,
+    items_by_task,
 )
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AttemptRecord",
     "ByteStoreProtocol",
+    "CarriedResult",
     "Change",
     "EncodedResult",
     "InMemoryStateStore",
@@ -52,6 +55,7 @@ __all__ = [
     "TaskRecord",
     "TaskStatus",
     "TransitionError",
+    "items_by_task",
 ]
 
 # A run in memory needs neither SQLite nor a serializer.

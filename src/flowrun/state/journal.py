@@ -152,7 +152,7 @@ class Journal:
 
     def _save_unsaved(self) -> None:
         for run_id, run in list(self._unsaved.items()):
-            changes = [*(Change(run, task) for task in run.tasks.values()), Change(run, None)]
+            changes = [*(Change(run, task) for task in run.records), Change(run, None)]
             try:
                 self.store.save(changes)
             except RunLostError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from flowrun.errors import (
     AlreadyResumedError,
@@ -17,13 +17,15 @@ from flowrun.errors import (
 )
 from flowrun.forks import call_in_children
 from flowrun.state.protocol import ALL_RUNS
-from flowrun.state.records import NoResult, TaskRecord, TaskStatus
+from flowrun.state.records import CarriedResult, NoResult, TaskRecord, TaskStatus, items_by_task
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from flowrun.state.protocol import Change, RunQuery
     from flowrun.state.records import RunRecord, RunSummary
+
+    _Id: TypeAlias = tuple[str, int | None]
 
 DEFAULT_MAX_FINISHED_RUNS = 1000
 DEFAULT_KEEP_RESULTS_OF = 20
@@ -62,9 +64,10 @@ class InMemoryStateStore:
         self._max_finished_runs = max_finished_runs
         self._keep_results_of = keep_results_of
         self._start_over()
-        # The tasks of a run are in a dict of the store's own, which is replaced entry by entry.
+        # The tasks of a run, and their items, are in a dict of the store's own, which is replaced
+        # entry by entry.
         self._runs: dict[str, RunRecord] = {}
-        self._tasks: dict[str, dict[str, TaskRecord]] = {}
+        self._tasks: dict[str, dict[_Id, TaskRecord]] = {}
         self._finished: deque[str] = deque()
         call_in_children(self._start_over)
 
@@ -74,7 +77,7 @@ class InMemoryStateStore:
 
     def create_run(self, run: RunRecord) -> None:
         """Keep a new run; see :meth:`StateStoreProtocol.create_run`."""
-        tasks = dict(run.tasks)
+        tasks: dict[_Id, TaskRecord] = {(task.name, task.item): task for task in run.records}
         with self._lock:
             if run.run_id in self._runs:
                 raise duplicate_run(run.run_id)
@@ -86,7 +89,7 @@ class InMemoryStateStore:
                 self._check_ancestor(run, run.resumed_from)
                 self._carry_over(tasks, run.resumed_from)
             self._tasks[run.run_id] = tasks  # first, as a fork may come between the two
-            self._runs[run.run_id] = run._replace(tasks={})
+            self._runs[run.run_id] = run._replace(tasks={}, items={})
 
     def save(self, changes: Sequence[Change]) -> None:
         """Keep changes; see :meth:`StateStoreProtocol.save`."""
@@ -99,10 +102,12 @@ class InMemoryStateStore:
                 if task is None:
                     self._end(run)
                     continue
-                tasks = self._tasks[run.run_id]
-                if task.result is NoResult.STORED:
-                    task = task._replace(result=tasks[task.name].result)  # noqa: PLW2901
-                tasks[task.name] = task
+                tasks, result = self._tasks[run.run_id], task.result
+                if result is NoResult.STORED:
+                    task = task._replace(result=tasks[task.name, task.item].result)  # noqa: PLW2901
+                elif type(result) is CarriedResult:
+                    task = self._with_result_of(task, result.run_id, result.item)  # noqa: PLW2901
+                tasks[task.name, task.item] = task
 
     def load_run(self, run_id: str, *, results: bool) -> RunRecord:
         """Return a run as it now stands; see :meth:`StateStoreProtocol.load_run`."""
@@ -110,16 +115,26 @@ class InMemoryStateStore:
             run = self._runs.get(run_id)
             if run is None:
                 raise UnknownRunError(run_id)
-            tasks = dict(self._tasks[run_id])
+            records = list(self._tasks[run_id].values())
         if not results:
-            tasks = {name: _without(task, NoResult.STORED) for name, task in tasks.items()}
-        return run._replace(tasks=tasks)
+            records = [_without(task, NoResult.STORED) for task in records]
+        tasks = {task.name: task for task in records if task.item is None}
+        return run._replace(tasks=tasks, items=items_by_task(records))
 
     def load_results(self, run_id: str, task_names: Collection[str]) -> dict[str, object]:
         """Return kept results; see :meth:`StateStoreProtocol.load_results`."""
-        tasks = self.load_run(run_id, results=True).tasks
-        found = {name: tasks[name].result for name in task_names if name in tasks}
-        return {name: value for name, value in found.items() if type(value) is not NoResult}
+        run = self.load_run(run_id, results=True)
+        found: dict[str, object] = {}
+        for name in task_names:
+            task = run.tasks.get(name)
+            if task is None:
+                continue
+            if task.items is not None:
+                results = [item.result for item in run.items.get(name, ())]
+                found[name] = [value for value in results if type(value) is not NoResult]
+            elif type(task.result) is not NoResult:
+                found[name] = task.result
+        return found
 
     def list_runs(self, query: RunQuery = ALL_RUNS) -> list[RunSummary]:
         """Return the runs that match, newest first."""
@@ -178,22 +193,24 @@ class InMemoryStateStore:
                     why = f"run {heir.run_id!r} has resumed it meanwhile"
                     raise AlreadyResumedError(ancestor_id, why)
 
-    def _carry_over(self, tasks: dict[str, TaskRecord], ancestor_id: str) -> None:
+    def _carry_over(self, tasks: dict[_Id, TaskRecord], ancestor_id: str) -> None:
         """Give tasks whose results the ancestor has those results."""
-        olds = self._tasks.get(ancestor_id, {})
-        for name, task in tasks.items():
+        for place, task in tasks.items():
             if task.result is NoResult.STORED:
-                old = olds.get(name)
-                if old is None or type(old.result) is NoResult:
-                    msg = (
-                        f"the result of task {name!r} in run {ancestor_id!r} was dropped while a"
-                        " resume of that run was planned; resume it again"
-                    )
-                    raise StoreError(msg)
-                tasks[name] = task._replace(result=old.result)
+                tasks[place] = self._with_result_of(task, ancestor_id, task.item)
+
+    def _with_result_of(self, task: TaskRecord, run_id: str, item: int | None) -> TaskRecord:
+        old = self._tasks.get(run_id, {}).get((task.name, item))
+        if old is None or type(old.result) is NoResult:
+            msg = (
+                f"the result of task {task.label!r} in run {run_id!r} was dropped while a resume"
+                " of that run was planned; resume it again"
+            )
+            raise StoreError(msg)
+        return task._replace(result=old.result)
 
     def _end(self, run: RunRecord) -> None:
-        self._runs[run.run_id] = run._replace(tasks={}, alive=False)
+        self._runs[run.run_id] = run._replace(tasks={}, items={}, alive=False)
         finished, keep, most = self._finished, self._keep_results_of, self._max_finished_runs
         finished.append(run.run_id)
         if keep is not None and len(finished) > keep:

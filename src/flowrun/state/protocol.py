@@ -68,8 +68,8 @@ class StateStoreProtocol(Protocol):
     def create_run(self, run: RunRecord) -> None:
         """Keep a new run with all its tasks, owned by this process until it has finished.
 
-        A task that is already SUCCESS was carried over from ``run.resumed_from``: where its
-        ``result`` is ``NoResult.STORED`` the store takes the ancestor's stored result along.
+        A task that is already SUCCESS was carried over from ``run.resumed_from``, with its items:
+        where a ``result`` is ``NoResult.STORED`` the store takes the ancestor's stored one along.
         A dead ancestor is ended in the same step, as after a crash.
 
         Raises:
@@ -83,7 +83,9 @@ class StateStoreProtocol(Protocol):
     def save(self, changes: Sequence[Change]) -> None:
         """Keep all these changes, or none of them. A record given twice: the last one counts.
 
-        A record whose ``result`` is ``NoResult.STORED`` leaves the stored result as it is.
+        A record whose ``result`` is ``NoResult.STORED`` leaves the stored result as it is; one
+        with a ``CarriedResult`` gets a copy of that item's. An item has the name of its task and
+        a number of its own.
 
         A change without a task ends the run: the run's ``finished_at`` is set, its owner lets
         it go.
@@ -106,6 +108,8 @@ class StateStoreProtocol(Protocol):
 
     def load_results(self, run_id: str, task_names: Collection[str]) -> dict[str, object]:
         """Return the kept results of these tasks; those without one are left out.
+
+        Of a mapped task: the list of the kept results of its items, in their order.
 
         Raises:
             UnknownRunError: There is no such run.

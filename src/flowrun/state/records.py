@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from enum import Enum, StrEnum
+from itertools import chain
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from flowrun.context import AttemptNotes
 
@@ -57,11 +58,13 @@ class NoResult(Enum):
 
     ``ABSENT``: the task has not succeeded. ``RELEASED``: it has, and its result was released
     (``retain_result=False``). ``STORED``: the store has the result, this record does not.
+    ``ITEMS``: it is the list of what the records of the task's items have.
     """
 
     ABSENT = "absent"
     RELEASED = "released"
     STORED = "stored"
+    ITEMS = "items"
 
 
 class AttemptRecord(NamedTuple):
@@ -100,6 +103,18 @@ class EncodedResult(NamedTuple):
     data: bytes
 
 
+class CarriedResult(NamedTuple):
+    """Stands for the result of an item of another run, which the store is to copy.
+
+    Attributes:
+        run_id: That run.
+        item: The item's number there; the task is of the same name.
+    """
+
+    run_id: str
+    item: int
+
+
 class TransitionError(RuntimeError):
     """A transition that the table does not allow: a bug in flowrun or in a store."""
 
@@ -108,6 +123,7 @@ class TransitionError(RuntimeError):
 _PENDING, _RUNNING, _SUCCESS = TaskStatus.PENDING, TaskStatus.RUNNING, TaskStatus.SUCCESS
 _FAILED, _SKIPPED, _OMITTED = TaskStatus.FAILED, TaskStatus.SKIPPED, TaskStatus.OMITTED
 _status_of = attrgetter("status")
+_item_of = attrgetter("item")
 # Twice as fast as the constructor, which every task of every run needs twice.
 _new_record: Callable[[type[TaskRecord], tuple[object, ...]], TaskRecord] = cast(
     "Any", tuple
@@ -116,12 +132,12 @@ _ABSENT = NoResult.ABSENT
 
 
 class TaskRecord(NamedTuple):
-    """One task of one run; a value. Each transition returns a new record.
+    """One task of one run, or one item of it; a value. Each transition returns a new record.
 
     ``PENDING -> RUNNING -> SUCCESS``, ``RUNNING -> FAILED (-> PENDING)``,
     ``PENDING -> SKIPPED``, ``PENDING`` or ``RUNNING -> OMITTED``, ``PENDING -> SUCCESS`` by an
-    override, and ``RUNNING -> PENDING`` for an
-    attempt whose code never began.
+    override, and ``RUNNING -> PENDING`` for an attempt whose code never began. A mapped task is
+    RUNNING as long as its items are.
     Every other transition raises :class:`TransitionError`.
 
     Attributes:
@@ -136,8 +152,12 @@ class TaskRecord(NamedTuple):
             omitted.
         reason: Why the task is FAILED, SKIPPED or OMITTED.
         abandoned: Whether the code of its last attempt still ran when it was given up.
-        result: The value, an :class:`EncodedResult`, or a :class:`NoResult`.
+        result: The value, an :class:`EncodedResult`, a :class:`CarriedResult`, or a
+            :class:`NoResult`.
         earlier: The attempts before the last one.
+        item: Of an item its number among those of its task; ``None`` for the task itself.
+        key: What the item's element is known by in another run; ``None`` if by nothing.
+        items: Of a mapped task how many items it has, as far as that is known; of others ``None``.
         notes: What is kept of the inside of the last attempt.
     """
 
@@ -153,7 +173,15 @@ class TaskRecord(NamedTuple):
     abandoned: bool = False
     result: object = NoResult.ABSENT
     earlier: tuple[AttemptRecord, ...] = ()
+    item: int | None = None
+    key: object = None
+    items: int | None = None
     notes: AttemptNotes | None = None
+
+    @property
+    def label(self) -> str:
+        """The task's name, and the number of the item if it is one."""
+        return self.name if self.item is None else f"{self.name}[{self.item}]"
 
     def start(self, now: float, ready_at: float) -> TaskRecord:
         """PENDING -> RUNNING: the next attempt begins."""
@@ -172,6 +200,9 @@ class TaskRecord(NamedTuple):
             False,
             _ABSENT,
             self.earlier,
+            self.item,
+            self.key,
+            None,
             None,
         )
         return _new_record(TaskRecord, begun)
@@ -216,6 +247,36 @@ class TaskRecord(NamedTuple):
         at = self.started_at
         return self._ended(_OMITTED, now, why, reason, self.abandoned, self.result, at)
 
+    def expand(self, now: float, ready_at: float, items: int) -> TaskRecord:
+        """PENDING -> RUNNING: a mapped task, which has no attempt of its own, has items."""
+        if self.status is not _PENDING:
+            self._refuse("expand")
+        return self._replace(status=_RUNNING, ready_at=ready_at, started_at=now, items=items)
+
+    def gather(
+        self, status: TaskStatus, items: Sequence[TaskRecord], now: float, result: object
+    ) -> TaskRecord:
+        """RUNNING -> its end: the items of a mapped task have ended.
+
+        Args:
+            status: How.
+            items: They.
+            now: The time, which counts if there is no item.
+            result: Of a success.
+        """
+        if self.status is not _RUNNING:
+            self._refuse("gather items")
+        starts = [item.started_at for item in items if item.started_at is not None]
+        ends = [item.finished_at for item in items if item.finished_at is not None]
+        return self._replace(
+            status=status,
+            attempt=max((item.attempt for item in items), default=0),
+            started_at=min(starts, default=self.started_at),
+            finished_at=max(ends, default=now),
+            result=result,
+            items=len(items),
+        )
+
     def amend(self, error: str) -> TaskRecord:
         """Replace the error text of a FAILED task by a longer one."""
         if self.status is not _FAILED:
@@ -253,6 +314,8 @@ class TaskRecord(NamedTuple):
     @property
     def attempts(self) -> tuple[AttemptRecord, ...]:
         """Every attempt that has ended, the first one first."""
+        if self.items is not None:
+            return ()
         if self.attempt > len(self.earlier) and self.status in (_SUCCESS, _FAILED, _OMITTED):
             return (*self.earlier, self._last_attempt())
         return self.earlier
@@ -280,6 +343,9 @@ class TaskRecord(NamedTuple):
             abandoned,
             result,
             self.earlier,
+            self.item,
+            self.key,
+            self.items,
             self.notes,
         )
         return _new_record(TaskRecord, ended)
@@ -293,7 +359,7 @@ class TaskRecord(NamedTuple):
 
     def __repr__(self) -> str:
         """Show name and status; never the result, which may be large or secret."""
-        return f"<TaskRecord {self.name!r} {self.status} attempt={self.attempt}>"
+        return f"<TaskRecord {self.label!r} {self.status} attempt={self.attempt}>"
 
 
 class RunRecord(NamedTuple):
@@ -315,6 +381,7 @@ class RunRecord(NamedTuple):
         sole_of_dag: Whether it must not start while another run of the DAG is alive.
         first_run_id: The run that the chain of resumes began with, while the run is carried out;
             no store keeps it.
+        items: The items of its mapped tasks that have records, by task, in their order.
         finished_at: When it ended; ``None`` while it has not.
         error: What ended the run from outside its tasks (cancelled, timed out, broken).
         alive: Whether a living process is working on it.
@@ -336,6 +403,12 @@ class RunRecord(NamedTuple):
     finished_at: float | None = None
     error: str | None = None
     alive: bool = True
+    items: Mapping[str, Sequence[TaskRecord]] = {}
+
+    @property
+    def records(self) -> list[TaskRecord]:
+        """The records of all tasks and of their items."""
+        return [*self.tasks.values(), *chain.from_iterable(self.items.values())]
 
     @property
     def status(self) -> RunStatus:
@@ -426,3 +499,14 @@ def run_status(statuses: Iterable[str]) -> RunStatus:
     if seen <= {TaskStatus.SUCCESS, TaskStatus.OMITTED}:
         return RunStatus.SUCCESS
     return RunStatus.RUNNING
+
+
+def items_by_task(records: Iterable[TaskRecord]) -> dict[str, list[TaskRecord]]:
+    """Return the items among records, by task and in their order."""
+    found: dict[str, list[TaskRecord]] = {}
+    for record in records:
+        if record.item is not None:
+            found.setdefault(record.name, []).append(record)
+    for items in found.values():
+        items.sort(key=_item_of)
+    return found

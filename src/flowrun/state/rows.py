@@ -36,13 +36,14 @@ RUN_COLUMNS = (
 )
 TASK_COLUMNS = (
     "name, deps, status, attempt, ready_at, started_at, finished_at, error, reason, abandoned,"
-    " earlier_attempts, result_state"
+    " earlier_attempts, result_state, item, item_key, items"
 )
 ATTEMPT_COLUMNS = "number, ready_at, started_at, finished_at, error, reason, abandoned"
 
 _FINISHED_AT, _COUNTS, _STARTED_BY = 3, 10, 11  # of a run's row
 _RUN_COLUMNS_AT_FIRST = 11
-_EARLIER = 10  # of a task's row
+_EARLIER, _STATE, _ITEM = 10, 11, 12  # of a task's row
+_NO_MAPPING = (None, None, None)
 
 _NONSENSE = (
     *(ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError),
@@ -86,9 +87,11 @@ def task_checksum(run: int, place: int, row: Row) -> int:
 def task_checksum_with(run: int, place: int, row: Row, earlier: str) -> int:
     """Return the checksum of a task's row with this text in the place of its earlier attempts."""
     name, deps, status, attempt, ready_at, started_at, finished_at = row[:7]
-    error, reason, abandoned, _, state = row[7:]
+    error, reason, abandoned, _, state = row[7:_ITEM]
     error = _NULL if error is None else error
-    texts = (name, deps, status, error, _NULL if reason is None else reason, earlier, state)
+    texts = [name, deps, status, error, _NULL if reason is None else reason, earlier, state]
+    if row[_ITEM:] not in ((), _NO_MAPPING):  # else as before there were these columns
+        texts.append(repr(row[_ITEM:]))
     return _crc(run, place, attempt, abandoned, ready_at, started_at, finished_at, texts)
 
 
@@ -147,7 +150,7 @@ def run_row(run: RunRecord, owner: int | None) -> Row:
 def task_row(run: int, place: int, task: TaskRecord, deps: str) -> Row:
     """Return where a task's row stands, its values in the order of ``TASK_COLUMNS``, a checksum."""
     name, _, status, attempt, ready_at, started_at, finished_at = task[:7]
-    error, reason, abandoned, result, earlier, _ = task[7:]
+    error, reason, abandoned, result, earlier, *mapping, _ = task[7:]
     row = (
         name,
         deps,
@@ -161,6 +164,7 @@ def task_row(run: int, place: int, task: TaskRecord, deps: str) -> Row:
         int(abandoned),
         len(earlier),
         _RESULT_STATES[result if type(result) is NoResult else NoResult.STORED],
+        *mapping,
     )
     return run, place, *row, task_checksum(run, place, row)
 
@@ -236,7 +240,7 @@ def check_task_row(row: Row, stored: object, run: int, place: int, run_id: str) 
     if not _matches(task_checksum, run, place, row, stored) and (
         type(row[_EARLIER]) is not int
         or row[_EARLIER]
-        or checksum((*row[:_EARLIER], _NO_EARLIER, row[-1])) != stored
+        or checksum((*row[:_EARLIER], _NO_EARLIER, row[_STATE])) != stored
     ):
         raise _damaged(run_id, text_of(row[0]))
 
@@ -362,7 +366,7 @@ def task_of_rows(  # noqa: PLR0913 - what the checksums are made of
     check_task_row(row, stored, run, place, run_id)
     task_name = text_of(row[0])
     name, deps, status, attempt, ready_at, started_at, finished_at = row[:7]
-    error, reason, abandoned, number, state = row[7:]
+    error, reason, abandoned, number, state = row[7:_ITEM]
     for *values, told in attempts:
         if not _matches(attempt_checksum, run, place, tuple(values), told):
             raise _damaged(run_id, task_name)
@@ -383,6 +387,7 @@ def task_of_rows(  # noqa: PLR0913 - what the checksums are made of
             bool(abandoned),
             NoResult(state),
             tuple([_attempt(values) for *values, _ in attempts]) if attempts else (),
+            *row[_ITEM:],
         )
     except _NONSENSE as problem:
         raise _senseless(run_id, task_name, problem) from None
@@ -409,13 +414,13 @@ def renewed(row: Row, stored: object, run: int, place: int) -> tuple[Row, object
     """
     earlier = row[_EARLIER]
     if earlier == _NO_EARLIER:
-        return (*row[:_EARLIER], 0, row[-1]), stored, []
+        return (*row[:_EARLIER], 0, *row[_STATE:]), stored, []
     try:
-        if stored in (task_checksum_with(run, place, row, earlier), checksum(row)):
+        if stored in (task_checksum_with(run, place, row, earlier), checksum(row[:_ITEM])):
             found = [attempt_row(run, place, _attempt(each)) for each in json.loads(earlier)]
             attempts = list({number: (number, *rest) for _, _, number, *rest in found}.values())
-            new = (*row[:_EARLIER], len(attempts), row[-1])
+            new = (*row[:_EARLIER], len(attempts), *row[_STATE:])
             return new, task_checksum(run, place, new), attempts
     except _NONSENSE:
         pass
-    return (*row[:_EARLIER], -1, row[-1]), stored, []
+    return (*row[:_EARLIER], -1, *row[_STATE:]), stored, []

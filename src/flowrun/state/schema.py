@@ -138,7 +138,13 @@ ALTER TABLE tasks ADD COLUMN data_checksum INTEGER;
 ALTER TABLE runs ADD COLUMN params TEXT;
 ALTER TABLE runs ADD COLUMN overridden TEXT
 """),
-    # Progress and log lines: an attempt has a row if there is any.
+    # Step 6: items of mapped tasks, which have rows like tasks, after those of the run's tasks.
+    statements("""
+ALTER TABLE tasks ADD COLUMN item INTEGER;
+ALTER TABLE tasks ADD COLUMN item_key TEXT;
+ALTER TABLE tasks ADD COLUMN items INTEGER
+"""),
+    # Step 7: progress and log lines; an attempt has a row if there is any.
     statements("""
 CREATE TABLE notes (
     run INTEGER NOT NULL REFERENCES runs (seq) ON DELETE CASCADE,
@@ -161,14 +167,16 @@ _VIEWS = (
         3,
         statements("""
 CREATE TEMP VIEW tasks AS SELECT *, earlier AS earlier_attempts, NULL AS serializer,
-    NULL AS data, NULL AS data_checksum FROM main.tasks;
+    NULL AS data, NULL AS data_checksum, NULL AS item, NULL AS item_key, NULL AS items
+    FROM main.tasks;
 CREATE TEMP VIEW plans AS SELECT NULL AS run, NULL AS tasks, NULL AS checksum WHERE FALSE
 """),
     ),
     (
         4,
         statements("""
-CREATE TEMP VIEW IF NOT EXISTS tasks AS SELECT *, earlier AS earlier_attempts FROM main.tasks;
+CREATE TEMP VIEW IF NOT EXISTS tasks AS SELECT *, earlier AS earlier_attempts, NULL AS item,
+    NULL AS item_key, NULL AS items FROM main.tasks;
 CREATE TEMP VIEW runs AS SELECT *, NULL AS started_by, NULL AS params, NULL AS overridden
     FROM main.runs;
 CREATE TEMP VIEW attempts AS SELECT NULL AS run, NULL AS place, NULL AS number, NULL AS ready_at,
@@ -184,6 +192,13 @@ CREATE TEMP VIEW IF NOT EXISTS runs AS SELECT *, NULL AS params, NULL AS overrid
     ),
     (
         6,
+        statements("""
+CREATE TEMP VIEW IF NOT EXISTS tasks AS SELECT *, NULL AS item, NULL AS item_key, NULL AS items
+    FROM main.tasks
+"""),
+    ),
+    (
+        7,
         statements("""
 CREATE TEMP VIEW notes AS SELECT NULL AS run, NULL AS place, NULL AS number, NULL AS notes,
     NULL AS checksum WHERE FALSE

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from flowrun.state.protocol import Change, RunQuery
     from flowrun.state.records import EncodedResult, RunRecord, RunSummary
     from flowrun.state.serializers import ResultSerializer
-    from flowrun.state.sqlite_reading import StoredResult
+    from flowrun.state.sqlite_reading import StoredResults
     from flowrun.state.sqlite_settings import JournalMode, Synchronous
 
 _CACHED_RUNS = 64
@@ -113,7 +113,7 @@ class SqliteStateStore:
         self._owned: dict[str, Owned] = {}
         self._cache_ttl_s = cache_ttl_s
         # Finished runs, with their results as they are stored, and when the entry expires.
-        self._cache: dict[str, tuple[RunRecord, dict[str, StoredResult], float]] = {}
+        self._cache: dict[str, tuple[RunRecord, StoredResults, float]] = {}
         with ExitStack() as undo:
             undo.callback(self._file.close)
             self._ownership = _claim(self._file, readonly=_readonly)
@@ -279,7 +279,7 @@ class SqliteStateStore:
                 extra={"run_id": run.run_id, "dag": run.dag_name},
             )
 
-    def _keep_in_cache(self, run: RunRecord, stored: dict[str, StoredResult], until: float) -> None:
+    def _keep_in_cache(self, run: RunRecord, stored: StoredResults, until: float) -> None:
         with self._lock:
             self._cache.pop(run.run_id, None)
             self._cache[run.run_id] = run, stored, until

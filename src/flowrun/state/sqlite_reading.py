@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from flowrun.errors import DamagedRecordError, ResultNotReadableError, UnknownRunError
 from flowrun.state import statements as sql
 from flowrun.state.encoding import decode, is_readable
-from flowrun.state.records import NoResult
+from flowrun.state.records import NoResult, items_by_task
 from flowrun.state.rows import (
     check_run_row,
     counts_of_row,
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 StoredResult: TypeAlias = tuple[Any, ...]
 """A result as it is stored: the serializer's name, the checksum, the data."""
+StoredResults: TypeAlias = "Mapping[tuple[str, int | None], StoredResult]"
+"""Results by task, and by item."""
 
 _FINISHED_AT, _OWNER = 3, 9
 _seq_of = operator.itemgetter(0)
@@ -47,8 +49,8 @@ _seq_of = operator.itemgetter(0)
 def find_run(db: sqlite3.Connection, run_id: str) -> tuple[int, object, RunRecord]:
     """Return a run's number, its owner and its record, without results and as if it were dead."""
     seq, row = _run_row(db, run_id)
-    tasks = _tasks(db, seq, row)
-    run = run_of_row(row, tasks, alive=False)
+    tasks, items = _tasks(db, seq, row)
+    run = run_of_row(row, tasks, alive=False)._replace(items=items)
     counts = Counter(task.status for task in tasks.values())
     if run.finished_at is not None and counts_of_row(row) != counts:
         problem = "the rows of its tasks are older, or newer, than its end"
@@ -98,10 +100,13 @@ def _found_tasks(
     return found
 
 
-def _tasks(db: sqlite3.Connection, seq: int, run: Row) -> dict[str, TaskRecord]:
-    """Return all tasks of a run whose row was checked, in their order."""
+def _tasks(
+    db: sqlite3.Connection, seq: int, run: Row
+) -> tuple[dict[str, TaskRecord], dict[str, list[TaskRecord]]]:
+    """Return all tasks of a run whose row was checked, and the items of mapped ones, in order."""
     run_id = str(run[0])
-    found = _found_tasks(db, seq, run_id)
+    every = _found_tasks(db, seq, run_id)
+    found = {place: task for place, task in every.items() if task.item is None}
     number = sum(counts_of_row(run).values())
     if run[_FINISHED_AT] is None and len(found) < number:
         # Nothing has happened yet to those that have no row.
@@ -111,7 +116,7 @@ def _tasks(db: sqlite3.Connection, seq: int, run: Row) -> dict[str, TaskRecord]:
             found = {**planned, **found}
     if [*found] != [*range(number)]:
         raise DamagedRecordError(run_id, None, "rows of its tasks are missing")
-    return {task.name: task for task in found.values()}
+    return {task.name: task for task in found.values()}, items_by_task(every.values())
 
 
 class SqliteReader:
@@ -135,41 +140,53 @@ class SqliteReader:
         self._ownership = ownership
         self._dead: set[object] = set()
 
-    def run(self, run_id: str, *, results: bool) -> tuple[RunRecord, dict[str, StoredResult]]:
+    def run(self, run_id: str, *, results: bool) -> tuple[RunRecord, StoredResults]:
         """Return a run without its results, and those as they are stored if they are wanted."""
 
-        def read(db: sqlite3.Connection) -> tuple[RunRecord, dict[str, StoredResult]]:
+        def read(db: sqlite3.Connection) -> tuple[RunRecord, StoredResults]:
             seq, owner, run = find_run(db, run_id)
             if run.finished_at is None:
                 run = run._replace(alive=self._is_alive(owner))
             rows = db.execute(sql.SELECT_RESULTS, (seq,)) if results else ()
-            return run, {name: tuple(kept) for name, *kept in rows}
+            return run, {(name, item): tuple(kept) for name, item, *kept in rows}
 
         return self._certain(read)
 
-    def with_results(self, run: RunRecord, stored: Mapping[str, StoredResult]) -> RunRecord:
+    def with_results(self, run: RunRecord, stored: StoredResults) -> RunRecord:
         """Return the run with the values of its stored results, made anew."""
-        values = {
-            name: task._replace(result=self._loaded(run.run_id, name, stored.get(name)))
-            for name, task in run.tasks.items()
-            if task.result is NoResult.STORED
-        }
-        return run._replace(tasks={**run.tasks, **values})
+
+        def loaded(task: TaskRecord) -> TaskRecord:
+            if task.result is not NoResult.STORED:
+                return task
+            kept = stored.get((task.name, task.item))
+            return task._replace(result=self._loaded(run.run_id, task.label, kept))
+
+        tasks = {name: loaded(task) for name, task in run.tasks.items()}
+        items = {name: [*map(loaded, items)] for name, items in run.items.items()}
+        return run._replace(tasks=tasks, items=items)
 
     def results(self, run_id: str, task_names: Collection[str]) -> dict[str, object]:
         """Return the kept results of these tasks."""
         wanted = set(task_names)
         kept: dict[str, object] = {}
+        of_items: dict[str, list[tuple[int, object]]] = {}
         with self._connections.reading() as db:
             seq, row = _run_row(db, run_id)
             tasks = _found_tasks(db, seq, run_id, wanted)
-            if {task.name for task in tasks.values()} != wanted:
+            kept.update((task.name, []) for task in tasks.values() if task.items is not None)
+            if {task.name for task in tasks.values() if task.item is None} != wanted:
                 # Is there no row because nothing has happened yet, or is it damaged?
                 _tasks(db, seq, row)
             for place, task in tasks.items():
                 if task.result is NoResult.STORED:
                     stored = db.execute(sql.SELECT_RESULT, (seq, place)).fetchone()
-                    kept[task.name] = self._loaded(run_id, task.name, stored)
+                    value = self._loaded(run_id, task.label, stored)
+                    if task.item is None:
+                        kept[task.name] = value
+                    else:
+                        of_items.setdefault(task.name, []).append((task.item, value))
+        for name, pairs in of_items.items():
+            kept[name] = [value for _, value in sorted(pairs, key=_seq_of)]
         return kept
 
     def runs(self, query: RunQuery, *, from_view: bool) -> list[RunSummary]:
@@ -221,7 +238,7 @@ class SqliteReader:
             task_name: Only the result of this task.
             most: How many bytes of each.
         """
-        values = {"run_id": run_id, "name": task_name, "most": most}
+        values = {"run_id": run_id, "name": task_name, "most": most, "items": False}
         found: dict[str, tuple[str, int, bytes]] = {}
         with self._connections.reading() as db:
             for name, serializer, size, head in db.execute(sql.PEEK_RESULTS, values):
@@ -234,7 +251,8 @@ class SqliteReader:
     def written_by_others(self, run_id: str) -> set[str]:
         """Return the tasks of a run whose results this store's serializer cannot read."""
         with self._connections.reading() as db:
-            rows = db.execute(sql.PEEK_RESULTS, {"run_id": run_id, "name": None, "most": 0})
+            values = {"run_id": run_id, "name": None, "most": 0, "items": True}
+            rows = db.execute(sql.PEEK_RESULTS, values)
             return {
                 text_of(name)
                 for name, by, *_ in rows

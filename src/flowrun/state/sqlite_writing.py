@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flowrun.errors import DamagedRecordError, RunLostError, duplicate_run
 from flowrun.state import statements as sql
-from flowrun.state.records import EncodedResult, NoResult, Reason, TaskStatus
+from flowrun.state.records import CarriedResult, EncodedResult, NoResult, Reason, TaskStatus
 from flowrun.state.rows import (
     attempt_row,
     checksum,
@@ -44,27 +44,35 @@ class Owned(NamedTuple):
         places: Its tasks' places among its rows.
         deps: The dependencies of its tasks as JSON, by place.
         attempts: How many earlier attempts of each task have rows, by place.
+        items: The places of items, by task and number; they come after those of the tasks.
     """
 
     seq: int
     places: dict[str, int]
     deps: list[str]
     attempts: dict[int, int]
+    items: dict[tuple[str, int], int]
+
+    def place_of(self, task: TaskRecord) -> int:
+        """Return the place of a task, or of an item, which gets the next one."""
+        if task.item is None:
+            return self.places[task.name]
+        next_place = len(self.places) + len(self.items)
+        return self.items.setdefault((task.name, task.item), next_place)
 
     def row_of(self, task: TaskRecord) -> Row:
         """Return where a task's row stands, its values and their checksum."""
-        place = self.places[task.name]
-        return task_row(self.seq, place, task, self.deps[place])
+        return task_row(self.seq, self.place_of(task), task, self.deps[self.places[task.name]])
 
     def new_attempts(self, task: TaskRecord) -> Iterable[Row]:
         """Return rows of the earlier attempts that have none yet."""
-        place = self.places[task.name]
+        place = self.place_of(task)
         for attempt in task.earlier[self.attempts.get(place, 0) :]:
             yield attempt_row(self.seq, place, attempt)
 
     def new_notes(self, task: TaskRecord) -> Iterable[Row]:
         """Return rows of the notes of these attempts and of the last one."""
-        place = self.places[task.name]
+        place = self.place_of(task)
         for attempt in task.earlier[self.attempts.get(place, 0) :]:
             if attempt.notes is not None:
                 yield notes_row(self.seq, place, attempt.number, attempt.notes)
@@ -73,7 +81,7 @@ class Owned(NamedTuple):
 
     def note_attempts(self, tasks: Iterable[TaskRecord]) -> None:
         """Note that these attempts have rows now."""
-        self.attempts.update((self.places[task.name], len(task.earlier)) for task in tasks)
+        self.attempts.update((self.place_of(task), len(task.earlier)) for task in tasks)
 
 
 class Batch:
@@ -106,7 +114,11 @@ class Batch:
         self._retried: list[tuple[Owned, TaskRecord]] = []
         self.runs: set[str] = set()
         self.ends: list[RunRecord] = []
-        last = {(change.run.run_id, change.task and change.task.name): change for change in changes}
+        self._carried: list[tuple[Any, ...]] = []
+        last = {
+            (run.run_id, task and task.name, task and task.item): (run, task)
+            for run, task in changes
+        }
         for run, task in last.values():
             owned = runs.get(run.run_id)
             if owned is None:
@@ -131,6 +143,7 @@ class Batch:
                 raise DamagedRecordError(run_id, row[0], problem)
         for text, rows in self._others.items():
             db.executemany(text, rows)
+        _carry(db, self._carried)
 
     def committed(self) -> None:
         """Note what has rows now."""
@@ -147,6 +160,9 @@ class Batch:
         result: Any = task.result
         if result is NoResult.STORED:
             self._updated.append(row)
+            return
+        if type(result) is CarriedResult:
+            self._carried.append((*row, result.run_id, task.name, result.item))
             return
         kept = _NOTHING
         if type(result) is not NoResult:
@@ -175,27 +191,32 @@ def insert_run(db: sqlite3.Connection, run: RunRecord, owner: int) -> Owned:
     seq = found[0][0]
     plan, deps = plan_of(run.tasks)
     db.execute(sql.INSERT_PLAN, (seq, plan, checksum((plan,))))
-    owned = Owned(seq, {name: place for place, name in enumerate(run.tasks)}, deps, {})
+    owned = Owned(seq, {name: place for place, name in enumerate(run.tasks)}, deps, {}, {})
     _carry_over(db, owned, run)
     return owned
 
 
 def _carry_over(db: sqlite3.Connection, owned: Owned, run: RunRecord) -> None:
     """Write the tasks that are not pending; kept results are copied from the ancestor."""
-    begun = [task for task in run.tasks.values() if task.status is not TaskStatus.PENDING]
+    begun = [task for task in run.records if task.status is not TaskStatus.PENDING]
     ancestor = run.resumed_from
     kept = [task for task in begun if task.result is NoResult.STORED]
     others = [task for task in begun if task.result is not NoResult.STORED]
     _put_tasks(db, [owned.row_of(task) + _NOTHING for task in others])
-    of_ancestor = [(*owned.row_of(task), ancestor, task.name) for task in kept]
-    carried = db.executemany(sql.CARRY_TASK, of_ancestor).rowcount if kept else 0
-    if carried != len(kept):
-        problem = "results of it that the new run would keep are missing"
-        raise DamagedRecordError(str(ancestor), None, problem)
-    db.executemany(sql.CARRY_RESULT, [(*row[:2], *row[-2:]) for row in of_ancestor])
+    _carry(db, [(*owned.row_of(task), ancestor, task.name, task.item) for task in kept])
     db.executemany(sql.PUT_ATTEMPT, chain.from_iterable(owned.new_attempts(task) for task in begun))
     db.executemany(sql.PUT_NOTES, chain.from_iterable(owned.new_notes(task) for task in begun))
     owned.note_attempts(begun)
+
+
+def _carry(db: sqlite3.Connection, rows: Sequence[Row]) -> None:
+    """Write rows of tasks whose results are copied: the last three values say from where."""
+    if not rows:
+        return
+    if db.executemany(sql.CARRY_TASK, rows).rowcount != len(rows):
+        problem = "results of it that the new run would keep are missing"
+        raise DamagedRecordError(str(rows[0][-3]), None, problem)
+    db.executemany(sql.CARRY_RESULT, [(*row[:2], *row[-3:]) for row in rows])
 
 
 def end_dead(db: sqlite3.Connection, run_id: str) -> RunRecord:
@@ -210,18 +231,24 @@ def end_dead(db: sqlite3.Connection, run_id: str) -> RunRecord:
     """
     seq, _, run = find_run(db, run_id)
     tasks = dict(run.tasks)
-    times = [moment or 0.0 for task in tasks.values() for moment in task[4:7]]
+    times = [moment or 0.0 for task in run.records for moment in task[4:7]]
     now = max(time.time(), run.created_at, *times)  # its clock may have been ahead of this one
     ended: list[Row] = []
-    owned = Owned(seq, {name: place for place, name in enumerate(tasks)}, plan_of(tasks)[1], {})
-    for name, task in run.tasks.items():
+    places = {name: place for place, name in enumerate(tasks)}
+    of_items = {
+        (name, item): place for name, item, place in db.execute(sql.PLACES_OF_ITEMS, (seq,))
+    }
+    owned = Owned(seq, places, plan_of(tasks)[1], {}, of_items)
+    for task in run.records:
         if task.status is TaskStatus.RUNNING:
-            tasks[name] = task.fail(now, _DEAD, Reason.OWNER_DIED)
+            changed = task.fail(now, _DEAD, Reason.OWNER_DIED)
         elif task.status is TaskStatus.PENDING:
-            tasks[name] = task.skip(now, Reason.OWNER_DIED, _DEAD)
+            changed = task.skip(now, Reason.OWNER_DIED, _DEAD)
         else:
             continue
-        ended.append(owned.row_of(tasks[name]) + _NOTHING)
+        ended.append(owned.row_of(changed) + _NOTHING)
+        if changed.item is None:
+            tasks[changed.name] = changed
     _put_tasks(db, ended)
     run = run.finish(now, _DEAD, tasks)
     write_end(db, seq, run)

@@ -33,7 +33,7 @@ _WHOLE_TASK = f"run, place, {TASK_COLUMNS}, checksum, serializer, data, data_che
 
 
 def _put_tasks(number: int) -> str:
-    row = f"({', '.join('?' * 18)})"
+    row = f"({', '.join('?' * 21)})"
     rows = ", ".join([row] * number)
     return f"INSERT OR REPLACE INTO tasks ({_WHOLE_TASK}) VALUES {rows}"  # noqa: S608 - constants
 
@@ -55,9 +55,11 @@ SELECT_NOTES = "SELECT place, number, notes, checksum FROM notes WHERE run = ?"
 UPDATE_TASK = (
     "UPDATE tasks SET name = ?, deps = ?, status = ?, attempt = ?, ready_at = ?, started_at = ?,"
     " finished_at = ?, error = ?, reason = ?, abandoned = ?, earlier_attempts = ?,"
-    " result_state = ?, checksum = ? WHERE run = ? AND place = ?"
+    " result_state = ?, item = ?, item_key = ?, items = ?, checksum = ?"
+    " WHERE run = ? AND place = ?"
 )
 SELECT_TASKS = f"SELECT place, {TASK_COLUMNS}, checksum FROM tasks WHERE run = ? ORDER BY place"  # noqa: S608 - constants
+PLACES_OF_ITEMS = "SELECT name, item, place FROM tasks WHERE run = ? AND item IS NOT NULL"
 RUN_OF = "SELECT run_id FROM runs WHERE seq = ?"
 PUT_RESULT = (
     "INSERT OR REPLACE INTO results (run, place, serializer, data, checksum) VALUES (?, ?, ?, ?, ?)"
@@ -73,17 +75,20 @@ _DATA = "coalesce(tasks.data, results.data)"
 _SERIALIZER = "iif(tasks.data IS NULL, results.serializer, tasks.serializer)"
 _DATA_CHECKSUM = "iif(tasks.data IS NULL, results.checksum, tasks.data_checksum)"
 _FOUND = " AND (tasks.data IS NOT NULL OR results.data IS NOT NULL)"
-_OF_TASK = " AND tasks.run = (SELECT seq FROM runs WHERE run_id = ?) AND tasks.name = ?"
+_OF_TASK = (
+    " AND tasks.run = (SELECT seq FROM runs WHERE run_id = ?) AND tasks.name = ?"
+    " AND tasks.item IS ?"
+)
 # Not of what coalesce() returns: that would read all of a long result.
 PEEK_RESULTS = (
     f"SELECT tasks.name, {_SERIALIZER},"  # noqa: S608 - constants
     " iif(tasks.data IS NULL, length(results.data), length(tasks.data)),"
     " iif(tasks.data IS NULL, substr(results.data, 1, :most), substr(tasks.data, 1, :most))"
     f"{_KEPT} AND tasks.run = (SELECT seq FROM runs WHERE run_id = :run_id)"
-    f" AND (:name IS NULL OR tasks.name = :name){_FOUND}"
+    f" AND (:name IS NULL OR tasks.name = :name) AND (:items OR tasks.item IS NULL){_FOUND}"
 )
 CARRY_TASK = (
-    f"INSERT INTO tasks ({_WHOLE_TASK}) SELECT {', '.join('?' * 15)}, tasks.serializer,"
+    f"INSERT INTO tasks ({_WHOLE_TASK}) SELECT {', '.join('?' * 18)}, tasks.serializer,"
     f" tasks.data, tasks.data_checksum{_KEPT}{_OF_TASK}{_FOUND}"
 )
 CARRY_RESULT = (
@@ -92,7 +97,8 @@ CARRY_RESULT = (
     f"{_KEPT}{_OF_TASK} AND results.data IS NOT NULL"
 )
 SELECT_RESULTS = (
-    f"SELECT tasks.name, {_SERIALIZER}, {_DATA_CHECKSUM}, {_DATA}{_KEPT} AND tasks.run = ?{_FOUND}"
+    f"SELECT tasks.name, tasks.item, {_SERIALIZER}, {_DATA_CHECKSUM}, {_DATA}{_KEPT}"
+    f" AND tasks.run = ?{_FOUND}"
 )
 SELECT_RESULT = (
     f"SELECT {_SERIALIZER}, {_DATA_CHECKSUM}, {_DATA}{_KEPT}"
@@ -102,7 +108,7 @@ SELECT_RESULT = (
 _COUNTS = (
     "CASE WHEN finished_at IS NULL THEN (SELECT group_concat(status || '=' || number) FROM"
     " (SELECT ifnull(status, '') AS status, count(*) AS number FROM tasks WHERE run = runs.seq"
-    " GROUP BY status)) END"
+    " AND item IS NULL GROUP BY status)) END"
 )
 _LISTED = f"SELECT seq, {_COUNTS}, {RUN_COLUMNS}, checksum FROM runs"  # noqa: S608 - constants
 
