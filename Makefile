@@ -54,7 +54,7 @@ $(VENV)/.demo: $(VENV)/.python
 $(VENV)/.dev: $(VENV)/.python pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --group dev --group cluster --group browser
-	$(BIN)/python .ci/data.py
+	$(BIN)/python .ci/wheels.py data examples
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable .
 	-@$(BIN)/python tests/browser/setup
 	@touch $@

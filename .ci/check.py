@@ -171,7 +171,7 @@ def prepared(minor: tuple[int, int], python: str, *, with_data: bool) -> str | N
         [*pip, "--no-build-isolation", "--editable", "."],
     ]
     if with_data:
-        steps.append([inside, ROOT / ".ci/data.py"])
+        steps.append([inside, ROOT / ".ci/wheels.py", "data"])
     for step in steps:
         if subprocess.run(step, check=False).returncode != 0:
             return None

@@ -20,8 +20,8 @@ from flowrun import SqliteStateStore
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 
-# Other tests run these, on a cluster that they set up themselves.
-ELSEWHERE = {"on_a_cluster.py"}
+# Other tests run these, on a cluster that they set up themselves and as a server.
+ELSEWHERE = {"on_a_cluster.py", "service.py"}
 
 OUTPUTS = {
     "minimal.py": "SUCCESS 16.0\n",

@@ -308,3 +308,29 @@ def test_children_forked_at_any_moment_work() -> None:
         """
     )
     assert lines == [str([0] * 40)]
+
+
+def test_child_that_a_task_forks_keeps_no_logs_of_the_parents_runs() -> None:
+    lines = output_of(
+        """
+        import logging
+
+        engine = build_default_engine(config=SchedulerConfig(keep_logs=True))
+
+        @engine.task(dag="inner")
+        def inner():
+            logging.warning("inner")
+            return len(logging.root.handlers)
+
+        @engine.task(dag="d")
+        def outer():
+            return len(logging.root.handlers), in_child(child)
+
+        def child():
+            print(len(logging.root.handlers), run(engine, "inner"), flush=True)
+            print(len(logging.root.handlers), flush=True)
+
+        print(run(engine, "d"))
+        """
+    )
+    assert lines == ["0 {'inner': 1}", "0", "{'outer': (1, 0)}"]

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from flowrun.context import AttemptNotes, LogLine, Progress
 from flowrun.report import build_report
 from flowrun.state import NoResult, Reason, RunRecord, TaskRecord, TaskStatus, TransitionError
 
@@ -54,10 +55,13 @@ def test_report_shows_all_of_a_run() -> None:
 
 def test_each_attempt_says_how_it_ended() -> None:  # A6
     task = TaskRecord("t").start(2.0, 1.5).fail(3.0, "boom", Reason.TIMEOUT, abandoned=True)
-    task = task.retry().start(4.0, 3.5, (("api", 0.25),)).succeed(5.0, 1)
+    logs = (LogLine(4.5, "INFO", "shop", "half of it"),)
+    notes = AttemptNotes(Progress(2, 5.0, "rows"), logs, 7)
+    task = task.retry().start(4.0, 3.5, (("api", 0.25),))._replace(notes=notes).succeed(5.0, 1)
     report = build_report(RunRecord("r", "d", 1.0, {"t": task}))
     assert report["started_by"] is None
     assert report["targets"] is None
+    assert report["tasks"]["t"]["progress"] == {"done": 2, "total": 5.0, "unit": "rows"}
     assert report["tasks"]["t"]["attempts"] == [
         {
             "attempt": 1,
@@ -70,6 +74,9 @@ def test_each_attempt_says_how_it_ended() -> None:  # A6
             "abandoned": True,
             "slot_wait_s": 0.5,
             "limit_waits": {},
+            "progress": None,
+            "logs": [],
+            "logs_cut": 0,
         },
         {
             "attempt": 2,
@@ -82,6 +89,9 @@ def test_each_attempt_says_how_it_ended() -> None:  # A6
             "abandoned": False,
             "slot_wait_s": 0.25,
             "limit_waits": {"api": 0.25},
+            "progress": {"done": 2, "total": 5.0, "unit": "rows"},
+            "logs": [{"time": 4.5, "level": "INFO", "logger": "shop", "text": "half of it"}],
+            "logs_cut": 7,
         },
     ]
     assert report["tasks"]["t"]["limit_waits"] == {"api": 0.25}

@@ -151,6 +151,7 @@ class SchedulerConfig:
         cancel_grace_s: How long a run waits for a cancelled async task.
         thread_grace_s: How long a cancelled run waits for its sync tasks.
         hook_timeout_s: How long one call of a hook may take before the engine abandons it.
+        keep_logs: Keep what the standard logging emits in an attempt together with the attempt.
         clock: Where the time comes from.
         new_run_id: Makes the id of a run.
         chance: Gives random numbers from 0 to 1, for the jitter of retries.
@@ -168,6 +169,7 @@ class SchedulerConfig:
     cancel_grace_s: float = 10.0
     thread_grace_s: float = 0.25
     hook_timeout_s: float = 10.0
+    keep_logs: bool = False
     clock: Clock = field(default_factory=Clock)
     new_run_id: Callable[[], str] = _new_run_id
     chance: Callable[[], float] = _chance

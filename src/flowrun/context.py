@@ -1,16 +1,19 @@
-"""What a task can read: the run's context and its own attempt."""
+"""What a task can read, the run's context and its own attempt, and what it says of the latter."""
 
 from __future__ import annotations
 
 import contextvars
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
+from math import isfinite
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar, cast
 
 from flowrun.errors import AttemptCancelledError, NoCurrentAttemptError, listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from flowrun.executors.attempt_logs import AttemptLogs
 
 T = TypeVar("T")
 
@@ -78,6 +81,54 @@ class RunContext(Generic[T]):
         return hash(self.deps)
 
 
+class Progress(NamedTuple):
+    """How far an attempt has come.
+
+    Attributes:
+        done: How much is done.
+        total: How much there is to do; ``None`` if that is not known.
+        unit: What is counted, such as ``"rows"``.
+    """
+
+    done: float
+    total: float | None = None
+    unit: str = ""
+
+
+class LogLine(NamedTuple):
+    """What one call of the standard logging has emitted.
+
+    Attributes:
+        at: When, in epoch seconds.
+        level: The name of its level.
+        logger: The name of its logger.
+        text: The message, and the traceback if it has one.
+    """
+
+    at: float
+    level: str
+    logger: str
+    text: str
+
+
+class AttemptNotes(NamedTuple):
+    """What is kept of the inside of an attempt.
+
+    Attributes:
+        progress: What it has said last of its progress.
+        logs: What was logged in it, the oldest first.
+        logs_cut: How many older lines were left out.
+    """
+
+    progress: Progress | None = None
+    logs: tuple[LogLine, ...] = ()
+    logs_cut: int = 0
+
+    def without_logs(self) -> AttemptNotes:
+        """Return the notes with all their log lines left out."""
+        return self._replace(logs=(), logs_cut=self.logs_cut + len(self.logs))
+
+
 class Attempt:
     """One call of one task, as the task itself sees it.
 
@@ -94,6 +145,10 @@ class Attempt:
         item: Of an item of a mapped task its number; ``None`` for a task.
         item_key: What the task's ``map_key`` returned for the item.
         was_asked_for: Whether :func:`current_attempt` has returned it.
+        last_progress: What :meth:`progress` was given last.
+        logs: Where its log lines are collected, if the engine keeps them.
+        on_progress: Tells the run of new progress, if anybody listens to it.
+        is_progress_told: Whether the run will look at ``last_progress`` after this moment.
     """
 
     # Defaults of the class: most attempts are never cancelled.
@@ -107,6 +162,10 @@ class Attempt:
     item: int | None = None
     item_key: str | None = None
     was_asked_for = False
+    last_progress: Progress | None = None
+    logs: AttemptLogs | None = None
+    on_progress: Callable[[Attempt], object] | None = None
+    is_progress_told = False
 
     def __init__(  # noqa: PLR0913 - plain facts of one attempt
         self,
@@ -176,6 +235,34 @@ class Attempt:
             msg = f"task {self.label!r}, attempt {self.attempt}: {self._cancel_cause}"
             raise AttemptCancelledError(msg)
 
+    def progress(self, done: float, total: float | None = None, unit: str = "") -> None:
+        """Say how far the attempt has come; hooks, reports and handles show the last value.
+
+        It may be called as often as you like, from every thread that carries the context.
+
+        Args:
+            done: How much is done, 0 or more.
+            total: How much there is to do, if that is known.
+            unit: What is counted, such as ``"rows"``.
+
+        Raises:
+            TypeError: A value is of the wrong type.
+            ValueError: A number is negative or not finite.
+        """
+        if not isinstance(unit, str):
+            msg = f"the unit of progress() must be a str, such as 'rows', not {unit!r:.80}"
+            raise TypeError(msg)
+        total = None if total is None else _checked("total", total)
+        self.take_progress(Progress(_checked("done", done), total, unit))
+
+    def take_progress(self, progress: Progress) -> None:
+        """Set what the code has said of its progress; only flowrun calls this."""
+        # One immutable value, set by one statement: other threads read it without a lock.
+        self.last_progress = progress
+        if self.on_progress is not None and not self.is_progress_told:
+            self.is_progress_told = True
+            self.on_progress(self)
+
     def tell(self, cause: str) -> None:
         """Cancel the attempt; only flowrun calls this."""
         self._cancel_cause = cause
@@ -199,6 +286,18 @@ class Attempt:
     def __repr__(self) -> str:
         """Show which attempt it is."""
         return f"<Attempt {self.attempt} of {self.label!r} in run {self.run_id!r}>"
+
+
+def _checked(name: str, number: float) -> float:
+    try:
+        is_right = isfinite(number) and number >= 0
+    except (TypeError, OverflowError):
+        msg = f"{name} of progress() must be a number, not {number!r:.80}"
+        raise TypeError(msg) from None
+    if not is_right:
+        msg = f"{name} of progress() must be finite and 0 or more, not {number!r}"
+        raise ValueError(msg)
+    return number if type(number) is int else float(number)  # it may be a number of numpy's
 
 
 CURRENT: contextvars.ContextVar[Attempt] = contextvars.ContextVar("flowrun_current_attempt")

@@ -336,8 +336,7 @@ class Engine(Declaring):
     def report_text(self, run_id: str, *, width: int = 80) -> str:
         """Return the report of a run as a plain table of ``width`` columns, without results."""
         report = self.get_run_report(run_id, results=False)
-        usual = render.usual_s(report, self._parts.history.last_successes(report["dag_name"]))
-        return render.report_table(report, width=width, usual=usual)
+        return render.report_table(report, width=width, usual=_usual_s(self._parts, report))
 
     def report_html(self, run_id: str) -> str:
         """Return the report of a run as one self-contained HTML page.
@@ -347,8 +346,7 @@ class Engine(Declaring):
         peek = getattr(self._parts.store, "stored_results", None)
         report = self.get_run_report(run_id, results=peek is None)
         stored = None if peek is None else render.stored_previews(report, peek)
-        usual = render.usual_s(report, self._parts.history.last_successes(report["dag_name"]))
-        return render.report_html(report, stored=stored, usual=usual)
+        return render.report_html(report, stored=stored, usual=_usual_s(self._parts, report))
 
     def list_runs(
         self,
@@ -445,3 +443,8 @@ class Engine(Declaring):
     def graph(self, dag_name: str) -> Graph:
         """Return the validated graph of a DAG; built once, until the registry changes."""
         return self._parts.graphs.get(dag_name)
+
+
+def _usual_s(parts: Parts, report: RunReport) -> float | None:
+    """Return what the runs of the report's DAG usually take."""
+    return render.usual_s(report, parts.history.last_successes(report["dag_name"]))

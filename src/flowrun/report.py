@@ -12,11 +12,29 @@ from flowrun.state import NoResult, Reason, TaskStatus
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from flowrun.context import AttemptNotes
     from flowrun.state import AttemptRecord, RunRecord, TaskRecord
 
 TaskStatusName = Literal["PENDING", "RUNNING", "SUCCESS", "FAILED", "SKIPPED", "OMITTED"]
 ResultState = Literal["absent", "kept", "released", "stored"]
 RunStatusName = Literal["SUCCESS", "FAILED", "RUNNING"]
+
+
+class ProgressReport(TypedDict):
+    """What an attempt has said last by ``progress()``."""
+
+    done: float
+    total: float | None
+    unit: str
+
+
+class LogLineReport(TypedDict):
+    """What one call of the standard logging has emitted; ``time`` is epoch seconds."""
+
+    time: float
+    level: str
+    logger: str
+    text: str
 
 
 class AttemptReport(TypedDict):
@@ -25,6 +43,7 @@ class AttemptReport(TypedDict):
     ``slot_wait_s`` is how long it was ready and had no slot, and ``limit_waits`` how long it waited
     for limits, by name. What is left until ``started_at`` it waited for a thread or for its turn on
     the event loop. ``slot_wait_s`` is ``None`` where a release before schema 7 has kept the run.
+    ``logs`` is empty unless the engine keeps logs. ``logs_cut`` older lines were left out.
     """
 
     attempt: int
@@ -37,6 +56,9 @@ class AttemptReport(TypedDict):
     abandoned: bool
     slot_wait_s: float | None
     limit_waits: dict[str, float]
+    progress: ProgressReport | None
+    logs: list[LogLineReport]
+    logs_cut: int
 
 
 class ItemReport(TypedDict):
@@ -57,6 +79,7 @@ class ItemReport(TypedDict):
     abandoned: bool
     attempts: list[AttemptReport]
     cached_from: str | None
+    progress: ProgressReport | None
 
 
 class TaskReport(TypedDict):
@@ -77,6 +100,8 @@ class TaskReport(TypedDict):
     was ready to be saved. ``saving_s`` is the time from the task's end to its children becoming
     ready, in which its result is encoded and saved; of a task without children it is ``None``.
     ``why_run`` says why a resume ran the task.
+
+    ``progress`` is that of the last attempt, also while it runs.
 
     A mapped task has ``items``, one report for each item in their order, and ``item_counts``, their
     number by status; of other tasks both are ``None``. It has no attempt of its own: ``attempt`` is
@@ -101,6 +126,7 @@ class TaskReport(TypedDict):
     attempts: list[AttemptReport]
     overridden: str | None
     cached_from: str | None
+    progress: ProgressReport | None
     items: list[ItemReport] | None
     item_counts: dict[str, int] | None
     slot_wait_s: float | None
@@ -222,6 +248,7 @@ def _task_report(
         "saving_s": saving_s,
         "why_run": task.why_run,
         "teardown_of": list(task.teardown_of),
+        "progress": progress_report(task.notes),
     }
 
 
@@ -237,6 +264,14 @@ def _waits(attempt: TaskRecord | AttemptRecord) -> _Waits:
         return {"slot_wait_s": None, "limit_waits": limit_waits}
     wait_s = attempt.granted_at - attempt.ready_at - sum(limit_waits.values())
     return {"slot_wait_s": max(wait_s, 0.0), "limit_waits": limit_waits}
+
+
+def progress_report(notes: AttemptNotes | None) -> ProgressReport | None:
+    """Return what an attempt has said last of its progress."""
+    if notes is None or notes.progress is None:
+        return None
+    done, total, unit = notes.progress
+    return {"done": done, "total": total, "unit": unit}
 
 
 def _item_report(task: TaskRecord) -> ItemReport:
@@ -258,6 +293,7 @@ def _item_report(task: TaskRecord) -> ItemReport:
         "abandoned": task.abandoned,
         "attempts": [_attempt_report(attempt) for attempt in task.attempts],
         "cached_from": None if task.cache is None else task.cache.run_id,
+        "progress": progress_report(task.notes),
     }
 
 
@@ -294,6 +330,8 @@ _ATTEMPT_STATUSES: dict[Reason | None, Literal["SUCCESS", "OMITTED"]] = {
 
 
 def _attempt_report(attempt: AttemptRecord) -> AttemptReport:
+    notes = attempt.notes
+    lines = () if notes is None else notes.logs
     return {
         "attempt": attempt.number,
         "status": _ATTEMPT_STATUSES.get(attempt.reason, "FAILED"),
@@ -304,4 +342,10 @@ def _attempt_report(attempt: AttemptRecord) -> AttemptReport:
         "reason": None if attempt.reason is None else attempt.reason.value,
         "abandoned": attempt.abandoned,
         **_waits(attempt),
+        "progress": progress_report(notes),
+        "logs": [
+            {"time": at, "level": level, "logger": logger, "text": text}
+            for at, level, logger, text in lines
+        ],
+        "logs_cut": 0 if notes is None else notes.logs_cut,
     }

@@ -7,7 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from flowrun.report import AttemptReport, ItemReport, RunReport, TaskReport
+from flowrun.report import (
+    AttemptReport,
+    ItemReport,
+    LogLineReport,
+    ProgressReport,
+    RunReport,
+    TaskReport,
+)
 
 START = 1_760_000_000.0
 TRACEBACK = """Traceback (most recent call last):
@@ -22,6 +29,10 @@ NO_ANSWER = """Traceback (most recent call last):
   File "/srv/etl/jobs/rates.py", line 17, in fetch_rates
     response = session.get(url, timeout=5)
 TimeoutError: no answer from rates.example within 5 s"""
+LOGS = (
+    (12.9, "INFO", "18,000 orders converted"),
+    (13.25, "WARNING", "no rate for CHF on 2025-10-09\nlooked in: ecb, fallback"),
+)
 UPSTREAM = "upstream task 'convert_currency' failed"
 
 
@@ -34,8 +45,14 @@ def attempt(
     reason: str | None = "ERROR",
     *,
     abandoned: bool = False,
+    logs: Sequence[tuple[float, str, str]] = (),
+    logs_cut: int = 0,
 ) -> AttemptReport:
-    """Make one attempt; times are seconds after START."""
+    """Make one attempt; times are seconds after START, those of log lines too."""
+    lines: list[LogLineReport] = [
+        {"time": START + at, "level": level, "logger": "jobs.orders", "text": text}
+        for at, level, text in logs
+    ]
     return {
         "attempt": number,
         "status": "SUCCESS" if error is None else "OMITTED" if reason == "SKIP_TASK" else "FAILED",
@@ -47,7 +64,15 @@ def attempt(
         "abandoned": abandoned,
         "slot_wait_s": None,
         "limit_waits": {},
+        "progress": None,
+        "logs": lines,
+        "logs_cut": logs_cut,
     }
+
+
+def progress(done: float, total: float | None, unit: str) -> ProgressReport:
+    """Make what an attempt says of its progress."""
+    return {"done": done, "total": total, "unit": unit}
 
 
 def task(deps: Sequence[str] = (), *attempts: AttemptReport, **fields: Any) -> TaskReport:
@@ -77,6 +102,7 @@ def task(deps: Sequence[str] = (), *attempts: AttemptReport, **fields: Any) -> T
         "saving_s": None,
         "why_run": None,
         "teardown_of": [],
+        "progress": None,
     }
     made.update(fields)  # type: ignore[typeddict-item]
     return made
@@ -188,8 +214,8 @@ def failure() -> RunReport:
         "convert_currency": task(
             ["clean_orders", "fetch_rates"],
             attempt(1, 5.2, 5.25, 7.0, TRACEBACK),
-            attempt(2, 8.0, 8.1, 9.7, TRACEBACK),
-            attempt(3, 11.7, 11.8, 13.3, TRACEBACK),
+            attempt(2, 8.0, 8.1, 9.7, TRACEBACK, logs=[(8.2, "INFO", "converts 41,200 orders")]),
+            attempt(3, 11.7, 11.8, 13.3, TRACEBACK, logs=LOGS, logs_cut=1_204),
         ),
         "stock_levels": task(
             ["extract_inventory", "clean_orders"], attempt(1, 4.4, 4.5, 8.8), result="812 rows"
@@ -262,6 +288,7 @@ def running() -> RunReport:
         finished_at=None,
         error=None,
         reason=None,
+        progress=progress(18_540, 41_200, "orders"),
     )
     made.update(status="RUNNING", finished_at=None, alive=True)
     return made
@@ -381,7 +408,9 @@ def hostile() -> RunReport:
     for place, name in enumerate(HOSTILE_NAMES):
         deps = [HOSTILE_NAMES[place - 1]] if place else []
         if place % 3 == 2:
-            tasks[name] = task(deps, attempt(1, place, place + 0.2, place + 1, HOSTILE_ERROR))
+            logs = [(place + 0.5, "<b>LEVEL</b>", HOSTILE_RESULT)]
+            failed = attempt(1, place, place + 0.2, place + 1, HOSTILE_ERROR, logs=logs)
+            tasks[name] = task(deps, failed, progress=progress(1, None, "<s onclick=hacked=7>\x1b"))
         else:
             done = attempt(1, place, place + 0.1, place + 0.9)
             tasks[name] = task(deps, done, result=HOSTILE_RESULT)

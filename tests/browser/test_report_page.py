@@ -122,6 +122,9 @@ def test_clicking_a_node_shows_its_attempts_errors_and_waiting(show: Show) -> No
     assert "KeyError: 'CHF'" in detail.inner_text()
     assert "Waited for a slot\n250 ms" in detail.inner_text()
     assert opened.texts("#detail .links >> nth=0 >> .to") == ["clean_orders", "fetch_rates"]
+    assert [text.count("\n") for text in opened.texts("#detail .log")] == [0, 3]
+    assert "jobs.orders: 18,000 orders converted" in detail.inner_text()  # the last is unfolded
+    assert "converts 41,200 orders" not in detail.inner_text()
     detail.get_by_role("button", name="fetch_rates").click()
     assert "'USD': 0.92" in detail.inner_text()
     assert opened.page.locator(".edges path.lit").count() == 1
@@ -229,6 +232,9 @@ def test_running_task_reaches_the_end_of_the_timeline(show: Show) -> None:
     bar = opened.page.locator(".lane rect.RUNNING").bounding_box()
     lane = opened.page.locator(".lane svg.bars").first.bounding_box()
     assert bar["x"] + bar["width"] == pytest.approx(lane["x"] + lane["width"], abs=2)
+    opened.page.click(".node.RUNNING")
+    told = opened.page.inner_text("#detail")
+    assert "Progress\n18,540 of 41,200 orders (45 %)" in told
 
 
 def test_kept_tasks_are_marked_and_stay_out_of_the_timeline(show: Show) -> None:

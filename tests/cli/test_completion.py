@@ -26,6 +26,7 @@ COMMANDS = [
     "explain",
     "error",
     "result",
+    "logs",
     "prune",
     "cache",
     "completion",

@@ -17,7 +17,9 @@ from flowrun.cli.arguments import COMMANDS, make_parser
 from .programs import flowrun, write_jobs
 
 JOBS = """
-    from flowrun import PickleSerializer
+    import logging
+
+    from flowrun import PickleSerializer, SchedulerConfig
 
     @engine.task(dag="d")
     def rows():
@@ -39,6 +41,28 @@ JOBS = """
 
     pickled = build_default_engine(state_store=SqliteStateStore("pickled.db", PickleSerializer()))
     pickled.task("value", dag="d")(lambda: {1, 2})
+
+    keeps = build_default_engine(
+        config=SchedulerConfig(keep_logs=True), state_store=SqliteStateStore("logs.db")
+    )
+
+    @keeps.task(dag="d", retries=2)
+    def noisy():
+        if os.path.exists("silent"):
+            return
+        logging.getLogger("shop").warning("red \\x1b[31m")
+        open("silent", "w").close()
+        raise OSError
+
+    keeps.task("pages", dag="d")(lambda: [7, 8])
+
+    @keeps.task(dag="d", map_over="pages")
+    def fetch(pages):
+        logging.getLogger("shop").warning("page %d", pages)
+
+    @keeps.task(dag="d", deps=[noisy])
+    def heard():
+        logging.getLogger("shop").warning("done")
 """
 
 
@@ -122,6 +146,35 @@ def test_error_of_one_task(jobs: Path) -> None:
     assert "has no error" in flowrun(jobs, "error", "runs.db", "latest", "rows", code=1).stderr
     shown = flowrun(jobs, "error", "runs.db", "latest", "borken", code=2).stderr
     assert "Did you mean 'broken'?" in shown
+
+
+def test_logs_of_one_task(jobs: Path) -> None:
+    flowrun(jobs, "run", "jobs:keeps", "d", "--no-progress")
+    time = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}Z"
+    shown = flowrun(jobs, "logs", "logs.db", "latest", "heard").stdout
+    assert re.fullmatch(rf"{time} WARNING shop: done\n", shown)
+    shown = flowrun(jobs, "logs", "logs.db", "latest", "noisy").stdout
+    assert re.fullmatch(rf"attempt 1:\n{time} WARNING shop: red \\x1b\[31m\nattempt 2:\n", shown)
+    first, second = json.loads(flowrun(jobs, "logs", "logs.db", "latest", "noisy", "--json").stdout)
+    assert (first["attempt"], first["status"], first["logs_cut"]) == (1, "FAILED", 0)
+    assert [line["text"] for line in first["logs"]] == ["red \x1b[31m"]
+    assert second == {
+        "item": None,
+        "attempt": 2,
+        "status": "SUCCESS",
+        "logs": [],
+        "logs_cut": 0,
+    }
+    shown = flowrun(jobs, "logs", "logs.db", "latest", "fetch").stdout
+    assert [line.removeprefix("item ").split()[0] for line in shown.splitlines()[::2]] == [
+        "0,",
+        "1,",
+    ]
+    assert [line.split()[-1] for line in shown.splitlines()[1::2]] == ["7", "8"]
+    shown = flowrun(jobs, "logs", "runs.db", "latest", "rows", code=1).stderr
+    assert "nothing is kept" in shown
+    assert "keep_logs=True" in shown
+    assert "Did you mean" in flowrun(jobs, "logs", "logs.db", "latest", "nosy", code=2).stderr
 
 
 def test_result_of_one_task(jobs: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import threading
@@ -203,3 +204,18 @@ def note_keys(context: RunContext[Path]) -> None:
         file.write(f"{attempt.idempotency_key} {attempt.attempt_key}\n")
     if len(context.deps.read_text().splitlines()) < 5:
         raise ValueError
+
+
+def say_and_log(gate: str) -> None:
+    log = logging.getLogger("shop")
+    log.warning("a secret warning")
+    log.warning("%d of %d", 1, 3)
+    current_attempt().progress(1, 3, "rows")
+    deadline = time.monotonic() + 20
+    while not Path(gate).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    current_attempt().progress(2, 3, "rows")
+    current_attempt().progress(3, 3, "rows")
+    msg = "after all"
+    raise ValueError(msg)

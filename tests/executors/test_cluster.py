@@ -9,14 +9,16 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flowrun import Engine, RunContext, current_attempt
+from flowrun import Engine, RunContext, SchedulerConfig, current_attempt
 
 from ..conftest import WAIT_S, statuses
+from . import remote_tasks
 
 distributed = pytest.importorskip("distributed", reason="the cluster group is not installed")
 
@@ -47,6 +49,19 @@ def client() -> Iterator[Any]:
 @pytest.fixture
 def executor(client: Any) -> Executor:
     return client.get_executor()
+
+
+async def test_progress_and_logs_come_back_with_the_result(
+    make_engine: MakeEngine, executor: Executor, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    gate.touch()
+    engine = make_engine(executor=executor, config=SchedulerConfig(keep_logs=True))
+    engine.task(name="tell", dag="d")(partial(remote_tasks.say_and_log, gate=str(gate)))
+    report = engine.get_run_report(await engine.run_once("d"))
+    (attempt,) = report["tasks"]["tell"]["attempts"]
+    assert attempt["progress"] == {"done": 3, "total": 3, "unit": "rows"}
+    assert [line["text"] for line in attempt["logs"]] == ["a secret warning", "1 of 3"]
 
 
 @pytest.mark.parametrize("named", [True, False])

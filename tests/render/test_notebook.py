@@ -8,6 +8,7 @@ import json
 import pickle
 import re
 import xml.etree.ElementTree as ET
+from types import SimpleNamespace
 from typing import Any
 
 from flowrun import Engine
@@ -31,6 +32,9 @@ async def test_report_is_a_dictionary_that_a_notebook_can_draw(engine: Engine) -
     bundle = shown(report)
     assert set(bundle) == {"text/plain", "text/html"}
     assert "Failed" in bundle["text/plain"]
+    printed: list[str] = []
+    report._repr_pretty_(SimpleNamespace(text=printed.append), False)  # type: ignore[attr-defined]
+    assert printed == [bundle["text/plain"]]
     assert HOSTILE not in bundle["text/html"]
     assert "&lt;script&gt;" in bundle["text/html"]
     image = re.search(r'src="data:image/svg\+xml;base64,([^"]+)"', bundle["text/html"])

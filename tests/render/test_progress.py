@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
-from flowrun import Engine
+from flowrun import Engine, current_attempt
 from flowrun.hooks import DagEndEvent, DagStartEvent, TaskOmitEvent, TaskStartEvent
 from flowrun.render.progress import ProgressHook
 
@@ -135,6 +135,28 @@ async def test_terminal_is_redrawn_and_prints_and_logs_stay_above(
     assert "a log line\n" in left
     assert "running" not in left
     assert re.search(r"\x1b\[32m\+\x1b\[0m d succeeded in .* 16 succeeded", left)
+
+
+async def test_terminal_shows_the_progress_of_the_attempt_that_runs(
+    make_engine: MakeEngine,
+) -> None:
+    terminal = Terminal()
+    engine = make_engine(hooks=[ProgressHook(terminal, live=True)])
+    go_on = asyncio.Event()
+
+    @engine.task(dag="d", retries=1)
+    async def load() -> None:
+        if current_attempt().attempt == 2:
+            await go_on.wait()
+            return
+        current_attempt().progress(1, 3, "r\x1bows")
+        await asyncio.to_thread(terminal.wait_for, r"\* load  1 of 3 r\\x1bows \(33 %\)  \d\.\d s")
+        raise OSError
+
+    run = asyncio.create_task(engine.run_once("d"))
+    await asyncio.to_thread(terminal.wait_for, r"\* load \(attempt 2\)  \d\.\d s")
+    go_on.set()
+    await run
 
 
 async def test_no_color_and_dumb_terminals(

@@ -78,6 +78,37 @@ def test_result_is_shown_only_when_the_report_holds_it() -> None:
     assert "result" not in hidden["fetch_rates"]
 
 
+def test_logs_and_progress_are_carried_with_their_attempts() -> None:
+    data = data_of(reports.failure())["convert_currency"]
+    assert data["logs"] == [
+        [2, "2025-10-09 08:53:28.200Z INFO jobs.orders: converts 41,200 orders"],
+        [
+            3,
+            (
+                "(1,204 older lines not kept)\n"
+                "2025-10-09 08:53:32.900Z INFO jobs.orders: 18,000 orders converted\n"
+                "2025-10-09 08:53:33.250Z WARNING jobs.orders: no rate for CHF on 2025-10-09\n"
+                "looked in: ecb, fallback"
+            ),
+        ],
+    ]
+    assert "logs" not in data_of(reports.failure())["fetch_rates"]
+    going = data_of(reports.running())
+    assert going["convert_currency"]["progress"] == "18,540 of 41,200 orders (45 %)"
+    assert "progress" not in going["fetch_rates"]
+
+
+def test_logs_are_cut_and_share_a_budget() -> None:
+    done = reports.attempt(1, 0, 0, 1, logs=[(0, "INFO", "x" * 30_000 + "end")])
+    data = data_of(
+        reports.run("d", {f"t{place}": reports.task([], done) for place in range(120)}, 1)
+    )
+    first, last = data["t0"]["logs"][0][1], data["t119"]["logs"][0][1]
+    assert first.startswith("(cut for this page; 'flowrun logs' prints it whole)\n…xxx")
+    assert first.endswith("xend")
+    assert (len(first), len(last)) == (20_053, 353)
+
+
 def test_own_preview_is_escaped_and_cut() -> None:  # V1
     data = data_of(reports.single(), lambda value: "\x1b" + "x" * 9_000)
     assert data["greet"]["result"].startswith("\\x1bxxx")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowrun.escape import columns
-from flowrun.render import report_table
+from flowrun.render import report_html, report_table
 
 from ..browser import reports
 
@@ -113,6 +113,13 @@ def test_colours_change_nothing_but_colours(report) -> None:
 
 
 def test_run_that_goes_on_says_for_how_long_and_as_of_when() -> None:
+    shown = report_table(reports.running(), width=100)
+    assert re.search(r"convert_currency .* 18,540 of 41,200 orders \(45 %\)\n", shown)
+    failed = reports.task([], reports.attempt(1, 0, 0, 1, "boom"))
+    failed["progress"] = reports.progress(2, None, "pages")
+    told = reports.run("d", {"fetch": failed}, 1)
+    assert "fetch (at 2 pages)\n" in report_table(told)
+    assert '<p class="notes">at 2 pages</p>' in report_html(told)
     shown = report_table(reports.running())
     assert re.match(r"daily_etl: Running for \d+ d \d+ h, as of \S+ \S+ UTC\n", shown)
     left = report_table(reports.running() | {"alive": False})

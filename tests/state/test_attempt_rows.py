@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from flowrun.context import AttemptNotes, LogLine, Progress
 from flowrun.errors import DamagedRecordError, ResultNotStorableError, StoreError
 from flowrun.state import Change, Reason, RunRecord, SqliteStateStore, TaskRecord
-from flowrun.state.rows import ATTEMPT_COLUMNS, attempt_checksum
+from flowrun.state.rows import ATTEMPT_COLUMNS, attempt_checksum, checksum
 
 from .runs import failed, finish, make_run, running, save, succeeded
 
@@ -193,4 +194,74 @@ def test_forged_attempt_is_an_error_that_names_run_and_task(
     where = f"WHERE {OF_R1_B} AND number = 2"
     execute(path, f"UPDATE attempts SET reason = ?, checksum = ? {where}", *values)
     with pytest.raises(DamagedRecordError, match="run 'r1', task 'b': its values make no sense"):
+        store.load_run("r1", results=False)
+
+
+NOTES = AttemptNotes(Progress(1, 2.5, "rows"), (LogLine(1.5, "INFO", "shop", "one"),), 3)
+
+
+def keep_notes(store: SqliteStateStore) -> TaskRecord:
+    """Keep a run of which each attempt of ``a``, the first and the last, has notes."""
+    run = make_run()
+    store.create_run(run)
+    first = running(run.tasks["a"])._replace(notes=NOTES).fail(3.0, "boom", Reason.ERROR)
+    second = running(first.retry())._replace(notes=AttemptNotes(Progress(2)))
+    save(store, run, second.succeed(4.0, "x"))
+    return second.succeed(4.0, "x")
+
+
+def test_notes_are_rows_that_go_with_their_run(path: Path, store: SqliteStateStore) -> None:
+    task = keep_notes(store)
+    loaded = store.load_run("r1", results=True)
+    assert loaded.tasks["a"] == task
+    assert [attempt.notes for attempt in loaded.tasks["a"].attempts] == [
+        NOTES,
+        AttemptNotes(Progress(2)),
+    ]
+    assert loaded.tasks["b"].notes is None
+    assert execute(path, "SELECT run, place, number FROM notes") == [(1, 0, 1), (1, 0, 2)]
+    finish(store, loaded)
+    store.prune_runs(keep_last=0, created_before=None)
+    assert execute(path, "SELECT * FROM notes") == []
+
+
+def test_attempts_without_notes_have_no_row_of_them(path: Path, store: SqliteStateStore) -> None:
+    keep(store)
+    assert execute(path, "SELECT * FROM notes") == []
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "UPDATE notes SET notes = replace(notes, 'one', 'two') WHERE number = 1",
+        "UPDATE notes SET checksum = 9 WHERE number = 2",
+        "UPDATE notes SET number = 3 WHERE number = 2",
+    ],
+)
+def test_damaged_notes_name_run_and_task(
+    path: Path, store: SqliteStateStore, harm: str
+) -> None:  # D7
+    keep_notes(store)
+    execute(path, harm)
+    with pytest.raises(DamagedRecordError, match="run 'r1', task 'a': it does not match"):
+        store.load_run("r1", results=False)
+
+
+def test_notes_that_belong_to_no_task_are_damage(path: Path, store: SqliteStateStore) -> None:  # D7
+    keep_notes(store)
+    execute(path, "UPDATE notes SET place = 7 WHERE number = 2")
+    with pytest.raises(DamagedRecordError, match="run 'r1': it has attempts that are not of any"):
+        store.load_run("r1", results=False)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(9, "[null, [], 0]"), (1, "[null, [[1]], 0]"), (1, "["), (1, "[" * 10**5)]
+)
+def test_forged_notes_are_an_error_that_names_run_and_task(
+    path: Path, store: SqliteStateStore, number: int, text: str
+) -> None:  # D7
+    keep_notes(store)
+    values = (1, 0, number, text, checksum((1, 0, number, text)))
+    execute(path, "INSERT OR REPLACE INTO notes VALUES (?, ?, ?, ?, ?)", *values)
+    with pytest.raises(DamagedRecordError, match="run 'r1', task 'a': its values make no sense"):
         store.load_run("r1", results=False)

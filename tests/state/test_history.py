@@ -189,7 +189,7 @@ def test_report_takes_few_statements_whatever_the_number_of_tasks(
                 said.clear()
                 run = store.load_run(run_id, results=results)
                 asked = queries(said)
-                # The run, its attempts, its tasks, their results.
+                # The run, its attempts, what is kept of their inside, its tasks, their results.
                 assert len(asked) == 4 + results
                 for text in asked:
                     steps = plan(path, text)

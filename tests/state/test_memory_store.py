@@ -7,11 +7,20 @@ from typing import Any
 
 import pytest
 
+from flowrun.context import AttemptNotes, LogLine, Progress
 from flowrun.errors import AlreadyResumedError, RunAliveError, RunLostError, StoreError
-from flowrun.state import Change, InMemoryStateStore, NoResult, RunQuery, RunRecord, StateStore
+from flowrun.state import (
+    Change,
+    InMemoryStateStore,
+    NoResult,
+    Reason,
+    RunQuery,
+    RunRecord,
+    StateStore,
+)
 
 from ..conftest import WAIT_S
-from .runs import failed, finish, make_run, save, succeeded
+from .runs import failed, finish, make_run, running, save, succeeded
 
 
 def test_both_names_are_one_store() -> None:
@@ -81,6 +90,21 @@ def test_only_the_newest_finished_runs_keep_their_results(bound: int | None, kep
     # Only results are released: how the runs have ended is still known.
     assert [run.status for run in store.list_runs(RunQuery(limit=2))] == ["FAILED", "SUCCESS"]
     assert store.load_run("r1", results=False).tasks["b"].error == "boom"
+
+
+def test_only_the_newest_finished_runs_keep_their_log_lines() -> None:
+    store = InMemoryStateStore(keep_results_of=1)
+    notes = AttemptNotes(Progress(1), (LogLine(1.0, "INFO", "shop", "one"),) * 3, 2)
+    for run_id in ("old", "new"):
+        run = make_run(run_id)
+        store.create_run(run)
+        again = running(run.tasks["a"])._replace(notes=notes).fail(3.0, "boom", Reason.ERROR)
+        finish(store, save(store, run, running(again.retry())._replace(notes=notes)))
+    new, old = (store.load_run(run_id, results=False).tasks for run_id in ("new", "old"))
+    assert [attempt.notes for attempt in new["a"].attempts] == [notes, notes]
+    cut = AttemptNotes(Progress(1), (), 5)
+    assert [attempt.notes for attempt in old["a"].attempts] == [cut, cut]
+    assert old["b"].notes is None
 
 
 def test_default_keeps_the_results_of_twenty_runs() -> None:

@@ -193,8 +193,10 @@ def test_attempts_of_an_older_file_are_all_there(  # D5 A6
     with closing(open_or_read(path, readonly)) as store:
         run_id = failed_run_of(store)
         task = store.load_run(run_id, results=False).tasks["load"]
-        assert [tuple(each) for each in task.earlier[:2]] == [(*each, None, ()) for each in told]
-        assert task.earlier[2] == (3, 3.0, 4.0, 5.0, None, None, False, None, ())
+        assert [tuple(each) for each in task.earlier[:2]] == [
+            (*each, None, (), None) for each in told
+        ]
+        assert task.earlier[2] == (3, 3.0, 4.0, 5.0, None, None, False, None, (), None)
         assert store.load_results(run_id, ["rows", "load"]) == {"rows": (1, 2, 3)}
     if not readonly:
         with closing(sqlite3.connect(path)) as database:
@@ -393,8 +395,9 @@ def test_processes_that_open_a_file_at_once_take_each_step_once(  # D5
 def test_file_with_one_step_more_is_a_newer_one(path: Path) -> None:  # D4
     open_with(path, statements("CREATE TABLE more (x)"))
     before = path.read_bytes()
+    newer = f"a newer flowrun wrote it .schema {len(STEPS) + 1}, .* knows {len(STEPS)}"
     for open_it in (SqliteStateStore, SqliteStateStore.open_readonly):
-        with pytest.raises(StoreFileError, match="a newer flowrun wrote it .schema 8, .* knows 7"):
+        with pytest.raises(StoreFileError, match=newer):
             open_it(path)
     assert path.read_bytes() == before
 

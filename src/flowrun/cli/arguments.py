@@ -271,6 +271,11 @@ COMMANDS = {
         "print the result of a task, if it is kept as JSON",
         (*_ONE_TASK, _JSON._replace(help="print the JSON that is kept")),
     ),
+    "logs": Command(
+        file_commands.show_logs,
+        "print what was logged in the attempts of a task",
+        (*_ONE_TASK, _JSON),
+    ),
     "prune": Command(
         file_commands.prune_runs,
         "delete old finished runs from a SQLite file",

@@ -79,7 +79,7 @@ _flowrun() {
     esac
     case "$command:$before:$place" in
 @VALUES@
-        report::2|error::2|result::2)
+        report::2|error::2|result::2|logs::2)
             values="latest $("${COMP_WORDS[0]}" runs "$file" --limit 50 2>/dev/null |
                 sed -n 's/^\([^ ]*\)  [0-9].*/\1/p')"
             ;;

@@ -1,4 +1,4 @@
-"""The commands that work on a SQLite file of runs: runs, report, error, result, prune, cache."""
+"""The commands that work on a SQLite file of runs: runs, report, error, result, logs, cache."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from flowrun.render import (
     duration_text,
     explain,
     index_html,
+    log_text,
     params_text,
     report_html,
     stored_previews,
@@ -41,9 +42,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from flowrun.cli.output import Output
-    from flowrun.report import RunReport
+    from flowrun.report import AttemptReport, RunReport
     from flowrun.state import RunSummary, SqliteStateStore
 
+_OF_LOGS = ("attempt", "status", "logs", "logs_cut")
 _MOST_LIKE_IT = 11
 """Runs of a DAG that tell how long it usually takes."""
 
@@ -208,6 +210,40 @@ def show_result(options: argparse.Namespace, output: Output) -> int:
         complain(f"{error}; to print its JSON text add --json")
         return FAILED
     output.say(for_terminal(pprint.pformat(value), multiline=True))
+    return SUCCESS
+
+
+def show_logs(options: argparse.Namespace, output: Output) -> int:
+    """``flowrun logs``."""
+    check_latest(options)
+    with closing(_open_to_read(options.db)) as store:
+        run = load_from_file(store, options.run, options.dag)
+    if options.task not in run.tasks:
+        raise UnknownTaskError(run.dag_name, options.task, run.tasks)
+    task = build_report(run)["tasks"][options.task]
+    attempts: list[tuple[int | None, AttemptReport]] = [(None, one) for one in task["attempts"]]
+    for each in task["items"] or ():
+        attempts += [(each["item"], one) for one in each["attempts"]]
+    if options.json:
+        output.say_json(
+            [
+                {"item": item, **{key: value for key, value in one.items() if key in _OF_LOGS}}
+                for item, one in attempts
+            ]
+        )
+        return SUCCESS
+    if not any(attempt["logs"] for _, attempt in attempts):
+        complain(
+            f"nothing is kept of what task {options.task!r} of run {run.run_id!r} has logged; an"
+            " engine keeps it with config=SchedulerConfig(keep_logs=True)"
+        )
+        return FAILED
+    for item, attempt in attempts:
+        if len(attempts) > 1:
+            of_item = "" if item is None else f"item {item}, "
+            output.say(f"{of_item}attempt {attempt['attempt']}:")
+        if attempt["logs"]:
+            output.say(for_terminal(log_text(attempt), multiline=True))
     return SUCCESS
 
 

@@ -8,6 +8,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 from functools import partial
 from multiprocessing import connection
 from multiprocessing.process import parent_process
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.process import BaseProcess
     from typing import Any, TypeAlias
+
+    from flowrun.context import Attempt
 
     if sys.platform == "win32":
         from multiprocessing.connection import PipeConnection
@@ -38,6 +41,35 @@ BEGIN = b"begin"
 """What it sends before the code of a task begins, and what it then waits for."""
 
 
+PROGRESS = b"progress"
+"""What stands before each progress of a task that it sends."""
+
+_PROGRESS_EVERY_S = 0.1
+
+
+class _Progress:
+    """Send what a task says of its progress, from whichever thread it does."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self._pipe = pipe
+        self._lock = threading.Lock()
+        self._next_at = 0.0
+
+    def said(self, attempt: Attempt) -> None:
+        """Send it, unless another one was sent a moment ago; the last one comes with the reply."""
+        attempt.is_progress_told = False
+        if time.monotonic() < self._next_at or not self._lock.acquire(blocking=False):
+            return
+        self._next_at = time.monotonic() + _PROGRESS_EVERY_S
+        with contextlib.suppress(OSError):  # in a child that the task has forked
+            self._pipe.send_bytes(PROGRESS + pickle.dumps(attempt.last_progress))
+        self._lock.release()
+
+    def end(self) -> None:
+        """Send no more."""
+        self._lock.acquire()
+
+
 def serve(pipe: Pipe) -> None:
     """Run one call: the main function of a process."""
     _settle_in(pipe)
@@ -47,7 +79,10 @@ def serve(pipe: Pipe) -> None:
         environment = pipe.recv()
         os.environ.clear()
         os.environ.update(environment)
-        pipe.send_bytes(_reply_to(pipe.recv_bytes(), partial(_ask_to_begin, pipe)))
+        progress = _Progress(pipe)
+        reply = _reply_to(pipe.recv_bytes(), partial(_ask_to_begin, pipe), progress.said)
+        progress.end()
+        pipe.send_bytes(reply)
 
 
 def _ask_to_begin(pipe: Pipe) -> None:
@@ -101,14 +136,18 @@ else:  # pragma: no cover - the tests run on Linux
         threading.Thread(target=watch, name="flowrun-parent-watch", daemon=True).start()
 
 
-def _reply_to(payload: bytes, ask_to_begin: Callable[[], object]) -> bytes:
+def _reply_to(
+    payload: bytes,
+    ask_to_begin: Callable[[], object],
+    on_progress: Callable[[Attempt], object],
+) -> bytes:
     """Run a call and return what is to be sent back."""
     try:
         function, args, kwargs = pickle.loads(payload)  # noqa: S301 - written by our parent
     except BaseException as error:  # noqa: BLE001 - unpickling may raise anything
         return _refusal("the call could not be unpickled in its process", error)
     if type(function) is PackedCall:
-        function.before_code = ask_to_begin
+        function.before_code, function.on_progress = ask_to_begin, on_progress
     try:
         value = function(*args, **kwargs)
     except BaseException as error:  # noqa: BLE001 - everything is the call's own failure

@@ -27,7 +27,7 @@ from flowrun.executors.child_processes import (
     send_signal,
     started,
 )
-from flowrun.executors.process_child import BEGIN, READY
+from flowrun.executors.process_child import BEGIN, PROGRESS, READY
 from flowrun.failure import error_line
 
 if TYPE_CHECKING:
@@ -53,6 +53,9 @@ class ProcessFuture(Future[T]):
 
     A killed call counts as cancelled once its process is gone, and not before: then
     ``cancelled()`` is true, ``result()`` raises ``CancelledError``, and the callbacks are run.
+
+    Attributes:
+        on_progress: Called, in a thread of this process, with what a task says of its progress.
     """
 
     # To the base class a running call is one that waits: that alone can still become cancelled.
@@ -70,6 +73,7 @@ class ProcessFuture(Future[T]):
         self._environment = dict(os.environ)
         self._grace_s = grace_s
         self._may_begin = may_begin
+        self.on_progress: Callable[[Any], object] = _ignored
         self._lock = threading.Lock()
         self._process: BaseProcess | None = None
         self._timer: threading.Timer | None = None
@@ -182,6 +186,10 @@ class ProcessFuture(Future[T]):
                     return ready, None  # without an answer the code never begins
                 pipe.send_bytes(BEGIN)
                 data = pipe.recv_bytes()
+                while data.startswith(PROGRESS):
+                    # Plain numbers, written by a process of ours.
+                    self.on_progress(pickle.loads(data.removeprefix(PROGRESS)))  # noqa: S301
+                    data = pipe.recv_bytes()
             return ready, data
         return ready, None
 
@@ -371,6 +379,10 @@ class ProcessPerAttemptExecutor(Executor):
 
 def _always() -> bool:
     return True
+
+
+def _ignored(progress: object) -> None:
+    del progress
 
 
 def _packed_call(

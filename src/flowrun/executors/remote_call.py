@@ -6,8 +6,9 @@ import pickle
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flowrun.context import CURRENT, Attempt
+from flowrun.context import CURRENT, Attempt, AttemptNotes
 from flowrun.errors import NotPicklableError, RemoteTaskError
+from flowrun.executors.attempt_logs import AttemptLogs, kept_logs
 from flowrun.executors.parent_watch import end_with_parent
 from flowrun.failure import encodable, error_line, error_text
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Facts(NamedTuple):
-    """The ids of an attempt, its time limit, and what has become of its dependencies."""
+    """The ids of an attempt, its time limit, what has become of its dependencies, and logging."""
 
     run_id: str
     dag_name: str
@@ -27,6 +28,7 @@ class Facts(NamedTuple):
     first_run_id: str | None = None
     item: int | None = None
     item_key: str | None = None
+    keeps_logs: bool = False
 
 
 class Reply(NamedTuple):
@@ -37,12 +39,14 @@ class Reply(NamedTuple):
         error: What it raised; a ``RemoteTaskError`` if that cannot be pickled.
         text: The error's text with its traceback, ``None`` after a success.
         duration_s: How long the code ran there.
+        notes: What is kept of its inside, not redacted.
     """
 
     value: object
     error: BaseException | None
     text: str | None
     duration_s: float
+    notes: AttemptNotes | None = None
 
 
 class RemoteCall:
@@ -69,23 +73,35 @@ class RemoteCall:
         """Pickle the constructor's arguments."""
         return RemoteCall, (self.function, self.args, dict(self.kwargs), self.facts)
 
-    def __call__(self) -> Reply:
-        """Run the task here and return how it ended; never raise the task's error."""
+    def __call__(self, on_progress: Callable[[Attempt], object] | None = None) -> Reply:
+        """Run the task here and return how it ended; never raise the task's error.
+
+        Args:
+            on_progress: Called when it has said how far it has come.
+        """
         started = time.monotonic()
         facts = self.facts
         deadline = None if facts.timeout_s is None else started + facts.timeout_s
         attempt = Attempt(*facts[:4], deadline)
         attempt.upstream, attempt.first_run_id = facts.upstream, facts.first_run_id
         attempt.item, attempt.item_key = facts.item, facts.item_key
+        attempt.on_progress = on_progress
+        logs = attempt.logs = AttemptLogs(is_whole=True) if facts.keeps_logs else None
         token = CURRENT.set(attempt)
+        value = failure = text = None
         try:
-            value = self.function(*self.args, **self.kwargs)
+            with kept_logs(wanted=facts.keeps_logs):
+                value = self.function(*self.args, **self.kwargs)
         except BaseException as error:  # noqa: BLE001 - everything is the task's own failure (A5)
             text = error_text(error)  # before the error is stripped of its traceback
-            return Reply(None, _portable(error), text, time.monotonic() - started)
+            failure = _portable(error)
         finally:
             CURRENT.reset(token)
-        return Reply(value, None, None, time.monotonic() - started)
+        duration_s, progress = time.monotonic() - started, attempt.last_progress
+        notes = None if progress is None else AttemptNotes(progress)
+        if logs is not None:
+            notes = logs.notes(progress)
+        return Reply(value, failure, text, duration_s, notes)
 
 
 class PackedCall:
@@ -96,15 +112,17 @@ class PackedCall:
 
     Attributes:
         before_code: Called just before the task's code begins, which it does not if this raises.
+        on_progress: Called when it has said how far it has come.
 
     Raises:
         NotPicklableError: The message names what could not be pickled, and why.
     """
 
-    __slots__ = ("before_code", "payload")
+    __slots__ = ("before_code", "on_progress", "payload")
 
     def __init__(self, call: RemoteCall) -> None:
         self.before_code: Callable[[], object] | None = None
+        self.on_progress: Callable[[Attempt], object] | None = None
         try:
             self.payload = pickle.dumps(call, pickle.HIGHEST_PROTOCOL)
         except KeyboardInterrupt:  # the user's, not the value's
@@ -125,7 +143,7 @@ class PackedCall:
             return _packed(Reply(None, NotPicklableError(problem), problem, 0.0))
         if self.before_code is not None:
             self.before_code()
-        return _packed(call())
+        return _packed(call(self.on_progress))
 
 
 def unpacked(data: bytes) -> Reply:
@@ -152,7 +170,8 @@ def _packed(reply: Reply) -> bytes:
             f"the task's result ({type(reply.value).__qualname__}) could not be pickled to be"
             f" sent back: {error_line(error)}; return plain data"
         )
-        return pickle.dumps(Reply(None, NotPicklableError(problem), problem, reply.duration_s))
+        refusal = NotPicklableError(problem)
+        return pickle.dumps(Reply(None, refusal, problem, reply.duration_s, reply.notes))
 
 
 def _portable(error: BaseException) -> BaseException:

@@ -132,6 +132,11 @@ class HookChannel:
         """Return whether any hook handles this kind of event."""
         return bool(self._dispatcher.listeners[kind])
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether events are still to be delivered."""
+        return self._delivering
+
     def emit(self, event: Event) -> None:
         """Queue an event that :meth:`wants` accepts; never blocks."""
         listeners = self._dispatcher.listeners[type(event)]

@@ -122,6 +122,23 @@ class TaskOmitEvent(NamedTuple):
     item: int | None = None
 
 
+class TaskProgressEvent(NamedTuple):
+    """An attempt has said how far it has come; at most ten events a second for each attempt.
+
+    ``total`` is ``None`` if the attempt does not know it, and ``unit`` is what it counts.
+    """
+
+    run_id: str
+    dag_name: str
+    task_name: str
+    timestamp: float = 0.0
+    attempt: int = 1
+    done: float = 0
+    total: float | None = None
+    unit: str = ""
+    item: int | None = None
+
+
 Event: TypeAlias = (
     DagStartEvent
     | DagEndEvent
@@ -131,6 +148,7 @@ Event: TypeAlias = (
     | TaskRetryEvent
     | TaskSkipEvent
     | TaskOmitEvent
+    | TaskProgressEvent
 )
 
 EVENT_METHODS: dict[type[Any], str] = {
@@ -142,4 +160,5 @@ EVENT_METHODS: dict[type[Any], str] = {
     TaskRetryEvent: "on_task_retry",
     TaskSkipEvent: "on_task_skip",
     TaskOmitEvent: "on_task_omit",
+    TaskProgressEvent: "on_task_progress",
 }

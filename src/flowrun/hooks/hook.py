@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         DagStartEvent,
         TaskFailureEvent,
         TaskOmitEvent,
+        TaskProgressEvent,
         TaskRetryEvent,
         TaskSkipEvent,
         TaskStartEvent,
@@ -62,6 +63,9 @@ class RunHook:
     def on_task_omit(self, event: TaskOmitEvent) -> None:
         """Handle a task that has nothing to do in this run."""
 
+    def on_task_progress(self, event: TaskProgressEvent) -> None:
+        """Handle what a running task says of its progress."""
+
 
 def fn_hook(**handlers: Callable[[Any], object] | None) -> RunHook:
     """Make a hook from functions.
@@ -69,7 +73,8 @@ def fn_hook(**handlers: Callable[[Any], object] | None) -> RunHook:
     Args:
         **handlers: A function for each event that you want to handle: ``on_dag_start``,
             ``on_dag_end``, ``on_task_start``, ``on_task_success``, ``on_task_failure``,
-            ``on_task_retry``, ``on_task_skip``, ``on_task_omit``. ``None`` leaves an event out.
+            ``on_task_retry``, ``on_task_skip``, ``on_task_omit``, ``on_task_progress``. ``None``
+            leaves an event out.
 
     Raises:
         TypeError: A name is not an event, or a handler cannot be called.

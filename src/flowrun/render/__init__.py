@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from flowrun.render.explanation import Explanation, TimePart, explain
     from flowrun.render.html import report_html
     from flowrun.render.index import index_html
+    from flowrun.render.inside import log_text
     from flowrun.render.languages import GraphStyle, dot, graph_text, mermaid
     from flowrun.render.notebook import ShownReport, chosen, shown_dag
     from flowrun.render.page import preview, stored_previews
@@ -47,6 +48,7 @@ __all__ = [
     "graph_text",
     "has_colours",
     "index_html",
+    "log_text",
     "mermaid",
     "params_text",
     "preview",
@@ -69,6 +71,7 @@ __getattr__ = lazy_exports(
         "flowrun.render.explanation": ("Explanation", "TimePart", "explain"),
         "flowrun.render.html": ("report_html",),
         "flowrun.render.index": ("index_html",),
+        "flowrun.render.inside": ("log_text",),
         "flowrun.render.languages": ("GraphStyle", "dot", "graph_text", "mermaid"),
         "flowrun.render.notebook": ("ShownReport", "chosen", "shown_dag"),
         "flowrun.render.page": ("preview", "stored_previews"),

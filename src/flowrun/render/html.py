@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from flowrun.escape import for_html
 from flowrun.failure import own_line
 from flowrun.render.explanation import critical_path, why_slow
+from flowrun.render.inside import at_progress
 from flowrun.render.page import as_json, page_data, preview
 from flowrun.render.svg import draw, graph_css, symbols
 from flowrun.render.wording import (
@@ -240,7 +241,7 @@ def _failure(report: RunReport, place: int, name: str, task: TaskReport) -> str:
     error = task["error"] or "no error was recorded"
     line = own_line(error)
     shown = line if len(line) <= _MOST_LINE else f"{line[:_MOST_LINE]}…"
-    notes = [for_html(note) for note in failure_notes(task)]
+    notes = [for_html(note) for note in failure_notes(task) + at_progress(task)]
     where = place_of(error) or ()
     held = _held_back(report, name)
     if held:

@@ -29,6 +29,11 @@ class ShownReport(dict[str, Any]):
         html = _as_image(picture) + f"<pre>{for_html(table, multiline=True)}</pre>"
         return chosen({"text/plain": table, "text/html": html}, include, exclude)
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ANN401, FBT001 - IPython's
+        """Print the table; IPython prefers its own text of a dictionary to the bundle's."""
+        del cycle
+        printer.text(self._repr_mimebundle_(include=("text/plain",))["text/plain"])
+
 
 def shown_dag(
     dag_name: str, deps: Mapping[str, Sequence[str]], teardowns: Mapping[str, Sequence[str]]

@@ -12,6 +12,7 @@ from flowrun.errors import ResultNotReadableError
 from flowrun.escape import for_terminal
 from flowrun.failure import own_line
 from flowrun.render.explanation import time_of_task
+from flowrun.render.inside import log_text, task_progress
 from flowrun.render.wording import (
     attempts_of,
     counted,
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 _MOST_ERROR_BYTES = 2_000_000
 _MOST_PREVIEW_BYTES = 1_000_000
+_MOST_LOG_BYTES = 2_000_000
+_LOG = 20_000
 _SHORT = 300
 _PREVIEW = 2_000
 _MOST_ITEMS = 500
@@ -168,6 +171,7 @@ class _Builder:
         self._number = {name: number for number, name in enumerate(report["tasks"])}
         self._error_room = _MOST_ERROR_BYTES
         self._preview_room = _MOST_PREVIEW_BYTES
+        self._log_room = _MOST_LOG_BYTES
 
     def task(self, name: str, task: TaskReport) -> dict[str, object]:
         """Return what the page shows of a task.
@@ -187,6 +191,8 @@ class _Builder:
             "mapped": items_text(task),
             "items": self._items(task["items"] or []),
         }
+        made["progress"] = for_terminal(task_progress(task))
+        made["logs"] = [self._log(attempt) for attempt in task["attempts"] if attempt["logs"]]
         made = {key: value for key, value in made.items() if value}
         if task["error"] is not None and task["status"] != "SUCCESS":
             made["error"] = self._text(task["error"])
@@ -215,6 +221,7 @@ class _Builder:
     def _item(self, item: ItemReport) -> list[object]:
         """Return number, status, started, finished, attempt, why."""
         why = own_line(item["error"] or "").removeprefix(f"{item['reason']}: ")
+        why = why or task_progress(item)
         times = (self.offset(item["started_at"]), self.offset(item["finished_at"]))
         return [item["item"], item["status"], *times, item["attempt"], for_terminal(why)[:_SHORT]]
 
@@ -230,6 +237,16 @@ class _Builder:
             row += [self._text(attempt["error"]), for_terminal(attempt["reason"] or "")]
             row += [1] if attempt["abandoned"] else []
         return row
+
+    def _log(self, attempt: AttemptReport) -> list[object]:
+        """Return the number of an attempt and what was logged in it."""
+        text = log_text(attempt)
+        most = min(_LOG, max(_SHORT, self._log_room))
+        if len(text) > most:
+            text = f"(cut for this page; 'flowrun logs' prints it whole)\n…{text[-most:]}"
+        text = for_terminal(text, multiline=True)
+        self._log_room -= len(text)
+        return [attempt["attempt"], text]
 
     def _result(self, name: str, task: TaskReport) -> dict[str, str]:
         state = task["result_state"]

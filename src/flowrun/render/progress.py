@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TextIO, cast
 from flowrun.escape import columns, for_terminal, shortened
 from flowrun.forks import call_in_children
 from flowrun.hooks import RunHook
+from flowrun.render.inside import progress_text
 from flowrun.render.wording import coloured, counted, has_colours
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         DagStartEvent,
         TaskFailureEvent,
         TaskOmitEvent,
+        TaskProgressEvent,
         TaskRetryEvent,
         TaskSkipEvent,
         TaskStartEvent,
@@ -50,9 +52,10 @@ _SIGNS = {
 class ProgressHook(RunHook):
     """Show what runs, for how long, and what went wrong.
 
-    On a terminal: one line per running task with its elapsed time and a line of counts, redrawn
-    in place, with failures and retries kept above. What is printed or logged meanwhile goes
-    above too. Elsewhere (CI, a file): one plain line per change. ``NO_COLOR`` is honoured.
+    On a terminal: one line per running task, with its progress and its elapsed time, and a line of
+    counts, redrawn in place, with failures and retries kept above. What is printed or logged
+    meanwhile goes above too. Elsewhere (CI, a file): one plain line per change. ``NO_COLOR`` is
+    honoured.
 
     Args:
         stream: Where to write; standard error by default.
@@ -79,6 +82,7 @@ class ProgressHook(RunHook):
         # such a lock already and takes only the other one.
         self._turn = threading.Lock()
         self._running: dict[tuple[str, str], tuple[float, int]] = {}
+        self._progress: dict[tuple[str, str], str] = {}
         # Of each run how many tasks it has, and how many of them have ended in which way.
         self._runs: dict[str, tuple[int, Counter[str]]] = {}
         self._drawn: list[int] = []
@@ -106,10 +110,17 @@ class ProgressHook(RunHook):
         """Show a running task."""
         with self._lock:
             name = _label(event)
+            self._progress.pop((event.run_id, name), None)
             self._running[event.run_id, name] = (time.monotonic(), event.attempt)
             if not self._live and event.item is None:
                 again = f" (attempt {event.attempt})" if event.attempt > 1 else ""
                 self._line("run", f"{name}{again}")
+
+    def on_task_progress(self, event: TaskProgressEvent) -> None:
+        """Show how far a running task has come; only where lines are redrawn."""
+        with self._lock:
+            text = progress_text(event.done, event.total, event.unit)
+            self._progress[event.run_id, _label(event)] = for_terminal(text)
 
     def on_task_success(self, event: TaskSuccessEvent) -> None:
         """Count a success."""
@@ -148,6 +159,8 @@ class ProgressHook(RunHook):
                 _, ended = self._runs.pop(event.run_id)
                 for key in [key for key in self._running if key[0] == event.run_id]:
                     del self._running[key]
+                others = self._progress.items()
+                self._progress = {key: text for key, text in others if key[0] != event.run_id}
             if not self._runs and self._diverted is not None:
                 self._end_drawing(self._diverted)
             counts = ", ".join(f"{number} {word}" for word, number in ended.items())
@@ -255,9 +268,11 @@ class ProgressHook(RunHook):
         running = sorted(self._running.items(), key=lambda item: item[1][0])
         lines: list[str] = []
         most = max(1, size.columns - 1)
-        for (_, name), (since, attempt) in running[:room]:
+        for key, (since, attempt) in running[:room]:
+            name = key[1]
             again = f" (attempt {attempt})" if attempt > 1 else ""
-            ending = f"{again}  {seconds(now - since)}"
+            told = f"  {self._progress[key]}" if key in self._progress else ""
+            ending = f"{again}{told}  {seconds(now - since)}"
             shown = shortened(for_terminal(name), max(1, most - 2 - len(ending)))
             lines.append(f"* {shown}{ending}")
         if len(running) > room > 0:
@@ -271,7 +286,7 @@ class ProgressHook(RunHook):
         return "".join(f"{line}\x1b[K\n" for line in lines)
 
 
-def _label(event: TaskEnd | TaskStartEvent | TaskRetryEvent) -> str:
+def _label(event: TaskEnd | TaskStartEvent | TaskRetryEvent | TaskProgressEvent) -> str:
     """Return the task's name, with the number of the item if the event is of one."""
     return event.task_name if event.item is None else f"{event.task_name}[{event.item}]"
 

@@ -51,6 +51,8 @@ for (const [index, task] of tasks.entries()) {
   task.children = [];
   task.attempts = (task.attempts ?? []).map(([number, ready, started, finished, error = null, reason = "", abandoned = 0]) =>
     ({number, ready, started, finished, error, reason, abandoned}));
+  const logs = new Map(task.logs ?? []);
+  for (const attempt of task.attempts) attempt.logs = logs.get(attempt.number);
   for (const [place, attempt] of task.attempts.entries()) attempt.waited = task.waits?.[place] ?? span(attempt.ready, attempt.started);
   task.waited = sum(task.attempts.map(attempt => attempt.waited));
   task.ran = sum(task.attempts.map(attempt => attempt.reason === "OWNER_DIED" ? null : span(attempt.started, attempt.finished)));
@@ -159,6 +161,7 @@ const facts = task => pairs([
   ["Started", task.first !== null && !task.kept ? `${duration(task.first)} after the run began` : ""],
   ...task.kept ? [] : (task.spent ?? []).map(([words, spent]) => [words.replace("waiting", "Waited").replace("saving", "Saving"), duration(spent)]),
   ["Ran", duration(task.ran)],
+  ["Progress", task.progress],
   ["Critical path", task.critical ? "yes" : ""],
 ]);
 
@@ -212,6 +215,9 @@ function attempts(task) {
     if (failed) {
       const text = data.texts[attempt.error];
       block.append(make("details", {open: last}, make("summary", {text: "Error"}), make("pre", {class: isShort(text) ? "trace" : "", text, tabindex: "0"})));
+    }
+    if (attempt.logs !== undefined) {
+      block.append(make("details", {open: last}, make("summary", {text: "Log"}), make("pre", {class: "log", text: attempt.logs, tabindex: "0"})));
     }
     return block;
   });

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from flowrun.escape import columns, for_terminal, padded, shortened
 from flowrun.failure import own_line
 from flowrun.render.explanation import why_slow
+from flowrun.render.inside import at_progress, task_progress
 from flowrun.render.wording import (
     COLOURS,
     DIM,
@@ -127,7 +128,7 @@ class _Page:
         failed = [(name, task) for name, task in tasks if task["status"] == "FAILED"]
         lines = ["", f"{counted(len(failed), 'failure')}:"] if failed else []
         for name, task in failed:
-            notes = ", ".join(failure_notes(task))
+            notes = ", ".join(failure_notes(task) + at_progress(task))
             sign = sign_of("FAILED", ascii_only=self._ascii_only)
             room = self._width - len(_GAP) - len(sign)
             text = self._text(f"{name} ({notes})" if notes else name)
@@ -180,6 +181,8 @@ class _Page:
         note = why_text(task) if task["status"] in ("SKIPPED", "OMITTED") else ""
         if task["teardown_of"] and not note:
             note = teardown_text(task["teardown_of"])
+        if task["status"] == "RUNNING":
+            note = task_progress(task) or note
         if task["overridden"] and not note:
             note = f"overridden by a {task['overridden']}"
         if task["cached_from"]:

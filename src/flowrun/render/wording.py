@@ -108,6 +108,9 @@ def attempts_of(task: TaskReport) -> list[AttemptReport]:
         "abandoned": task["abandoned"],
         "slot_wait_s": None,
         "limit_waits": {},
+        "progress": None,
+        "logs": [],
+        "logs_cut": 0,
     }
     return [whole]
 

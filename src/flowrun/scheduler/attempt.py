@@ -11,8 +11,9 @@ from abc import ABC, abstractmethod
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from flowrun.context import AttemptNotes
 from flowrun.errors import NonRetryableError, ResultNotStorableError, RetryAfter, SkipTask
-from flowrun.failure import described
+from flowrun.failure import described, encodable, redacted
 from flowrun.policy import leaves
 from flowrun.scheduler.messages import CodeEnded, Failed, Failure, Started, Succeeded
 from flowrun.scheduler.results import read_once_problem
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import contextvars
     from collections.abc import Callable
 
-    from flowrun.context import Attempt, RunContext
+    from flowrun.context import Attempt, Progress, RunContext
     from flowrun.graph import Arguments
     from flowrun.registry import TaskSpec
     from flowrun.scheduler.first_error import FirstError
@@ -225,7 +226,7 @@ class RunningAttempt(ABC):
             return self.crashed(error)
         number = self.seen.attempt
         times = (self.started_at, self.ended_at)
-        return Succeeded(self.unit, number, *times, value, stored, follows)
+        return Succeeded(self.unit, number, *times, value, stored, follows, self.notes())
 
     def failed(self, error: BaseException, text: str | None = None) -> Failed:
         """Return the event of code that has raised an error."""
@@ -233,7 +234,15 @@ class RunningAttempt(ABC):
             failure = self.failure(error, text)
         except BaseException as wrong:  # noqa: BLE001 - flowrun's own (R4)
             return self.crashed(wrong)
-        return Failed(self.unit, self.seen.attempt, self.started_at, failure)
+        return Failed(self.unit, self.seen.attempt, self.started_at, failure, self.notes())
+
+    def notes(self) -> AttemptNotes | None:
+        """Return what is kept of the inside of the attempt so far, from any thread."""
+        seen = self.seen
+        if seen.logs is None:
+            said = seen.last_progress
+            return None if said is None else AttemptNotes(shown(said, self.services.redact))
+        return seen.logs.notes(shown(seen.last_progress, self.services.redact))
 
     def failure(self, error: BaseException, text: str | None = None) -> Failure:
         """Return what is known of an error, and what the retry policy says of it."""
@@ -278,3 +287,10 @@ class RunningAttempt(ABC):
             seen.attempt,
             extra={"run_id": seen.run_id, "dag": seen.dag_name, "task": seen.task_name},
         )
+
+
+def shown(said: Progress | None, redact: Callable[[str], str] | None) -> Progress | None:
+    """Return what is shown and kept of an attempt's progress."""
+    if said is None or not said.unit:
+        return said
+    return said._replace(unit=encodable(redacted(said.unit, redact)))

@@ -105,6 +105,7 @@ def _code_ended(run: RunState, unit: Unit, event: CodeEnded) -> None:
 
 def _succeeded(run: RunState, unit: Unit, event: Succeeded) -> None:
     run.end_attempt(unit)
+    _note(unit, event)
     keeps = run.graph.specs[unit.task].retain_result
     stored = event.stored if keeps else NoResult.RELEASED
     unit.value = event.value
@@ -116,6 +117,7 @@ def _succeeded(run: RunState, unit: Unit, event: Succeeded) -> None:
 
 def _failed(run: RunState, unit: Unit, event: Failed) -> None:
     run.end_attempt(unit)
+    _note(unit, event)
     unit.record = _begun(run, unit, event.started_at)
     failure = event.failure
     if failure.omits:
@@ -133,6 +135,7 @@ def _expired(run: RunState, unit: Unit, event: Succeeded | Failed) -> None:
         TRANSITIONS[Phase.RUNNING, type(event)](run, unit, event)
         return
     run.end_attempt(unit)
+    _note(unit, event)
     unit.record = _begun(run, unit, event.started_at)
     text = timeout.text
     if type(event) is Failed:  # where the code was when its time was up
@@ -145,9 +148,16 @@ def _expired(run: RunState, unit: Unit, event: Succeeded | Failed) -> None:
 def _stopped(run: RunState, unit: Unit, event: Succeeded | Failed) -> None:
     """The attempt has ended after it was told that the run stops."""
     run.end_attempt(unit)
+    _note(unit, event)
     unit.record = _begun(run, unit, event.started_at)
     text = run.why_it_stops
     fail(run, unit, Failure(text, text), run.stopping or Reason.RUN_CANCELLED)
+
+
+def _note(unit: Unit, event: Succeeded | Failed | StopAnswered) -> None:
+    """Keep what is known of the inside of a unit's attempt."""
+    if event.notes is not None:
+        unit.record = unit.record._replace(notes=event.notes)
 
 
 def _begun(run: RunState, unit: Unit, started_at: float | None) -> TaskRecord:
@@ -161,6 +171,7 @@ def _begun(run: RunState, unit: Unit, started_at: float | None) -> TaskRecord:
 
 
 def _stop_answered(run: RunState, unit: Unit, event: StopAnswered) -> None:
+    _note(unit, event)
     answer = event.answer
     if answer is StopAnswer.WITHDRAWN:
         _withdraw(run, unit)
@@ -170,6 +181,7 @@ def _stop_answered(run: RunState, unit: Unit, event: StopAnswered) -> None:
 
 
 def _expiry_answered(run: RunState, unit: Unit, event: StopAnswered) -> None:
+    _note(unit, event)
     answer = event.answer
     if answer is StopAnswer.ENDED and not unit.is_overdue:
         unit.is_overdue = True  # in time; its result may take as long again to encode

@@ -14,12 +14,14 @@ from flowrun.errors import (
     TaskTimeoutError,
 )
 from flowrun.executors import WorkerThreads
+from flowrun.executors.attempt_logs import AttemptLogs
 from flowrun.failure import error_line
 from flowrun.graph import MISSING, NO_PARAMS
 from flowrun.registry import UPSTREAM
 from flowrun.scheduler.async_attempt import AsyncAttempt
 from flowrun.scheduler.attempt import NO_ARGUMENTS, AttemptServices
 from flowrun.scheduler.branches import chosen
+from flowrun.scheduler.live_progress import LiveProgress
 from flowrun.scheduler.messages import Failed, Failure, LookUp, Stop, StopAnswer, StopAnswered
 from flowrun.scheduler.parameters import task_params
 from flowrun.scheduler.results import close_unawaited
@@ -37,10 +39,11 @@ if TYPE_CHECKING:
     from flowrun.scheduler.inbox import Inbox
     from flowrun.scheduler.look_ups import LookUps
     from flowrun.scheduler.messages import Event, GiveUp, LookedUp, Start, Started
+    from flowrun.scheduler.notifier import Notifier
     from flowrun.scheduler.run_state import RunState
     from flowrun.scheduler.services import Services
     from flowrun.scheduler.units import Unit
-    from flowrun.state import RunRecord
+    from flowrun.state import RunRecord, TaskRecord
 
 _NEVER_BEGUN = Failure("", "")
 
@@ -59,6 +62,7 @@ class Attempts:
         began: Takes the event of code that has begun, on the loop.
         report: Takes an attempt and its outcome, on the loop.
         errors: Where exceptions are noted, if anybody wants them.
+        notifier: Takes the progress of attempts, if anybody listens.
 
     Attributes:
         running: Attempts that the run counts on, by unit.
@@ -76,6 +80,7 @@ class Attempts:
         began: Callable[[Started], object],
         report: Report,
         errors: FirstError | None,
+        notifier: Notifier,
     ) -> None:
         self.running: dict[int, RunningAttempt] = {}
         self._graph = graph
@@ -84,6 +89,11 @@ class Attempts:
         self._variables = variables
         self._state = state
         self._report = report
+        self._live: LiveProgress | None = None
+        if notifier.reports_progress:
+            self._live = LiveProgress(services, inbox, notifier.progressed)
+        self._keeps_logs = services.config.keep_logs
+        self._redact = services.redact
         self._pools = services.pools
         self._look_ups: LookUps | None = None
         self._about_look_ups = (services, graph, record, context, variables, state, inbox)
@@ -138,6 +148,10 @@ class Attempts:
             seen.item, key = unit.record.item, unit.record.key
             if spec.mapping is not None and spec.mapping.key is not None:
                 seen.item_key = str(key).partition(":")[2]
+        if self._live is not None:
+            seen.on_progress = self._live.said
+        if self._keeps_logs:
+            seen.logs = AttemptLogs(self._redact)
         arguments, variables = self._arguments(unit), self._variables.copy()
         if self._graph.is_async[task]:
             on_loop = AsyncAttempt(number, spec, seen, arguments, variables, services)
@@ -225,7 +239,8 @@ class Attempts:
             attempt.is_overdue = answer is StopAnswer.ENDED
             if answer is StopAnswer.WITHDRAWN:
                 del self.running[attempt.unit]
-            answers.append(StopAnswered(attempt.unit, number, answer, timeout))
+            notes = attempt.notes()
+            answers.append(StopAnswered(attempt.unit, number, answer, timeout, notes))
         return answers
 
     def _timeout_failure(self, attempt: RunningAttempt) -> Failure:
@@ -243,6 +258,16 @@ class Attempts:
         if attempt is None or attempt.give_up():
             return []
         return [Failed(attempt.unit, attempt.seen.attempt, None, _NEVER_BEGUN)]
+
+    def noted(self, units: Sequence[Unit]) -> list[TaskRecord]:
+        """Return the records of units that run, with what is known inside; from any thread."""
+        attempts = self.running.copy()
+        records: list[TaskRecord] = []
+        for unit in units:
+            record, attempt = unit.record, attempts.get(unit.number)
+            notes = None if attempt is None else attempt.notes()
+            records.append(record if notes is None else record._replace(notes=notes))
+        return records
 
     def leave(self, cause: str) -> list[asyncio.Task[None]]:
         """Stop and give up all attempts; return what still runs on the loop."""

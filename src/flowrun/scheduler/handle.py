@@ -8,7 +8,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from flowrun.failure import error_line, redacted
-from flowrun.hooks import DagEndEvent, TaskSuccessEvent
+from flowrun.hooks import DagEndEvent, DagStartEvent, TaskProgressEvent, TaskSuccessEvent
+from flowrun.report import progress_report
 from flowrun.state import RunStatus
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 
     from flowrun.hooks import Event
-    from flowrun.report import RunReport
+    from flowrun.report import ProgressReport, RunReport
     from flowrun.scheduler.run import Run
     from flowrun.state import RunRecord
 
@@ -62,6 +63,8 @@ class RunHandle:
         self._redact = redact
         self._events: deque[Event] = deque(maxlen=_KEPT_EVENTS)
         self._emitted = 0
+        # The newest of each task that runs, apart from the events that are kept: it comes often.
+        self._progress: dict[tuple[str, int | None], TaskProgressEvent] = {}
         self._waiting: list[asyncio.Future[None]] = []
         self._is_awaited = False
         self._error: BaseException | None = None
@@ -84,6 +87,15 @@ class RunHandle:
         """The number of tasks by status, statuses with none left out."""
         return _counts(self._run)
 
+    @property
+    def task_progress(self) -> dict[str, ProgressReport]:
+        """What running tasks have said last by ``current_attempt().progress()``, by name.
+
+        An item of a mapped task is called ``load[3]``.
+        """
+        told = {task.label: progress_report(task.notes) for task in self._run.running()}
+        return {name: progress for name, progress in told.items() if progress is not None}
+
     def cancel(self) -> bool:
         """Cancel the run, from any thread; return whether it had not ended yet."""
         if self._task.done():
@@ -96,9 +108,11 @@ class RunHandle:
 
         They are those that hooks get, but success events are without results, which are in the
         report. The run never waits for whoever reads them: the newest 10,000 events are kept, and
-        the log says when a reader has missed older ones.
+        the log says when a reader has missed older ones. Of the progress of a task only the newest
+        event is kept, and none once its attempt has ended.
         """
         place = 0
+        seen: dict[tuple[str, int | None], TaskProgressEvent] = {}
         while True:
             first = self._emitted - len(self._events)
             if place < first:
@@ -111,6 +125,9 @@ class RunHandle:
                 yield event
                 if type(event) is DagEndEvent:
                     return
+            elif progress := [one for one in self._progress.values() if one not in seen.values()]:
+                seen[progress[0].task_name, progress[0].item] = progress[0]
+                yield progress[0]
             elif self._task.done():
                 return
             else:
@@ -142,11 +159,23 @@ class RunHandle:
 
     def take(self, event: Event) -> None:
         """Keep an event for those who read them; called on the loop."""
+        if type(event) is TaskProgressEvent:
+            self._take_progress(event)
+            return
+        if not isinstance(event, DagStartEvent | DagEndEvent):
+            self._progress.pop((event.task_name, event.item), None)
         if type(event) is TaskSuccessEvent:
             event = event._replace(result=None)  # a result may be large, and is to be released
         self._events.append(event)
         self._emitted += 1
         self._wake()
+
+    def _take_progress(self, event: TaskProgressEvent) -> None:
+        place = (event.task_name, event.item)
+        last = self._progress.get(place)
+        if last is None or last._replace(timestamp=event.timestamp) != event:
+            self._progress[place] = event
+            self._wake()
 
     def _wake(self) -> None:
         waiting, self._waiting = self._waiting, []

@@ -13,7 +13,7 @@ from flowrun.state import Reason, RunQuery, RunStatus, TaskStatus, items_by_task
 if TYPE_CHECKING:
     from flowrun.scheduler.lifecycle import Lifecycle
     from flowrun.scheduler.services import Services
-    from flowrun.state import RunRecord, RunSummary, StateStoreProtocol
+    from flowrun.state import RunRecord, RunSummary, StateStoreProtocol, TaskRecord
 
 _FEW = 11
 """So many runs say how long a run usually takes."""
@@ -38,13 +38,17 @@ class History:
         alive = self._lifecycle.find(run_id)
         running = [] if alive is None else alive[0].running()
         run = self._store.load_run(run_id, results=results)
-        # The store learns of a start when the attempt has run for a while.
+        # The store learns of a start when the attempt has run for a while, and of what happens
+        # inside the attempt when that has ended.
         tasks, items = dict(run.tasks), dict(run.items)
         for task in running:
-            if task.item is None and tasks[task.name].status is TaskStatus.PENDING:
+            if task.item is None and _knows_more(task, tasks[task.name]):
                 tasks[task.name] = task
         for name, started in items_by_task(running).items():
-            known = {item.item: item for item in (*started, *items.get(name, ()))}
+            known = {item.item: item for item in started}
+            for kept in items.get(name, ()):
+                if kept.item not in known or not _knows_more(known[kept.item], kept):
+                    known[kept.item] = kept
             items[name] = sorted(known.values(), key=lambda item: item.item or 0)
         return run._replace(tasks=tasks, items=items)
 
@@ -104,3 +108,11 @@ class History:
             ended = [task for task in run.tasks.values() if task.reason is Reason.OWNER_DIED]
             Notifier(run, channel, self._services.log).run_aborted(ended, run)
         recovered.clear()
+
+
+def _knows_more(task: TaskRecord, kept: TaskRecord) -> bool:
+    """Return whether the record of a task that runs says more than the one in the store."""
+    if kept.status is TaskStatus.PENDING:
+        return True
+    is_same = (kept.status, kept.attempt) == (task.status, task.attempt)
+    return is_same and task.notes is not None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from flowrun.context import CURRENT
 from flowrun.errors import EngineClosedError, WrongCallError, overlap
+from flowrun.executors.attempt_logs import kept_logs
 from flowrun.scheduler.checks import check_drain_timeout
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ class Lifecycle:
                 self.require_open("run a DAG")
                 self._refuse_overlap(run.record)
                 self._alive[run_id] = (run, loop)
-            yield
+            with kept_logs(wanted=self._services.config.keep_logs):
+                yield
         except BaseException as error:
             # The loop went on no more, and perhaps the interpreter is ending; or a bare
             # KeyboardInterrupt came out. After every other error the run has ended.

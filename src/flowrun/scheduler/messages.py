@@ -16,6 +16,7 @@ from flowrun.state import NoResult
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from flowrun.context import AttemptNotes
     from flowrun.scheduler.limits import Amounts
     from flowrun.scheduler.stand_ins import StandIn
     from flowrun.state import Cached, Reason, RunRecord, TaskRecord
@@ -149,6 +150,7 @@ class Succeeded:
         value: What it returned, for its consumers.
         stored: What the store keeps of that.
         follows: Of a branch, the children that it has chosen.
+        notes: What is kept of its inside.
     """
 
     unit: int
@@ -158,6 +160,7 @@ class Succeeded:
     value: object
     stored: object
     follows: frozenset[int] | None = None
+    notes: AttemptNotes | None = None
 
 
 @dataclass(slots=True)
@@ -168,6 +171,7 @@ class Failed:
     attempt: int
     started_at: float | None
     failure: Failure
+    notes: AttemptNotes | None = None
 
 
 @dataclass(slots=True)
@@ -178,6 +182,7 @@ class StopAnswered:
     attempt: int
     answer: StopAnswer
     timeout: Failure | None
+    notes: AttemptNotes | None = None
 
 
 @dataclass(slots=True)

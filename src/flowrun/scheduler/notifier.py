@@ -13,6 +13,7 @@ from flowrun.hooks import (
     DagStartEvent,
     TaskFailureEvent,
     TaskOmitEvent,
+    TaskProgressEvent,
     TaskRetryEvent,
     TaskSkipEvent,
     TaskStartEvent,
@@ -24,6 +25,7 @@ from flowrun.state import Reason, RunStatus, TaskStatus
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from flowrun.context import Attempt, Progress
     from flowrun.hooks import Event, HookChannel
     from flowrun.state import RunRecord, TaskRecord
 
@@ -44,6 +46,7 @@ class Notifier:
     Attributes:
         reports_starts: Whether any hook or log wants starts.
         reports_successes: Whether any hook or log wants successes.
+        reports_progress: Whether any hook wants progress.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Notifier:
         debugs, informs = log.isEnabledFor(logging.DEBUG), log.isEnabledFor(logging.INFO)
         self.reports_starts = debugs or self._wants(TaskStartEvent)
         self.reports_successes = informs or self._wants(TaskSuccessEvent)
+        self.reports_progress = self._wants(TaskProgressEvent)
         self._reports: dict[Subject, Callable[[Report], None]] = {
             Subject.START: self._started,
             Subject.SUCCESS: self._succeeded,
@@ -115,6 +119,23 @@ class Notifier:
     def report(self, report: Report) -> None:
         """Report what has happened to a task."""
         self._reports[report.subject](report)
+
+    def progressed(self, attempt: Attempt, at: float, progress: Progress) -> bool:
+        """An attempt has said how far it has come; return whether the hooks will hear of it.
+
+        Hooks that are busy do not: what they have yet to handle would become more and more, and
+        the run ends only when they have handled all.
+        """
+        about = (attempt.run_id, attempt.dag_name, attempt.task_name, at, attempt.attempt)
+        event = TaskProgressEvent(*about, *progress, attempt.item)
+        if self._listener is not None:
+            self._listener(event)
+        if not self._channel.wants(TaskProgressEvent):
+            return True
+        if self._channel.is_busy:
+            return False
+        self._channel.emit(event)
+        return True
 
     def _started(self, report: Report) -> None:
         task = report.record

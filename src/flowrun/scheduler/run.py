@@ -113,7 +113,7 @@ class Run:
         self._alarm = Alarm(services.config.clock, self._loop, self._turn)
         self._inbox = Inbox(self._loop, self._read_inbox)
         self._channel = services.hooks.channel(variables, partial(self._inbox.put, _nothing))
-        self._notifier = Notifier(record, self._channel, services.log, listener)
+        self._notifier = notifier = Notifier(record, self._channel, services.log, listener)
         self.errors = FirstError() if options.get("raise_on_failure") else None
         self._begun_at = self._monotonic()
         about = (services, graph, record)
@@ -129,7 +129,7 @@ class Run:
         )
         reports = (self._attempt_began, self._attempt_ended)
         self._attempts = Attempts(
-            *about, context, variables, self._state, self._inbox, *reports, self.errors
+            *about, context, variables, self._state, self._inbox, *reports, self.errors, notifier
         )
         answers = (self._saved, self._end_saved)
         self._recorder = Recorder(services, record, self._state, self._inbox, *answers, self.errors)
@@ -173,7 +173,7 @@ class Run:
 
     def running(self) -> list[TaskRecord]:
         """Return the records of what runs now, from any thread (they are values)."""
-        return self._state.table.running()
+        return self._attempts.noted(self._state.table.running())
 
     def tasks(self) -> Mapping[str, TaskRecord]:
         """Return the records of all tasks, from any thread."""

@@ -160,12 +160,14 @@ class PoolAttempt(SyncAttempt):
         self._future: Future[Any]
         if kind == "fresh process":
             own = cast("ProcessPerAttemptExecutor", pool)
-            self._future = own.submit_task(PackedCall(self.remote_call()), self._begin_there)
+            made = own.submit_task(PackedCall(self.remote_call()), self._begin_there)
+            made.on_progress = self.seen.take_progress  # its process has yet to be started
+            self._future = made
         else:
             if kind != "thread":  # the others do not show when they begin a call (A1)
                 self._code_begins()
-            call = PackedCall(self.remote_call()) if kind == "process" else PoolCall(self)
-            self._future = pool.submit(call)
+            packs = kind == "process"
+            self._future = pool.submit(PackedCall(self.remote_call()) if packs else PoolCall(self))
         self._future.add_done_callback(self._future_done)
 
     def _begin_there(self) -> bool:
@@ -190,6 +192,7 @@ class PoolAttempt(SyncAttempt):
             seen.first_run_id,
             seen.item,
             seen.item_key,
+            seen.logs is not None,
         )
         args, kwargs = self.arguments
         return RemoteCall(self.spec.function, args, kwargs, facts)
@@ -291,6 +294,10 @@ class PoolAttempt(SyncAttempt):
             reply = unpacked(reply)
         if not isinstance(reply, Reply):
             reply = Reply(None, _no_reply(), "no reply", 0.0)
+        if reply.notes is not None:
+            self.seen.last_progress = reply.notes.progress or self.seen.last_progress
+            if self.seen.logs is not None:
+                self.seen.logs.take_over(reply.notes)
         failure = None if reply.text is None else reply.error or _no_reply()
         return reply.value, failure, reply.text, reply.duration_s
 

@@ -376,11 +376,10 @@ class UnitTable:
         """Return the records of all tasks, in order."""
         return {unit.record.name: unit.record for unit in self.units[: len(self._graph)]}
 
-    def running(self) -> list[TaskRecord]:
-        """Return the records of what runs, mapped tasks included."""
-        active = [unit.record for unit in self.active.copy().values()]
+    def running(self) -> list[Unit]:
+        """Return what runs, mapped tasks included."""
         maps = [each.unit for each in self.maps.copy().values()]
-        return active + [unit.record for unit in maps if unit.phase is Phase.MAPPING]
+        return [*self.active.copy().values(), *(one for one in maps if one.phase is Phase.MAPPING)]
 
     def items(self) -> dict[str, list[TaskRecord]]:
         """Return the records of all items, by task."""

@@ -37,9 +37,9 @@ class InMemoryStateStore:
     Args:
         max_finished_runs: How many finished runs are kept; the oldest are dropped beyond that,
             so that a service that runs for months does not grow. ``None``: all.
-        keep_results_of: How many of the newest finished runs keep their results. In older runs
-            the results show as released, and a resume runs their tasks again where it needs
-            them. ``None``: all. Results in the cache are kept as long as their runs.
+        keep_results_of: How many of the newest finished runs keep their results and log lines. In
+            older runs the results show as released, and a resume runs their tasks again where it
+            needs them. ``None``: all. Results in the cache are kept as long as their runs.
 
     Raises:
         TypeError: A bound is neither an integer nor ``None``.
@@ -244,7 +244,7 @@ class InMemoryStateStore:
         if keep is not None and len(finished) > keep:
             tasks = self._tasks[finished[-1 - keep]]
             for name, task in tasks.items():
-                tasks[name] = _without(task, NoResult.RELEASED)
+                tasks[name] = _without(task, NoResult.RELEASED).without_logs()
         while most is not None and len(finished) > most:
             self._delete(finished.popleft())
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias, cast
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from flowrun.context import AttemptNotes
+
 
 class TaskStatus(StrEnum):
     """Where a task of a run stands; equal to its own string."""
@@ -82,6 +84,7 @@ class AttemptRecord(NamedTuple):
         abandoned: Its thread, or its task on the loop, went on after it was given up.
         granted_at: When it got its slot and its limits.
         limit_waits: How long it waited for named limits, of the time until then.
+        notes: What is kept of its inside.
     """
 
     number: int
@@ -93,6 +96,7 @@ class AttemptRecord(NamedTuple):
     abandoned: bool
     granted_at: float | None = None
     limit_waits: LimitWaits = ()
+    notes: AttemptNotes | None = None
 
 
 class Cached(NamedTuple):
@@ -180,6 +184,7 @@ class TaskRecord(NamedTuple):
         encoded_at: When its result was ready to be saved.
         why_run: Why a resume runs it.
         teardown_of: Those of its dependencies that it tears down.
+        notes: What is kept of the inside of the last attempt.
     """
 
     name: str
@@ -203,6 +208,7 @@ class TaskRecord(NamedTuple):
     encoded_at: float | None = None
     why_run: str | None = None
     teardown_of: tuple[str, ...] = ()
+    notes: AttemptNotes | None = None
 
     @property
     def label(self) -> str:
@@ -235,6 +241,7 @@ class TaskRecord(NamedTuple):
             None,
             self.why_run,
             self.teardown_of,
+            None,
         )
         return _new_record(TaskRecord, begun)
 
@@ -358,6 +365,15 @@ class TaskRecord(NamedTuple):
         is_entry = self.cache is not None and self.cache.run_id is None
         return self._replace(cache=None) if is_entry else self
 
+    def without_logs(self) -> TaskRecord:
+        """Leave out the log lines of all attempts."""
+        if self.notes is None and not self.earlier:
+            return self
+        earlier = tuple(
+            [each._replace(notes=each.notes and each.notes.without_logs()) for each in self.earlier]
+        )
+        return self._replace(notes=self.notes and self.notes.without_logs(), earlier=earlier)
+
     @property
     def attempts(self) -> tuple[AttemptRecord, ...]:
         """Every attempt that has ended, the first one first."""
@@ -400,11 +416,12 @@ class TaskRecord(NamedTuple):
             encoded_at,
             self.why_run,
             self.teardown_of,
+            self.notes,
         )
         return _new_record(TaskRecord, ended)
 
     def _last_attempt(self) -> AttemptRecord:
-        return AttemptRecord._make(self[3:10] + self[15:17])  # ``attempt`` to ``abandoned``
+        return AttemptRecord(*self[3:10], self.granted_at, self.limit_waits, self.notes)
 
     def _refuse(self, change: str) -> NoReturn:
         msg = f"task {self.name!r} cannot {change} while it is {self.status}"

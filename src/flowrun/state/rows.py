@@ -11,6 +11,7 @@ import zlib
 from json.encoder import encode_basestring_ascii
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from flowrun.context import AttemptNotes, LogLine, Progress
 from flowrun.errors import DamagedRecordError
 from flowrun.state.protocol import CacheEntry
 from flowrun.state.records import (
@@ -214,7 +215,8 @@ def task_row(run: int, place: int, task: TaskRecord, deps: str) -> Row:
 
 def attempt_row(run: int, place: int, attempt: AttemptRecord) -> Row:
     """Return where an attempt's row stands, its ``ATTEMPT_COLUMNS``, and a checksum."""
-    number, ready_at, started_at, finished_at, error, reason, abandoned, granted_at, waits = attempt
+    number, ready_at, started_at, finished_at, error, reason, abandoned, granted_at = attempt[:8]
+    waits = attempt.limit_waits
     times = (_real(ready_at), _real(started_at), _real(finished_at))
     row = (
         *(number, *times, error, None if reason is None else str(reason), int(abandoned)),
@@ -245,6 +247,33 @@ def entry_of_row(row: Row) -> CacheEntry:
     check_task_row(task[:-1], task[-1], cached[0], cached[1], run_id)
     cached_of_row(cached[:-1], cached[-1], run_id, task[0])
     return CacheEntry(run_id, dag_name, task[0], cached[-2])
+
+
+def notes_row(run: int, place: int, number: int, notes: AttemptNotes) -> Row:
+    """Return where the row of an attempt's notes stands, the notes as JSON, and a checksum."""
+    row = (run, place, number, json.dumps(notes))
+    return *row, checksum(row)
+
+
+def with_notes(
+    task: TaskRecord, rows: Mapping[Any, Row], run: int, place: int, run_id: str
+) -> TaskRecord:
+    """Return a task with the notes of its attempts, whose rows are given by number."""
+    found: dict[int, AttemptNotes] = {}
+    for number, (text, stored) in rows.items():
+        if checksum((run, place, number, text)) != stored:
+            raise _damaged(run_id, task.name)
+        try:
+            if not 0 < number <= task.attempt:
+                msg = f"there is no attempt {number}"
+                raise ValueError(msg)
+            progress, logs, logs_cut = json.loads(text)
+            lines = tuple([LogLine(*line) for line in logs])
+            found[number] = AttemptNotes(progress and Progress(*progress), lines, int(logs_cut))
+        except _NONSENSE as problem:
+            raise _senseless(run_id, task.name, problem) from None
+    earlier = tuple([each._replace(notes=found.get(each.number)) for each in task.earlier])
+    return task._replace(notes=found.get(task.attempt), earlier=earlier)
 
 
 def plan_of(tasks: Mapping[str, TaskRecord]) -> tuple[str, list[str]]:

@@ -146,7 +146,8 @@ ALTER TABLE tasks ADD COLUMN items INTEGER
 """),
     # Step 7: what tasks have to do with the cache between runs (a row without a source is an entry;
     # a newer one replaces that of the same key), where the time of an attempt went, why a resume
-    # ran a task, what carried out the run.
+    # ran a task, what carried out the run; progress and log lines (an attempt has a row if there is
+    # any).
     statements("""
 CREATE TABLE cached (
     run INTEGER NOT NULL REFERENCES runs (seq) ON DELETE CASCADE,
@@ -164,7 +165,15 @@ ALTER TABLE tasks ADD COLUMN limit_waits TEXT;
 ALTER TABLE tasks ADD COLUMN encoded_at REAL;
 ALTER TABLE tasks ADD COLUMN why_run TEXT;
 ALTER TABLE attempts ADD COLUMN granted_at REAL;
-ALTER TABLE attempts ADD COLUMN limit_waits TEXT
+ALTER TABLE attempts ADD COLUMN limit_waits TEXT;
+CREATE TABLE notes (
+    run INTEGER NOT NULL REFERENCES runs (seq) ON DELETE CASCADE,
+    place INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    notes TEXT NOT NULL,
+    checksum INTEGER NOT NULL,
+    PRIMARY KEY (run, place, number)
+) STRICT
 """),
 )
 """The n-th step leads from version n - 1 to version n; a new file takes all of them.
@@ -223,6 +232,13 @@ CREATE TEMP VIEW IF NOT EXISTS attempts AS SELECT *, {_NO_TIMES} FROM main.attem
         statements("""
 CREATE TEMP VIEW cached AS SELECT NULL AS run, NULL AS place, NULL AS key, NULL AS source,
     NULL AS finished_at, NULL AS checksum WHERE FALSE
+"""),
+    ),
+    (
+        7,
+        statements("""
+CREATE TEMP VIEW notes AS SELECT NULL AS run, NULL AS place, NULL AS number, NULL AS notes,
+    NULL AS checksum WHERE FALSE
 """),
     ),
 )

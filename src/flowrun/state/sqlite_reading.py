@@ -25,6 +25,7 @@ from flowrun.state.rows import (
     task_of_rows,
     tasks_of_plan,
     text_of,
+    with_notes,
 )
 
 if TYPE_CHECKING:
@@ -83,24 +84,36 @@ def _found_tasks(
     attempts: dict[object, list[Row]] = {}
     for place, *values in db.execute(sql.SELECT_ATTEMPTS, (seq,)):
         attempts.setdefault(place, []).append(tuple(values))
+    notes: dict[object, dict[object, Row]] = {}
+    for place, number, *values in db.execute(sql.SELECT_NOTES, (seq,)):
+        notes.setdefault(place, {})[number] = tuple(values)
     found: dict[int, TaskRecord] = {}
     for place, *values, stored in db.execute(sql.SELECT_TASKS, (seq,)):
-        row, earlier = tuple(values), attempts.pop(place, [])
+        row, earlier, noted = tuple(values), attempts.pop(place, []), notes.pop(place, None)
         if wanted is not None and row[0] not in wanted:
             continue
         if type(row[10]) is str:  # in a file of before schema 4
             row, stored, earlier = renewed(row, stored, seq, place)  # noqa: PLW2901
-        found[place] = task_of_rows(row, stored, earlier, seq, place, run_id)
+        found[place] = task = task_of_rows(row, stored, earlier, seq, place, run_id)
+        if noted is not None:
+            found[place] = with_notes(task, noted, seq, place, run_id)
     if wanted is None:
-        for *row, stored in db.execute(sql.SELECT_CACHED, (seq,)):
-            task = found.get(row[1])
-            if task is None:
-                raise _stray(run_id, "rows of the cache")
-            cache = cached_of_row(tuple(row), stored, run_id, task.name)
-            found[row[1]] = task._replace(cache=cache)
-    if attempts:
+        _add_cached(db, seq, run_id, found)
+    if attempts or notes:
         raise _stray(run_id, "attempts")
     return found
+
+
+def _add_cached(
+    db: sqlite3.Connection, seq: int, run_id: str, found: dict[int, TaskRecord]
+) -> None:
+    """Add what tasks have to do with the cache."""
+    for *row, stored in db.execute(sql.SELECT_CACHED, (seq,)):
+        task = found.get(row[1])
+        if task is None:
+            raise _stray(run_id, "rows of the cache")
+        cache = cached_of_row(tuple(row), stored, run_id, task.name)
+        found[row[1]] = task._replace(cache=cache)
 
 
 def _stray(run_id: str, what: str) -> DamagedRecordError:

@@ -14,6 +14,7 @@ from flowrun.state.rows import (
     attempt_row,
     cached_row,
     checksum,
+    notes_row,
     plan_of,
     run_checksum,
     run_row,
@@ -69,6 +70,15 @@ class Owned(NamedTuple):
         place = self.place_of(task)
         for attempt in task.earlier[self.attempts.get(place, 0) :]:
             yield attempt_row(self.seq, place, attempt)
+
+    def new_notes(self, task: TaskRecord) -> Iterable[Row]:
+        """Return rows of the notes of these attempts and of the last one."""
+        place = self.place_of(task)
+        for attempt in task.earlier[self.attempts.get(place, 0) :]:
+            if attempt.notes is not None:
+                yield notes_row(self.seq, place, attempt.number, attempt.notes)
+        if task.notes is not None:
+            yield notes_row(self.seq, place, task.attempt, task.notes)
 
     def note_attempts(self, tasks: Iterable[TaskRecord]) -> None:
         """Note that these attempts have rows now."""
@@ -149,6 +159,8 @@ class Batch:
         if task.cache is not None and task.status is TaskStatus.SUCCESS:
             cached = cached_row(row[0], row[1], task.cache, task.finished_at)
             self._others.setdefault(sql.PUT_CACHED, []).append(cached)
+        if task.earlier or task.notes is not None:
+            self._others.setdefault(sql.PUT_NOTES, []).extend(owned.new_notes(task))
         result: Any = task.result
         if result is NoResult.STORED:
             self._updated.append(row)
@@ -197,6 +209,7 @@ def _carry_over(db: sqlite3.Connection, owned: Owned, run: RunRecord) -> None:
     _put_tasks(db, [owned.row_of(task) + _NOTHING for task in others])
     _carry(db, [(*owned.row_of(task), ancestor, task.name, task.item) for task in kept])
     db.executemany(sql.PUT_ATTEMPT, chain.from_iterable(owned.new_attempts(task) for task in begun))
+    db.executemany(sql.PUT_NOTES, chain.from_iterable(owned.new_notes(task) for task in begun))
     owned.note_attempts(begun)
     for task in begun:
         if task.cache is not None:

@@ -48,6 +48,10 @@ PUT_ATTEMPT = (
 SELECT_ATTEMPTS = (
     f"SELECT place, {ATTEMPT_COLUMNS}, checksum FROM attempts WHERE run = ? ORDER BY place, number"  # noqa: S608 - constants
 )
+PUT_NOTES = (
+    "INSERT OR REPLACE INTO notes (run, place, number, notes, checksum) VALUES (?, ?, ?, ?, ?)"
+)
+SELECT_NOTES = "SELECT place, number, notes, checksum FROM notes WHERE run = ?"
 UPDATE_TASK = (
     "UPDATE tasks SET name = ?, deps = ?, status = ?, attempt = ?, ready_at = ?, started_at = ?,"
     " finished_at = ?, error = ?, reason = ?, abandoned = ?, earlier_attempts = ?,"
