@@ -64,7 +64,7 @@ def session(context: RunContext[str]) -> str:
     return str(ask(context, "/session", "POST"))
 
 
-@registry.task(**etl)
+@registry.task(**etl, teardown_of=["session"])
 def close_session(context: RunContext[str], session: str) -> None:
     """Close the session, whatever has become of the pages."""
     ask(context, f"/session/{session}", "DELETE")

@@ -114,6 +114,7 @@ def test_api_is_ingested_though_the_process_is_killed(tmp_path: Path) -> None:
         assert twice >= in_flight
         assert max(server.served.values()) <= 2
         assert acknowledged
+        assert not server.sessions  # the teardown has closed what the killed run had opened
         assert server.answers[429]
         assert server.answers[503]
 

@@ -158,7 +158,7 @@ class Limits(Generic[H]):
 
     def waited(self, holder: H, needs: Needs, now: float) -> dict[str, float]:
         """Return how long units of one kind have waited for each named limit until now."""
-        waits = dict(self._waits.get((holder, needs), ()))
+        waits: dict[str, float] = dict(self._waits.get((holder, needs), {}))
         name, since = self._lacking.get((holder, needs), ("", now))
         if name:
             waits[name] = waits.get(name, 0.0) + max(now - since, 0.0)

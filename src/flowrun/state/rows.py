@@ -9,7 +9,7 @@ import json
 import struct
 import zlib
 from json.encoder import encode_basestring_ascii
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from flowrun.context import AttemptNotes, LogLine, Progress
 from flowrun.errors import DamagedRecordError
@@ -301,7 +301,8 @@ def _deps_of_teardown(task: TaskRecord) -> str:
 def _deps_of(found: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:  # noqa: ANN401 - JSON
     """Return the dependencies of a task, and those that it tears down."""
     if isinstance(found, dict):
-        return tuple(found["deps"]), tuple(found["teardown_of"])
+        both = cast("dict[str, list[str]]", found)
+        return tuple(both["deps"]), tuple(both["teardown_of"])
     return tuple(found), ()
 
 
