@@ -189,8 +189,9 @@ def test_report_takes_few_statements_whatever_the_number_of_tasks(
                 said.clear()
                 run = store.load_run(run_id, results=results)
                 asked = queries(said)
-                # The run, its attempts, what is kept of their inside, its tasks, their results.
-                assert len(asked) == 4 + results
+                # The run, its attempts, what is kept of their inside, its tasks, what they have to do
+                # with the cache, their results.
+                assert len(asked) == 5 + results
                 for text in asked:
                     steps = plan(path, text)
                     assert not [step for step in steps if "SCAN" in step or "B-TREE" in step], steps

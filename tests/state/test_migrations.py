@@ -296,7 +296,7 @@ def test_run_of_an_older_file_does_not_tell_where_its_time_went(path: Path) -> N
             run = store.load_run(failed_run_of(store), results=False)
             assert (run.max_parallel, run.versions) == (None, {})
             load = run.tasks["load"]
-            assert [each[-2:] for each in load.attempts] == [(None, ())] * 2
+            assert [each[-3:] for each in load.attempts] == [(None, (), None)] * 2
             assert (load.encoded_at, load.why_run) == (None, None)
     with closing(SqliteStateStore(path)) as store:
         task = TaskRecord("a", why_run="had failed").start(3.0, 1.0, (("api", 1.5),))
