@@ -54,6 +54,7 @@ def main() -> str | None:
             whole=False,
             viewport=WIDE,
         )
+        camera.take("report-mapped", reports.pages(), click=".node.FAILED", whole=False)
         browser.close()
     too_large = [image.name for image in IMAGES.glob("*.png") if image.stat().st_size > MOST_BYTES]
     return f"too large: {', '.join(too_large)}" if too_large else None
