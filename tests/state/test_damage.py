@@ -27,6 +27,7 @@ from flowrun.errors import (
     DamagedRecordError,
     ResultNotReadableError,
     StoreError,
+    StoreFileError,
     UnknownRunError,
 )
 from flowrun.state.records import Cached, NoResult, RunStatus
@@ -528,3 +529,10 @@ def test_row_that_went_missing_is_written_anew_or_the_batch_is_refused(
     execute(path, "DROP TABLE tasks")
     with pytest.raises(StoreError, match="no such table"):
         store.save([Change(run, run.tasks["a"])])
+
+
+def test_text_that_cannot_be_decoded_is_damage(tmp_path: Path) -> None:
+    with closing(SqliteStateStore(tmp_path / "runs.db")) as store:
+        file = store._file
+        with pytest.raises(StoreFileError, match="it is damaged .*can't decode"), file.translated():
+            b"\xff".decode()

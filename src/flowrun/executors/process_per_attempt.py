@@ -73,7 +73,7 @@ class ProcessFuture(Future[T]):
         self._environment = dict(os.environ)
         self._grace_s = grace_s
         self._may_begin = may_begin
-        self.on_progress: Callable[[Any], object] = _ignored
+        self.on_progress: Callable[[Any], object] = bool  # which ignores it
         self._lock = threading.Lock()
         self._process: BaseProcess | None = None
         self._timer: threading.Timer | None = None
@@ -379,10 +379,6 @@ class ProcessPerAttemptExecutor(Executor):
 
 def _always() -> bool:
     return True
-
-
-def _ignored(progress: object) -> None:
-    del progress
 
 
 def _packed_call(
