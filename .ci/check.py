@@ -3,8 +3,9 @@
 The lint, type and floor checks and the suite with coverage run on the Python of ``.venv``; the
 suite alone runs on every other CPython >= 3.11 that this machine has, each in a virtual
 environment of its own under ``.venvs``; without the tests in a browser, to which one page is
-like another, and those that are marked "once". Those marked "no_cover" or "slow", which take long,
-run on the oldest and on the newest of all; these two have the libraries of group ``data``.
+like another, and those that are marked "once". Those marked "slow" run on the oldest and on the
+newest of all, which have the libraries of group ``data``; those marked "no_cover", which take long,
+on the newest only.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def main() -> int:
             failed.append(name)
         del os.environ["COVERAGE_FILE"]
     name = f"tests that are not measured on Python {dotted(here)}"
-    if not run(name, [*suite, "-m", "no_cover"]):
+    if not others and not run(name, [*suite, "-m", "no_cover"]):
         failed.append(name)
 
     for minor, made in environments.items():
