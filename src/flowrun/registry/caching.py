@@ -117,9 +117,19 @@ def _source(code: types.CodeType) -> str:
             " notebook, or leave cache= out"
         )
         raise ValueError(msg) from None
-    # getsource() may end a lambda before its last line.
+    # getsource() may end a lambda before its last line, and so may the positions of what is left of
+    # it when constants were folded: what it was compiled to counts, too.
     last = max(end or line or 0 for line, end, _, _ in code.co_positions())
-    return "".join(lines[code.co_firstlineno - 1 : last])
+    return "".join([*lines[code.co_firstlineno - 1 : last], _compiled(code)])
+
+
+def _compiled(code: types.CodeType) -> str:
+    """Return what code was compiled to, without where it stands."""
+    constants = [
+        _compiled(each) if isinstance(each, types.CodeType) else repr(each)
+        for each in code.co_consts
+    ]
+    return f"{code.co_code.hex()} {code.co_names} {constants}"
 
 
 def _normalized(source: str) -> str:
