@@ -1019,7 +1019,11 @@ def make_closure() -> Callable[[], int]:
         (Callee().call, {}, "cache= is for functions, .* not for a method"),
         (Callee(), {}, "cache= is for functions, .* not for a Callee"),
         (functools.partial(len, []), {}, "cache= is for functions, .* builtin_function_or_method"),
-        (eval("lambda: 1"), {}, r"needs the source of the function \(.*; define it in a file"),
+        (
+            eval(compile("lambda: 1", "<nowhere>", "eval")),
+            {},
+            r"needs the source of the function \(.*; define it in a file",
+        ),
         (fetch, {"cache": True}, r"cache must be a Cache or None, not True; write cache=Cache\(\)"),
     ],
 )

@@ -606,11 +606,13 @@ class _nothing:
 
 
 KILLED = """
+import faulthandler
 import sys
 import threading
 from pathlib import Path
 from flowrun import SqliteStateStore, build_default_engine, current_attempt
 
+faulthandler.dump_traceback_later(60, exit=True)  # should it hang
 path, log, kill = sys.argv[1:]
 store = SqliteStateStore(path)
 with build_default_engine(state_store=store, max_parallel=8) as engine:
@@ -657,9 +659,12 @@ def test_killed_run_loses_and_repeats_no_acknowledged_item(tmp_path: Path, kill:
     program, path, log = tmp_path / "job.py", tmp_path / "runs.db", tmp_path / "log"
     program.write_text(textwrap.dedent(KILLED))
     command = [sys.executable, str(program), str(path), str(log)]
-    with subprocess.Popen([*command, kill], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [*command, kill], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"ready\n", process.stderr.read().decode()
         process.send_signal(signal.SIGKILL)
     store = SqliteStateStore.open_readonly(path)
     (run_,) = store.list_runs()
