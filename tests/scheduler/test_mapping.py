@@ -653,6 +653,7 @@ with build_default_engine(state_store=store, max_parallel=8) as engine:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL there")
 @pytest.mark.parametrize("kill", ["source", "no source"])
 def test_killed_run_loses_and_repeats_no_acknowledged_item(tmp_path: Path, kill: str) -> None:
