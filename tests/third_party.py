@@ -32,7 +32,9 @@ class ThirdPartyStore:
                     self.tasks[run.run_id][name] = task._replace(result=kept)
 
     def save(self, changes: Sequence[Change]) -> None:
-        self.before("save")
+        # The start of what runs for long is saved, too; when, depends on the machine.
+        is_start = all(task is not None and task.status == "RUNNING" for _, task in changes)
+        self.before("save starts" if is_start else "save")
         for run, task in changes:
             if task is not None and isinstance(task.result, threading.Event):
                 problem = "result: threading.Event"
