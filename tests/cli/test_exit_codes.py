@@ -68,6 +68,13 @@ def test_code_is_that_of_the_run_whoever_reads(
 
 
 @unix
+def test_command_closes_its_loop(jobs: Path) -> None:
+    done = in_shell(jobs, "PYTHONDEVMODE=1 $FLOWRUN run jobs:engine works --no-progress")
+    assert "works: Succeeded" in done.stdout
+    assert "ResourceWarning" not in done.stderr
+
+
+@unix
 def test_output_goes_on_where_only_errors_are_not_read(jobs: Path) -> None:
     done = in_shell(jobs, "$FLOWRUN run jobs:engine works 2>&-")
     assert "works: Succeeded" in done.stdout

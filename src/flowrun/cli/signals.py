@@ -13,13 +13,16 @@ import os
 import signal
 import sys
 import threading
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
     from contextlib import AbstractAsyncContextManager
     from types import FrameType
+    from typing import Any, TypeAlias
+
+    Handler: TypeAlias = Callable[[int, FrameType | None], Any] | int | None
 
 INTERRUPTED = 130
 """The exit code of a program that SIGINT has ended, as a shell has it."""
@@ -71,12 +74,23 @@ class RunLoop:
 
     def release(self) -> None:
         """Give the signals back, for a caller that goes on after the command."""
-        if not self.used:
-            return
-        for number, handler in self._before.items():
-            with suppress(NotImplementedError):
-                self._loop.remove_signal_handler(number)
-            signal.signal(number, handler or signal.SIG_DFL)
+        if self.used:
+            self._close(self._before)
+
+    def end(self) -> None:
+        """Ignore all further signals, as the process ends."""
+        self._close(dict.fromkeys(_NUMBERS, signal.SIG_IGN))
+
+    def _close(self, handlers: Mapping[signal.Signals, Handler]) -> None:
+        """Close the loop, unless tasks remain on it, and hand the signals over.
+
+        An open loop prints an error if the interpreter collects the loop's sockets before it.
+        """
+        with _held_signals():  # asyncio restores the default handlers, which end the process
+            for number, handler in handlers.items():
+                with suppress(NotImplementedError):
+                    self._loop.remove_signal_handler(number)
+                signal.signal(number, handler or signal.SIG_DFL)
         if self.left:
             _KEPT.append(self._loop)
         else:
@@ -150,6 +164,19 @@ class RunLoop:
         self.left = any(not task.done() for task in left)
 
 
+@contextmanager
+def _held_signals() -> Generator[None]:
+    """Have signals wait until their new handlers are set."""
+    if sys.platform == "win32":  # pragma: no cover - the tests run on Linux
+        yield  # its loop sets no handlers, so there are none to restore
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _NUMBERS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def leave_process(code: int, loop: RunLoop) -> None:
     """Prepare the end of the process, so that it comes soon and with this exit code.
 
@@ -159,8 +186,7 @@ def leave_process(code: int, loop: RunLoop) -> None:
     """
     if not loop.used:
         return
-    for number in _NUMBERS:
-        signal.signal(number, signal.SIG_IGN)
+    loop.end()
     if loop.left:
         # The interpreter would destroy these tasks, and one that ignores that, too, would never
         # let it end.
@@ -176,8 +202,9 @@ def leave_process(code: int, loop: RunLoop) -> None:
         watch.start()
 
 
-# The process ends in this thread, and what coverage has measured in it is lost.
-def _exit_unless(joined: threading.Event, code: int) -> None:  # pragma: no cover - as above
+def _exit_unless(
+    joined: threading.Event, code: int
+) -> None:  # pragma: no cover - it ends the process, and coverage with it
     if not joined.wait(_JOIN_THREADS_S):
         _exit_at_once(code, b"")
 
