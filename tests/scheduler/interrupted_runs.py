@@ -141,9 +141,11 @@ class Trial:
             delays_s = [self.chance.uniform(0, 1.2 * usual_s)]
             if self.way == "twice":
                 delays_s.append(self.chance.uniform(0, 0.5 * usual_s))
+            begun = time.perf_counter()
             try:
                 self.one_run(delays_s)
                 self.interrupter.disarm()
+                usual_s = time.perf_counter() - begun  # the machine may have been busy before
             except (KeyboardInterrupt, asyncio.CancelledError):
                 self.interrupter.disarm()
                 self.interrupted += 1
