@@ -396,7 +396,9 @@ class WorkerThreads(Executor):
         """Let a worker go; the lock is held."""
         self._uncount(worker)
         self._left = [thread for thread in self._left if thread.is_alive()]
-        self._left.append(worker.thread)
+        # A thread that forks becomes the main thread of its child. From Python 3.14 on, is_alive()
+        # blocks forever once that thread has ended.
+        self._left += {worker.thread} - {threading.main_thread()}
         self._call_thread_if_needed()
         self._changed.notify_all()
 
