@@ -147,7 +147,7 @@ class Attempt:
         was_asked_for: Whether :func:`current_attempt` has returned it.
         last_progress: What :meth:`progress` was given last.
         logs: Where its log lines are collected, if the engine keeps them.
-        on_progress: Tells the run of new progress, if anybody listens to it.
+        on_progress: Notifies the run of new progress, for hooks and handles.
         is_progress_told: Whether the run will look at ``last_progress`` after this moment.
     """
 

@@ -60,7 +60,7 @@ def build_default_engine(  # noqa: PLR0913 - the contract's parameters and their
         executors: Further executors, by the name that ``@task(executor=...)`` uses.
         limits: What tasks with ``uses=[...]`` share, by name: how many at once, or a ``Limit``.
         registry: The tasks; a new registry by default.
-        redact: Takes every error text before anybody sees it, and returns what they may see.
+        redact: Takes every error text before it is stored or shown; returns what may be seen.
         config: Finer settings, but for ``max_parallel``.
 
     Raises:
@@ -365,7 +365,7 @@ class Engine(Declaring):
 
         Raises:
             ValueError: The status is unknown, or the limit is below 1.
-            UnknownRunError: There is no run ``before``.
+            UnknownRunError: ``before`` is an unknown run id.
         """
         return self._parts.history.list_runs(dag_name, status, limit, before)
 

@@ -373,7 +373,7 @@ class RetryAfter(FlowrunError):  # noqa: N818 - it asks for something, as HTTP's
     Args:
         delay_s: Seconds until the next attempt, 0 or more.
         message: Why, for the report.
-        pause: Limits of the engine that nobody may use before then.
+        pause: Limits of the engine that no attempt may use before then.
 
     Raises:
         TypeError: ``delay_s`` is not a number, or ``pause`` is not a list of names.

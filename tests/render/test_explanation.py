@@ -56,7 +56,7 @@ def test_parts_follow_the_critical_path_and_add_up() -> None:  # V3
     explained = explain(etl())
     assert explained.path == ("extract", "load")
     assert spent(explained) == [
-        ("nobody's (start and end of the run)", None, 0.1),
+        ("overhead (start and end of the run)", None, 0.1),
         ("waiting for a slot", "extract", 0.5),
         ("running", "extract", 0.4),
         ("waiting before a retry", "extract", 1.0),
@@ -68,7 +68,7 @@ def test_parts_follow_the_critical_path_and_add_up() -> None:  # V3
         ("waiting for a thread or the loop", "load", 0.25),
         ("running", "load", 1.75),
         ("saving", "load", 2.0),
-        ("nobody's (start and end of the run)", None, 1.1),
+        ("overhead (start and end of the run)", None, 1.1),
     ]
     assert explained.busy == pytest.approx((0.4 + 4.0 + 2.9 + 1.75 + 1.0) / 2 / 15.1)
 
@@ -77,7 +77,7 @@ def test_line_names_the_tasks_that_ran_longest_first() -> None:
     explained = explain(etl())
     assert explained.line == (
         "15.1 s: extract 4.4, load 1.8; waiting for a slot 1.0; waiting for limit api 2.0; waiting"
-        " for a thread or the loop 0.8; waiting before a retry 1.0; saving 3.0; nobody's (start"
+        " for a thread or the loop 0.8; waiting before a retry 1.0; saving 3.0; overhead (start"
         " and end of the run) 1.2; slots 33 % busy"
     )
     assert [name for name, _ in explained.pieces() if name] == ["extract", "load"]
@@ -88,7 +88,7 @@ def test_text_has_the_line_the_parts_and_why_tasks_ran_again() -> None:
     assert lines[0].startswith("etl: 15.1 s: extract 4.4, load 1.8; ")
     assert lines[2:5] == [
         "Time    Task     Spent on",
-        "100 ms           nobody's (start and end of the run)",
+        "100 ms           overhead (start and end of the run)",
         "500 ms  extract  waiting for a slot",
     ]
     assert lines[-2:] == ["Task  Why", "load  run by the resume: had failed"]
@@ -122,7 +122,7 @@ def test_long_and_short_runs_are_told_in_their_own_units() -> None:
     assert line == "2 min 00 s: t0 1.00 s, t1 1.00 s, t2 1.00 s, t3 1.00 s, 116 others 1 min 56 s"
     short = {"a": reports.task([], reports.attempt(1, 0, 0, 0.0421)), "b": reports.skipped([])}
     assert explain(reports.run("short", short, 0.0431)).line == (
-        "43 ms: a 42; nobody's (start and end of the run) 1"
+        "43 ms: a 42; overhead (start and end of the run) 1"
     )
 
 
@@ -163,7 +163,7 @@ def test_run_that_was_stopped_is_explained_by_what_ran_then() -> None:
     }
     assert spent(explain(stopped(ran=reports.task([], cut), waited=waited))) == [
         ("running", "ran", 4.0),
-        ("nobody's (start and end of the run)", None, 1.0),
+        ("overhead (start and end of the run)", None, 1.0),
     ]
 
 
@@ -175,18 +175,18 @@ def test_run_that_was_stopped_while_tasks_waited_says_for_what() -> None:
     done = reports.task([], reports.attempt(1, 0, 0, 1))
     explained = explain(stopped(done=done, later=wait(2), first=wait(1, api=3.5)))
     assert spent(explained) == [
-        ("nobody's (start and end of the run)", None, 1.0),
+        ("overhead (start and end of the run)", None, 1.0),
         ("waiting for a slot", "first", 0.5),
         ("waiting for limit api", "first", 3.5),
     ]
 
 
-def test_nobody_knows_how_long_the_task_of_a_dead_process_ran() -> None:  # D3
+def test_it_is_unknown_how_long_the_task_of_a_dead_process_ran() -> None:  # D3
     died = reports.attempt(1, 0, 1, 5, "OWNER_DIED: dead", "OWNER_DIED")
     report = stopped(died=reports.task([], died), last=reports.skipped(["died"]))
     assert spent(explain(report)) == [
         ("waiting for a slot", "died", 1.0),
-        ("running, until nobody knows when: its process died", "died", 4.0),
+        ("running, until an unknown time: its process died", "died", 4.0),
     ]
     assert explain(report | {"max_parallel": 1}).busy == 0
     row = report_table(report).split("\n")[-2]

@@ -764,7 +764,7 @@ def test_default_trigger_rule_may_be_written_out(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"teardown_of": ["z"]}, "'b' has a missing dependency: there is no task 'z'"),
+        ({"teardown_of": ["z"]}, "'b' has a missing dependency: this DAG has no task 'z'"),
         ({"teardown_of": ["a"], "deps": ["a"]}, "'b' lists dependency 'a' twice; list it once"),
         (
             {"teardown_of": ["a"], "deps": ["c"]},

@@ -207,7 +207,7 @@ def test_store_that_cannot_be_opened_leaves_nothing_open(path: Path, open_store:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreFileError, match="is a directory"):
             open_store(path.parent)
-        with pytest.raises(TimeoutError, match="locked by somebody else"):
+        with pytest.raises(TimeoutError, match="locked by another connection"):
             open_store(recover=True, busy_timeout_s=0.01)
     assert open_files() == before
     assert not open_store(recover=True).load_run("r1", results=False).alive

@@ -622,7 +622,7 @@ def test_lock_of_somebody_else_is_waited_for_a_bounded_time(path: Path, open_sto
     patient = open_store(busy_timeout_s=WAIT_S)
     other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(StoreBusyError, match="locked by somebody else for more than 0.05 s"):
+    with pytest.raises(StoreBusyError, match="locked by another connection for more than 0.05 s"):
         store.create_run(make_run())
     waiting = threading.Thread(target=patient.create_run, args=(make_run("r2"),))
     waiting.start()
@@ -641,7 +641,9 @@ def test_change_of_the_journal_mode_waits_as_for_any_lock(
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN")
         other.execute("SELECT count(*) FROM runs").fetchall()
-        with pytest.raises(StoreBusyError, match="locked by somebody else for more than 0.02 s"):
+        with pytest.raises(
+            StoreBusyError, match="locked by another connection for more than 0.02 s"
+        ):
             open_store(journal_mode=second, busy_timeout_s=0.02)
     open_store(journal_mode=second).create_run(make_run())
 

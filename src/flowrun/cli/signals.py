@@ -145,7 +145,7 @@ class RunLoop:
         self._cancelled = True
         if self._running is not None:
             self._loop.call_soon_threadsafe(self._running.cancel)
-        # In the middle of another print, or with nobody to read it, it is left out.
+        # Python refuses it in the middle of another print, or if the stream is closed.
         with suppress(RuntimeError, OSError, ValueError):
             print("interrupted: cancelling; once more to exit at once", file=sys.stderr)
 

@@ -127,7 +127,7 @@ class _Handler(logging.NullHandler):
         return logger is logging.root
 
     def settle(self) -> None:
-        """Be installed as long as anybody uses the handler."""
+        """Keep the handler installed while at least one run uses it."""
         with self._lock:
             if self.users:
                 logging.root.addHandler(self)

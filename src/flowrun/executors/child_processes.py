@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from flowrun.errors import ExecutorError
 from flowrun.executors.process_child import serve
 from flowrun.failure import error_line
+from flowrun.forks import call_in_children
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,13 +80,16 @@ class Children:
             # The sentinel usually wakes us at once. But a grandchild may have inherited it and
             # keep it open, or the process may have closed it early: then we have to poll.
             if connection.wait([process.sentinel], min(left_s, 50 * pause_s)):
-                time.sleep(min(left_s, pause_s))  # it is closed, so there is nothing to wait for
+                # The descriptor is closed, so a wait for it returns at once. No other event
+                # announces the end of a process.
+                time.sleep(min(left_s, pause_s))
             pause_s = min(2 * pause_s, 0.01)
         return code
 
 
 children = Children()
 """The children of this process, with one lock for all."""
+call_in_children(children.forget)
 
 
 def context_of(start_method: str | None) -> Context:
@@ -126,7 +130,7 @@ def started(context: Context) -> tuple[Pipe, BaseProcess]:
                     ' it runs under `if __name__ == "__main__":`'
                 )
                 raise ExecutorError(msg) from error
-            time.sleep(pauses_s.pop(0))  # there is no event to wait for
+            time.sleep(pauses_s.pop(0))  # no event announces that a fork server can start again
         except Exception as error:
             if isinstance(error, ChildProcessError) and context.get_start_method() != "spawn":
                 # The fork server is a child of the process of which this one is a fork.

@@ -73,7 +73,7 @@ class _Progress:
 def serve(pipe: Pipe) -> None:
     """Run one call: the main function of a process."""
     _settle_in(pipe)
-    with pipe, contextlib.suppress(EOFError, OSError):  # nobody wants the call any more
+    with pipe, contextlib.suppress(EOFError, OSError):  # the parent has dropped the call
         pipe.send_bytes(READY)
         # A fork server has the environment of its own start.
         environment = pipe.recv()

@@ -29,6 +29,7 @@ from flowrun.executors.child_processes import (
 )
 from flowrun.executors.process_child import BEGIN, PROGRESS, READY
 from flowrun.failure import error_line
+from flowrun.forks import call_in_children
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -265,6 +266,7 @@ class ProcessPerAttemptExecutor(Executor):
         if self._context.get_start_method() == "forkserver":
             preload_modules((__name__, *preload))
         _EXECUTORS.add(self)
+        call_in_children(self.forget_processes)
 
     def forget_processes(self) -> None:
         """Begin with no process and no call: called in a forked child, which has neither."""
@@ -369,7 +371,7 @@ class ProcessPerAttemptExecutor(Executor):
             try:
                 future.run(self._context)
             except BaseException:  # noqa: BLE001 - it must not end this thread
-                # A callback's SystemExit, or a future that somebody else has completed.
+                # A callback's SystemExit, or a future that other code has completed.
                 _LOG.exception("a call's result could not be handed over")
             finally:
                 with self._lock:
@@ -437,14 +439,5 @@ def _kill_at_exit() -> None:
         executor.join(_EXIT_WAIT_S)
 
 
-def _after_fork() -> None:
-    """Forget, in a forked child, the parent's processes: they are not the child's to kill."""
-    children.forget()
-    for executor in list(_EXECUTORS):
-        executor.forget_processes()
-
-
 # Handlers run last come, first served: multiprocessing's own was registered by its import.
 atexit.register(_kill_at_exit)
-if hasattr(os, "register_at_fork"):  # pragma: no branch - there is none on Windows
-    os.register_at_fork(after_in_child=_after_fork)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import threading
-import weakref
 from collections import deque
 from concurrent.futures import Executor, Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from flowrun.forks import call_in_children
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +63,7 @@ class Job:
 
     @property
     def is_taken(self) -> bool:
-        """Whether somebody has taken it, to run it or not to have it run."""
+        """Whether a worker or a cancellation has taken it."""
         return not self._calls
 
     def cancel(self) -> bool:
@@ -91,7 +91,7 @@ class WorkerFuture(Future[T]):
         if not super().cancel():
             return False
         if self.job.cancel():
-            # Nobody waits for a worker to come by: the call is let go, and who waits is told.
+            # The call is released at once and its future notified, without a worker.
             self.set_running_or_notify_cancel()
         return True
 
@@ -167,7 +167,7 @@ class WorkerThreads(Executor):
         self._idle_s = idle_s
         self._closed = False
         self._start_anew()
-        _POOLS.add(self)
+        call_in_children(self.forget_threads)
 
     def _start_anew(self) -> None:
         self._lock = threading.Lock()
@@ -210,7 +210,7 @@ class WorkerThreads(Executor):
         return future
 
     def enqueue(self, job: Job) -> None:
-        """Have a thread do a job, whose outcome is nobody's business here.
+        """Have a thread do a job; the pool ignores the outcome.
 
         Raises:
             RuntimeError: The pool was shut down, or the system gives it no thread at all.
@@ -306,7 +306,7 @@ class WorkerThreads(Executor):
             self._changed.wait_for(only_me)
             left = [thread for thread in self._left if thread is not me]
         for thread in left:
-            thread.join()  # it runs nothing of anybody's any more
+            thread.join()  # it runs no more jobs
 
     def _call_thread(self) -> None:
         """Have one thread come to the queue, if there is one; the lock is held.
@@ -417,7 +417,7 @@ def _do(job: Job) -> None:
     try:
         call()
     except BaseException:  # noqa: BLE001 - it must not end this thread
-        # A callback's SystemExit, or a future that somebody else has completed.
+        # A callback's SystemExit, or a future that other code has completed.
         _LOG.exception("a call's result could not be handed over")
     finally:
         job.ended = True
@@ -441,16 +441,3 @@ def _run(
     finally:
         # The error's traceback holds this frame: leave nothing in it that holds the error.
         del future, function, args, kwargs
-
-
-_POOLS: weakref.WeakSet[WorkerThreads] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    """Threads do not survive a fork: a child's pools start anew."""
-    for pool in list(_POOLS):
-        pool.forget_threads()
-
-
-if hasattr(os, "register_at_fork"):  # pragma: no branch - there is none on Windows
-    os.register_at_fork(after_in_child=_after_fork)

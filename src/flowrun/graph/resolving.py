@@ -202,8 +202,8 @@ class Resolver:
             hint = f" A task of that name belongs to no DAG: give it dag={spec.dag!r}."
         self._problems.add(
             MissingDependencyError,
-            f"task {spec.name!r} has a missing dependency: there is no task"
-            f" {dependency!r:.200} in this DAG; register it or correct deps.{hint}",
+            f"task {spec.name!r} has a missing dependency: this DAG has no task"
+            f" {dependency!r:.200}. Register the task, or correct deps.{hint}",
         )
 
     def _add_unfilled(self, spec: TaskSpec, parameter: str) -> None:

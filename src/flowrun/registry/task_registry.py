@@ -169,7 +169,7 @@ class TaskRegistry(Declaring):
 
 def _is_declared_again(old: TaskSpec, new: TaskSpec) -> bool:
     """Return whether a notebook's cell, or a line at a prompt, declares its own function again."""
-    if not hasattr(sys, "ps1"):  # set where somebody types: in a REPL, in IPython, in a notebook
+    if not hasattr(sys, "ps1"):  # set in a REPL, in IPython and in a notebook
         return False
     was, now = bare_callable(old.function), bare_callable(new.function)
     names = [getattr(now, name, None) for name in ("__module__", "__qualname__")]

@@ -29,7 +29,7 @@ Kind: TypeAlias = Literal[
     "saving",
     "after",
     "lost",
-    "nobody",
+    "overhead",
 ]
 _WORDS: dict[Kind, str] = {
     "running": "running",
@@ -40,8 +40,8 @@ _WORDS: dict[Kind, str] = {
     "retry": "waiting before a retry",
     "saving": "saving",
     "after": "after it, while the run went on",
-    "lost": "running, until nobody knows when: its process died",
-    "nobody": "nobody's (start and end of the run)",
+    "lost": "running, until an unknown time: its process died",
+    "overhead": "overhead (start and end of the run)",
 }
 _ORDER = tuple(_WORDS)
 _MOST_NAMED = 4
@@ -56,7 +56,7 @@ class TimePart(NamedTuple):
 
     Attributes:
         kind: What the time went to: ``"running"``, ``"slot"``, ...
-        task: The task; ``None`` for time that is nobody's.
+        task: The task; ``None`` for time that belongs to no task.
         duration_s: How long, in seconds.
         limit: The limit that was waited for.
     """
@@ -192,7 +192,7 @@ def explain(report: RunReport, task: str | None = None, *, now: float | None = N
 def why_slow(report: RunReport) -> list[tuple[str | None, str]]:
     """Return the pieces of the line that says where the time of a run went.
 
-    There are none if nothing has run, and if nobody knows until when a dead process went on.
+    There are none if nothing has run, and if it is unknown how long a dead process went on.
     """
     is_known = report["finished_at"] is not None or report["alive"]
     explained = explain(report)
@@ -398,10 +398,10 @@ def _of_run(report: RunReport, chain: Sequence[str], end: float) -> list[TimePar
         if place:  # what follows it became ready when it was saved
             back.to(task["finished_at"], "saving", name)
         elif task["status"] not in _GOES_ON:
-            back.to(_available_at(task), "nobody", None)
+            back.to(_available_at(task), "overhead", None)
             back.to(task["finished_at"], "saving", name)
         back.over(_spans(task), name)
-    back.to(begin, "nobody", None)
+    back.to(begin, "overhead", None)
     return back.parts()
 
 
@@ -417,7 +417,7 @@ def time_of_task(report: RunReport, name: str, now: float | None = None) -> list
         back.to(task["finished_at"], "saving", name)
     back.over(_spans(task), name)
     has_deps = any(parent in report["tasks"] for parent in task["deps"])
-    back.to(begin, "dependencies" if has_deps else "nobody", name if has_deps else None)
+    back.to(begin, "dependencies" if has_deps else "overhead", name if has_deps else None)
     return back.parts()
 
 

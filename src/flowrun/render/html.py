@@ -92,7 +92,7 @@ def report_html(
 
 
 def document(title: str, body: str, data: str = "", script: str = "") -> str:
-    """Return a whole page that can ask nothing of anybody.
+    """Return a whole page that cannot send requests.
 
     Args:
         title: Escaped text.

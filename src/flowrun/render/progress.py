@@ -198,7 +198,7 @@ class ProgressHook(RunHook):
             size = self._size()
             start = self._start(size)
             self._mid_line = not text.endswith("\n")
-            # In the middle of a line that somebody prints in pieces nothing is drawn.
+            # Nothing is drawn in the middle of a line that a task prints in pieces.
             block = self._block(size) if self._drawing and not self._mid_line else ""
             if self._live:
                 self._kept.append(text)
@@ -248,7 +248,7 @@ class ProgressHook(RunHook):
         if max(drawn) < size.columns:
             return f"\r\x1b[{len(drawn)}A"
         # The terminal has become so narrow that a drawn line does not fit any more. Some
-        # terminals now cut it and others wrap it, so nobody knows how far up the first line is.
+        # terminals now cut it and others wrap it, so the place of the first line is unknown.
         lines = "".join(self._kept).split("\n")
         return "\x1b[2J\x1b[H" + "\n".join(lines[-size.lines :])
 

@@ -82,7 +82,7 @@ def duration_text(duration_s: float) -> str:
 
 
 def has_colours(stream: TextIO) -> bool:
-    """Return whether a stream is a terminal that shows colours, and nobody minds them."""
+    """Return whether a stream is a terminal that shows colours, and ``NO_COLOR`` is not set."""
     wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     return wanted and stream.isatty()
 
@@ -128,7 +128,7 @@ def ran_s(task: TaskReport) -> float | None:
     spans = [
         _span(attempt["started_at"], attempt["finished_at"])
         for attempt in attempts_of(task)
-        if attempt["reason"] != "OWNER_DIED"  # nobody knows when it ended
+        if attempt["reason"] != "OWNER_DIED"  # its end is unknown
     ]
     known = [span for span in spans if span is not None]
     return sum(known) if known else None

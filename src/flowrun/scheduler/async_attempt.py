@@ -82,7 +82,7 @@ class AsyncAttempt(RunningAttempt):
             self.has_ended = True
             if isinstance(error, GeneratorExit) and not self.can_go_on:
                 # Its loop was closed, and it is being collected, perhaps in the middle of
-                # another thread's work. Nobody waits for an outcome.
+                # another thread's work. No run waits for its outcome.
                 self.services.abandoned.discard(self)
                 return
             self._report(self.failed(error))

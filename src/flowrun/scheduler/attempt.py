@@ -51,7 +51,7 @@ class AttemptServices:
         await_on_loop: Takes an attempt and what its code has returned, to be awaited there.
         chosen: Given the unit of a branch and what it has returned, returns the names and the
             numbers of the children that it chooses.
-        errors: Where exceptions are noted, if anybody wants them.
+        errors: Keeps the first exception, for ``raise_on_failure``.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - wired in one place

@@ -61,8 +61,8 @@ class Attempts:
         inbox: Where other threads leave messages for the run.
         began: Takes the event of code that has begun, on the loop.
         report: Takes an attempt and its outcome, on the loop.
-        errors: Where exceptions are noted, if anybody wants them.
-        notifier: Takes the progress of attempts, if anybody listens.
+        errors: Keeps the first exception, for ``raise_on_failure``.
+        notifier: Takes the progress of attempts, for hooks and handles.
 
     Attributes:
         running: Attempts that the run counts on, by unit.

@@ -89,5 +89,5 @@ class Awaiter:
         task, self._task = self._task, None
         if task is not None and not task.done():  # pragma: no branch - or it is gone
             coroutine: Any = task.get_coro()
-            with contextlib.suppress(BaseException):  # it may be anybody's
+            with contextlib.suppress(BaseException):  # user code may await the run
                 coroutine.close()

@@ -107,7 +107,7 @@ def check_run_timeout(graph: Graph, timeout_s: object) -> None:
 
 
 def check_drain_timeout(timeout_s: object, *, drain: bool) -> None:
-    """Refuse a time limit for the end of runs that is none, or that nobody waits for."""
+    """Refuse a time limit that is no number, or that is given without ``drain=True``."""
     checked_timeout(timeout_s)
     if timeout_s is not None and not drain:
         msg = "timeout_s says how long runs may take to end; use it with drain=True"

@@ -28,7 +28,7 @@ class RunHandle:
     """A run that :meth:`Engine.start` has started. ``await handle`` returns its report.
 
     Cancelling a task that awaits the handle does not cancel the run; :meth:`cancel` and closing
-    the engine do. A run ends also if nobody awaits it, and the log then says if it has failed.
+    the engine do. A run also ends if no code awaits it; the log then says whether it has failed.
 
     Attributes:
         run_id: The run's id.
@@ -107,7 +107,7 @@ class RunHandle:
         """Yield the run's events, from the first one to the end of the run.
 
         They are those that hooks get, but success events are without results, which are in the
-        report. The run never waits for whoever reads them: the newest 10,000 events are kept, and
+        report. A slow reader does not delay the run: the handle keeps the newest 10,000 events, and
         the log says when a reader has missed older ones. Of the progress of a task only the newest
         event is kept, and none once its attempt has ended.
         """

@@ -113,7 +113,7 @@ class Lifecycle:
         """End the runs whose loop was closed under them, so that they hold nothing up."""
         with self._lock:
             lost = [run for run, loop in self._alive.values() if loop.is_closed()]
-            for run in lost:  # whoever takes a run out ends it
+            for run in lost:  # so that only this thread ends it
                 del self._alive[run.record.run_id]
         abandoned = self._services.abandoned
         abandoned.difference_update([each for each in abandoned.copy() if not each.can_go_on])
@@ -133,7 +133,7 @@ class Lifecycle:
         self._shut(drain=drain)
         with self._lock:
             while drain and self._is_any_running(here):
-                self._idle.wait(_STANDSTILL_S)  # nobody tells of a loop that has stopped
+                self._idle.wait(_STANDSTILL_S)  # a loop that stops sends no notification
             self._idle.wait_for(
                 lambda: all(loop is here for loop in self._loops()), self._close_wait_s()
             )
@@ -209,7 +209,7 @@ class Lifecycle:
             waiting, self._waiting = self._waiting, []
         is_told = False
         for loop, over in waiting:
-            with contextlib.suppress(RuntimeError):  # that loop is closed: nobody waits there
+            with contextlib.suppress(RuntimeError):  # that loop is closed
                 loop.call_soon_threadsafe(over.set)
                 is_told = True
         if not is_told:
@@ -231,7 +231,7 @@ class Lifecycle:
     # -- releasing -----------------------------------------------------------------------------
 
     def _release(self, *, waits: bool = True) -> None:
-        """Release what the engine owns, once; whoever comes meanwhile waits for that.
+        """Release what the engine owns, once; a second caller waits for the first.
 
         Args:
             waits: Whether to wait for its threads. When the interpreter ends they stand still.
@@ -279,7 +279,7 @@ def _settle(future: Future[None], function: Callable[[], object]) -> None:
     """Call a function, and put what comes of it into a future."""
     try:
         function()
-    except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+    except BaseException as error:  # noqa: BLE001 - the awaiting code gets it
         future.set_exception(error)
     else:
         future.set_result(None)

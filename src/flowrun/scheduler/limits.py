@@ -46,7 +46,7 @@ class Limits(Generic[H]):
         named: The other limits.
 
     Attributes:
-        free: What nobody holds, by limit; limits without a bound are not in it.
+        free: What is free of each limit; limits without a bound are not in it.
         held: What each holder holds.
         waiting: What each holder wants, the longest waiting first.
         wake_at: When each holder that only waits for a time should ask again.
@@ -272,7 +272,7 @@ class SlotHolder(Protocol):
     """A run, as the limits know it."""
 
     def grant(self, slots: Amounts, ask_again_at: float) -> bool:
-        """Take what was granted, from any thread; return ``False`` if nobody will use it."""
+        """Take what was granted, from any thread; return ``False`` if the run is gone."""
         ...
 
 

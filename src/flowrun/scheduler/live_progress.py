@@ -1,4 +1,4 @@
-"""Tell whoever listens to a run what its attempts say of their progress, while they run."""
+"""Pass the progress of running attempts on to hooks and handles."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Failure:
         interrupts: Whether it is a ``KeyboardInterrupt``, which ends the run; see
             :class:`StopRequested`.
         omits: Whether it is a ``SkipTask``: the task has nothing to do.
-        pauses: Limits that nobody may use before the delay is over.
+        pauses: Limits that no attempt may use before the delay is over.
     """
 
     text: str

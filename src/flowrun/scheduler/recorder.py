@@ -32,7 +32,7 @@ class Recorder:
         inbox: Where the journal's thread leaves messages for the run.
         saved: Takes the answer to a ``Save``, on the loop, and the store's error if it has failed.
         ended: Takes the error of the run's end, on the loop; ``None`` if it was saved.
-        errors: Where exceptions are noted, if anybody wants them.
+        errors: Keeps the first exception, for ``raise_on_failure``.
     """
 
     def __init__(  # noqa: PLR0913 - wired in one place

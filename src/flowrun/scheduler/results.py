@@ -70,6 +70,6 @@ def is_to_be_awaited(value: object) -> bool:
 
 
 def close_unawaited(value: object) -> None:
-    """Close a coroutine that nobody will await, so that Python does not warn of it."""
+    """Close a coroutine that will not be awaited, so that Python does not warn of it."""
     if type(value) is types.CoroutineType:
         cast("Coroutine[Any, Any, object]", value).close()

@@ -79,7 +79,7 @@ class Run:
         limits: Where its slots come from.
         inherited: What it gets from the run that it resumes.
         options: The options of the run.
-        listener: Called on the loop with each event, if anybody wants them beside the hooks.
+        listener: Called on the loop with each event, in addition to the hooks.
         stand_ins: Values that stand for the results of tasks.
 
     Attributes:
@@ -188,7 +188,7 @@ class Run:
         return self._inbox.put(SlotsGranted(slots, ask_again_at))
 
     def end_lost(self, error: BaseException | None = None, *, at_exit: bool = False) -> None:
-        """End a run that nobody awaits any more; called by one thread only.
+        """End a run that is no longer awaited; called by one thread only.
 
         Args:
             error: What :meth:`create` or :meth:`execute` has raised; ``None``: its loop was closed.

@@ -207,7 +207,7 @@ class PoolAttempt(SyncAttempt):
         """Whether the pool has not begun it, as far as that says."""
         try:
             return not self._future.running()
-        except Exception:  # noqa: BLE001 - an executor of somebody else's
+        except Exception:  # noqa: BLE001 - a third-party executor
             return False
 
     def withdraw(self) -> bool:

@@ -386,7 +386,7 @@ class UnitTable:
         return {each.unit.record.name: each.records() for each in self.maps.copy().values()}
 
     def check(self) -> None:
-        """Check what must hold whenever nobody is changing anything.
+        """Check what must hold between two changes.
 
         Raises:
             AssertionError: It does not; the message names the unit.

@@ -1,7 +1,7 @@
 """The one writer: every change of an engine's runs goes through this thread to the store.
 
 What is submitted while one batch is being written goes with the next one (group commit). A
-store that does not block needs no thread: it is called at once, by whoever submits.
+store that does not block needs no thread: the submitting thread calls it at once.
 """
 
 from __future__ import annotations

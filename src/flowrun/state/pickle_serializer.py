@@ -23,7 +23,7 @@ class PickleSerializer:
     """Keeps results as pickles: almost any Python value, for code that trusts its store.
 
     Reading a pickle runs what it says. With a ``key`` only bytes signed with that key are
-    unpickled, so whoever can write to the file but does not know the key cannot make this
+    unpickled. An attacker who can write to the file, but does not know the key, cannot make this
     process run anything. (They can still put back an older result of the same store.)
 
     Args:

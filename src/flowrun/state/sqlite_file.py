@@ -201,7 +201,7 @@ class SqliteFile:
         if not self.readonly:
             self._create_file()
         with closing(self.connect(readonly=self.readonly)) as connection:
-            # In one transaction: somebody else may be making the file at this moment.
+            # In one transaction: another process may be creating the file.
             connection.execute("BEGIN")
             version = self._checked_version(connection)
             connection.execute("COMMIT")
@@ -284,8 +284,9 @@ class SqliteFile:
         where = f"{str(self.path)!r}"
         if _is_busy(error):
             return StoreBusyError(
-                f"{where} was locked by somebody else for more than {self._busy_timeout_s:g} s;"
-                " find out who holds it, or raise busy_timeout_s"
+                f"{where} was locked by another connection for more than"
+                f" {self._busy_timeout_s:g} s; find the process that holds the lock, or raise"
+                " busy_timeout_s"
             )
         # A limit on the size of files is another error: an I/O error.
         if code == sqlite3.SQLITE_FULL:
