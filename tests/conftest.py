@@ -57,8 +57,15 @@ SLOW = (
 """Folders and modules whose tests start many processes, or try many values."""
 
 
+@hypothesis.settings(max_examples=1, database=None)
+@hypothesis.given(hypothesis.strategies.none())
+def _use_hypothesis(nothing: None) -> None:
+    """Have Hypothesis make what it keeps for all tests."""
+
+
 def pytest_collection_finish() -> None:
     """Have the collector leave alone what all tests share: many tests call it."""
+    _use_hypothesis()  # else it would ask the collector who holds what it makes, after the freeze
     gc.collect()
     gc.freeze()
 

@@ -111,8 +111,31 @@ def test_saving_is_the_time_until_the_children_are_ready() -> None:  # V3
     assert tasks["c"]["encoded_at"] == 9.0
     assert tasks["e"]["why_run"] == "had failed"
     # What a resume keeps was saved in another run.
-    later = build_report(run._replace(created_at=3.0))["tasks"]
+    later = build_report(run._replace(resumed_from="q"))["tasks"]
     assert later["a"]["saving_s"] == 0.5
+
+
+def test_what_a_resume_keeps_is_not_told_by_the_clock() -> None:
+    """The clock of the computer may have been set back since, or be another computer's."""
+    done = TaskRecord("done").start(6.0, 6.0).succeed(7.0, 1)
+    none = TaskRecord("none").omit(7.0, Reason.SKIP_TASK, "nothing new")
+    again = TaskRecord("again", why_run="had failed")._replace(items=2)
+    item = TaskRecord("again", item=0).start(6.0, 6.0).succeed(7.0, 1)
+    new = TaskRecord("again", item=1, why_run="had failed").start(5.5, 5.5).succeed(6.0, 1)
+    tasks = {task.name: task for task in (done, none, again)}
+    run = RunRecord("r", "d", 5.0, tasks, resumed_from="q", items={"again": [item, new]})
+
+    def kept(run: RunRecord) -> list[bool]:
+        found = build_report(run)["tasks"]
+        items = (found["again"]["items"] or ()) if "again" in found else ()
+        return [each["kept"] for each in (*found.values(), *items)]
+
+    assert kept(run) == [True, True, False, True, False]
+    assert kept(run._replace(resumed_from=None)) == [False] * 5
+    # A release that did not note why a task ran has kept this one.
+    older = run._replace(tasks={"done": done, "none": none})
+    assert kept(older) == [False, False]
+    assert kept(older._replace(created_at=8.0)) == [True, True]
 
 
 def test_report_is_a_snapshot() -> None:

@@ -10,7 +10,7 @@ from flowrun.failure import type_and_message
 from flowrun.state import NoResult, Reason, TaskStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from flowrun.context import AttemptNotes
     from flowrun.state import AttemptRecord, RunRecord, TaskRecord
@@ -79,6 +79,7 @@ class ItemReport(TypedDict):
     abandoned: bool
     attempts: list[AttemptReport]
     cached_from: str | None
+    kept: bool
     progress: ProgressReport | None
 
 
@@ -99,7 +100,7 @@ class TaskReport(TypedDict):
     ``slot_wait_s`` and ``limit_waits`` are those of the last attempt. At ``encoded_at`` the result
     was ready to be saved. ``saving_s`` is the time from the task's end to its children becoming
     ready, in which its result is encoded and saved; of a task without children it is ``None``.
-    ``why_run`` says why a resume ran the task.
+    ``why_run`` says why a resume ran the task; ``kept``, whether the resume took it over as it was.
 
     ``progress`` is that of the last attempt, also while it runs.
 
@@ -134,6 +135,7 @@ class TaskReport(TypedDict):
     encoded_at: float | None
     saving_s: float | None
     why_run: str | None
+    kept: bool
     teardown_of: list[str]
 
 
@@ -163,7 +165,8 @@ class RunReport(TypedDict):
 
 def build_report(run: RunRecord) -> RunReport:
     """Return the report of a run; later changes of the run do not change it."""
-    saving_s = _saving_s(run)
+    is_kept = _kept_in(run)
+    saving_s = _saving_s(run, is_kept)
     return {
         "run_id": run.run_id,
         "dag_name": run.dag_name,
@@ -171,9 +174,7 @@ def build_report(run: RunRecord) -> RunReport:
         "finished_at": run.finished_at,
         "status": run.status.value,
         "tasks": {
-            name: _task_report(
-                task, run.overridden.get(name), run.items.get(name, ()), saving_s.get(name)
-            )
+            name: _task_report(run, task, saving_s.get(name), is_kept)
             for name, task in run.tasks.items()
         },
         "error": run.error,
@@ -188,7 +189,21 @@ def build_report(run: RunRecord) -> RunReport:
     }
 
 
-def _saving_s(run: RunRecord) -> dict[str, float]:
+def _kept_in(run: RunRecord) -> Callable[[TaskRecord], bool]:
+    """Return what says of a task or an item whether a resume has taken it over as it was."""
+    if run.resumed_from is None:
+        return lambda task: False  # noqa: ARG005
+    if any(task.why_run for task in run.tasks.values()):
+        return lambda task: task.why_run is None and task.status in _DONE
+
+    def is_older(task: TaskRecord) -> bool:
+        # A release before schema 7 has kept the run, or it had nothing to run.
+        return task.status in _DONE and (task.finished_at or 0.0) < run.created_at
+
+    return is_older
+
+
+def _saving_s(run: RunRecord, is_kept: Callable[[TaskRecord], bool]) -> dict[str, float]:
     """Return how long the result of each task that has children was saved.
 
     A child is ready when the last of what it depends on is saved. Of the others it is only known
@@ -206,17 +221,15 @@ def _saving_s(run: RunRecord) -> dict[str, float]:
         last = max(parents, key=lambda each: each.encoded_at or each.finished_at or 0, default=None)
         if last is None or first.ready_at is None or last.finished_at is None:
             continue
-        if last.finished_at >= run.created_at:  # else a resume has kept it
+        if not is_kept(last):
             ready[last.name] = min(first.ready_at - last.finished_at, ready.get(last.name, inf))
     return {name: max(wait_s, ready.get(name, 0.0), 0.0) for name, wait_s in found.items()}
 
 
 def _task_report(
-    task: TaskRecord,
-    overridden: str | None,
-    items: Sequence[TaskRecord],
-    saving_s: float | None,
+    run: RunRecord, task: TaskRecord, saving_s: float | None, is_kept: Callable[[TaskRecord], bool]
 ) -> TaskReport:
+    items = run.items.get(task.name, ())
     is_mapped = task.items is not None
     counts = Counter(item.status.value for item in items)
     missing = (task.items or 0) - len(items)
@@ -239,14 +252,15 @@ def _task_report(
         "abandoned": task.abandoned,
         "deps": list(task.deps),
         "attempts": [_attempt_report(attempt) for attempt in task.attempts],
-        "overridden": overridden,
+        "overridden": run.overridden.get(task.name),
         "cached_from": None if task.cache is None else task.cache.run_id,
-        "items": [_item_report(item) for item in items] if is_mapped else None,
+        "items": [_item_report(item, is_kept(item)) for item in items] if is_mapped else None,
         "item_counts": dict(counts) if is_mapped else None,
         **_waits(task),
         "encoded_at": task.encoded_at,
         "saving_s": saving_s,
         "why_run": task.why_run,
+        "kept": is_kept(task),
         "teardown_of": list(task.teardown_of),
         "progress": progress_report(task.notes),
     }
@@ -274,7 +288,7 @@ def progress_report(notes: AttemptNotes | None) -> ProgressReport | None:
     return {"done": done, "total": total, "unit": unit}
 
 
-def _item_report(task: TaskRecord) -> ItemReport:
+def _item_report(task: TaskRecord, kept: bool) -> ItemReport:  # noqa: FBT001
     result, state = _result_of(task)
     error_type, message = _error_of(task)
     return {
@@ -293,6 +307,7 @@ def _item_report(task: TaskRecord) -> ItemReport:
         "abandoned": task.abandoned,
         "attempts": [_attempt_report(attempt) for attempt in task.attempts],
         "cached_from": None if task.cache is None else task.cache.run_id,
+        "kept": kept,
         "progress": progress_report(task.notes),
     }
 
@@ -316,6 +331,7 @@ def _list_of(items: Sequence[TaskRecord]) -> tuple[object, ResultState]:
     return [result for result, _ in found], "kept"
 
 
+_DONE = frozenset((TaskStatus.SUCCESS, TaskStatus.OMITTED))
 _RESULT_STATES: dict[NoResult, ResultState] = {
     NoResult.ABSENT: "absent",
     NoResult.RELEASED: "released",

@@ -101,6 +101,7 @@ def task(deps: Sequence[str] = (), *attempts: AttemptReport, **fields: Any) -> T
         "encoded_at": None,
         "saving_s": None,
         "why_run": None,
+        "kept": False,
         "teardown_of": [],
         "progress": None,
     }
@@ -297,7 +298,7 @@ def running() -> RunReport:
 def resumed() -> RunReport:
     """Make a run that kept what an earlier one had done."""
     tasks = {
-        "extract": task([], attempt(1, -90, -89, -80), result=[1, 2]),
+        "extract": task([], attempt(1, -90, -89, -80), result=[1, 2], kept=True),
         "load": task(["extract"], attempt(1, 0, 0.1, 2.5)),
     }
     return run("daily_etl", tasks, 2.6, resumed_from="01K6-77aa0c52")

@@ -68,8 +68,12 @@ def test_code_is_that_of_the_run_whoever_reads(
 
 
 @unix
-def test_command_closes_its_loop(jobs: Path) -> None:
-    done = in_shell(jobs, "PYTHONDEVMODE=1 $FLOWRUN run jobs:engine works --no-progress")
+def test_command_closes_its_loop(tmp_path: Path) -> None:
+    (tmp_path / "jobs.py").write_text(  # without a file, which is its owner's to close
+        "import flowrun\nengine = flowrun.build_default_engine()\n"
+        "engine.task('loud', dag='works')(lambda: print('x' * 10))\n"
+    )
+    done = in_shell(tmp_path, "PYTHONDEVMODE=1 $FLOWRUN run jobs:engine works --no-progress")
     assert "works: Succeeded" in done.stdout
     assert "ResourceWarning" not in done.stderr
 

@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from flowrun.executors.worker_threads import WorkerFuture, WorkerThreads
+from flowrun.executors.worker_jobs import WorkerFuture
+from flowrun.executors.worker_threads import WorkerThreads
 
 from ..conftest import WAIT_S
 

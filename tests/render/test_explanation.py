@@ -128,7 +128,7 @@ def test_long_and_short_runs_are_told_in_their_own_units() -> None:
 
 def test_tasks_say_why_they_did_not_run() -> None:
     tasks = {
-        "kept": reports.task([], reports.attempt(1, -9, -9, -8)),
+        "kept": reports.task([], reports.attempt(1, -9, -9, -8), kept=True),
         "given": reports.task([], status="SUCCESS", overridden="value", attempt=0),
         "bad": reports.task(["kept"], reports.attempt(1, 0, 0, 1, "ValueError: x")),
         "not": reports.skipped(["bad"], "UPSTREAM_FAILED: the task 'bad' failed"),

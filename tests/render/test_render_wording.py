@@ -15,13 +15,13 @@ import pytest
 import flowrun
 from flowrun import RunStatus, RunSummary
 from flowrun.failure import own_line
+from flowrun.render.source_places import place_of
 from flowrun.render.wording import (
     SIGNS,
     counted,
     duration_text,
     has_colours,
     outcome,
-    place_of,
     ran_s,
     sign_of,
     summary_status,

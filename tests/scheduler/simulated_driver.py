@@ -38,7 +38,8 @@ from flowrun.scheduler.messages import (
     Subject,
     Succeeded,
 )
-from flowrun.scheduler.run_state import RunSettings, RunState
+from flowrun.scheduler.run_settings import RunSettings
+from flowrun.scheduler.run_state import RunState
 from flowrun.scheduler.stand_ins import StandIn
 from flowrun.scheduler.units import Phase
 from flowrun.state import Cached, NoResult, Reason, RunRecord, RunStatus, TaskRecord

@@ -383,7 +383,7 @@ class Job:
         dag = engine.dag("d")
         source, fetch = options.get("source", {}), options.get("fetch", {})
         dag.task("pages", **source)(lambda: list(self.pages))
-        dag.task("scale")(lambda: self.scale)
+        dag.task("scale")(lambda: int(self.scale))
 
         @dag.task(map_over="pages", **fetch)
         async def fetch(pages: Any, scale: int) -> Any:
@@ -431,6 +431,28 @@ async def test_resume_runs_exactly_the_items_that_have_not_succeeded(stored: Mak
     report = engine.get_run_report(again)
     assert report["tasks"]["fetch"]["result"] == ["a*1", "b*1", "c*1"]
     assert report["tasks"]["total"]["result"] == "a*1! b*1! c*1!"
+
+
+@pytest.mark.parametrize("why", ["source failed", "other failed", "no items", "items failed"])
+async def test_resume_of_a_run_in_which_no_item_succeeded(stored: MakeEngine, why: str) -> None:
+    engine = stored()
+    job = Job(engine, ["a", "b"])
+    if why == "source failed":
+        job.pages = None  # type: ignore[assignment] # which list() refuses
+    elif why == "other failed":
+        job.scale = None  # type: ignore[assignment] # which the task refuses
+    elif why == "no items":
+        job.pages = []
+    else:
+        job.bad = {"a", "b"}
+    old = await engine.run_once("d")
+    job.did()
+    job.bad, job.pages, job.scale = set(), ["a", "b"], 1
+    again = ["pages"] if why == "no items" else None
+    new = await engine.resume(old, from_tasks=again)
+    assert set(statuses(engine.get_run_report(new)).values()) == {"SUCCESS"}
+    assert [what for what in job.did() if what[0] == "fetch"] == [("fetch", "a"), ("fetch", "b")]
+    assert engine.get_run_report(new)["tasks"]["total"]["result"] == "a*1! b*1!"
 
 
 async def test_element_that_has_changed_runs_again_and_no_other(stored: MakeEngine) -> None:

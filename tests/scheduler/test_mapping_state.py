@@ -36,7 +36,8 @@ from flowrun.scheduler.messages import (
     StopRequested,
     Succeeded,
 )
-from flowrun.scheduler.run_state import RunSettings, RunState
+from flowrun.scheduler.run_settings import RunSettings
+from flowrun.scheduler.run_state import RunState
 from flowrun.scheduler.units import Phase, Unit
 from flowrun.state import NoResult, Reason, RunRecord, TaskRecord, TaskStatus
 

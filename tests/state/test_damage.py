@@ -30,7 +30,7 @@ from flowrun.errors import (
     StoreFileError,
     UnknownRunError,
 )
-from flowrun.state.records import Cached, NoResult, RunStatus
+from flowrun.state.records import Cached, NoResult
 from flowrun.state.rows import (
     RUN_COLUMNS,
     TASK_COLUMNS,
@@ -40,6 +40,7 @@ from flowrun.state.rows import (
     run_of_row,
     task_checksum,
 )
+from flowrun.state.run_records import RunStatus
 
 from .runs import failed, finish, make_run, running, save, succeeded
 

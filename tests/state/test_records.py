@@ -10,7 +10,8 @@ import pytest
 
 from flowrun import Attempt, RunContext, RunRecord, TaskRecord
 from flowrun.errors import AttemptCancelledError
-from flowrun.state.records import Cached, Reason, RunStatus, TaskStatus, TransitionError, run_status
+from flowrun.state.records import Cached, Reason, TaskStatus, TransitionError
+from flowrun.state.run_records import RunStatus, run_status
 
 from .runs import failed, running, succeeded
 

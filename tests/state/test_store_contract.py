@@ -29,7 +29,8 @@ from flowrun.errors import (
     UnknownRunError,
 )
 from flowrun.state import ByteStoreProtocol, Cached, CacheEntry, CacheStoreProtocol
-from flowrun.state.records import NoResult, Reason, RunStatus, TaskRecord
+from flowrun.state.records import NoResult, Reason, TaskRecord
+from flowrun.state.run_records import RunStatus
 
 from .runs import failed, finish, make_run, merged, running, save, succeeded, without_results
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from flowrun.door import lazy_exports
 from flowrun.executors.inherited_pool import InheritedPool
-from flowrun.executors.worker_threads import Job, WorkerFuture, WorkerThreads
+from flowrun.executors.worker_jobs import Job, WorkerFuture
+from flowrun.executors.worker_threads import WorkerThreads
 
 if TYPE_CHECKING:
     from flowrun.executors.process_per_attempt import ProcessPerAttemptExecutor

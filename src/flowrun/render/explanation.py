@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 from flowrun.errors import UnknownTaskError
 from flowrun.escape import columns, for_terminal, padded
 from flowrun.failure import own_line
-from flowrun.render.wording import SIGNS, attempts_of, counted, duration_text, is_kept, why_text
+from flowrun.render.wording import SIGNS, attempts_of, counted, duration_text, why_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -230,7 +230,7 @@ def _why_it_ended(report: RunReport, task: TaskReport) -> str:
 
 
 def _why_kept(report: RunReport, task: TaskReport) -> str:
-    return f"kept from run {report['resumed_from']}" if is_kept(report, task) else ""
+    return f"kept from run {report['resumed_from']}" if task["kept"] else ""
 
 
 def _why_overridden(report: RunReport, task: TaskReport) -> str:
@@ -257,11 +257,11 @@ _REASONS: tuple[Callable[[RunReport, TaskReport], str], ...] = (
 
 def _chain(report: RunReport) -> list[str]:
     """Return the critical path with the tasks on it that had no attempt."""
-    tasks, begin = report["tasks"], report["created_at"]
+    tasks = report["tasks"]
     ended = {
         name: _available_at(task)
         for name, task in tasks.items()
-        if _last_moment(task) >= begin and not is_kept(report, task)
+        if _last_moment(task) and not task["kept"]
     }
     last = [name for name in reversed(ended) if _spans(tasks[name])]  # of a tie, what depends
     step = max(last, key=_last_of(report), default=None)
@@ -409,7 +409,7 @@ def time_of_task(report: RunReport, name: str, now: float | None = None) -> list
     """Return what the time of a run was to one of its tasks, the first part first."""
     task, begin = report["tasks"][name], report["created_at"]
     back = _Backwards(begin, _end_of(report, now))
-    if is_kept(report, task):
+    if task["kept"]:
         back.to(begin, "after", name)
         return back.parts()
     if task["finished_at"] is not None and task["status"] not in _GOES_ON:
@@ -435,10 +435,11 @@ def _busy(report: RunReport, end: float) -> float | None:
         return None
     held = 0.0
     for task in report["tasks"].values():
-        if is_kept(report, task):
+        if task["kept"]:
             continue
         items = task["items"] or ()
-        spans = [_span(attempt) for item in items for attempt in item["attempts"]]
+        new = [item for item in items if not item["kept"]]
+        spans = [_span(attempt) for item in new for attempt in item["attempts"]]
         for span in spans if task["items"] is not None else _spans(task):
             if span.started_at is not None and span.reason != "OWNER_DIED":
                 held += max((span.finished_at or end) - span.started_at, 0.0)

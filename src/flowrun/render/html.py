@@ -18,6 +18,7 @@ from flowrun.failure import own_line
 from flowrun.render.explanation import critical_path, why_slow
 from flowrun.render.inside import at_progress
 from flowrun.render.page import as_json, page_data, preview
+from flowrun.render.source_places import place_of
 from flowrun.render.svg import draw, graph_css, symbols
 from flowrun.render.wording import (
     SIGNS,
@@ -28,10 +29,8 @@ from flowrun.render.wording import (
     duration_text,
     failure_notes,
     given_facts,
-    is_kept,
     kept_text,
     outcome,
-    place_of,
     retries,
     status_counts,
     status_of,
@@ -295,7 +294,7 @@ def _graph(picture: Picture) -> str:
 
 def _timeline(report: RunReport, critical: list[str]) -> str:
     tasks = report["tasks"].values()
-    shown = [task for task in tasks if task["attempt"] and not is_kept(report, task)]
+    shown = [task for task in tasks if task["attempt"] and not task["kept"]]
     if not shown:
         return ""
     kinds = [("wait", "waiting for a slot or a limit"), ("SUCCESS", "succeeded")]
@@ -341,8 +340,8 @@ def _tasks(report: RunReport) -> str:
         _toggle("filter", status, f"{sign_html(status)}{SIGNS[status].word} <b>{count:,}</b>")
         for status, count in status_counts(report).items()
     )
-    kept = sum(is_kept(report, task) for task in tasks)
-    retried = sum(task["attempt"] > 1 and not is_kept(report, task) for task in tasks)
+    kept = sum(task["kept"] for task in tasks)
+    retried = sum(task["attempt"] > 1 and not task["kept"] for task in tasks)
     for kind, count in (("kept", kept), ("retried", retried)):
         filters += _toggle("filter", kind, f"{kind} <b>{count:,}</b>") if count else ""
     body = (

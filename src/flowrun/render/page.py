@@ -16,7 +16,6 @@ from flowrun.render.inside import log_text, task_progress
 from flowrun.render.wording import (
     attempts_of,
     counted,
-    is_kept,
     items_text,
     teardown_text,
     wait_s,
@@ -185,7 +184,7 @@ class _Builder:
             "attempt": task["attempt"],
             "reason": for_terminal(task["reason"] or ""),
             "critical": int(name in self._critical),
-            "kept": int(is_kept(self._report, task)),
+            "kept": int(task["kept"]),
             "attempts": [self._attempt(attempt) for attempt in attempts_of(task)],
             "why": for_terminal(_why(task)),
             "mapped": items_text(task),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from flowrun.escape import for_html, for_terminal
 from flowrun.render.layout import Layout, Spacing, lay_out
 from flowrun.render.siblings import Box, boxes, facts_of, status_of_box, title_of
-from flowrun.render.wording import SIGNS, counted, is_kept, teardowns_of
+from flowrun.render.wording import SIGNS, counted, teardowns_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -236,11 +236,7 @@ class _Drawing:
         if place in self._critical:
             spoken.append("on the critical path")
             kind += " critical"
-        if (
-            self._report is not None
-            and tasks
-            and all(is_kept(self._report, task) for task in tasks)
-        ):
+        if self._report is not None and tasks and all(task["kept"] for task in tasks):
             kind += " kept"
         # A task that never ran has its status for a fact, too: it is said once.
         label = ", ".join(part for part in dict.fromkeys(spoken) if part)

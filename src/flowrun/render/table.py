@@ -9,6 +9,7 @@ from flowrun.escape import columns, for_terminal, padded, shortened
 from flowrun.failure import own_line
 from flowrun.render.explanation import why_slow
 from flowrun.render.inside import at_progress, task_progress
+from flowrun.render.source_places import place_of
 from flowrun.render.wording import (
     COLOURS,
     DIM,
@@ -18,11 +19,9 @@ from flowrun.render.wording import (
     duration_text,
     failure_notes,
     given_facts,
-    is_kept,
     items_text,
     kept_text,
     outcome,
-    place_of,
     ran_s,
     retries,
     sign_of,
@@ -171,7 +170,7 @@ class _Page:
         return ["", lines[0], rule, *(self._colour_row(*each) for each in shown)]
 
     def _colour_row(self, line: str, row: Sequence[str], task: TaskReport) -> str:
-        if self._colours and is_kept(self._report, task):
+        if self._colours and task["kept"]:
             return coloured(line, DIM)
         return self._painted(row[0], task["status"]) + line[len(row[0]) :]
 
@@ -189,7 +188,7 @@ class _Page:
             note = f"cached from {task['cached_from']}"
         if task["why_run"] and not note:
             note = f"run by the resume: {task['why_run']}"
-        if is_kept(self._report, task):
+        if task["kept"]:
             note = "kept from the earlier run"
         if task["items"] is not None:
             note = "; ".join(filter(None, (items_text(task), note)))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
-from flowrun.failure import CHAIN_LINKS, own_line
+from flowrun.failure import own_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -176,23 +174,11 @@ def versions_text(report: RunReport) -> str:
     return ", ".join(f"{name} {version}" for name, version in report["versions"].items())
 
 
-def is_kept(report: RunReport, task: TaskReport) -> bool:
-    """Return whether the task's success was taken over from the run that this one resumes."""
-    # What came from the cache has not started.
-    began_at = task["started_at"] or task["finished_at"]
-    return (
-        report["resumed_from"] is not None
-        and task["status"] == "SUCCESS"
-        and began_at is not None
-        and began_at < report["created_at"]
-    )
-
-
 def kept_text(report: RunReport) -> str:
     """Return ``12 kept, 1 run`` for a run that kept something of another one, else nothing."""
     tasks = report["tasks"].values()
-    kept = sum(is_kept(report, task) for task in tasks)
-    ran = sum(bool(task["attempt"]) and not is_kept(report, task) for task in tasks)
+    kept = sum(task["kept"] for task in tasks)
+    ran = sum(bool(task["attempt"]) and not task["kept"] for task in tasks)
     return f"{kept:,} kept, {ran:,} run" if kept else ""
 
 
@@ -219,8 +205,9 @@ def retries(report: RunReport) -> int:
     return sum(
         max(each["attempt"] - 1, 0)
         for task in report["tasks"].values()
-        if not is_kept(report, task)
+        if not task["kept"]
         for each in (task["items"] if task["items"] is not None else [task])
+        if not each["kept"]
     )
 
 
@@ -278,41 +265,6 @@ def status_of(report: RunReport) -> TaskStatusName:
     """Return the status whose sign and colour the run has."""
     ends: dict[str, TaskStatusName] = {"Succeeded": "SUCCESS", "Running": "RUNNING"}
     return ends.get(outcome(report), "FAILED")
-
-
-_FRAME = re.compile(r'^[ |]*File "([^"]+)", line (\d+)')
-_OWN_CODE = (str(Path(__file__).parents[1]), f"site-packages{os.sep}flowrun{os.sep}")
-_LIBRARIES = re.compile(
-    r"[\\/](lib[\\/]python3[.\d]*|site-packages|dist-packages|Lib)[\\/]|^<frozen"
-)
-
-
-def place_of(error: str) -> tuple[str, str] | None:
-    r"""Return where a traceback's text says that the error arose: ``file:line``, and that line.
-
-    That is the last frame of the task's own code, or, if all are of libraries, the last one that
-    is not flowrun's.
-
-    Example:
-        >>> place_of('Traceback (most recent call last):\n  File "a.py", line 3\n    1 / 0\nE')
-        ('a.py:3', '1 / 0')
-    """
-    found: tuple[str, str] | None = None
-    is_library = True
-    lines = error.split("\n")
-    for line, after in zip(lines, [*lines[1:], ""], strict=True):
-        if line in CHAIN_LINKS:
-            found, is_library = None, True
-        if line.startswith("  +-"):  # the errors in a group begin
-            break
-        frame = _FRAME.match(line)
-        if frame is None or any(own in frame[1] for own in _OWN_CODE):
-            continue
-        in_library = _LIBRARIES.search(frame[1]) is not None
-        if found is None or is_library or not in_library:
-            source = "" if _FRAME.match(after) else after.lstrip(" |")
-            found, is_library = (f"{frame[1]}:{frame[2]}", source), in_library
-    return found
 
 
 def why_text(task: TaskReport) -> str:

@@ -20,7 +20,6 @@ from flowrun.scheduler.messages import (
     LookUp,
     Report,
     Started,
-    Stop,
     StopAnswer,
     StopAnswered,
     Subject,
@@ -186,7 +185,7 @@ def _expiry_answered(run: RunState, unit: Unit, event: StopAnswered) -> None:
     if answer is StopAnswer.ENDED and not unit.is_overdue:
         unit.is_overdue = True  # in time; its result may take as long again to encode
         unit.phase = Phase.RUNNING
-        due = run.now + _timeout_s(run, unit)
+        due = run.now + timeout_s_of(run, unit)
         run.deadlines.add(due, Wait.TIMEOUT, unit.number, unit.record.attempt)
         return
     unit.timeout = timeout = event.timeout or _UNKNOWN
@@ -196,10 +195,10 @@ def _expiry_answered(run: RunState, unit: Unit, event: StopAnswered) -> None:
     elif answer is StopAnswer.WILLING:  # it gets time to clean up, a bounded one
         _wait(run, unit, run.settings.cancel_grace_s)
     else:
-        _give_up(run, unit)
+        give_up(run, unit)
 
 
-def _give_up(run: RunState, unit: Unit) -> None:
+def give_up(run: RunState, unit: Unit) -> None:
     """Go on without an attempt that does not end."""
     run.out.append(GiveUp(unit.number))
     run.end_attempt(unit)
@@ -264,7 +263,7 @@ def fail(  # noqa: PLR0913 - what is known of one failure
         # A2: two attempts of one task never run at once.
         unit.phase = Phase.LINGERING
         run.table.changed.append(record)
-        _wait(run, unit, _timeout_s(run, unit))
+        _wait(run, unit, timeout_s_of(run, unit))
     else:
         _retry(run, unit)
 
@@ -322,66 +321,9 @@ def _wait(run: RunState, unit: Unit, duration_s: float) -> None:
     run.deadlines.add(run.now + duration_s, Wait.PATIENCE, unit.number, unit.record.attempt)
 
 
-def _timeout_s(run: RunState, unit: Unit) -> float:
+def timeout_s_of(run: RunState, unit: Unit) -> float:
+    """Return how long an attempt of a unit may take; 0 if there is no limit."""
     return run.graph.specs[unit.task].timeout_s or 0.0
-
-
-def _time_up(run: RunState, unit: Unit) -> None:
-    # The deadline was set when the attempt was handed over; its clock starts with its code (A1),
-    # and as long as it waits for a thread, or for its turn on the loop, all its time is before it.
-    began_at = run.now if unit.started_at is None else unit.started_at
-    due = began_at + _timeout_s(run, unit)
-    if due > run.now and not unit.is_overdue:
-        run.deadlines.add(due, Wait.TIMEOUT, unit.number, unit.record.attempt)
-        return
-    unit.phase = Phase.EXPIRING
-    run.out.append(Stop((unit.number,), ""))
-
-
-def _out_of_patience(run: RunState, unit: Unit) -> None:
-    if unit.phase is not Phase.LINGERING:
-        _give_up(run, unit)
-        return
-    remedy = (
-        "Let the task go on with the CancelledError that it gets."
-        if run.graph.is_async[unit.task]
-        else "Let the task check current_attempt().cancelled, or run it on a"
-        " ProcessPerAttemptExecutor."
-    )
-    remark = (
-        "Not retried: the timed-out attempt was still running after another"
-        f" {_timeout_s(run, unit):g} s, and two attempts of one task never run at once. {remedy}"
-    )
-    fail_lingering(run, unit, unit.line, remark)
-
-
-def _delay_over(run: RunState, unit: Unit) -> None:
-    make_ready(run, unit)
-
-
-def meet_deadlines(run: RunState) -> None:
-    """Do what is due."""
-    for deadline in run.deadlines.pop_due(run.now):
-        if not run.is_current(deadline):
-            continue  # the one before has stopped the run
-        wait = deadline[1]
-        if wait in DUE:
-            DUE[wait][1](run, run.table.units[deadline[2]])
-        elif wait is Wait.STARTS:
-            _save_starts(run)
-        elif wait is Wait.LIMITS:
-            run.requests.ask_again()
-        else:
-            cause = f"the run took longer than timeout_s={run.run_timeout_s:g}"
-            run.stop(Reason.RUN_TIMED_OUT, cause)
-
-
-def _save_starts(run: RunState) -> None:
-    run.saves_starts = False
-    for unit in run.table.active.values():
-        if not (unit.is_start_saved or unit.is_teardown):
-            unit.is_start_saved = True
-            run.table.changed.append(unit.record)
 
 
 # -- the tables ----------------------------------------------------------------------------------
@@ -408,13 +350,3 @@ TRANSITIONS: dict[tuple[Phase, type], Transition] = {
     (Phase.LINGERING, Failed): _ended_late,
 }
 """Which event is possible in which phase, and what it leads to."""
-
-DUE: dict[Wait, tuple[frozenset[Phase], Callable[[RunState, Unit], None]]] = {
-    Wait.TIMEOUT: (frozenset((Phase.RUNNING,)), _time_up),
-    Wait.PATIENCE: (
-        frozenset((Phase.EXPIRING, Phase.STOPPING, Phase.LINGERING)),
-        _out_of_patience,
-    ),
-    Wait.DELAY: (frozenset((Phase.DELAYED,)), _delay_over),
-}
-"""In which phases a unit's deadline still matters, and what it leads to."""

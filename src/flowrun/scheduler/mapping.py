@@ -243,13 +243,14 @@ def book_expanded(run: RunState, event: Expanded) -> None:
 def _new_item(run: RunState, each: ItemMap, number: int | None, key: object) -> Unit:
     task = each.unit.record
     each.open += 1
-    return run.table.add_item(each, TaskRecord(task.name, task.deps, item=number, key=key))
+    record = TaskRecord(task.name, task.deps, item=number, key=key, why_run=task.why_run)
+    return run.table.add_item(each, record)
 
 
 def _add(run: RunState, each: ItemMap, element: Element) -> None:
     """Make an item of an element; one that an earlier run has done has ended at once."""
     if element.kept is not None:
-        kept = element.kept.without_entry()
+        kept = element.kept.without_entry()._replace(why_run=None)
         item = run.table.add_item(each, kept)
         item.phase, item.value = Phase.DONE, element.result
         run.table.changed.append(kept)

@@ -195,7 +195,9 @@ def take_over(record: RunRecord, graph: Graph, old: RunRecord, plan: ResumePlan)
             deps = graph.dependency_names[number]
             tasks[name] = old.tasks[name].without_entry()._replace(deps=deps, why_run=None)
             if name in old.items:
-                items[name] = [item.without_entry() for item in old.items[name]]
+                items[name] = [
+                    item.without_entry()._replace(why_run=None) for item in old.items[name]
+                ]
         else:
             tasks[name] = tasks[name]._replace(why_run=why)
     return record._replace(resumed_from=old.run_id, tasks=tasks, items=items)

@@ -107,7 +107,12 @@ class Resumer:
             first_run_id=await self._off_loop(partial(first_run_id, self._store, old)),
         )
         values: dict[str, object] = {}
-        items = {name: Earlier(old.run_id, old.items.get(name, ())) for name in plan.keeps_items}
+        # A mapped task without items had not begun, or there was nothing to map over.
+        items = {
+            name: Earlier(old.run_id, each)
+            for name in plan.keeps_items
+            if (each := old.items.get(name))
+        }
         wanted = inputs_to_load(graph, old, plan)
         if wanted:
             values = await self._off_loop(partial(self._store.load_results, old.run_id, wanted))

@@ -18,7 +18,8 @@ from flowrun.errors import (
     FlowrunError,
     RunCancelledError,
 )
-from flowrun.failure import described, error_line
+from flowrun.failure import described
+from flowrun.scheduler.aborting import clear_error, ended_as_it_stands, reason_of
 from flowrun.scheduler.alarm import Alarm
 from flowrun.scheduler.attempts import Attempts
 from flowrun.scheduler.awaiter import Awaiter
@@ -46,8 +47,9 @@ from flowrun.scheduler.messages import (
 from flowrun.scheduler.notifier import Notifier
 from flowrun.scheduler.options import cached_tasks
 from flowrun.scheduler.recorder import Recorder
-from flowrun.scheduler.run_state import SAVE_STARTS_AFTER_S, RunSettings, RunState
-from flowrun.state import Reason, TaskStatus
+from flowrun.scheduler.run_settings import SAVE_STARTS_AFTER_S, RunSettings
+from flowrun.scheduler.run_state import RunState
+from flowrun.state import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -371,13 +373,13 @@ class Run:
     def _broke(self, error: BaseException) -> None:
         """Something beside the run's state has failed, such as the store: end the run by that."""
         self._is_broken = True
-        request = StopRequested(_reason_of(error), self._note_error(error), broken=True)
+        request = StopRequested(reason_of(error), self._note_error(error), broken=True)
         self._events.append(request)
         self._turn_later()
 
     def _note_error(self, error: BaseException) -> str:
         """Have the run raise an error at its end; return the error's line."""
-        clear = _clear_error(error, self.record)
+        clear = clear_error(error, self.record)
         self.awaiter.note(clear)
         text, line = described(clear, self._services.redact)
         with contextlib.suppress(BaseException):  # the log itself may be what has failed
@@ -399,10 +401,10 @@ class Run:
         self._limits.leave(self, self._state.now)
         changed: list[TaskRecord] = []
         if self.ended is None:
-            reason = _reason_of(error)
+            reason = reason_of(error)
             with contextlib.suppress(BaseException):
                 self._state.now = self._monotonic()
-            self.ended, changed = _ended_as_it_stands(self._state, self.record, reason, cause)
+            self.ended, changed = ended_as_it_stands(self._state, self.record, reason, cause)
         if not self._is_end_saved:
             self._journal.keep_unsaved(self.ended)
             with contextlib.suppress(BaseException):
@@ -415,29 +417,6 @@ class Run:
             self._await_hooks()
             return
         self._complete()
-
-
-def _ended_as_it_stands(
-    state: RunState, run: RunRecord, reason: Reason, cause: str
-) -> tuple[RunRecord, list[TaskRecord]]:
-    """Return the record of a run as ended, and those of the tasks that end by this."""
-    now = max(run.created_at, state.epoch)
-    text = f"{reason}: {cause}"
-    changed: list[TaskRecord] = []
-
-    def ended(task: TaskRecord) -> TaskRecord:
-        if task.status is TaskStatus.RUNNING:
-            task = task.fail(now, text, reason)
-        elif task.status is TaskStatus.PENDING:
-            task = task.skip(now, reason, text)
-        else:
-            return task
-        changed.append(task)
-        return task
-
-    items = {name: [*map(ended, items)] for name, items in state.table.items().items()}
-    tasks = {name: ended(task) for name, task in state.records().items()}
-    return run.finish(now, text, tasks)._replace(items=items), changed
 
 
 def _settings(  # noqa: PLR0913 - what a run is told
@@ -468,23 +447,6 @@ def _settings(  # noqa: PLR0913 - what a run is told
         cached=cached_tasks(graph, options, services.journal.store, services.log),
         most_encoding=config.max_parallel,
     )
-
-
-def _reason_of(error: BaseException) -> Reason:
-    """Return why a run ends by an error from outside its tasks."""
-    return Reason.RUN_CANCELLED if isinstance(error, KeyboardInterrupt) else Reason.RUN_BROKEN
-
-
-def _clear_error(error: BaseException, record: RunRecord) -> BaseException:
-    """Return the error that a run raises which another error has ended."""
-    if isinstance(error, FlowrunError | KeyboardInterrupt):
-        return error
-    clear = FlowrunError(
-        f"run {record.run_id!r} of DAG {record.dag_name!r} ended because of an error inside"
-        f" flowrun: {error_line(error)}"
-    )
-    clear.__cause__ = error
-    return clear
 
 
 def _nothing() -> None:

@@ -22,14 +22,12 @@ from flowrun.state.records import (
     EncodedResult,
     NoResult,
     Reason,
-    RunRecord,
-    RunStatus,
-    RunSummary,
     TaskRecord,
     TaskStatus,
     TransitionError,
     items_by_task,
 )
+from flowrun.state.run_records import RunRecord, RunStatus, RunSummary
 
 if TYPE_CHECKING:
     from flowrun.state.json_serializer import JsonSerializer

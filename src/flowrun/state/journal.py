@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from flowrun.state.protocol import StateStoreProtocol
-    from flowrun.state.records import RunRecord
+    from flowrun.state.run_records import RunRecord
 
 T = TypeVar("T")
 

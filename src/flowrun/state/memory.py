@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from flowrun.state.protocol import Change, RunQuery
-    from flowrun.state.records import RunRecord, RunSummary
+    from flowrun.state.run_records import RunRecord, RunSummary
 
     _Id: TypeAlias = tuple[str, int | None]
 

@@ -10,13 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from flowrun.state.records import (
-        EncodedResult,
-        RunRecord,
-        RunStatus,
-        RunSummary,
-        TaskRecord,
-    )
+    from flowrun.state.records import EncodedResult, TaskRecord
+    from flowrun.state.run_records import RunRecord, RunStatus, RunSummary
 
 
 class Change(NamedTuple):

@@ -14,21 +14,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from flowrun.context import AttemptNotes, LogLine, Progress
 from flowrun.errors import DamagedRecordError
 from flowrun.state.protocol import CacheEntry
-from flowrun.state.records import (
-    AttemptRecord,
-    Cached,
-    NoResult,
-    Reason,
-    RunRecord,
-    TaskRecord,
-    TaskStatus,
-    run_status,
-)
+from flowrun.state.records import AttemptRecord, Cached, NoResult, Reason, TaskRecord, TaskStatus
+from flowrun.state.run_records import RunRecord, run_status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from flowrun.state.records import LimitWaits, RunSummary
+    from flowrun.state.records import LimitWaits
+    from flowrun.state.run_records import RunSummary
 
 Row: TypeAlias = tuple[Any, ...]
 

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from flowrun.state.protocol import CachedResult, CacheEntry, Change, RunQuery
-    from flowrun.state.records import EncodedResult, RunRecord, RunSummary
+    from flowrun.state.records import EncodedResult
+    from flowrun.state.run_records import RunRecord, RunSummary
     from flowrun.state.serializers import ResultSerializer
     from flowrun.state.sqlite_reading import StoredResults
     from flowrun.state.sqlite_settings import JournalMode, Synchronous

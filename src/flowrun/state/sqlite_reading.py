@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 
     from flowrun.state.ownership import Ownership
     from flowrun.state.protocol import CacheEntry, RunQuery
-    from flowrun.state.records import RunRecord, RunSummary, TaskRecord
+    from flowrun.state.records import TaskRecord
     from flowrun.state.rows import Row
+    from flowrun.state.run_records import RunRecord, RunSummary
     from flowrun.state.serializers import ResultSerializer
     from flowrun.state.sqlite_connections import SqliteConnections
 

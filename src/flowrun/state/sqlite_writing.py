@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from flowrun.state.protocol import Change
-    from flowrun.state.records import RunRecord, TaskRecord
+    from flowrun.state.records import TaskRecord
     from flowrun.state.rows import Row
+    from flowrun.state.run_records import RunRecord
 
 SHORT = 500
 """Results of up to so many bytes are kept in their tasks' rows, which then fit in one page."""
