@@ -94,9 +94,13 @@ async def test_run_on_a_running_loop_says_what_to_do(engine: Engine) -> None:
 
 
 INTERRUPTED = """
+import signal
 import sys
 import threading
 from flowrun import SqliteStateStore, build_default_engine, current_attempt
+
+# What starts the tests may have it ignored, and whatever it starts inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 with build_default_engine(state_store=SqliteStateStore(sys.argv[1])) as engine:
 

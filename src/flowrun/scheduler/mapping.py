@@ -357,6 +357,14 @@ def _outcome(run: RunState, each: ItemMap) -> _Outcome:
         lines = {item.record.item: item.line for item in each.items if item.line}
         line = f"item {worst.item}: {lines.get(worst.item, worst.error or '')}"
         return _Outcome(record._replace(error=worst.error, reason=worst.reason), line)
+    source = None if each.source is None else each.source.unit.record
+    if source is not None and source.status in (TaskStatus.FAILED, TaskStatus.SKIPPED):
+        # What it is mapped over was no sequence, say: none of its items stands for that.
+        ended = "failed" if source.status is TaskStatus.FAILED else "was skipped"
+        why = f"the task {source.name!r} upstream of it {ended}"
+        record = gathered(TaskStatus.SKIPPED, records, now, NoResult.ABSENT)
+        reason = Reason.UPSTREAM_FAILED
+        return _Outcome(record._replace(error=f"{reason}: {why}", reason=reason), "")
     if run.stopping is not None and not _has_all(each):
         record = gathered(TaskStatus.SKIPPED, records, now, NoResult.ABSENT)
         return _Outcome(record._replace(error=run.why_it_stops, reason=run.stopping), "")
