@@ -138,7 +138,7 @@ def pages(count: int = 200) -> RunReport:
     items = [item(n, attempt(1, 1, 1 + n / 100, 2 + n / 100)) for n in range(count)]
     again = attempt(1, 1, 1, 2, NO_ANSWER, "TIMEOUT")
     items[0] = item(0, again, attempt(2, 2, 2, 3))
-    items[1] = item(1, attempt(1, 1, 2, 3, TRACEBACK))
+    items[1] = item(1, attempt(1, 1, 2, 3, TRACEBACK, logs=[(2.5, "WARNING", "page 1 is empty")]))
     failed = {"status": "FAILED", "error": TRACEBACK, "reason": "ERROR"}
     tasks = {
         "pages": task((), attempt(1, 0, 0, 1)),

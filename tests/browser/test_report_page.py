@@ -596,7 +596,11 @@ def test_panel_of_a_mapped_task_lists_its_items_those_that_failed_first(show: Sh
     opened = show(page_of("mapped"))
     opened.page.get_by_role("button", name="fetch", exact=True).first.click()
     items = opened.page.locator("#detail details")
-    assert items.locator("summary").inner_text() == "200 items: 199 succeeded, 1 failed"
+    assert items.locator("> summary").all_inner_texts() == [
+        "200 items: 199 succeeded, 1 failed",
+        "Log of item 1",
+    ]
+    assert items.locator("pre.log").inner_text().endswith("jobs.orders: page 1 is empty")
     lines = items.locator("p").all_inner_texts()
     assert len(lines) == 200
     assert lines[0].startswith("1")

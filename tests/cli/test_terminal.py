@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 
+from flowrun.cli.arguments import COMMANDS
+
 from ..conftest import WAIT_S
 
 termios = pytest.importorskip("termios", reason="there are no pseudo-terminals here")
@@ -618,3 +620,59 @@ def test_colours_where_the_terminal_has_them(tmp_path: Path, sit: Callable[..., 
             plain.waits_for_the_end()
             assert "\x1b" not in plain.written
             assert plain.lines == person.lines
+
+
+EVERYTHING = """
+    import logging
+    from flowrun import Cache, SchedulerConfig, SqliteStateStore, build_default_engine
+
+    logging.getLogger("shop").setLevel("INFO")
+    engine = build_default_engine(
+        state_store=SqliteStateStore("runs.db"), config=SchedulerConfig(keep_logs=True)
+    )
+
+    @engine.task(dag="d", cache=Cache())
+    def pages():
+        return [3, 0, 1]
+
+    @engine.task(dag="d", map_over="pages")
+    def fetch(pages):
+        logging.getLogger("shop").info("page %d", pages)
+        return 6 / pages
+
+    @engine.task(dag="d")
+    def load(fetch):
+        return sum(fetch)
+"""
+
+SCREENS: tuple[tuple[str, int, tuple[str, ...]], ...] = (
+    ("--help", 0, (r"^usage: flowrun", r"^ +explain  ")),
+    ("--version", 0, (r"^flowrun \d",)),
+    ("validate jobs:engine", 0, (r"^d: fine, 3 tasks",)),
+    ("list jobs:engine", 0, (r"^d +pages, fetch, load$",)),
+    ("show jobs:engine d", 0, (r"fetch",)),
+    ("run jobs:engine d", 1, (r"^✘ fetch", r"ZeroDivisionError", r"^⊘ load")),
+    ("runs runs.db", 0, (r"failed .* d ",)),
+    ("report runs.db latest", 0, (r"^d: Failed in ", r"^✔ pages")),
+    ("explain runs.db latest", 0, (r"^d: \d+ ms", r"^fetch +failed: ")),
+    ("explain runs.db latest load", 0, (r"^load of d: ", r"^load +skipped: ")),
+    ("error runs.db latest fetch", 0, (r"ZeroDivisionError: division by zero",)),
+    ("result runs.db latest pages", 0, (r"^\[3, 0, 1\]$",)),
+    ("result runs.db latest load", 1, (r"^flowrun: ",)),
+    ("logs runs.db latest fetch", 0, (r"page 3", r"page 0", r"page 1")),
+    ("cache ls runs.db", 0, (r" d +pages ",)),
+    ("resume jobs:engine latest", 1, (r"^✔ pages .* kept from the earlier run$", r"^✘ fetch")),
+    ("cache clear runs.db", 0, (r"^1 result cleared",)),
+    ("prune runs.db --keep-last 1", 0, (r"^1 run deleted",)),
+    ("completion bash", 0, (r"complete .*flowrun",)),
+)
+
+
+def test_every_command_in_a_terminal(tmp_path: Path, sit: Callable[..., Person]) -> None:
+    (tmp_path / "jobs.py").write_text(textwrap.dedent(EVERYTHING), encoding="utf-8")
+    assert {line.split()[0] for line, _, _ in SCREENS} >= set(COMMANDS)
+    for line, code, shown in SCREENS:
+        person = sit("-m", "flowrun", *line.split(), lines=200, columns=100)
+        assert (person.waits_for_the_end(), line) == (code, line), person.lines
+        for pattern in shown:
+            assert any(re.search(pattern, each) for each in person.lines), (line, person.lines)

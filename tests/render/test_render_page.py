@@ -260,6 +260,7 @@ def test_mapped_task_is_one_attempt_with_its_first_items() -> None:
     assert fetch["mapped"] == "600 items: 599 succeeded, 1 failed"
     assert [attempt[:4] for attempt in fetch["attempts"]] == [[2, 0.0, 1.02, 7.99]]
     assert len(fetch["items"]) == 500
-    assert fetch["items"][0] == [1, "FAILED", 2.0, 3.0, 1, "KeyError: 'CHF'"]
+    log = "2025-10-09 08:53:22.500Z WARNING jobs.orders: page 1 is empty"
+    assert fetch["items"][0] == [1, "FAILED", 2.0, 3.0, 1, "KeyError: 'CHF'", [[1, log]]]
     assert fetch["items"][1] == [0, "SUCCESS", 2.0, 3.0, 2, ""]
     assert critical_path(report) == ["pages", "fetch"]

@@ -418,6 +418,14 @@ async def test_resume_runs_exactly_the_items_that_have_not_succeeded(stored: Mak
     new = await engine.resume(old)
     assert job.did() == [("fetch", "b"), ("parse", "b*1"), ("total", 3)]
     report = engine.get_run_report(new)
+    fetch = report["tasks"]["fetch"]
+    items = fetch["items"] or []
+    assert [item["kept"] for item in items] == [True, False, True]
+    # Its time is that of the items of this run.
+    assert (fetch["started_at"], fetch["finished_at"]) == (
+        items[1]["started_at"],
+        items[1]["finished_at"],
+    )
     assert report["tasks"]["total"]["result"] == "a*1! b*1! c*1!"
     assert report["tasks"]["fetch"]["item_counts"] == {"SUCCESS": 3}
     assert told(report["tasks"]["parse"]) == [

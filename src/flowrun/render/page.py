@@ -191,7 +191,7 @@ class _Builder:
             "items": self._items(task["items"] or []),
         }
         made["progress"] = for_terminal(task_progress(task))
-        made["logs"] = [self._log(attempt) for attempt in task["attempts"] if attempt["logs"]]
+        made["logs"] = self._logs(task)
         made = {key: value for key, value in made.items() if value}
         if task["error"] is not None and task["status"] != "SUCCESS":
             made["error"] = self._text(task["error"])
@@ -218,11 +218,13 @@ class _Builder:
         return [self._item(item) for item in shown[:_MOST_ITEMS]]
 
     def _item(self, item: ItemReport) -> list[object]:
-        """Return number, status, started, finished, attempt, why."""
+        """Return number, status, started, finished, attempt, why, logs."""
         why = own_line(item["error"] or "").removeprefix(f"{item['reason']}: ")
         why = why or task_progress(item)
         times = (self.offset(item["started_at"]), self.offset(item["finished_at"]))
-        return [item["item"], item["status"], *times, item["attempt"], for_terminal(why)[:_SHORT]]
+        row: list[object] = [item["item"], item["status"], *times, item["attempt"]]
+        logs = self._logs(item)
+        return [*row, for_terminal(why)[:_SHORT], *([logs] if logs else [])]
 
     def _attempt(self, attempt: AttemptReport) -> list[object]:
         """Return number, ready, started, finished, place of the error, reason, abandoned."""
@@ -236,6 +238,9 @@ class _Builder:
             row += [self._text(attempt["error"]), for_terminal(attempt["reason"] or "")]
             row += [1] if attempt["abandoned"] else []
         return row
+
+    def _logs(self, task: TaskReport | ItemReport) -> list[list[object]]:
+        return [self._log(attempt) for attempt in task["attempts"] if attempt["logs"]]
 
     def _log(self, attempt: AttemptReport) -> list[object]:
         """Return the number of an attempt and what was logged in it."""

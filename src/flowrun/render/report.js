@@ -216,20 +216,24 @@ function attempts(task) {
       const text = data.texts[attempt.error];
       block.append(make("details", {open: last}, make("summary", {text: "Error"}), make("pre", {class: isShort(text) ? "trace" : "", text, tabindex: "0"})));
     }
-    if (attempt.logs !== undefined) {
-      block.append(make("details", {open: last}, make("summary", {text: "Log"}), make("pre", {class: "log", text: attempt.logs, tabindex: "0"})));
-    }
+    if (attempt.logs !== undefined) block.append(log("Log", attempt.logs, last));
     return block;
   });
   return blocks.length ? [make("h3", {text: blocks.length === 1 ? "Attempt" : `${blocks.length} attempts`}), ...blocks] : [];
 }
 
+function log(title, text, open) {
+  return make("details", {open}, make("summary", {text: title}), make("pre", {class: "log", text, tabindex: "0"}));
+}
+
 function items(task) {
-  const rows = (task.items ?? []).map(([number, status, started, finished, attempt, why]) => {
+  const rows = (task.items ?? []).flatMap(([number, status, started, finished, attempt, why, logs = []]) => {
     const notes = [duration(span(started, finished)), attempt > 1 ? `${attempt} attempts` : "", why].filter(Boolean).join(" · ");
-    return make("p", {}, sign(status), make("b", {text: `${number}`}), make("span", {class: "spoken", text: `, ${WORDS[status]}`}), make("span", {class: "hint", text: ` ${notes}`}));
+    const line = make("p", {}, sign(status), make("b", {text: `${number}`}), make("span", {class: "spoken", text: `, ${WORDS[status]}`}), make("span", {class: "hint", text: ` ${notes}`}));
+    const of = nth => attempt > 1 ? `, attempt ${nth}` : "";
+    return [line, ...logs.map(([nth, text]) => log(`Log of item ${number}${of(nth)}`, text, status === "FAILED"))];
   });
-  const open = rows.length > 0 && (rows.length <= 12 || task.status === "FAILED");
+  const open = rows.length > 0 && (task.items.length <= 12 || task.status === "FAILED");
   return [make("details", {open}, make("summary", {text: task.mapped}), make("div", {class: "attempt"}, ...rows))];
 }
 

@@ -314,8 +314,9 @@ class TaskRecord(NamedTuple):
         """
         if self.status is not _RUNNING:
             self._refuse("gather items")
-        starts = [item.started_at for item in items if item.started_at is not None]
-        ends = [item.finished_at for item in items if item.finished_at is not None]
+        new = [item for item in items if item.why_run == self.why_run]  # others a resume has kept
+        starts = [item.started_at for item in new if item.started_at is not None]
+        ends = [item.finished_at for item in new if item.finished_at is not None]
         return self._replace(
             status=status,
             attempt=max((item.attempt for item in items), default=0),
