@@ -1,11 +1,11 @@
 """Everything that must hold before a change is merged; ``make check`` runs it.
 
-The lint, type and floor checks and the suite with coverage run on the Python of ``.venv``; the
-suite alone runs on every other CPython >= 3.11 that this machine has, each in a virtual
-environment of its own under ``.venvs``; without the tests in a browser, to which one page is
-like another, and those that are marked "once". Those marked "slow" run on the oldest and on the
-newest of all, which have the libraries of group ``data``; those marked "no_cover", which take long,
-on the newest only.
+The lint, type and floor checks and the whole suite run on the Python of ``.venv``. The suite also
+runs on every other CPython >= 3.11 that this machine has, each in a virtual environment of its own
+under ``.venvs``; without the tests in a browser, to which one page is like another, and those that
+are marked "once". The newest of them measures the coverage, since Python 3.14 and later do that at
+little cost; it has the libraries of group ``data``. Those between leave out tests marked "slow".
+Tests marked "no_cover", which take long, run once, where nothing is measured.
 """
 
 from __future__ import annotations
@@ -58,34 +58,37 @@ def main() -> int:
             name: pool.submit(run, name, command, beside_others=True) for name, command in static
         }
         environments = {
-            minor: pool.submit(prepared, minor, python, with_data=minor == max(others))
+            minor: pool.submit(prepared, minor, python, is_newest=minor == max(others))
             for minor, python in sorted(others.items())
         }
     failed = [name for name, check in checks.items() if not check.result()]
 
     # Many tests wait for processes and clocks: more workers than processors keep those busy.
     workers = str((os.cpu_count() or 1) + 2)
-    suite: list[str | Path] = [sys.executable, "-m", "pytest", "-q", "-n", workers]
-    name = f"suite and coverage on Python {dotted(here)}"
+    suite = ["-m", "pytest", "-q", "-n", workers]
+    outside = ["--ignore", "tests/browser", "-m"]  # of the environment for everything
+    measured = ["--cov", "--cov-report=term-missing"]
+    suites: list[tuple[str, str | None, list[str]]] = []
+    if not others:
+        suites = [
+            ("suite and coverage", sys.executable, [*measured, "-m", "not no_cover"]),
+            ("tests that are not measured", sys.executable, ["-m", "no_cover"]),
+        ]
+    else:
+        suites.append((f"suite on Python {dotted(here)}", sys.executable, []))
+    for minor, made in environments.items():
+        chosen = [*outside, "not once and not no_cover and not slow"]
+        name = "suite"
+        if minor == max(others):
+            name, chosen = "suite and coverage", [*measured, *outside, "not once and not no_cover"]
+        suites.append((f"{name} on Python {dotted(minor)}", made.result(), chosen))
     with tempfile.TemporaryDirectory() as folder:
         # In a folder of its own: another run in this work tree at the same time would combine,
         # and delete, the data files of this one's processes.
         os.environ["COVERAGE_FILE"] = str(Path(folder) / ".coverage")
-        measured = ["--cov", "--cov-report=term-missing", "-m", "not no_cover"]
-        if not run(name, [*suite, *measured]):
-            failed.append(name)
-        del os.environ["COVERAGE_FILE"]
-    name = f"tests that are not measured on Python {dotted(here)}"
-    if not others and not run(name, [*suite, "-m", "no_cover"]):
-        failed.append(name)
-
-    for minor, made in environments.items():
-        name = f"suite on Python {dotted(minor)}"
-        environment = made.result()
-        chosen = "not once" if minor == max(others) else "not once and not no_cover and not slow"
-        command = [environment, *suite[1:], "--ignore", "tests/browser", "-m", chosen]
-        if environment is None or not run(name, command):
-            failed.append(name)
+        for name, python, chosen in suites:
+            if python is None or not run(name, [python, *suite, *chosen]):
+                failed.append(name)
 
     tested = {here, *others}
     print(f"\nTested on Python {', '.join(map(dotted, sorted(tested)))}.")
@@ -152,26 +155,27 @@ def cpython_version(python: str) -> tuple[int, int, int] | None:
     return (major, minor, micro)
 
 
-def prepared(minor: tuple[int, int], python: str, *, with_data: bool) -> str | None:
+def prepared(minor: tuple[int, int], python: str, *, is_newest: bool) -> str | None:
     """Return the Python of an up-to-date environment; ``None`` if it cannot be made."""
     folder = ENVIRONMENTS / dotted(minor)
     stamp = folder / ".prepared"
     inside = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     wanted = hashlib.sha256(
-        (ROOT / "pyproject.toml").read_bytes() + f"{os.path.realpath(python)} {with_data}".encode()
+        (ROOT / "pyproject.toml").read_bytes() + f"{os.path.realpath(python)} {is_newest}".encode()
     ).hexdigest()
     if stamp.exists() and stamp.read_text() == wanted:
         return str(inside)
     print(f"\n== making {folder.relative_to(ROOT)} with {python}", flush=True)
     pip: list[str | Path] = [inside, "-m", "pip", "install", "--quiet"]
-    groups = [argument for group in GROUPS for argument in ("--group", group)]
+    names = [*GROUPS, "cover"] if is_newest else GROUPS
+    groups = [argument for name in names for argument in ("--group", name)]
     steps: list[Sequence[str | Path]] = [
         [python, "-m", "venv", "--clear", folder],
         [*pip, "--upgrade", "pip>=25.1"],
         [*pip, *groups],
         [*pip, "--no-build-isolation", "--editable", "."],
     ]
-    if with_data:
+    if is_newest:
         steps.append([inside, ROOT / ".ci/wheels.py", "data"])
     for step in steps:
         if subprocess.run(step, check=False).returncode != 0:

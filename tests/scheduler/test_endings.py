@@ -263,6 +263,31 @@ async def test_task_factory_that_takes_no_context_makes_the_task_of_a_returned_c
     assert engine.get_run_report(run_id)["tasks"]["a"]["result"] == 42
 
 
+@pytest.mark.parametrize("returned", [False, True])
+async def test_task_that_is_cancelled_before_its_first_step_fails(  # R1
+    make_engine: MakeEngine, *, returned: bool
+) -> None:
+    engine = make_engine()
+
+    async def answer() -> int:
+        return 42
+
+    def cancelled(loop: Any, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        task = asyncio.Task(coroutine, loop=loop, **options)
+        task.cancel()
+        return task
+
+    engine.task(name="a", dag="d")((lambda: answer()) if returned else answer)
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(cancelled)
+    try:
+        run_id = await engine.run_once("d")
+    finally:
+        loop.set_task_factory(None)
+    task = engine.get_run_report(run_id)["tasks"]["a"]
+    assert (task["status"], task["error_type"]) == ("FAILED", "asyncio.exceptions.CancelledError")
+
+
 # -- what a bare interrupt, or a part that raises, must not leave behind ---------------------------
 
 

@@ -63,7 +63,7 @@ def _followed(function: object) -> object | None:
     return next((each for each in methods if isinstance(each, types.FunctionType)), None)
 
 
-if sys.version_info >= (3, 14):  # pragma: no cover - coverage is measured on an older Python
+if sys.version_info >= (3, 14):  # pragma: no cover - coverage is measured on one Python
     # From 3.14 on annotations are evaluated on access, and names may be missing then.
     import annotationlib
 
@@ -75,7 +75,7 @@ if sys.version_info >= (3, 14):  # pragma: no cover - coverage is measured on an
             return function.__annotations__
         return annotationlib.get_annotations(function, format=annotationlib.Format.FORWARDREF)
 
-else:
+else:  # pragma: no cover - the same
     _FORMAT: dict[str, Any] = {}
 
     def annotations_of(function: types.FunctionType) -> Mapping[str, object]:
