@@ -15,7 +15,7 @@ from flowrun.errors import ResultNotStorableError
     ("options", "error", "message"),
     [
         ({"retries": -1}, ValueError, "retries must be 0 or more"),
-        ({"retries": "3"}, TypeError, "retries must be an int, not str"),
+        ({"retries": "3"}, TypeError, "retries must be an int, not '3'"),
         ({"retries": True}, TypeError, "retries must be an int"),
         ({"delay_s": -1}, ValueError, "delay_s must be 0 or more, and finite"),
         ({"delay_s": math.nan}, ValueError, "delay_s must be"),

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import inf
 from time import monotonic as _monotonic
 from time import time as _epoch
 from typing import TYPE_CHECKING, Protocol, cast
+
+from flowrun.policy import check_int, check_seconds
 
 if TYPE_CHECKING:
     import asyncio
@@ -68,14 +69,8 @@ class Rate:
 
     def __post_init__(self) -> None:
         """Check both values."""
-        _check_count("the count of a Rate", self.count)
-        per_s: object = self.per_s
-        if not isinstance(per_s, int | float) or isinstance(per_s, bool):
-            msg = f"per_s of a Rate must be seconds, not {per_s!r:.80}"
-            raise TypeError(msg)
-        if not 0 < per_s < inf:
-            msg = f"per_s of a Rate must be finite and above 0, not {per_s!r}"
-            raise ValueError(msg)
+        check_int("the count of a Rate", self.count, least=1)
+        check_seconds("per_s of a Rate", self.per_s)
 
 
 @dataclass(frozen=True)
@@ -101,22 +96,13 @@ class Limit:
     def __post_init__(self) -> None:
         """Check both values."""
         if self.count is not None:
-            _check_count("the count of a Limit", self.count)
+            check_int("the count of a Limit", self.count, least=1)
         if self.rate is not None and not isinstance(self.rate, Rate):
             msg = f"rate of a Limit must be a Rate, not {self.rate!r:.80}"
             raise TypeError(msg)
         if self.count is None and self.rate is None:
             msg = "a Limit needs a count, a rate or both: Limit(3), Limit(rate=Rate(10))"
             raise ValueError(msg)
-
-
-def _check_count(what: str, number: object) -> None:
-    if not isinstance(number, int) or isinstance(number, bool):
-        msg = f"{what} must be an int, not {number!r:.80}"
-        raise TypeError(msg)
-    if number < 1:
-        msg = f"{what} must be 1 or more, not {number}"
-        raise ValueError(msg)
 
 
 def checked_limits(limits: object) -> dict[str, Limit]:
@@ -176,13 +162,7 @@ class SchedulerConfig:
 
     def __post_init__(self) -> None:
         """Check the limits."""
-        number: object = self.max_parallel
-        if not isinstance(number, int) or isinstance(number, bool):
-            msg = f"max_parallel must be an int, not {number!r}"
-            raise TypeError(msg)
-        if number < 1:
-            msg = f"max_parallel must be 1 or more, not {number}"
-            raise ValueError(msg)
+        check_int("max_parallel", self.max_parallel, least=1)
         for name in ("cancel_grace_s", "thread_grace_s", "hook_timeout_s"):
             if not getattr(self, name) >= 0:
                 msg = f"{name} must be 0 or more, not {getattr(self, name)!r}"

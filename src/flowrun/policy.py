@@ -1,10 +1,14 @@
-"""How long an attempt may take, and how often, how soon and on which errors it is retried."""
+"""How long an attempt may take, and how often, how soon and on which errors it is retried.
+
+Also the checks of the numbers that a caller gives, one rule and one wording for all of them.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import TypeAlias, cast
 
 from flowrun.errors import NonRetryableError, ResultNotStorableError, RetryAfter, SkipTask
@@ -59,12 +63,7 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        if not isinstance(self.retries, int) or isinstance(self.retries, bool):
-            msg = f"retries must be an int, not {type(self.retries).__name__}"
-            raise TypeError(msg)
-        if self.retries < 0:
-            msg = f"retries must be 0 or more, not {self.retries}"
-            raise ValueError(msg)
+        check_int("retries", self.retries, least=0)
         if not callable(self.delay_s):
             _check_number("delay_s", self.delay_s, low=0)
         _check_number("backoff", self.backoff, low=1)
@@ -165,6 +164,48 @@ def _check_number(name: str, value: object, *, low: float, high: float = _LARGES
     if not low <= value <= high:  # also refuses NaN, and an int that no float can hold
         bounds = f"from {low} to {high}" if high != _LARGEST else f"{low} or more, and finite"
         msg = f"{name} must be {bounds}, not {value}"
+        raise ValueError(msg)
+
+
+def check_int(what: str, number: object, *, least: int | None = None, none: str = "") -> int:
+    """Return a number that has to be an ``int``, of ``least`` or more.
+
+    Args:
+        what: The number, as the message names it.
+        number: The number.
+        least: The smallest that is allowed; ``None`` for no bound.
+        none: What ``None`` would mean, where it is allowed as well: "for no bound".
+
+    Raises:
+        TypeError: It is of another type; a ``bool`` is no number.
+        ValueError: It is below ``least``.
+    """
+    other = f", or None {none}" if none else ""
+    if not isinstance(number, int) or isinstance(number, bool):
+        msg = f"{what} must be an int{other}, not {number!r:.80}"
+        raise TypeError(msg)
+    if least is not None and number < least:
+        msg = f"{what} must be {least} or more{other}, not {number}"
+        raise ValueError(msg)
+    return number
+
+
+def check_seconds(what: str, duration_s: object) -> None:
+    """Check a duration in seconds, which has to be finite and above 0.
+
+    Args:
+        what: The duration, as the message names it.
+        duration_s: The duration.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is out of that range.
+    """
+    if not isinstance(duration_s, int | float) or isinstance(duration_s, bool):
+        msg = f"{what} must be a number of seconds, not {duration_s!r:.80}"
+        raise TypeError(msg)
+    if not 0 < duration_s < inf:
+        msg = f"{what} must be finite and above 0, not {duration_s!r}"
         raise ValueError(msg)
 
 

@@ -61,10 +61,9 @@ class AttemptReport(TypedDict):
     logs_cut: int
 
 
-class ItemReport(TypedDict):
-    """One item of a mapped task; its keys are those of a task."""
+class _UnitReport(TypedDict):
+    """What a task and an item have in common; :class:`TaskReport` says what it means."""
 
-    item: int
     status: TaskStatusName
     attempt: int
     started_at: float | None
@@ -83,7 +82,13 @@ class ItemReport(TypedDict):
     progress: ProgressReport | None
 
 
-class TaskReport(TypedDict):
+class ItemReport(_UnitReport):
+    """One item of a mapped task; its keys are those of a task."""
+
+    item: int
+
+
+class TaskReport(_UnitReport):
     """One task of a run.
 
     ``result`` is ``None`` unless ``result_state`` is ``"kept"``: ``"absent"`` means that
@@ -111,23 +116,8 @@ class TaskReport(TypedDict):
     ``teardown_of`` names those of ``deps`` that the task tears down.
     """
 
-    status: TaskStatusName
-    attempt: int
-    started_at: float | None
-    finished_at: float | None
-    error: str | None
-    error_type: str | None
-    error_message: str | None
-    result: object
-    result_state: ResultState
-    reason: str | None
-    ready_at: float | None
-    abandoned: bool
     deps: list[str]
-    attempts: list[AttemptReport]
     overridden: str | None
-    cached_from: str | None
-    progress: ProgressReport | None
     items: list[ItemReport] | None
     item_counts: dict[str, int] | None
     slot_wait_s: float | None
@@ -135,7 +125,6 @@ class TaskReport(TypedDict):
     encoded_at: float | None
     saving_s: float | None
     why_run: str | None
-    kept: bool
     teardown_of: list[str]
 
 
@@ -235,7 +224,28 @@ def _task_report(
     missing = (task.items or 0) - len(items)
     if missing > 0:  # nothing has happened to them
         counts["PENDING" if task.finished_at is None else "SKIPPED"] += missing
-    result, state = _list_of(items) if task.result is NoResult.ITEMS else _result_of(task)
+    result = _list_of(items) if task.result is NoResult.ITEMS else _result_of(task)
+    return {
+        **_unit_report(task, result, is_kept),
+        "deps": list(task.deps),
+        "overridden": run.overridden.get(task.name),
+        "items": [_item_report(item, is_kept) for item in items] if is_mapped else None,
+        "item_counts": dict(counts) if is_mapped else None,
+        **_waits(task),
+        "encoded_at": task.encoded_at,
+        "saving_s": saving_s,
+        "why_run": task.why_run,
+        "teardown_of": list(task.teardown_of),
+    }
+
+
+def _item_report(item: TaskRecord, is_kept: Callable[[TaskRecord], bool]) -> ItemReport:
+    return {"item": item.item or 0, **_unit_report(item, _result_of(item), is_kept)}
+
+
+def _unit_report(
+    task: TaskRecord, result: tuple[object, ResultState], is_kept: Callable[[TaskRecord], bool]
+) -> _UnitReport:
     error_type, message = _error_of(task)
     return {
         "status": task.status.value,
@@ -245,23 +255,14 @@ def _task_report(
         "error": task.error,
         "error_type": error_type,
         "error_message": message,
-        "result": result,
-        "result_state": state,
+        "result": result[0],
+        "result_state": result[1],
         "reason": None if task.reason is None else task.reason.value,
         "ready_at": task.ready_at,
         "abandoned": task.abandoned,
-        "deps": list(task.deps),
         "attempts": [_attempt_report(attempt) for attempt in task.attempts],
-        "overridden": run.overridden.get(task.name),
         "cached_from": None if task.cache is None else task.cache.run_id,
-        "items": [_item_report(item, is_kept(item)) for item in items] if is_mapped else None,
-        "item_counts": dict(counts) if is_mapped else None,
-        **_waits(task),
-        "encoded_at": task.encoded_at,
-        "saving_s": saving_s,
-        "why_run": task.why_run,
         "kept": is_kept(task),
-        "teardown_of": list(task.teardown_of),
         "progress": progress_report(task.notes),
     }
 
@@ -286,30 +287,6 @@ def progress_report(notes: AttemptNotes | None) -> ProgressReport | None:
         return None
     done, total, unit = notes.progress
     return {"done": done, "total": total, "unit": unit}
-
-
-def _item_report(task: TaskRecord, kept: bool) -> ItemReport:  # noqa: FBT001
-    result, state = _result_of(task)
-    error_type, message = _error_of(task)
-    return {
-        "item": task.item or 0,
-        "status": task.status.value,
-        "attempt": task.attempt,
-        "started_at": task.started_at,
-        "finished_at": task.finished_at,
-        "error": task.error,
-        "error_type": error_type,
-        "error_message": message,
-        "result": result,
-        "result_state": state,
-        "reason": None if task.reason is None else task.reason.value,
-        "ready_at": task.ready_at,
-        "abandoned": task.abandoned,
-        "attempts": [_attempt_report(attempt) for attempt in task.attempts],
-        "cached_from": None if task.cache is None else task.cache.run_id,
-        "kept": kept,
-        "progress": progress_report(task.notes),
-    }
 
 
 def _error_of(task: TaskRecord) -> tuple[str | None, str | None]:

@@ -62,7 +62,7 @@ def test_wrong_bound_is_refused(name: str) -> None:
         InMemoryStateStore(**{name: -1})
     wrong: Any
     for wrong in (1.5, "3", True):
-        with pytest.raises(TypeError, match=f"{name} must be an integer, or None"):
+        with pytest.raises(TypeError, match=f"{name} must be an int, or None"):
             InMemoryStateStore(**{name: wrong})
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import inf
 from typing import TYPE_CHECKING, Any, cast
 
 from flowrun.errors import listed
+from flowrun.policy import check_seconds
 
 if TYPE_CHECKING:
     import ast
@@ -46,14 +46,8 @@ class Cache:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        ttl_s: object = self.ttl_s
-        if ttl_s is not None:
-            if not isinstance(ttl_s, int | float) or isinstance(ttl_s, bool):
-                msg = f"ttl_s of a Cache must be seconds or None, not {ttl_s!r:.80}"
-                raise TypeError(msg)
-            if not 0 < ttl_s < inf:
-                msg = f"ttl_s of a Cache must be finite and above 0, not {ttl_s!r}"
-                raise ValueError(msg)
+        if self.ttl_s is not None:
+            check_seconds("ttl_s of a Cache", self.ttl_s)
         if not isinstance(self.version, str):
             msg = f'version of a Cache must be a text, like "2", not {self.version!r:.80}'
             raise TypeError(msg)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from flowrun.policy import check_int
+
 if TYPE_CHECKING:
     from flowrun.registry.task_spec import Dependency
 
@@ -66,7 +68,10 @@ def checked_mapping(
         msg = f"map_key must be a function of the element, not {key!r:.80}"
         raise TypeError(msg)
     chosen = cast("MapKey | None", key)
-    return MapSpec(over, _checked_max(options.get("max_items")), errors == "collect", chosen)
+    most = options.get("max_items")
+    if most is not None:
+        most = check_int("max_items", most, least=1, none="for no bound")
+    return MapSpec(over, most, errors == "collect", chosen)
 
 
 def _checked_over(value: object) -> tuple[Dependency, ...] | None:
@@ -88,15 +93,3 @@ def _checked_over(value: object) -> tuple[Dependency, ...] | None:
         msg = "map_over is empty; name at least one task"
         raise ValueError(msg)
     return tuple(found)
-
-
-def _checked_max(value: object) -> int | None:
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool):
-        msg = f"max_items must be an int, or None for no bound, not {value!r:.80}"
-        raise TypeError(msg)
-    if value < 1:
-        msg = f"max_items must be 1 or more, not {value}"
-        raise ValueError(msg)
-    return value

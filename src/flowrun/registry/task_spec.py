@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, cast
 
 from flowrun.errors import TaskDefinitionError, TaskTypeError, close_match
-from flowrun.policy import NO_RETRIES, RetryPolicy, checked_retries, checked_timeout
+from flowrun.policy import NO_RETRIES, RetryPolicy, check_int, checked_retries, checked_timeout
 from flowrun.registry.caching import Cache, checked_cache
 from flowrun.registry.map_spec import checked_mapping
 from flowrun.registry.names import validate_name
@@ -226,7 +226,7 @@ def make_spec(
             _checked_executor(options.get("executor"), signature),
             signature,
             _checked_flag("copy_inputs", options.get("copy_inputs", False)),
-            _checked_priority(options.get("priority", 0)),
+            check_int("priority", options.get("priority", 0)),
             rule,
             is_branch,
             _checked_uses(options.get("uses")),
@@ -266,21 +266,8 @@ def _checked_uses(uses: object) -> tuple[tuple[str, int], ...]:
         if not isinstance(name, str):
             msg = f"uses takes names of limits, not {name!r:.80}"
             raise TypeError(msg)
-        if not isinstance(weight, int) or isinstance(weight, bool):
-            msg = f"the weight of {name!r} in uses must be an int, not {weight!r:.80}"
-            raise TypeError(msg)
-        if weight < 1:
-            msg = f"the weight of {name!r} in uses must be 1 or more, not {weight}"
-            raise ValueError(msg)
-        found[name] = weight
+        found[name] = check_int(f"the weight of {name!r} in uses", weight, least=1)
     return tuple(sorted(found.items()))
-
-
-def _checked_priority(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        msg = f"priority must be an int, not {value!r:.80}"
-        raise TypeError(msg)
-    return value
 
 
 def _checked_rule(value: object) -> TriggerRule:

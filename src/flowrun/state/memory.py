@@ -16,6 +16,7 @@ from flowrun.errors import (
     overlap,
 )
 from flowrun.forks import call_in_children
+from flowrun.policy import check_int
 from flowrun.state.protocol import ALL_RUNS, CachedResult, CacheEntry
 from flowrun.state.records import CarriedResult, NoResult, TaskRecord, TaskStatus, items_by_task
 
@@ -59,8 +60,10 @@ class InMemoryStateStore:
         max_finished_runs: int | None = DEFAULT_MAX_FINISHED_RUNS,
         keep_results_of: int | None = DEFAULT_KEEP_RESULTS_OF,
     ) -> None:
-        _check_bound("max_finished_runs", max_finished_runs)
-        _check_bound("keep_results_of", keep_results_of)
+        bounds = {"max_finished_runs": max_finished_runs, "keep_results_of": keep_results_of}
+        for name, bound in bounds.items():
+            if bound is not None:
+                check_int(name, bound, least=0, none="for no bound")
         self._max_finished_runs = max_finished_runs
         self._keep_results_of = keep_results_of
         self._start_over()
@@ -277,17 +280,6 @@ class InMemoryStateStore:
                     return runs[place + 1 :]
             raise UnknownRunError(before)
         return [run for run in runs if run.created_at < before]
-
-
-def _check_bound(name: str, bound: object) -> None:
-    if bound is None:
-        return
-    if not isinstance(bound, int) or isinstance(bound, bool):
-        msg = f"{name} must be an integer, or None for no bound, not {bound!r}"
-        raise TypeError(msg)
-    if bound < 0:
-        msg = f"{name} must be 0 or more, or None for no bound, not {bound}"
-        raise ValueError(msg)
 
 
 def _without(task: TaskRecord, stand_in: NoResult) -> TaskRecord:
