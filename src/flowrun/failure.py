@@ -90,7 +90,7 @@ def own_line(error: str) -> str:
         return next((line for line in lines[1:] if not line.startswith(" ")), lines[-1].strip())
     if lines[0] == _GROUP_TRACEBACK:
         return next((line[4:] for line in lines[1:] if _is_group_line(line)), lines[-1].strip())
-    # The front of a very long text was cut off, and with it what told its parts apart.
+    # The front of a very long text was cut off, and with it what separated its parts.
     return (lines[-1] if len(error) > _MAX_ERROR_CHARACTERS else lines[0]).strip()
 
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 _OF_LOGS = ("attempt", "status", "logs", "logs_cut")
 _MOST_LIKE_IT = 11
-"""Runs of a DAG that tell how long it usually takes."""
+"""How many runs of a DAG show how long it usually takes."""
 
 
 def list_runs(options: argparse.Namespace, output: Output) -> int:

@@ -27,7 +27,7 @@ _NOT_ASCII = "✔✘⊘▶○├─└│…"
 class Output:
     """Standard output of one command.
 
-    After the first failed write, all further text is dropped. :meth:`finish` tells whether text
+    After the first failed write, all further text is dropped. :meth:`finish` returns whether text
     was lost for another reason than a reader that has left.
     """
 

@@ -95,7 +95,7 @@ def _settle_in(pipe: Pipe) -> None:
     if sys.platform != "win32":  # pragma: no branch - the tests run on Linux
         os.setsid()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        # What it forks must not hold the pipe open: its end tells that this process has died.
+        # What it forks must not hold the pipe open: its end means that this process has died.
         os.register_at_fork(after_in_child=pipe.close)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

@@ -143,7 +143,7 @@ def as_json(data: object) -> str:
 
 
 def _why(task: TaskReport) -> str:
-    """Return what is told of a task that has not failed, in few words."""
+    """Return what is said of a task that has not failed, in few words."""
     if task["cached_from"]:
         return f"cached from {task['cached_from']}"
     if task["overridden"]:

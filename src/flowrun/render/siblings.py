@@ -96,7 +96,7 @@ def status_of_box(tasks: Sequence[TaskReport]) -> TaskStatusName:
 
 
 def facts_of(tasks: Sequence[TaskReport]) -> str:
-    """Return what is told of a box's tasks: how they ended, how long they ran, their retries."""
+    """Return what is said of a box's tasks: how they ended, how long they ran, their retries."""
     if len(tasks) == 1:
         return " · ".join(task_facts(tasks[0]) or [SIGNS[tasks[0]["status"]].word])
     again = sum(max(task["attempt"] - 1, 0) for task in tasks)

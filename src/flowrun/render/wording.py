@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Sign(NamedTuple):
-    """How a status is told apart: by a sign, by plain letters, and by a word."""
+    """How a status is shown: by a sign, by plain letters, and by a word."""
 
     symbol: str
     letters: str
@@ -40,7 +40,7 @@ COLOURS: dict[TaskStatusName, str] = {
     "RUNNING": "36",
     "PENDING": "90",
 }
-"""What a terminal is told to show a status in."""
+"""The colour in which a terminal shows a status."""
 DIM = "2"
 _MINUTE_S = 60
 _HOUR_S = 3600

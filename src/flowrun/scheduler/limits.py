@@ -338,7 +338,7 @@ class SharedLimits:
             self._limits.remove_slot(name)
 
     def _news(self, asking: SlotHolder | None) -> dict[SlotHolder, float]:
-        """Return who else has to be told when to ask again; the lock is held."""
+        """Return which other runs have to know when to ask again; the lock is held."""
         wake_at = self._limits.wake_at
         if not wake_at:
             return {}

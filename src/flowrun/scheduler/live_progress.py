@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from flowrun.scheduler.services import Services
 
 EVERY_S = 0.1
-"""An attempt may say more in this time; only the last of it is told."""
+"""An attempt may say more in this time; only the last of it is reported."""
 
 
 class LiveProgress:
-    """Collect what attempts say in any thread, and tell it on the run's loop.
+    """Collect what attempts say in any thread, and report it on the run's loop.
 
     Args:
         services: What the engine's runs share.

@@ -145,7 +145,7 @@ class Succeeded:
     """The code of an attempt has returned.
 
     Attributes:
-        started_at: When the code began; ``None`` if it cannot be told.
+        started_at: When the code began; ``None`` if that is unknown.
         ended_at: When it returned.
         value: What it returned, for its consumers.
         stored: What the store keeps of that.

@@ -121,7 +121,7 @@ class Notifier:
         self._reports[report.subject](report)
 
     def progressed(self, attempt: Attempt, at: float, progress: Progress) -> bool:
-        """An attempt has said how far it has come; return whether the hooks will hear of it.
+        """An attempt has said how far it has come; return whether hooks are called for it.
 
         Hooks that are busy do not: what they have yet to handle would become more and more, and
         the run ends only when they have handled all.

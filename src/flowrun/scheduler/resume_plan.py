@@ -236,7 +236,7 @@ def _why_again(  # noqa: PLR0913 - what a plan is made of
 
     A parent that runs only to make a released result again (S2) has no reason yet: its new result
     counts as the old one. The old run may have ended before it did that. Then it has kept what had
-    succeeded from the released result, which tells such a parent, one of ``undone``, from others.
+    succeeded from the released result, by which such a parent, one of ``undone``, is known.
     """
     before = old.tasks.get(graph.names[number])
     if before is None:

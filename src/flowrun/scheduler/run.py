@@ -331,7 +331,7 @@ class Run:
             self.errors.failed(report.record)
         try:
             self._notifier.report(report)
-        except BaseException as error:  # noqa: BLE001 - a log may raise; the others are told
+        except BaseException as error:  # noqa: BLE001 - a log may raise; the others still get it
             self._broke(error)
 
     def _saved(self, saved: Saved, broken: BaseException | None) -> None:

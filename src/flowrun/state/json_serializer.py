@@ -347,7 +347,7 @@ def _read(data: bytes, max_depth: int, revive: _Revive) -> Any:  # noqa: ANN401 
     for head, tail, levels in ((b"[\n", b"\n]", 0), (_TAGGED_HEAD, b"\n]\n}", 1)):
         if len(data) > _LONG_TEXT and data.startswith(head) and data.endswith(tail):
             found: list[Any] = []
-            with suppress(*_BROKEN):  # other line breaks, or damage: the whole text will tell
+            with suppress(*_BROKEN):  # other line breaks, or damage: the whole text is read below
                 for line in data[len(head) : -len(tail)].split(b",\n"):
                     items = _decoded(b"[%b]" % line, max_depth - levels, revive)
                     require(bool(items), "a comma without an item")
@@ -415,7 +415,7 @@ def _bytes_of(*parts: str) -> bytes:
 
 def _float_parts(value: float) -> list[object]:
     bits = struct.pack(">d", value)
-    # A NaN has a sign and a payload, which some programs use to tell why it is none.
+    # A NaN has a sign and a payload, which some programs use to say why it is none.
     return [bits.hex() if math.isnan(value) and bits != _USUAL_NAN else repr(value)]
 
 
