@@ -1,4 +1,4 @@
-"""Random flows of mapped and other tasks, stopped and resumed: what always holds is checked.
+"""Random flows of mapped tasks, branches and teardowns, stopped and resumed: what always holds.
 
 Every task is a pure function of what it is given, so that a plain sequential evaluation says what
 must come out. Some of them fail in the first rounds. After each run the rest is resumed: the result
@@ -43,6 +43,8 @@ class Task(NamedTuple):
     retains: bool
     is_async: bool
     max_items: int | None
+    is_branch: bool
+    teardown_of: list[str]
 
 
 class Ended(NamedTuple):
@@ -71,24 +73,31 @@ class Flow:
         self.stop: Callable[[], object] = lambda: None
         self.tasks: list[Task] = []
         for place in range(chance.randint(2, 9)):
-            names = [task.name for task in self.tasks]
-            deps = sorted(chance.sample(names, min(place, chance.choice((0, 1, 1, 2, 3)))))
-            mapped = bool(deps) and chance.random() < 0.6
-            over = (
-                chance.sample(deps, chance.choice((1, 1, 1, min(2, len(deps))))) if mapped else []
-            )
+            # Nothing depends on a teardown.
+            names = [task.name for task in self.tasks if not task.teardown_of]
+            deps = sorted(chance.sample(names, min(len(names), chance.choice((0, 1, 1, 2, 3)))))
+            # Whether a task that is not chosen is omitted, or skipped for another of its parents,
+            # depends on which of both ends first.
+            deps = [name for name in deps if name in self.branches()][:1] or deps
+            lists = [task.name for task in self.tasks if task.name in deps and not task.is_branch]
+            mapped = bool(lists) and chance.random() < 0.6
+            over = chance.sample(lists, min(len(lists), chance.choice((1, 1, 1, 2))))
             plain = is_plain or mapped
+            special = 0.5 if plain else chance.random()
+            tears = special < 0.3 and bool(lists)
             self.tasks.append(
                 Task(
                     name=f"t{place}",
-                    deps=deps,
-                    over=over,
-                    rule="all_success" if plain else chance.choice(RULES),
+                    deps=lists[:1] if tears else deps,
+                    over=over if mapped else [],
+                    rule="all_success" if plain or tears else chance.choice(RULES),
                     collects=mapped and not is_plain and chance.random() < 0.3,
                     keyed=mapped and chance.random() < 0.3,
                     retains=is_plain or chance.random() < 0.7,
                     is_async=chance.random() < 0.6,
                     max_items=chance.choice((None, None, 1, 2)),
+                    is_branch=special > 0.7,
+                    teardown_of=lists[:1] if tears else [],
                 )
             )
 
@@ -105,6 +114,15 @@ class Flow:
     def collects(self, name: str) -> bool:
         """Return whether the failures of a mapped task's items are collected."""
         return next(task.collects for task in self.tasks if task.name == name)
+
+    def branches(self) -> set[str]:
+        """Return the tasks that choose which of their children go on."""
+        return {task.name for task in self.tasks if task.is_branch}
+
+    def chosen(self, branch: str) -> list[str]:
+        """Return what a branch chooses."""
+        children = [task.name for task in self.tasks if branch in task.deps]
+        return [name for name in children if number_of(self.seed, branch, name) % 2]
 
     def does(self, name: str, element: Any, given: dict[str, Any]) -> Any:
         """Return what a task, or the item of an element, returns.
@@ -134,10 +152,12 @@ class Flow:
                     "max_items": task.max_items,
                     "map_key": (lambda *parts: repr(parts)) if task.keyed else None,
                 }
-            engine.task(
-                name=task.name,
-                dag="d",
-                deps=task.deps,
+            if task.teardown_of:
+                options["teardown_of"] = task.teardown_of
+            declare = engine.dag("d").branch if task.is_branch else engine.dag("d").task
+            declare(
+                task.name,
+                deps=[] if task.teardown_of else task.deps,
                 trigger_rule=task.rule,
                 retain_result=task.retains,
                 **options,
@@ -146,12 +166,14 @@ class Flow:
     def function(self, task: Task) -> Any:
         def call(upstream: dict[str, Any]) -> Any:
             given = {name: upstream[name] for name in upstream if name not in task.over}
+            given = {name: given[name] for name in given if name not in self.branches()}
             parts = tuple(upstream[name] for name in task.over)
             element = None if not parts else parts[0] if len(parts) == 1 else parts
             self.called.append((task.name, element))
             if len(self.called) == self.stop_at:
                 self.stop()
-            return self.does(task.name, element, given)
+            result = self.does(task.name, element, given)
+            return self.chosen(task.name) if task.is_branch else result
 
         async def asynchronous(upstream: dict[str, Any]) -> Any:
             await asyncio.sleep(0)
@@ -168,7 +190,16 @@ class Flow:
             ends[task.name] = self.mapped(task, ends) if task.over else self.plain(task, ends)
         return ends
 
+    def is_chosen(self, task: Task, ends: dict[str, Ended]) -> bool:
+        """Return whether each branch before a task that has succeeded has chosen it."""
+        before = self.branches().intersection(task.deps)
+        return all(
+            task.name in self.chosen(name) for name in before if ends[name].status == "SUCCESS"
+        )
+
     def plain(self, task: Task, ends: dict[str, Ended]) -> Ended:
+        if not self.is_chosen(task, ends):
+            return Ended("OMITTED")
         statuses = [ends[name].status for name in task.deps]
         bad = "FAILED" in statuses or "SKIPPED" in statuses
         runs = {
@@ -179,7 +210,11 @@ class Flow:
         }[task.rule]
         if not runs:
             return Ended("SKIPPED" if bad else "OMITTED")
-        given = {name: ends[name].result for name in task.deps if ends[name].status == "SUCCESS"}
+        given = {
+            name: ends[name].result
+            for name in task.deps
+            if ends[name].status == "SUCCESS" and name not in self.branches()
+        }
         return self.outcome(task.name, None, given)
 
     def outcome(self, name: str, element: Any, given: dict[str, Any]) -> Ended:
@@ -191,6 +226,8 @@ class Flow:
             return Ended("OMITTED")
 
     def mapped(self, task: Task, ends: dict[str, Ended]) -> Ended:
+        if not self.is_chosen(task, ends):
+            return Ended("OMITTED")
         source = ends[task.over[0]]
         follows = len(task.over) == 1 and source.items is not None
         before = [ends[name].status for name in task.deps if not (follows and name == task.over[0])]
@@ -200,7 +237,8 @@ class Flow:
             return Ended("SKIPPED")
         if "OMITTED" in before:
             return Ended("SKIPPED" if source.status in ("FAILED", "SKIPPED") else "OMITTED")
-        given = {name: ends[name].result for name in task.deps if name not in task.over}
+        others = set(task.deps) - set(task.over) - self.branches()
+        given = {name: ends[name].result for name in others}
         if follows:
             collects = self.collects(task.over[0])
             found = source.items or {}
@@ -285,7 +323,7 @@ class Story:
                 assert {"FAILED", "SKIPPED"} & {expected[name].status for name in task.over}
                 continue
             assert found["status"] == end.status, (task, found["error"])
-            if found["result_state"] == "kept":
+            if found["result_state"] == "kept" and not task.is_branch:
                 assert found["result"] == end.result, task
             items = (
                 None
@@ -299,7 +337,10 @@ class Story:
         """Check that nothing is called again that had succeeded, if all results were kept."""
         flow = self.flow
         names = [name for name, _ in flow.called]
-        keeps_all = all(task.retains and task.rule == "all_success" for task in flow.tasks)
+        keeps_all = all(
+            task.retains and task.rule == "all_success" and not task.teardown_of
+            for task in flow.tasks
+        )
         for task in flow.tasks:
             before, now = old["tasks"][task.name], new["tasks"][task.name]
             if now["kept"]:
