@@ -78,7 +78,7 @@ def test_hostile_names_cannot_write_to_the_screen() -> None:  # V1
     assert "\\u202egnp.exe\\u202c" in shown
 
 
-@pytest.mark.once
+@pytest.mark.slow
 def test_long_chain_goes_on_in_sections_and_stays_linear() -> None:  # G2
     shown = tree("d", reports.chain(100_000))
     assert len(shown) < 100_000 * 60

@@ -278,6 +278,7 @@ class Play:
             assert sorted(item.item or 0 for item in items) == sorted(x or 0 for x in followed)
 
 
+@pytest.mark.timeout(600)  # what it finds is made small first, which takes long
 @settings(
     max_examples=EXAMPLES,
     deadline=None,

@@ -121,6 +121,7 @@ def make_setup(choose: Choose) -> Setup:
     )
 
 
+@pytest.mark.timeout(600)  # what it finds is made small first, which takes long
 @settings(
     max_examples=EXAMPLES,
     deadline=None,
@@ -802,6 +803,21 @@ def test_only_setups_decide_about_a_teardown() -> None:
 
 
 @directed
+def test_second_interrupt_may_come_out_of_a_task_that_stops() -> None:  # R2
+    interrupt = Failure("KeyboardInterrupt", "KeyboardInterrupt", interrupts=True)
+    for failure, is_skipped in ((ERROR, False), (interrupt, True)):
+        tasks: dict[str, dict[str, Any]] = {"setup": {}, "a": {}, "b": {}}
+        tasks["teardown"] = {"teardown_of": ["setup"]}
+        run = Machine(tasks)
+        run.start(3)
+        run.succeeded(0)
+        run.saved(0)
+        run.failed(interrupt, unit=1)
+        run.saved(1)
+        run.failed(failure, unit=2)
+        assert ("save teardown SKIPPED for [3]" in run.saved(2)) is is_skipped
+
+
 def test_stop_runs_the_teardown_alone_and_the_second_interrupt_ends_it() -> None:  # R2
     tasks = {**TORN_DOWN, "after": {"deps": ["teardown"]}, "other": {"deps": ["setup"]}}
     run = set_up(tasks)

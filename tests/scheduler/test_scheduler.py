@@ -9,6 +9,7 @@ import itertools
 import threading
 import time
 import types
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -457,14 +458,13 @@ async def test_result_that_is_not_retained_is_released_after_its_last_consumer( 
         pass
 
     alive_at: list[bool] = []
-    import weakref
-
+    is_gone = threading.Event()
     references: list[weakref.ref[Big]] = []
 
     @engine.task(dag="d", retain_result=False)
     def big() -> Big:
         value = Big()
-        references.append(weakref.ref(value))
+        references.append(weakref.ref(value, lambda _: is_gone.set()))
         return value
 
     @engine.task(dag="d", deps=[big], retries=2)
@@ -475,7 +475,7 @@ async def test_result_that_is_not_retained_is_released_after_its_last_consumer( 
 
     @engine.task(dag="d", deps=[consumer])
     def after() -> bool:
-        return references[0]() is None
+        return is_gone.wait(WAIT_S)  # the thread of a failed attempt may still leave its code
 
     run_id = await engine.run_once("d")
     report = engine.get_run_report(run_id)

@@ -123,7 +123,7 @@ def looks(store: SqliteStateStore) -> list[Read]:
     return found
 
 
-@pytest.mark.once
+@pytest.mark.slow
 @pytest.mark.parametrize(("table", "column"), CASES)
 def test_value_of_another_type_names_the_run_and_the_others_stay_readable(
     tmp_path: Path, table: str, column: str

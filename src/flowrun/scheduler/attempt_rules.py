@@ -122,8 +122,7 @@ def _failed(run: RunState, unit: Unit, event: Failed) -> None:
     if failure.omits:
         run.omit(unit, Reason.SKIP_TASK, failure.text)
         return
-    if failure.interrupts:
-        run.stop(Reason.RUN_CANCELLED, "KeyboardInterrupt", interrupts=True)
+    _count_interrupt(run, event)
     fail(run, unit, failure, Reason.RUN_CANCELLED if failure.interrupts else Reason.ERROR)
 
 
@@ -139,8 +138,7 @@ def _expired(run: RunState, unit: Unit, event: Succeeded | Failed) -> None:
     text = timeout.text
     if type(event) is Failed:  # where the code was when its time was up
         text = f"{event.failure.text}\n\n{text}"
-        if event.failure.interrupts:
-            run.stop(Reason.RUN_CANCELLED, "KeyboardInterrupt", interrupts=True)
+    _count_interrupt(run, event)
     fail(run, unit, timeout, Reason.TIMEOUT, bounded(text))
 
 
@@ -149,8 +147,15 @@ def _stopped(run: RunState, unit: Unit, event: Succeeded | Failed) -> None:
     run.end_attempt(unit)
     _note(unit, event)
     unit.record = _begun(run, unit, event.started_at)
+    _count_interrupt(run, event)
     text = run.why_it_stops
     fail(run, unit, Failure(text, text), run.stopping or Reason.RUN_CANCELLED)
+
+
+def _count_interrupt(run: RunState, event: Succeeded | Failed) -> None:
+    """A Ctrl-C that has come out of a task's code stops the run; the second one, teardowns too."""
+    if type(event) is Failed and event.failure.interrupts:
+        run.stop(Reason.RUN_CANCELLED, "KeyboardInterrupt", interrupts=True)
 
 
 def _note(unit: Unit, event: Succeeded | Failed | StopAnswered) -> None:
