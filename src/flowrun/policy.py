@@ -190,19 +190,21 @@ def check_int(what: str, number: object, *, least: int | None = None, none: str 
     return number
 
 
-def check_seconds(what: str, duration_s: object) -> None:
+def check_seconds(what: str, duration_s: object, *, none: str = "") -> None:
     """Check a duration in seconds, which has to be finite and above 0.
 
     Args:
         what: The duration, as the message names it.
         duration_s: The duration.
+        none: As for :func:`check_int`.
 
     Raises:
         TypeError: It is no number.
         ValueError: It is out of that range.
     """
     if not isinstance(duration_s, int | float) or isinstance(duration_s, bool):
-        msg = f"{what} must be a number of seconds, not {duration_s!r:.80}"
+        other = f", or None {none}" if none else ""
+        msg = f"{what} must be a number of seconds{other}, not {duration_s!r:.80}"
         raise TypeError(msg)
     if not 0 < duration_s < inf:
         msg = f"{what} must be finite and above 0, not {duration_s!r}"

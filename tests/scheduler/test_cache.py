@@ -1041,8 +1041,12 @@ def test_cache_that_cannot_be_right_is_refused(
     [
         ({"ttl_s": 0}, ValueError, "ttl_s of a Cache must be finite and above 0, not 0"),
         ({"ttl_s": float("inf")}, ValueError, "must be finite"),
-        ({"ttl_s": "1d"}, TypeError, "ttl_s of a Cache must be seconds or None, not '1d'"),
-        ({"ttl_s": True}, TypeError, "must be seconds"),
+        (
+            {"ttl_s": "1d"},
+            TypeError,
+            "ttl_s of a Cache must be a number of seconds, or None for no end, not '1d'",
+        ),
+        ({"ttl_s": True}, TypeError, "must be a number of seconds"),
         ({"version": 2}, TypeError, 'version of a Cache must be a text, like "2", not 2'),
         ({"key": "path"}, TypeError, "key of a Cache must be a function of the run's context"),
     ],

@@ -1091,7 +1091,10 @@ async def test_map_key_that_fails_fails_the_task(
         ({"map_over": [7]}, "map_over takes names of tasks or decorated callables, not 7"),
         ({"map_over": {"a": 1}}, "map_over takes a task"),
         ({"max_items": 3}, "max_items is for mapped tasks; say over what"),
-        ({"map_over": "a", "max_items": 0}, "max_items must be 1 or more, not 0"),
+        (
+            {"map_over": "a", "max_items": 0},
+            "max_items must be 1 or more, or None for no bound, not 0",
+        ),
         ({"map_over": "a", "max_items": True}, "max_items must be an int"),
         ({"map_over": "a", "map_errors": "ignore"}, "map_errors must be 'fail' or 'collect'"),
         ({"map_over": "a", "map_key": "id"}, "map_key must be a function"),

@@ -47,7 +47,7 @@ class Cache:
     def __post_init__(self) -> None:
         """Check every value."""
         if self.ttl_s is not None:
-            check_seconds("ttl_s of a Cache", self.ttl_s)
+            check_seconds("ttl_s of a Cache", self.ttl_s, none="for no end")
         if not isinstance(self.version, str):
             msg = f'version of a Cache must be a text, like "2", not {self.version!r:.80}'
             raise TypeError(msg)
