@@ -22,7 +22,8 @@ from typing import Any
 import pytest
 
 from flowrun.errors import ExecutorError, NotPicklableError, ProcessDiedError, RemoteTaskError
-from flowrun.executors.process_per_attempt import ProcessFuture, ProcessPerAttemptExecutor
+from flowrun.executors.process_future import ProcessFuture
+from flowrun.executors.process_per_attempt import ProcessPerAttemptExecutor
 
 from ..conftest import WAIT_S
 from . import process_calls

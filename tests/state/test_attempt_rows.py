@@ -13,7 +13,8 @@ import pytest
 from flowrun.context import AttemptNotes, LogLine, Progress
 from flowrun.errors import DamagedRecordError, ResultNotStorableError, StoreError
 from flowrun.state import Change, Reason, RunRecord, SqliteStateStore, TaskRecord
-from flowrun.state.rows import ATTEMPT_COLUMNS, attempt_checksum, checksum
+from flowrun.state.checksums import attempt_checksum, checksum
+from flowrun.state.rows import ATTEMPT_COLUMNS
 
 from .runs import failed, finish, make_run, running, save, succeeded
 

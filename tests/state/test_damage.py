@@ -30,16 +30,9 @@ from flowrun.errors import (
     StoreFileError,
     UnknownRunError,
 )
+from flowrun.state.checksums import checksum, run_checksum, task_checksum
 from flowrun.state.records import Cached, NoResult
-from flowrun.state.rows import (
-    RUN_COLUMNS,
-    TASK_COLUMNS,
-    check_task_row,
-    checksum,
-    run_checksum,
-    run_of_row,
-    task_checksum,
-)
+from flowrun.state.rows import RUN_COLUMNS, TASK_COLUMNS, check_task_row, run_of_row
 from flowrun.state.run_records import RunStatus
 
 from .runs import failed, finish, make_run, running, save, succeeded

@@ -15,7 +15,8 @@ import pytest
 
 from flowrun import RunQuery, RunRecord, SqliteStateStore, TaskRecord
 from flowrun.state import statements
-from flowrun.state.rows import run_checksum, run_row, task_row
+from flowrun.state.checksums import run_checksum
+from flowrun.state.rows import run_row, task_row
 from flowrun.state.run_records import RunStatus
 
 from ..conftest import WAIT_S

@@ -21,7 +21,7 @@ import pytest
 from flowrun import Engine, RunQuery, RunRecord, SqliteStateStore, TaskRecord
 from flowrun.errors import DamagedRecordError, StoreError, StoreFileError
 from flowrun.state import NoResult, Reason
-from flowrun.state.rows import checksum, task_checksum_with
+from flowrun.state.checksums import checksum, task_checksum_with
 from flowrun.state.schema import APPLICATION_ID, STEPS, statements
 from flowrun.state.sqlite_file import SqliteFile
 

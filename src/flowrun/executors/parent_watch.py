@@ -38,4 +38,4 @@ def _watch(parent: BaseProcess, parent_id: int) -> None:
     # The sentinel alone is not enough: workers that were forked later may keep it open.
     while os.getppid() == parent_id and not connection.wait([parent.sentinel], _LOOK_S):
         pass
-    os._exit(1)  # pragma: no cover - ends the process at once
+    os._exit(1)  # pragma: no cover - it ends the process, and coverage with it

@@ -8,7 +8,7 @@ from flowrun.door import lazy_exports
 
 if TYPE_CHECKING:
     from flowrun.escape import for_terminal
-    from flowrun.render.explanation import Explanation, TimePart, explain
+    from flowrun.render.explanation import Explanation, explain
     from flowrun.render.html import report_html
     from flowrun.render.index import index_html
     from flowrun.render.inside import log_text
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from flowrun.render.progress import ProgressHook
     from flowrun.render.svg import dag_svg
     from flowrun.render.table import report_table
+    from flowrun.render.time_parts import TimePart
     from flowrun.render.tree_text import tree
     from flowrun.render.wording import (
         coloured,
@@ -68,7 +69,8 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "flowrun.escape": ("for_terminal",),
-        "flowrun.render.explanation": ("Explanation", "TimePart", "explain"),
+        "flowrun.render.explanation": ("Explanation", "explain"),
+        "flowrun.render.time_parts": ("TimePart",),
         "flowrun.render.html": ("report_html",),
         "flowrun.render.index": ("index_html",),
         "flowrun.render.inside": ("log_text",),

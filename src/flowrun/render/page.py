@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from flowrun.errors import ResultNotReadableError
 from flowrun.escape import for_terminal
 from flowrun.failure import own_line
-from flowrun.render.explanation import time_of_task
 from flowrun.render.inside import log_text, task_progress
+from flowrun.render.time_parts import time_of_task
 from flowrun.render.wording import (
     attempts_of,
     counted,

@@ -7,12 +7,23 @@ from __future__ import annotations
 
 import json
 import struct
-import zlib
 from json.encoder import encode_basestring_ascii
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from flowrun.context import AttemptNotes, LogLine, Progress
 from flowrun.errors import DamagedRecordError
+from flowrun.state.checksums import (
+    NO_EARLIER,
+    TASK_EARLIER,
+    TASK_MAPPING,
+    TASK_TIMES,
+    Row,
+    attempt_checksum,
+    checksum,
+    run_checksum,
+    task_checksum,
+    task_checksum_with,
+)
 from flowrun.state.protocol import CacheEntry
 from flowrun.state.records import AttemptRecord, Cached, NoResult, Reason, TaskRecord, TaskStatus
 from flowrun.state.run_records import RunRecord, run_status
@@ -22,8 +33,6 @@ if TYPE_CHECKING:
 
     from flowrun.state.records import LimitWaits
     from flowrun.state.run_records import RunSummary
-
-Row: TypeAlias = tuple[Any, ...]
 
 RUN_COLUMNS = (
     "run_id, dag_name, created_at, finished_at, status, error, metadata, resumed_from, targets,"
@@ -40,10 +49,7 @@ ATTEMPT_COLUMNS = (
 CACHED_COLUMNS = "run, place, key, source, finished_at"
 
 _FINISHED_AT, _COUNTS, _STARTED_BY = 3, 10, 11  # of a run's row
-_RUN_COLUMNS_AT_FIRST = 11
-_EARLIER, _STATE, _ITEM, _TIMES = 10, 11, 12, 15  # of a task's row
-_ATTEMPT_TIMES = 7  # of an attempt's row
-_NO_MAPPING = (None, None, None)
+_STATE = 11  # of a task's row
 
 _RUN_END = RUN_COLUMNS.count(",") + 2  # in a row of several tables, each with its checksum
 _TASK_END = _RUN_END + TASK_COLUMNS.count(",") + 2
@@ -52,102 +58,7 @@ _NONSENSE = (
     *(ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError),
     struct.error,
 )  # what a row raises whose checksum is right, but which flowrun cannot have written
-_crc32 = zlib.crc32
-_packed = struct.Struct("<qqqqddd").pack
-_packed_more = struct.Struct("<dd").pack
-_NAN = float("nan")
-_NULL = "\1"
-_NO_EARLIER = "[]"
 _RESULT_STATES = {state: state.value for state in NoResult}
-
-
-def checksum(row: Row) -> int:
-    """Return the CRC-32 of a row's values."""
-    return _crc32(repr(row).encode("utf-8", "surrogatepass"))
-
-
-def run_checksum(row: Row) -> int:
-    """Return the CRC-32 of a run's values.
-
-    Without those of the last columns that are NULL: then the checksum of a row that was written
-    before there were these columns is still right.
-    """
-    while len(row) > _RUN_COLUMNS_AT_FIRST and row[-1] is None:
-        row = row[:-1]
-    return checksum(row)
-
-
-def task_checksum(run: int, place: int, row: Row) -> int:
-    """Return the CRC-32 of a task's values, and of where they stand."""
-    earlier = row[_EARLIER]
-    if type(earlier) is not int:
-        msg = f"earlier_attempts is {earlier!r}"
-        raise TypeError(msg)
-    # Before schema 4 the earlier attempts stood here as JSON. The text of an empty list stays,
-    # so that the checksums of most rows are still right.
-    return task_checksum_with(run, place, row, str(earlier) if earlier else _NO_EARLIER)
-
-
-def task_checksum_with(run: int, place: int, row: Row, earlier: str) -> int:
-    """Return the checksum of a task's row with this text in the place of its earlier attempts."""
-    name, deps, status, attempt, ready_at, started_at, finished_at = row[:7]
-    error, reason, abandoned, _, state = row[7:_ITEM]
-    error = _NULL if error is None else error
-    texts = [name, deps, status, error, _NULL if reason is None else reason, earlier, state]
-    mapping = row[_ITEM:_TIMES]
-    if mapping not in ((), _NO_MAPPING):  # else as before there were these columns
-        texts.append(repr(mapping))
-    crc = _crc(run, place, attempt, abandoned, ready_at, started_at, finished_at, texts)
-    return _crc_with(crc, *row[_TIMES:])
-
-
-def attempt_checksum(run: int, place: int, row: Row) -> int:
-    """Return the CRC-32 of an attempt's values, and of where they stand."""
-    number, ready_at, started_at, finished_at, error, reason, abandoned = row[:_ATTEMPT_TIMES]
-    texts = (_NULL if error is None else error, _NULL if reason is None else reason)
-    crc = _crc(run, place, number, abandoned, ready_at, started_at, finished_at, texts)
-    return _crc_with(crc, *row[_ATTEMPT_TIMES:])
-
-
-def _crc_with(
-    crc: int,
-    granted_at: float | None = None,
-    limit_waits: str | None = None,
-    encoded_at: float | None = None,
-    why_run: str | None = None,
-) -> int:
-    """Return a checksum with the columns of schema 7; without them it stays what it was."""
-    if limit_waits is not None or why_run is not None:
-        texts = f"{limit_waits or _NULL}\0{why_run or _NULL}"
-        crc = _crc32(texts.encode("utf-8", "surrogatepass"), crc)
-    if granted_at is None and encoded_at is None:
-        return crc
-    granted_at = _NAN if granted_at is None else granted_at
-    return _crc32(_packed_more(granted_at, _NAN if encoded_at is None else encoded_at), crc)
-
-
-def _crc(  # noqa: PLR0913 - what attempts and tasks have
-    run: int,
-    place: int,
-    number: int,
-    abandoned: int,
-    ready_at: float | None,
-    started_at: float | None,
-    finished_at: float | None,
-    texts: Iterable[str],
-) -> int:
-    # Numbers as they are in memory: to write floats as text would take longer than all the rest.
-    # NaN stands for NULL, as SQLite makes NULL of NaN.
-    numbers = _packed(
-        run,
-        place,
-        number,
-        abandoned,
-        _NAN if ready_at is None else ready_at,
-        _NAN if started_at is None else started_at,
-        _NAN if finished_at is None else finished_at,
-    )
-    return _crc32("\0".join(texts).encode("utf-8", "surrogatepass"), _crc32(numbers))
 
 
 def run_row(run: RunRecord, owner: int | None) -> Row:
@@ -319,9 +230,9 @@ def check_task_row(row: Row, stored: object, run: int, place: int, run_id: str) 
     """Raise an error if a task's row does not match the checksum that was stored with it."""
     # Before schema 3 a checksum was made of the values' text, whatever their place.
     if not _matches(task_checksum, run, place, row, stored) and (
-        type(row[_EARLIER]) is not int
-        or row[_EARLIER]
-        or checksum((*row[:_EARLIER], _NO_EARLIER, row[_STATE])) != stored
+        type(row[TASK_EARLIER]) is not int
+        or row[TASK_EARLIER]
+        or checksum((*row[:TASK_EARLIER], NO_EARLIER, row[_STATE])) != stored
     ):
         raise _damaged(run_id, text_of(row[0]))
 
@@ -451,8 +362,8 @@ def task_of_rows(  # noqa: PLR0913 - what the checksums are made of
     check_task_row(row, stored, run, place, run_id)
     task_name = text_of(row[0])
     name, deps, status, attempt, ready_at, started_at, finished_at = row[:7]
-    error, reason, abandoned, number, state, item, key, items = row[7:_TIMES]
-    granted_at, limit_waits, encoded_at, why_run = row[_TIMES:]
+    error, reason, abandoned, number, state, item, key, items = row[7:TASK_TIMES]
+    granted_at, limit_waits, encoded_at, why_run = row[TASK_TIMES:]
     for *values, told in attempts:
         if not _matches(attempt_checksum, run, place, tuple(values), told):
             raise _damaged(run_id, task_name)
@@ -515,15 +426,15 @@ def renewed(row: Row, stored: object, run: int, place: int) -> tuple[Row, object
         The task's values and their checksum, and the rows of its earlier attempts, each with a
         checksum. A damaged row stays one: it does not match its checksum afterwards either.
     """
-    earlier = row[_EARLIER]
-    if earlier == _NO_EARLIER:
-        return (*row[:_EARLIER], 0, *row[_STATE:]), stored, []
+    earlier = row[TASK_EARLIER]
+    if earlier == NO_EARLIER:
+        return (*row[:TASK_EARLIER], 0, *row[_STATE:]), stored, []
     try:
-        if stored in (task_checksum_with(run, place, row, earlier), checksum(row[:_ITEM])):
+        if stored in (task_checksum_with(run, place, row, earlier), checksum(row[:TASK_MAPPING])):
             found = [attempt_row(run, place, _attempt(each)) for each in json.loads(earlier)]
             attempts = list({number: (number, *rest) for _, _, number, *rest in found}.values())
-            new = (*row[:_EARLIER], len(attempts), *row[_STATE:])
+            new = (*row[:TASK_EARLIER], len(attempts), *row[_STATE:])
             return new, task_checksum(run, place, new), attempts
     except _NONSENSE:
         pass
-    return (*row[:_EARLIER], -1, *row[_STATE:]), stored, []
+    return (*row[:TASK_EARLIER], -1, *row[_STATE:]), stored, []

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Collection, Mapping
 
+    from flowrun.state.checksums import Row
     from flowrun.state.ownership import Ownership
     from flowrun.state.protocol import CacheEntry, RunQuery
     from flowrun.state.records import TaskRecord
-    from flowrun.state.rows import Row
     from flowrun.state.run_records import RunRecord, RunSummary
     from flowrun.state.serializers import ResultSerializer
     from flowrun.state.sqlite_connections import SqliteConnections

@@ -9,26 +9,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flowrun.errors import DamagedRecordError, RunLostError, duplicate_run
 from flowrun.state import statements as sql
+from flowrun.state.checksums import checksum, run_checksum
 from flowrun.state.records import CarriedResult, EncodedResult, NoResult, Reason, TaskStatus
-from flowrun.state.rows import (
-    attempt_row,
-    cached_row,
-    checksum,
-    notes_row,
-    plan_of,
-    run_checksum,
-    run_row,
-    task_row,
-)
+from flowrun.state.rows import attempt_row, cached_row, notes_row, plan_of, run_row, task_row
 from flowrun.state.sqlite_reading import find_run
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from flowrun.state.checksums import Row
     from flowrun.state.protocol import Change
     from flowrun.state.records import TaskRecord
-    from flowrun.state.rows import Row
     from flowrun.state.run_records import RunRecord
 
 SHORT = 500
